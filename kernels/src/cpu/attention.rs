@@ -1,0 +1,144 @@
+//! Softmax attention over trunk and suffixes, and its vjp for many cotangents (docs/mathematics.md, section 3).
+//!
+//! One task a span (or cotangent) and key-value head; queries in blocks, each looking only at the columns that its
+//! last row may see, so that the score matrix never exceeds `BLOCK × keys` a task.
+use super::product::{Target, View, product};
+use super::real::{Real, dot, unwritten, vectorised};
+use crate::{Heads, Segment, Span};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Query rows a block.
+const BLOCK: usize = 64;
+
+/// The columns of one head, for two stretches of rows, copied side by side: `[rows, head_dim]`.
+fn pack<E: Real>(x: &[E], width: usize, head: usize, h: usize, rows: [&Range<usize>; 2]) -> Vec<E> {
+    let mut out = Vec::with_capacity((rows[0].len() + rows[1].len()) * h);
+    for r in rows.into_iter().flat_map(Clone::clone) {
+        out.extend_from_slice(&x[r * width + head * h..][..h]);
+    }
+    out
+}
+
+/// Turns scores into probabilities; row i sees columns `0..=first + i`, the rest become zero.
+#[inline(always)]
+fn softmax_rows<E: Real>(scores: &mut [E], columns: usize, first: usize) {
+    for (i, row) in scores.chunks_exact_mut(columns).enumerate() {
+        let (seen, masked) = row.split_at_mut((first + i + 1).min(columns));
+        let top = seen.iter().fold(E::neg_infinity(), |a, &b| if b > a { b } else { a });
+        for s in seen.iter_mut() {
+            *s = (*s - top).exp_fast();
+        }
+        let ones = [E::of(1.0); 64];
+        let mut sum = E::of(0.0);
+        for part in seen.chunks(64) {
+            sum += dot(part, &ones[..part.len()]);
+        }
+        let inverse = E::of(1.0) / sum;
+        for s in seen.iter_mut() {
+            *s = *s * inverse;
+        }
+        masked.fill(E::of(0.0));
+    }
+}
+
+/// Attention output `[rows, heads·h]`; rows outside every span are zero.
+pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Span], heads: Heads) -> Vec<E> {
+    let Heads { heads: n_heads, kv_heads, head_dim: h, scale } = heads;
+    let repeat = n_heads / kv_heads;
+    let (qw, kw) = (n_heads * h, kv_heads * h);
+    let covered: usize = spans.iter().map(|s| s.own.len()).sum();
+    let mut out = if covered == rows { unwritten(rows * qw) } else { vec![E::of(0.0); rows * qw] };
+    let target = Target::rows(&mut out, qw);
+    let tasks: Vec<(&Span, usize)> = spans.iter().flat_map(|s| (0..kv_heads).map(move |g| (s, g))).collect();
+    tasks.into_par_iter().for_each(|(span, g)| {
+        let trunk = span.prefix.len();
+        let keys = pack(k, kw, g, h, [&span.prefix, &span.own]);
+        let values = pack(v, kw, g, h, [&span.prefix, &span.own]);
+        let mut scores: Vec<E> = Vec::new();
+        for head in g * repeat..(g + 1) * repeat {
+            for start in (0..span.own.len()).step_by(BLOCK) {
+                let n = BLOCK.min(span.own.len() - start);
+                let columns = trunk + start + n;
+                scores.clear();
+                scores.resize(n * columns, E::of(0.0));
+                let first = span.own.start + start;
+                let queries = View::rows(q, qw).from(first, head * h);
+                let all = View::rows(&keys, h).transposed();
+                product(Target::rows(&mut scores, columns), [n, h, columns], queries, all, scale, false);
+                vectorised(|| softmax_rows(&mut scores, columns, trunk + start));
+                let p = View::rows(&scores, columns);
+                product(target.from(first, head * h), [n, columns, h], p, View::rows(&values, h), 1.0, false);
+            }
+        }
+    });
+    out
+}
+
+/// Cotangents of q, k, v.
+///
+/// With P = softmax(s·QKᵀ): dV = Pᵀ dO, dP = dO Vᵀ, dS = s·P∘(dP − rowsum(dP∘P)), dQ = dS K, dK = dSᵀ Q.
+pub fn vjp<E: Real>((q, k, v): (&[E], &[E], &[E]), delta: &[E], segments: &[Segment], heads: Heads) -> [Vec<E>; 3] {
+    let Heads { heads: n_heads, kv_heads, head_dim: h, scale } = heads;
+    let repeat = n_heads / kv_heads;
+    let (qw, kw) = (n_heads * h, kv_heads * h);
+    let rows: usize = segments.iter().map(Segment::len).sum();
+    let (mut dq, mut dk, mut dv) = (unwritten(rows * qw), unwritten(rows * kw), unwritten(rows * kw));
+    let targets = [Target::rows(&mut dq, qw), Target::rows(&mut dk, kw), Target::rows(&mut dv, kw)];
+    let mut tasks: Vec<(&Segment, usize, usize)> = Vec::with_capacity(segments.len() * kv_heads);
+    let mut offset = 0;
+    for segment in segments {
+        tasks.extend((0..kv_heads).map(|g| (segment, offset, g)));
+        offset += segment.len();
+    }
+    tasks.into_par_iter().for_each(|(segment, offset, g)| {
+        let n = segment.len();
+        let of_rows = [&segment.prefix, &segment.own];
+        let keys = pack(k, kw, g, h, of_rows);
+        let values = pack(v, kw, g, h, of_rows);
+        let zero = E::of(0.0);
+        let (mut dk_sum, mut dv_sum) = (vec![zero; n * h], vec![zero; n * h]);
+        let (mut p, mut dp): (Vec<E>, Vec<E>) = (Vec::new(), Vec::new());
+        for head in g * repeat..(g + 1) * repeat {
+            let queries = pack(q, qw, head, h, of_rows);
+            let dq_head = targets[0].from(offset, head * h);
+            for row in 0..segment.active_from {
+                dq_head.write(row, &vec![zero; h]);
+            }
+            for start in (segment.active_from..n).step_by(BLOCK) {
+                let m = BLOCK.min(n - start);
+                let columns = start + m;
+                p.clear();
+                p.resize(m * columns, zero);
+                dp.clear();
+                dp.resize(m * columns, zero);
+                let shape = [m, h, columns];
+                let q_block = View::rows(&queries, h).from(start, 0);
+                let d_block = View::rows(delta, qw).from(offset + start, head * h);
+                let (k_all, v_all) = (View::rows(&keys, h), View::rows(&values, h));
+                product(Target::rows(&mut p, columns), shape, q_block, k_all.transposed(), scale, false);
+                product(Target::rows(&mut dp, columns), shape, d_block, v_all.transposed(), 1.0, false);
+                vectorised(|| {
+                    softmax_rows(&mut p, columns, start);
+                    let factor = E::of(scale);
+                    for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
+                        let mean = dot(p, dp);
+                        for i in 0..columns {
+                            dp[i] = p[i] * (dp[i] - mean) * factor;
+                        }
+                    }
+                });
+                let (p, ds) = (View::rows(&p, columns), View::rows(&dp, columns));
+                let back = [columns, m, h];
+                product(Target::rows(&mut dv_sum, h), back, p.transposed(), d_block, 1.0, true);
+                product(Target::rows(&mut dk_sum, h), back, ds.transposed(), q_block, 1.0, true);
+                product(dq_head.from(start, 0), [m, columns, h], ds, k_all, 1.0, false);
+            }
+        }
+        for (row, (dk, dv)) in dk_sum.chunks_exact(h).zip(dv_sum.chunks_exact(h)).enumerate() {
+            targets[1].from(offset, g * h).write(row, dk);
+            targets[2].from(offset, g * h).write(row, dv);
+        }
+    });
+    [dq, dk, dv]
+}

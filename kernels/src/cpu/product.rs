@@ -1,0 +1,159 @@
+//! Matrix products: the `gemm` crate straight into the result, cut into one task a core.
+use super::real::{Real, unwritten};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+/// A strided matrix for [`gemm`]: first entry, distance of rows, distance of columns.
+#[derive(Clone, Copy)]
+pub struct View<'a, E> {
+    /// Entries from the first one on.
+    pub data: &'a [E],
+    /// Distance between rows.
+    pub row: usize,
+    /// Distance between columns.
+    pub column: usize,
+}
+
+impl<'a, E> View<'a, E> {
+    /// A row-major matrix with `width` values a row.
+    pub fn rows(data: &'a [E], width: usize) -> Self {
+        Self { data, row: width, column: 1 }
+    }
+
+    /// The transpose.
+    pub fn transposed(self) -> Self {
+        Self { data: self.data, row: self.column, column: self.row }
+    }
+
+    /// The matrix from a row and a column on.
+    pub fn from(self, row: usize, column: usize) -> Self {
+        let first = (row * self.row + column * self.column).min(self.data.len());
+        Self { data: &self.data[first..], ..self }
+    }
+
+    fn covers(&self, rows: usize, columns: usize) -> bool {
+        rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
+    }
+}
+
+/// A matrix that a product is written to; tasks write disjoint parts of it.
+#[derive(Clone, Copy)]
+pub struct Target<E> {
+    data: *mut E,
+    len: usize,
+    row: usize,
+    column: usize,
+}
+
+// SAFETY: a Target is only a place; `product` checks its bounds, and tasks are given disjoint parts.
+#[allow(unsafe_code)]
+unsafe impl<E: Send> Send for Target<E> {}
+#[allow(unsafe_code)]
+unsafe impl<E: Send> Sync for Target<E> {}
+
+impl<E: Real> Target<E> {
+    /// A row-major target with `width` values a row.
+    pub fn rows(data: &mut [E], width: usize) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), row: width, column: 1 }
+    }
+
+    /// The part from a row and a column on.
+    pub fn from(self, row: usize, column: usize) -> Self {
+        let first = (row * self.row + column * self.column).min(self.len);
+        Self { data: self.data.wrapping_add(first), len: self.len - first, ..self }
+    }
+
+    /// Writes `values` from a row's first column on.
+    #[allow(unsafe_code)]
+    pub fn write(self, row: usize, values: &[E]) {
+        let first = row * self.row;
+        assert!(self.column == 1 && first + values.len() <= self.len);
+        // SAFETY: the range was checked against the buffer's length, and tasks write disjoint rows.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.data.add(first), values.len()) }
+    }
+}
+
+/// `target[m, n] = keep·target + scale · a[m, k] · b[k, n]` on the calling thread.
+#[allow(unsafe_code, clippy::cast_possible_wrap, clippy::too_many_arguments)]
+pub fn product<E: Real>(target: Target<E>, [m, k, n]: [usize; 3], a: View<E>, b: View<E>, scale: f64, keep: bool) {
+    assert!(a.covers(m, k) && b.covers(k, n));
+    assert!(m == 0 || n == 0 || (m - 1) * target.row + (n - 1) * target.column < target.len);
+    // SAFETY: the three matrices lie within their buffers (checked above), and E is f32 or f64.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            target.data,
+            target.column as isize,
+            target.row as isize,
+            keep,
+            a.data.as_ptr(),
+            a.column as isize,
+            a.row as isize,
+            b.data.as_ptr(),
+            b.column as isize,
+            b.row as isize,
+            if keep { E::of(1.0) } else { E::of(0.0) },
+            E::of(scale),
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// Narrowest stripe of columns that a task is given: narrower ones spend their time packing.
+const STRIPE: usize = 96;
+
+/// [`product`] on all cores. Each task packs its own share of both factors, which `gemm`'s own threads leave to one.
+pub fn product_parallel<E: Real>(
+    target: Target<E>,
+    [m, k, n]: [usize; 3],
+    a: View<E>,
+    b: View<E>,
+    scale: f64,
+    keep: bool,
+) {
+    let threads = rayon::current_num_threads();
+    if threads == 1 || m * k * n < 32 * 32 * 32 {
+        return product(target, [m, k, n], a, b, scale, keep);
+    }
+    let columns = threads.min((n / STRIPE).max(1));
+    let rows = (threads / columns).min((m / STRIPE).max(1)).max(1);
+    // stripes end on multiples of 16, the widest register tile
+    let cut = |length: usize, parts: usize, i: usize| {
+        if i == parts { length } else { (length * i / parts).next_multiple_of(16).min(length) }
+    };
+    (0..rows * columns).into_par_iter().for_each(|task| {
+        let (i, j) = (task / columns, task % columns);
+        let (r0, r1) = (cut(m, rows, i), cut(m, rows, i + 1));
+        let (c0, c1) = (cut(n, columns, j), cut(n, columns, j + 1));
+        if r0 < r1 && c0 < c1 {
+            let part = [r1 - r0, k, c1 - c0];
+            product(target.from(r0, c0), part, a.from(r0, 0), b.from(0, c0), scale, keep);
+        }
+    });
+}
+
+/// `scale · x · op(w)` as a new matrix, or added to `onto`.
+pub fn matmul<E: Real>(
+    x: &[E],
+    w: &[E],
+    [rows, k, m]: [usize; 3],
+    transposed: bool,
+    scale: f64,
+    onto: Option<&mut [E]>,
+) -> Option<Vec<E>> {
+    let b = if transposed { View::rows(w, k).transposed() } else { View::rows(w, m) };
+    let shape = [rows, k, m];
+    if let Some(y) = onto {
+        product_parallel(Target::rows(y, m), shape, View::rows(x, k), b, scale, true);
+        None
+    } else {
+        let mut y = unwritten(rows * m);
+        product_parallel(Target::rows(&mut y, m), shape, View::rows(x, k), b, scale, false);
+        Some(y)
+    }
+}

@@ -1,0 +1,189 @@
+//! The two number types of the CPU kernels, and the buffers that they are computed in.
+use burn_backend::{Element, TensorMetadata};
+use burn_flex::{FlexTensor, Layout};
+
+/// `f32` or `f64`, with an exponential that vectorises in f32 and is the library's in f64.
+pub trait Real:
+    Element + num_traits::Float + bytemuck::Pod + std::ops::AddAssign + std::iter::Sum + Send + Sync
+{
+    /// eˣ; within 2 units in the last place for f32, zero below its smallest normal number.
+    fn exp_fast(self) -> Self;
+    /// The error function.
+    fn erf(self) -> Self;
+    /// Rounds from f64.
+    fn of(x: f64) -> Self;
+    /// Widens to f64.
+    fn wide(self) -> f64;
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn exp_fast(self) -> Self {
+        self.exp()
+    }
+    fn erf(self) -> Self {
+        libm::erf(self)
+    }
+    #[inline(always)]
+    fn of(x: f64) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+impl Real for f32 {
+    /// Cephes' `expf`: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial for eʳ, n into the exponent bits.
+    #[inline(always)]
+    fn exp_fast(self) -> Self {
+        const LN2_HIGH: f32 = 0.693_359_4;
+        const LN2_LOW: f32 = -2.121_944_4e-4;
+        /// Adding and taking off 1.5·2²³ rounds to the nearest integer.
+        const ROUND: f32 = 12_582_912.0;
+        let x = self.clamp(-87.0, 88.0);
+        let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        let r = x - n * LN2_HIGH - n * LN2_LOW;
+        let mut p = 1.987_569_1e-4;
+        p = p * r + 1.398_199_9e-3;
+        p = p * r + 8.333_452e-3;
+        p = p * r + 4.166_579_6e-2;
+        p = p * r + 1.666_666_5e-1;
+        p = p * r + 0.5;
+        let y = p * r * r + r + 1.0;
+        #[allow(clippy::cast_possible_truncation)]
+        let bits = ((n as i32 + 127) as u32) << 23;
+        let y = y * f32::from_bits(bits);
+        if self < -87.0 { 0.0 } else { y }
+    }
+    fn erf(self) -> Self {
+        libm::erff(self)
+    }
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)]
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+/// Runs a body for the number type of a tensor: `with_real!(tensor, E => expression)`.
+macro_rules! with_real {
+    ($tensor:expr, $E:ident => $body:expr) => {
+        match burn_backend::TensorMetadata::dtype($tensor) {
+            burn_backend::DType::F32 => {
+                type $E = f32;
+                $body
+            }
+            burn_backend::DType::F64 => {
+                type $E = f64;
+                $body
+            }
+            other => unreachable!("the CPU kernels run in f32 and f64, not {other:?}"),
+        }
+    };
+}
+pub(crate) use with_real;
+
+/// The values of a tensor; the kernels only ever make contiguous ones.
+pub fn values<E: Real>(x: &FlexTensor) -> &[E] {
+    &x.storage::<E>()[..x.shape().num_elements()]
+}
+
+/// `[rows, features]` of a matrix.
+pub fn dims(x: &FlexTensor) -> [usize; 2] {
+    let shape = x.shape();
+    [shape[0], shape[1]]
+}
+
+/// Wraps values as a matrix without copying them.
+pub fn matrix<E: Real>(values: Vec<E>, dims: [usize; 2]) -> FlexTensor {
+    debug_assert_eq!(values.len(), dims[0] * dims[1]);
+    let bytes = burn_backend::Bytes::from_elems(values);
+    FlexTensor::new(bytes, Layout::contiguous(dims.into()), E::dtype())
+}
+
+/// Changes a tensor's values in place, copying them first only where they are shared.
+pub fn in_place<E: Real>(mut x: FlexTensor, change: impl FnOnce(&mut [E])) -> FlexTensor {
+    let n = x.shape().num_elements();
+    change(&mut x.storage_mut::<E>()[..n]);
+    x
+}
+
+/// Memory that is about to be written whole. Not clearing it first saves a pass over every result.
+#[allow(unsafe_code, clippy::uninit_vec)]
+pub fn unwritten<E: Real>(n: usize) -> Vec<E> {
+    let mut v = Vec::with_capacity(n);
+    // SAFETY: E is f32 or f64, for which every bit pattern is a value, the capacity is n, and every caller writes all
+    // n entries before reading one.
+    unsafe { v.set_len(n) };
+    v
+}
+
+/// Σ a·b in the working type over lanes, then f64: the products of one row.
+#[inline(always)]
+pub fn dot<E: Real>(a: &[E], b: &[E]) -> E {
+    const LANES: usize = 16;
+    let mut sums = [E::of(0.0); LANES];
+    let (a_body, a_tail) = a.as_chunks::<LANES>();
+    let (b_body, b_tail) = b.as_chunks::<LANES>();
+    for (x, y) in a_body.iter().zip(b_body) {
+        for i in 0..LANES {
+            sums[i] += x[i] * y[i];
+        }
+    }
+    let mut total: E = sums.iter().copied().sum();
+    for (&x, &y) in a_tail.iter().zip(b_tail) {
+        total += x * y;
+    }
+    total
+}
+
+/// Σ a·b with every product widened to f64 first.
+#[inline(always)]
+pub fn dot_wide<E: Real>(a: &[E], b: &[E]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.0f64; LANES];
+    let (a_body, a_tail) = a.as_chunks::<LANES>();
+    let (b_body, b_tail) = b.as_chunks::<LANES>();
+    for (x, y) in a_body.iter().zip(b_body) {
+        for i in 0..LANES {
+            sums[i] += x[i].wide() * y[i].wide();
+        }
+    }
+    let mut total: f64 = sums.iter().sum();
+    for (&x, &y) in a_tail.iter().zip(b_tail) {
+        total += x.wide() * y.wide();
+    }
+    total
+}
+
+/// Runs a loop compiled for the widest vectors of this processor (`pulp` finds out at run time).
+#[inline(always)]
+pub fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Real;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// 2 ulp: the polynomial is within 1, the scaling exact, the sum rounds once more.
+        #[test]
+        fn fast_exponential_agrees_with_the_library(x in -86.9f32..87.9) {
+            let (got, want) = (x.exp_fast(), x.exp());
+            prop_assert!((got - want).abs() <= 2.0 * f32::EPSILON * want, "{x}: {got} {want}");
+        }
+    }
+
+    #[test]
+    fn fast_exponential_of_a_masked_score_is_zero() {
+        assert_eq!(f32::NEG_INFINITY.exp_fast(), 0.0);
+    }
+}
