@@ -4,8 +4,9 @@
 //!
 //! - *tile* forms each cotangent's gradient tile by tile: `2·R·m·n` for the products `δᵀx` and `K(K+1)·m·n` for the
 //!   inner products of the tiles;
-//! - *gram* forms `x·xᵀ` over the forward rows and `δ·δᵀ` over the backward rows, the lower halves only, and
-//!   multiplies them in place: `N(N+1)·n + R(R+1)·m + R(R+1)`.
+//! - *gram* forms `δ·δᵀ` over the backward rows, the lower half only, and multiplies it with `x·xᵀ` in place:
+//!   `R(R+1)·(m+1)`, and `N(N+1)·n` for `x·xᵀ` over the forward rows, once for all parameters that share the input.
+use crate::RowSet;
 
 /// A Gram reduction of a linear map (docs/mathematics.md, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,47 +17,29 @@ pub enum Reduction {
     Gram,
 }
 
-/// Sizes of one block of cotangents at one linear map.
-#[derive(Clone, Copy, Debug)]
-pub struct Work {
-    /// Backward rows of the block.
-    pub backward_rows: usize,
-    /// Forward rows of the block.
-    pub forward_rows: usize,
-    /// Cotangents of the block.
-    pub cotangents: usize,
-    /// Width of δ.
-    pub outputs: usize,
-    /// Width of x.
-    pub inputs: usize,
-}
-
-impl Work {
-    /// Operations of the *tile* reduction.
-    #[must_use]
-    pub fn tile_operations(&self) -> f64 {
-        let (r, k) = (self.backward_rows as f64, self.cotangents as f64);
-        (2.0 * r + k * (k + 1.0)) * self.outputs as f64 * self.inputs as f64
+/// The cheaper reduction of each linear map `[outputs[i], inputs]` that meets one input, summed over all blocks.
+///
+/// ```
+/// use tanglescope_kernels::{RowSet, cost::{Reduction, choose}};
+/// let rows = RowSet { index: (0..60).chain(0..60).collect(), offsets: vec![0, 60, 120], blocks: vec![0..2] };
+/// // few rows against a wide matrix, and many against a low-rank factor
+/// assert_eq!(choose(576, &[576, 16], &rows), [Reduction::Gram, Reduction::Tile]);
+/// ```
+#[must_use]
+pub fn choose(inputs: usize, outputs: &[usize], rows: &RowSet) -> Vec<Reduction> {
+    let n = inputs as f64;
+    let (mut tile, mut own, mut shared) = (vec![0.0; outputs.len()], vec![0.0; outputs.len()], 0.0);
+    for block in &rows.blocks {
+        let (r, k) = (rows.of_block(block).len() as f64, block.len() as f64);
+        let forward = rows.forward_range(block).len() as f64;
+        shared += forward * (forward + 1.0) * n;
+        for (i, &m) in outputs.iter().enumerate() {
+            let m = m as f64;
+            tile[i] += (2.0 * r + k * (k + 1.0)) * m * n;
+            own[i] += r * (r + 1.0) * (m + 1.0);
+        }
     }
-
-    /// Operations of the *gram* reduction, `x·xᵀ` included.
-    #[must_use]
-    pub fn gram_operations(&self) -> f64 {
-        let (r, n) = (self.backward_rows as f64, self.forward_rows as f64);
-        n * (n + 1.0) * self.inputs as f64 + r * (r + 1.0) * (self.outputs as f64 + 1.0)
-    }
-
-    /// The reduction with fewer operations.
-    ///
-    /// ```
-    /// use tanglescope_kernels::cost::{Reduction, Work};
-    /// let short = Work { backward_rows: 60, forward_rows: 40, cotangents: 2, outputs: 576, inputs: 576 };
-    /// assert_eq!(short.cheapest(), Reduction::Gram);
-    /// let rank16 = Work { outputs: 16, ..short };
-    /// assert_eq!(rank16.cheapest(), Reduction::Tile);
-    /// ```
-    #[must_use]
-    pub fn cheapest(&self) -> Reduction {
-        if self.tile_operations() <= self.gram_operations() { Reduction::Tile } else { Reduction::Gram }
-    }
+    let saved: f64 = tile.iter().zip(&own).map(|(tile, own)| (tile - own).max(0.0)).sum();
+    let gram = |(tile, own): (&f64, &f64)| if saved > shared && tile > own { Reduction::Gram } else { Reduction::Tile };
+    tile.iter().zip(&own).map(gram).collect()
 }

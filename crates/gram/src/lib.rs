@@ -1,1 +1,15 @@
-//! x
+//! The engine: groups of token ids in, log-probabilities and K×K Grams of their gradients out.
+//!
+//! A [`Group`] is one prompt and its responses; a [`Cotangent`] is a weighted sum of one response's token
+//! log-probabilities. [`grams`] runs many groups as one batch: one forward pass over shared trunks and suffixes, one
+//! backward pass for all cotangents, and no gradient is ever stored.
+mod batch;
+mod engine;
+mod gradient_sink;
+mod gram_sink;
+pub mod plan;
+
+pub use batch::{Batch, Cotangent, Group};
+pub use engine::{GroupResult, grams, run, token_logps};
+pub use gradient_sink::GradientSink;
+pub use gram_sink::GramSink;

@@ -1,1 +1,25 @@
-//! The models that Tanglescope measures.
+//! The models that Tanglescope measures: Hugging Face configs and weights, LoRA adapters, and a decoder whose layers
+//! carry their own vector–Jacobian products.
+//!
+//! A [`Decoder`] runs one forward pass over the rows of a batch and one backward pass for many cotangents, and delivers
+//! what it finds at each parameter to a [`Sink`].
+pub mod adapter;
+pub mod architectures;
+mod config;
+mod decoder;
+mod error;
+pub mod layers;
+mod rope;
+mod scope;
+mod sink;
+mod weights;
+
+pub use adapter::{AdapterSource, FreshLora};
+pub use config::Config;
+pub use decoder::{Decoder, Embedding, Trace};
+pub use error::{Error, Result};
+pub use layers::BackwardRows;
+pub use rope::Rope;
+pub use scope::{InScope, Parameter, ParameterKind, Scope};
+pub use sink::{Factor, HeadRows, Sink};
+pub use weights::{Layout, Weights, file_hash};

@@ -1,0 +1,201 @@
+//! Rows of a batch: the forward rows of every group (trunk, then suffixes) and the backward rows of every cotangent
+//! (docs/mathematics.md, section 2).
+use std::ops::Range;
+use tanglescope_kernels::{RowSet, Segment, Span};
+
+/// One prompt and its responses, as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Tokens before the response; at least one.
+    pub prompt: Vec<u32>,
+    /// Tokens of each branch's response; at least one each.
+    pub responses: Vec<Vec<u32>>,
+}
+
+impl Group {
+    /// Tokens that all input sequences (prompt and response without its last token) begin with.
+    #[must_use]
+    pub fn trunk_len(&self) -> usize {
+        let inputs = |r: &Vec<u32>| r.len().saturating_sub(1);
+        let shortest = self.responses.iter().map(inputs).min().unwrap_or(0);
+        let alike = |at: &usize| self.responses.iter().all(|r| r[*at] == self.responses[0][*at]);
+        self.prompt.len() + (0..shortest).take_while(alike).count()
+    }
+
+    /// Rows of the forward pass.
+    #[must_use]
+    pub fn forward_rows(&self) -> usize {
+        let trunk = self.trunk_len();
+        trunk + self.responses.iter().map(|r| self.prompt.len() + r.len() - 1 - trunk).sum::<usize>()
+    }
+}
+
+/// A weighted sum of one branch's token log-probabilities, whose gradient is wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cotangent {
+    /// Which response.
+    pub branch: usize,
+    /// Weight of each of its tokens.
+    pub weights: Vec<f64>,
+}
+
+impl Cotangent {
+    /// log π(y|x) of every branch of a group: all weights one.
+    #[must_use]
+    pub fn log_probabilities(group: &Group) -> Vec<Self> {
+        group.responses.iter().enumerate().map(|(branch, r)| Self { branch, weights: vec![1.0; r.len()] }).collect()
+    }
+}
+
+/// Rows of several groups and their cotangents, run as one.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token of each forward row.
+    pub tokens: Vec<u32>,
+    /// Position of each forward row in its sequence.
+    pub positions: Vec<u32>,
+    /// What attends to what.
+    pub spans: Vec<Span>,
+    /// Forward row of each prediction: group by group, branch by branch, token by token.
+    pub predicting: Vec<u32>,
+    /// Predicted token of each prediction.
+    pub targets: Vec<u32>,
+    /// Predictions of each group's branches.
+    pub branches: Vec<Vec<Range<usize>>>,
+    /// All backward rows; one block a group.
+    pub full: RowSet,
+    /// One segment a cotangent.
+    pub segments: Vec<Segment>,
+    /// Backward rows from each cotangent's first weighted token on.
+    pub active: RowSet,
+    /// Prediction and weight behind each active row.
+    pub sources: Vec<(u32, f64)>,
+    /// Predictions and weights of each cotangent.
+    pub weights: Vec<Vec<(usize, f64)>>,
+}
+
+fn as_row(row: usize) -> u32 {
+    u32::try_from(row).unwrap_or(u32::MAX)
+}
+
+impl Batch {
+    /// Lays out groups with the cotangents wanted of each.
+    #[must_use]
+    pub fn new(groups: &[(&Group, &[Cotangent])]) -> Self {
+        let mut batch = Self::default();
+        batch.full.offsets.push(0);
+        batch.active.offsets.push(0);
+        for (group, cotangents) in groups {
+            batch.add(group, cotangents);
+        }
+        batch
+    }
+
+    fn add(&mut self, group: &Group, cotangents: &[Cotangent]) {
+        let (prompt, trunk_len) = (group.prompt.len(), group.trunk_len());
+        let start = self.tokens.len();
+        let mut suffixes = Vec::with_capacity(group.responses.len());
+        let mut branches = Vec::with_capacity(group.responses.len());
+        for (k, response) in group.responses.iter().enumerate() {
+            let sequence: Vec<u32> = group.prompt.iter().chain(&response[..response.len() - 1]).copied().collect();
+            let trunk = start..start + trunk_len;
+            if k == 0 {
+                self.tokens.extend(&sequence[..trunk_len]);
+                self.positions.extend(0..as_row(trunk_len));
+                self.spans.push(Span { prefix: 0..0, own: trunk.clone() });
+            }
+            let first = self.tokens.len();
+            self.tokens.extend(&sequence[trunk_len..]);
+            self.positions.extend(as_row(trunk_len)..as_row(sequence.len()));
+            let own = first..self.tokens.len();
+            if !own.is_empty() {
+                self.spans.push(Span { prefix: trunk, own: own.clone() });
+            }
+            suffixes.push(own);
+            let predictions = self.targets.len();
+            for (t, &token) in response.iter().enumerate() {
+                let at = prompt - 1 + t;
+                self.predicting.push(as_row(if at < trunk_len { start + at } else { first + at - trunk_len }));
+                self.targets.push(token);
+            }
+            branches.push(predictions..self.targets.len());
+        }
+        let first_cotangent = self.weights.len();
+        for Cotangent { branch, weights } in cotangents {
+            let weighted = |w: &f64| *w != 0.0;
+            let (from, reach) = match (weights.iter().position(weighted), weights.iter().rposition(weighted)) {
+                (Some(a), Some(b)) => (prompt - 1 + a, prompt + b),
+                _ => (0, 0),
+            };
+            let own = &suffixes[*branch];
+            let segment = Segment {
+                prefix: start..start + trunk_len.min(reach),
+                own: own.start..own.start + reach.saturating_sub(trunk_len),
+                active_from: from,
+            };
+            let rows: Vec<u32> = segment.prefix.clone().chain(segment.own.clone()).map(as_row).collect();
+            self.full.index.extend(&rows);
+            self.full.offsets.push(self.full.index.len());
+            self.active.index.extend(&rows[from..]);
+            self.active.offsets.push(self.active.index.len());
+            let first = branches[*branch].start;
+            self.sources.extend((from..reach).map(|at| {
+                let t = at + 1 - prompt;
+                (as_row(first + t), weights[t])
+            }));
+            let used = weights.iter().enumerate().filter(|(_, w)| weighted(w));
+            self.weights.push(used.map(|(t, w)| (first + t, *w)).collect());
+            self.segments.push(segment);
+        }
+        let block = first_cotangent..self.weights.len();
+        self.full.blocks.push(block.clone());
+        self.active.blocks.push(block);
+        self.branches.push(branches);
+    }
+
+    /// Predictions of each group.
+    #[must_use]
+    pub fn group_predictions(&self) -> Vec<Range<usize>> {
+        let ends = |b: &Vec<Range<usize>>| Some(b.first()?.start..b.last()?.end);
+        self.branches.iter().map(|b| ends(b).unwrap_or(0..0)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group() -> Group {
+        Group { prompt: vec![5, 6], responses: vec![vec![7, 8, 9], vec![7, 3]] }
+    }
+
+    #[test]
+    fn responses_that_begin_alike_share_more_than_the_prompt() {
+        assert_eq!(group().trunk_len(), 3);
+        assert_eq!(group().forward_rows(), 4);
+    }
+
+    #[test]
+    fn rows_are_the_trunk_then_the_suffixes() {
+        let group = group();
+        let cotangents = Cotangent::log_probabilities(&group);
+        let batch = Batch::new(&[(&group, &cotangents)]);
+        assert_eq!(batch.tokens, [5, 6, 7, 8]);
+        assert_eq!(batch.positions, [0, 1, 2, 3]);
+        assert_eq!(batch.predicting, [1, 2, 3, 1, 2]);
+        assert_eq!(batch.targets, [7, 8, 9, 7, 3]);
+        assert_eq!(batch.full.index, [0, 1, 2, 3, 0, 1, 2]);
+        assert_eq!(batch.active.index, [1, 2, 3, 1, 2]);
+        assert_eq!(batch.full.blocks, [0..2]);
+    }
+
+    #[test]
+    fn a_token_cotangent_reaches_only_the_row_that_predicts_it() {
+        let group = group();
+        let one = [Cotangent { branch: 0, weights: vec![0.0, 2.0, 0.0] }];
+        let batch = Batch::new(&[(&group, &one)]);
+        assert_eq!(batch.full.index, [0, 1, 2]);
+        assert_eq!(batch.active.index, [2]);
+        assert_eq!(batch.sources, [(1, 2.0)]);
+    }
+}

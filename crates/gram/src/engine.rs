@@ -1,0 +1,89 @@
+//! One forward and one backward pass over a batch: log-probabilities, and what a sink makes of the gradients.
+use crate::batch::{Batch, Cotangent, Group};
+use crate::gram_sink::GramSink;
+use tanglescope_kernels::{BlockGram, FloatTensor, Kernels};
+use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Sink};
+
+/// What a run finds about one group.
+#[derive(Clone, Debug)]
+pub struct GroupResult {
+    /// Tokens of the shared trunk.
+    pub trunk_tokens: usize,
+    /// Log-probability of each token of each branch's response.
+    pub token_logps: Vec<Vec<f64>>,
+    /// K×K Gram of each parameter in scope, in the scope's order.
+    pub grams: Vec<BlockGram>,
+}
+
+impl GroupResult {
+    /// log π(y|x) of a branch.
+    #[must_use]
+    pub fn logp(&self, branch: usize) -> f64 {
+        self.token_logps[branch].iter().sum()
+    }
+
+    /// The Gram over all parameters in scope.
+    #[must_use]
+    pub fn total(&self) -> BlockGram {
+        let mut total = vec![0.0; self.grams.first().map_or(0, Vec::len)];
+        for gram in &self.grams {
+            total.iter_mut().zip(gram).for_each(|(sum, x)| *sum += x);
+        }
+        total
+    }
+}
+
+/// Log-probabilities and Grams of groups, each with its own list of cotangents, run as one batch.
+pub fn grams<B: Kernels>(model: &Decoder<B>, scope: &InScope, groups: &[(&Group, &[Cotangent])]) -> Vec<GroupResult> {
+    let batch = Batch::new(groups);
+    let mut sink = GramSink::new(scope, &batch.full.blocks);
+    let token_logps = run(model, &batch, &mut sink);
+    let per_group = sink.finish();
+    let results = token_logps.into_iter().zip(per_group).zip(groups);
+    results
+        .map(|((token_logps, grams), (group, _))| GroupResult { trunk_tokens: group.trunk_len(), token_logps, grams })
+        .collect()
+}
+
+/// Runs a batch into a sink; returns the token log-probabilities of each group's branches.
+pub fn run<B: Kernels>(model: &Decoder<B>, batch: &Batch, sink: &mut dyn Sink<B>) -> Vec<Vec<Vec<f64>>> {
+    let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, true);
+    let y = model.head_inputs(&trace, &batch.predicting);
+    let of_group = batch.group_predictions();
+    let head_name = model.head_name();
+    let wants_head = sink.wants(head_name);
+    let blocks = if wants_head { of_group.as_slice() } else { &[] };
+    let out = B::head(&y, model.head(), &batch.targets, blocks);
+    if wants_head {
+        let head = HeadRows {
+            y: &y,
+            targets: &batch.targets,
+            log_normaliser: &out.log_normaliser,
+            products: &out.products,
+            w: model.head(),
+            weights: &batch.weights,
+            block_rows: &of_group,
+            blocks: &batch.full.blocks,
+        };
+        sink.head(head_name, &head);
+    }
+    let (source, weight): (Vec<u32>, Vec<f64>) = batch.sources.iter().copied().unzip();
+    let delta: FloatTensor<B> = B::gather(&out.back, &source, Some(&weight));
+    let rows = BackwardRows { full: &batch.full, segments: &batch.segments, active: Some(&batch.active) };
+    model.backward(&trace, &delta, &batch.tokens, &batch.positions, rows, sink);
+    by_branch(batch, &out.logp)
+}
+
+/// Token log-probabilities of each group's branches, by a forward pass alone.
+pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec<Vec<f64>>> {
+    let groups: Vec<(&Group, &[Cotangent])> = groups.iter().map(|group| (*group, &[] as &[Cotangent])).collect();
+    let batch = Batch::new(&groups);
+    let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, false);
+    let y = model.head_inputs(&trace, &batch.predicting);
+    by_branch(&batch, &B::head(&y, model.head(), &batch.targets, &[]).logp)
+}
+
+fn by_branch(batch: &Batch, logp: &[f64]) -> Vec<Vec<Vec<f64>>> {
+    let of = |branches: &Vec<std::ops::Range<usize>>| branches.iter().map(|r| logp[r.clone()].to_vec()).collect();
+    batch.branches.iter().map(of).collect()
+}

@@ -1,0 +1,82 @@
+//! The sink that keeps whole gradients, one a cotangent: for checks against differences, on models that fit.
+use std::collections::HashMap;
+use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorData, TensorMetadata};
+use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Sink};
+
+/// ∂L_k/∂p of every parameter in scope, in the shape that the model keeps it in.
+pub struct GradientSink<'a, B: Kernels> {
+    scope: &'a InScope,
+    cotangents: usize,
+    /// For each parameter, one gradient a cotangent.
+    pub gradients: HashMap<String, Vec<FloatTensor<B>>>,
+}
+
+impl<'a, B: Kernels> GradientSink<'a, B> {
+    /// A sink for a number of cotangents.
+    #[must_use]
+    pub fn new(scope: &'a InScope, cotangents: usize) -> Self {
+        Self { scope, cotangents, gradients: HashMap::new() }
+    }
+
+    fn add(&mut self, name: &str, gradients: Vec<FloatTensor<B>>) {
+        let sum = match self.gradients.remove(name) {
+            None => gradients,
+            Some(sum) => sum.into_iter().zip(&gradients).map(|(sum, g)| B::add_scaled(sum, g, 1.0)).collect(),
+        };
+        self.gradients.insert(name.to_owned(), sum);
+    }
+}
+
+fn upload_like<B: Kernels>(values: Vec<f64>, shape: &[usize], like: &FloatTensor<B>) -> FloatTensor<B> {
+    B::upload(TensorData::new(values, shape.to_vec()).convert_dtype(like.dtype()), &B::float_device(like))
+}
+
+impl<B: Kernels> Sink<B> for GradientSink<'_, B> {
+    fn wants(&self, name: &str) -> bool {
+        self.scope.contains(name)
+    }
+
+    fn head_only(&self) -> bool {
+        self.scope.head_only()
+    }
+
+    fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet) {
+        let inputs = B::gather(x, &rows.index, None);
+        for factor in factors {
+            let of = |k| B::weight_gradient(&inputs, factor.delta, rows.of(k));
+            self.add(&factor.name, (0..self.cotangents).map(of).collect());
+        }
+    }
+
+    fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet) {
+        let sums = B::segment_sums(terms, &rows.offsets);
+        let shape = [sums.first().map_or(0, Vec::len)];
+        self.add(name, sums.into_iter().map(|sum| upload_like::<B>(sum, &shape, terms)).collect());
+    }
+
+    fn head(&mut self, name: &str, head: &HeadRows<'_, B>) {
+        let vocabulary = head.w.shape()[0];
+        let mut gradients = Vec::with_capacity(self.cotangents);
+        for weights in head.weights {
+            let rows: Vec<u32> = weights.iter().map(|(r, _)| u32::try_from(*r).unwrap_or(u32::MAX)).collect();
+            let y = B::gather(head.y, &rows, None);
+            let mut e = B::download(&B::matmul(&y, head.w, true, 1.0, None));
+            for (row, &(r, c)) in e.chunks_exact_mut(vocabulary).zip(weights) {
+                row.iter_mut().for_each(|z| *z = -c * (*z - head.log_normaliser[r]).exp());
+                row[head.targets[r] as usize] += c;
+            }
+            let e = upload_like::<B>(e, &[rows.len(), vocabulary], head.w);
+            gradients.push(B::weight_gradient(&e, &y, 0..rows.len()));
+        }
+        self.add(name, gradients);
+    }
+
+    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
+        let of = |k: usize| {
+            let own: Vec<u32> = rows.of(k).map(|r| u32::try_from(r).unwrap_or(u32::MAX)).collect();
+            let places: Vec<u32> = rows.index[rows.of(k)].iter().map(|&row| ids[row as usize]).collect();
+            B::scatter_add(&B::gather(delta, &own, None), &places, table.table.shape()[0])
+        };
+        self.add(&table.name, (0..self.cotangents).map(of).collect());
+    }
+}

@@ -1,0 +1,202 @@
+//! The sink that reduces every parameter to the inner products of its gradients (docs/mathematics.md, section 4).
+use std::collections::HashMap;
+use std::ops::Range;
+use tanglescope_kernels::cost::{self, Reduction};
+use tanglescope_kernels::{BlockGram, FloatTensor, Kernels, RowSet};
+use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Sink};
+
+/// What the head leaves for the cross terms of a tied embedding.
+struct TiedHead<B: Kernels> {
+    name: String,
+    y: FloatTensor<B>,
+    w: FloatTensor<B>,
+    targets: Vec<u32>,
+    log_normaliser: Vec<f64>,
+    weights: Vec<Vec<(usize, f64)>>,
+    block_rows: Vec<Range<usize>>,
+}
+
+/// Gram[i, j] = ⟨∂L_i/∂p, ∂L_j/∂p⟩ of every parameter in scope, for every block of cotangents.
+pub struct GramSink<'a, B: Kernels> {
+    scope: &'a InScope,
+    blocks: Vec<Range<usize>>,
+    found: HashMap<String, Vec<BlockGram>>,
+    tied: Option<TiedHead<B>>,
+}
+
+impl<'a, B: Kernels> GramSink<'a, B> {
+    /// A sink for some blocks of cotangents.
+    #[must_use]
+    pub fn new(scope: &'a InScope, blocks: &[Range<usize>]) -> Self {
+        Self { scope, blocks: blocks.to_vec(), found: HashMap::new(), tied: None }
+    }
+
+    /// The Grams of every block, each in the scope's order of parameters.
+    #[must_use]
+    pub fn finish(self) -> Vec<Vec<BlockGram>> {
+        let zero = |block: &Range<usize>| vec![0.0; block.len() * block.len()];
+        let of = |b: usize, block: &Range<usize>| {
+            let parameters = self.scope.parameters.iter();
+            parameters.map(|p| self.found.get(&p.name).map_or_else(|| zero(block), |grams| grams[b].clone())).collect()
+        };
+        self.blocks.iter().enumerate().map(|(b, block)| of(b, block)).collect()
+    }
+
+    fn add(&mut self, name: &str, grams: Vec<BlockGram>) {
+        if let Some(sum) = self.found.get_mut(name) {
+            for (sum, gram) in sum.iter_mut().zip(grams) {
+                sum.iter_mut().zip(gram).for_each(|(s, x)| *s += x);
+            }
+        } else {
+            self.found.insert(name.to_owned(), grams);
+        }
+    }
+}
+
+/// Inner products of K vectors.
+fn dots(vectors: &[Vec<f64>]) -> BlockGram {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    vectors.iter().flat_map(|a| vectors.iter().map(move |b| dot(a, b))).collect()
+}
+
+fn as_rows(range: Range<usize>) -> Vec<u32> {
+    range.map(|row| u32::try_from(row).unwrap_or(u32::MAX)).collect()
+}
+
+impl<B: Kernels> Sink<B> for GramSink<'_, B> {
+    fn wants(&self, name: &str) -> bool {
+        self.scope.contains(name)
+    }
+
+    fn head_only(&self) -> bool {
+        self.scope.head_only()
+    }
+
+    fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet) {
+        let width = |t: &FloatTensor<B>| tanglescope_kernels::TensorMetadata::shape(t)[1];
+        let outputs: Vec<usize> = factors.iter().map(|f| width(f.delta)).collect();
+        let choice = cost::choose(width(x), &outputs, rows);
+        let mut together: Vec<&Factor<'_, B>> = Vec::new();
+        for (factor, reduction) in factors.iter().zip(choice) {
+            match reduction {
+                Reduction::Tile => self.add(&factor.name, B::gram_tile(x, factor.delta, rows)),
+                Reduction::Gram => together.push(factor),
+            }
+        }
+        if !together.is_empty() {
+            let deltas: Vec<&FloatTensor<B>> = together.iter().map(|f| f.delta).collect();
+            for (factor, grams) in together.iter().zip(B::gram_rows(x, &deltas, rows)) {
+                self.add(&factor.name, grams);
+            }
+        }
+    }
+
+    fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet) {
+        let sums = B::segment_sums(terms, &rows.offsets);
+        let grams = rows.blocks.iter().map(|block| dots(&sums[block.clone()])).collect();
+        self.add(name, grams);
+    }
+
+    fn head(&mut self, name: &str, head: &HeadRows<'_, B>) {
+        let mut grams = Vec::with_capacity(head.blocks.len());
+        for ((block, rows), products) in head.blocks.iter().zip(head.block_rows).zip(head.products) {
+            let y = B::gather(head.y, &as_rows(rows.clone()), None);
+            let inputs = B::download(&B::matmul(&y, &y, true, 1.0, None));
+            let (k, width) = (block.len(), rows.len());
+            let mut gram = vec![0.0; k * k];
+            for i in 0..k {
+                for j in 0..k {
+                    for &(r, c_r) in &head.weights[block.start + i] {
+                        for &(s, c_s) in &head.weights[block.start + j] {
+                            let at = (r - rows.start) * width + s - rows.start;
+                            gram[i * k + j] += c_r * c_s * inputs[at] * products[at];
+                        }
+                    }
+                }
+            }
+            grams.push(gram);
+        }
+        self.add(name, grams);
+        self.tied = Some(TiedHead {
+            name: name.to_owned(),
+            y: head.y.clone(),
+            w: head.w.clone(),
+            targets: head.targets.to_vec(),
+            log_normaliser: head.log_normaliser.to_vec(),
+            weights: head.weights.to_vec(),
+            block_rows: head.block_rows.to_vec(),
+        });
+    }
+
+    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
+        let width = tanglescope_kernels::TensorMetadata::shape(delta)[1];
+        // distinct ids of each block; δ of a cotangent's rows summed by id: [K, ids, width], block after block
+        let mut distinct: Vec<Vec<u32>> = Vec::new();
+        let (mut place, mut total) = (Vec::with_capacity(rows.rows()), 0);
+        for block in &rows.blocks {
+            let mut of_id: HashMap<u32, usize> = HashMap::new();
+            let mut order = Vec::new();
+            for &row in &rows.index[rows.of_block(block)] {
+                let id = ids[row as usize];
+                of_id.entry(id).or_insert_with(|| {
+                    order.push(id);
+                    order.len() - 1
+                });
+            }
+            for k in block.clone() {
+                let first = total + (k - block.start) * order.len();
+                place.extend(rows.of(k).map(|r| first + of_id[&ids[rows.index[r] as usize]]));
+            }
+            total += block.len() * order.len();
+            distinct.push(order);
+        }
+        let place: Vec<u32> = place.into_iter().map(|p| u32::try_from(p).unwrap_or(u32::MAX)).collect();
+        let by_id = B::scatter_add(delta, &place, total);
+        let tied = self.tied.take().filter(|head| head.name == table.name);
+        let (mut grams, mut first) = (Vec::with_capacity(rows.blocks.len()), 0);
+        for (b, (block, ids)) in rows.blocks.iter().zip(&distinct).enumerate() {
+            let (k, t) = (block.len(), ids.len());
+            let sums = B::gather(&by_id, &as_rows(first..first + k * t), None);
+            first += k * t;
+            let values = B::download(&sums);
+            let vectors: Vec<Vec<f64>> = values.chunks_exact((t * width).max(1)).map(<[f64]>::to_vec).collect();
+            let mut gram = dots(&vectors);
+            if let Some(head) = &tied {
+                let cross = head.cross(b, block, ids, &sums);
+                for i in 0..k {
+                    for j in 0..k {
+                        gram[i * k + j] += cross[i * k + j] + cross[j * k + i];
+                    }
+                }
+            }
+            grams.push(gram);
+        }
+        self.add(&table.name, grams);
+    }
+}
+
+impl<B: Kernels> TiedHead<B> {
+    /// ⟨head part of cotangent i, embedding part of cotangent j⟩ = Σ_r c_r Σ_v e_r[v] (y_r · S_j[v]), S_j[v] the sum
+    /// of δ over the rows of j whose token is v.
+    fn cross(&self, b: usize, block: &Range<usize>, ids: &[u32], sums: &FloatTensor<B>) -> BlockGram {
+        let rows = &self.block_rows[b];
+        let (k, t) = (block.len(), ids.len());
+        let y = B::gather(&self.y, &as_rows(rows.clone()), None);
+        let logits = B::download(&B::matmul(&y, &B::gather(&self.w, ids, None), true, 1.0, None));
+        let along = B::download(&B::matmul(&y, sums, true, 1.0, None));
+        let mut cross = vec![0.0; k * k];
+        for i in 0..k {
+            for &(r, c) in &self.weights[block.start + i] {
+                let local = r - rows.start;
+                for (v, &id) in ids.iter().enumerate() {
+                    let p = (logits[local * t + v] - self.log_normaliser[r]).exp();
+                    let e = f64::from(u8::from(self.targets[r] == id)) - p;
+                    for j in 0..k {
+                        cross[i * k + j] += c * e * along[local * k * t + j * t + v];
+                    }
+                }
+            }
+        }
+        cross
+    }
+}

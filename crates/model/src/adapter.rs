@@ -1,0 +1,349 @@
+//! LoRA adapters: a PEFT folder, or a fresh one as PEFT would start it.
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::layers::Lora;
+use crate::weights::{Layout, Weights, file_hash};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Uniform};
+use regex::Regex;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use tanglescope_kernels::{DType, Kernels, TensorData};
+
+/// Where the low-rank factors come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AdapterSource {
+    /// The plain base model.
+    None,
+    /// A PEFT LoRA folder.
+    Saved(PathBuf),
+    /// New factors: A uniform in ±1/√in, B zero, as PEFT initialises them.
+    Fresh(FreshLora),
+}
+
+/// Settings of a fresh adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FreshLora {
+    /// Rank.
+    pub r: usize,
+    /// α; the factor on B A x is α/r.
+    pub lora_alpha: f64,
+    /// Module names, as PEFT's `target_modules`; the attention projections where empty.
+    pub targets: Vec<String>,
+    /// Seed of A.
+    pub seed: u64,
+}
+
+/// Which modules an adapter changes.
+#[derive(Debug)]
+enum Targets {
+    List(Vec<String>),
+    Pattern(Regex),
+}
+
+/// An opened adapter folder.
+#[derive(Debug)]
+pub(crate) struct SavedAdapter {
+    config_path: PathBuf,
+    weights: Weights,
+    r: usize,
+    lora_alpha: f64,
+    use_rslora: bool,
+    targets: Targets,
+    exclude: Option<Targets>,
+    layers: Option<Vec<usize>>,
+    layers_pattern: Vec<String>,
+    rank_pattern: Vec<(Regex, usize)>,
+    alpha_pattern: Vec<(Regex, f64)>,
+    modules_to_save: Vec<String>,
+}
+
+/// Keys of adapter_config.json that are read, or that change nothing about the function.
+const UNDERSTOOD: &[&str] = &[
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+
+/// One or several strings.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+fn pattern(config: &Config, key: &str, text: &str) -> Result<Regex> {
+    Regex::new(text).map_err(|e| config.refuse(key, format!("not a pattern that can be matched here: {e}")))
+}
+
+/// PEFT's rule for the keys of rank_pattern and alpha_pattern.
+fn pattern_table<T: serde::de::DeserializeOwned>(config: &Config, key: &str) -> Result<Vec<(Regex, T)>> {
+    let Some(table) = config.object(key)? else { return Ok(Vec::new()) };
+    table
+        .entries()
+        .map(|(name, _)| Ok((pattern(config, key, &format!(r"^(?:.*\.)?(?:{name})$"))?, table.need(name)?)))
+        .collect()
+}
+
+fn targets(config: &Config, key: &str) -> Result<Option<Targets>> {
+    Ok(match config.get::<OneOrMany<String>>(key)? {
+        None => None,
+        Some(OneOrMany::One(text)) if text == "all-linear" => Some(Targets::Pattern(pattern(config, key, ".*")?)),
+        Some(OneOrMany::One(text)) => Some(Targets::Pattern(pattern(config, key, &format!("^(?:{text})$"))?)),
+        Some(OneOrMany::Many(list)) => Some(Targets::List(list)),
+    })
+}
+
+impl Targets {
+    fn matches(&self, module: &str) -> bool {
+        match self {
+            Self::List(list) => named(list, module),
+            Self::Pattern(pattern) => pattern.is_match(module),
+        }
+    }
+}
+
+/// Whether a module's path is, or ends with, one of the names.
+fn named(names: &[String], module: &str) -> bool {
+    names
+        .iter()
+        .any(|name| module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+}
+
+impl SavedAdapter {
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config_path = folder.join("adapter_config.json");
+        let config = Config::read(&config_path)?;
+        let kind: String = config.need("peft_type")?;
+        if kind != "LORA" {
+            return Err(config.refuse("peft_type", format!("`{kind}` is not supported; supported: LORA")));
+        }
+        let bias: Option<String> = config.get("bias")?;
+        if let Some(bias) = bias.filter(|bias| bias != "none") {
+            return Err(
+                config.refuse("bias", format!("`{bias}` trains biases, which is not supported; expected `none`"))
+            );
+        }
+        if let Some(Value::String(init)) = config.get::<Value>("init_lora_weights")? {
+            let keeps_base = ["gaussian", "eva", "orthogonal", "default", "kaiming", "true", "false"];
+            if !keeps_base.contains(&init.to_lowercase().as_str()) {
+                let problem = format!(
+                    "`{init}` trains on a changed base, not on the plain checkpoint. Convert the adapter first: \
+                     `save_pretrained(..., path_initial_model_for_weight_conversion=...)` in peft"
+                );
+                return Err(config.refuse("init_lora_weights", problem));
+            }
+        }
+        for (key, value) in config.entries() {
+            let inert = match value {
+                Value::Null | Value::Bool(false) => true,
+                Value::Array(list) => list.is_empty(),
+                Value::Object(object) => object.is_empty(),
+                _ => false,
+            };
+            if !inert && !UNDERSTOOD.contains(&key.as_str()) {
+                return Err(config.refuse(key, format!("found {value}: a kind of adapter that is not supported")));
+            }
+        }
+        let Some(chosen) = targets(&config, "target_modules")? else {
+            return Err(config.refuse("target_modules", "missing; expected a list of module names or a pattern"));
+        };
+        let adapter = Self {
+            r: config.need("r")?,
+            lora_alpha: config.need("lora_alpha")?,
+            use_rslora: config.get("use_rslora")?.unwrap_or(false),
+            targets: chosen,
+            exclude: targets(&config, "exclude_modules")?,
+            layers: config.get::<OneOrMany<usize>>("layers_to_transform")?.map(OneOrMany::into_vec),
+            layers_pattern: config
+                .get::<OneOrMany<String>>("layers_pattern")?
+                .map_or_else(Vec::new, OneOrMany::into_vec),
+            rank_pattern: pattern_table(&config, "rank_pattern")?,
+            alpha_pattern: pattern_table(&config, "alpha_pattern")?,
+            modules_to_save: config.get("modules_to_save")?.unwrap_or_default(),
+            weights: Weights::open(folder, "adapter_model")?,
+            config_path,
+        };
+        Ok(adapter)
+    }
+
+    /// SHA-256 of config and weights.
+    pub fn content_hash(&self) -> Result<String> {
+        Ok(format!("{}+{}", self.weights.content_hash()?, file_hash(&self.config_path)?))
+    }
+
+    fn targets(&self, module: &str, layer: usize) -> bool {
+        let in_layers = self.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
+        let in_pattern = self.layers.is_none()
+            || self.layers_pattern.is_empty()
+            || self.layers_pattern.iter().any(|p| module.contains(&format!("{p}.{layer}.")));
+        self.targets.matches(module)
+            && self.exclude.as_ref().is_none_or(|exclude| !exclude.matches(module))
+            && in_layers
+            && in_pattern
+    }
+
+    /// The factors of a module, `None` where the adapter leaves it alone.
+    fn factors<B: Kernels>(
+        &mut self,
+        module: &str,
+        layer: usize,
+        [inputs, outputs]: [usize; 2],
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Option<Lora<B>>> {
+        if !self.targets(module, layer) {
+            return Ok(None);
+        }
+        let first = |table: &[(Regex, usize)]| table.iter().find(|(p, _)| p.is_match(module)).map(|(_, v)| *v);
+        let r = first(&self.rank_pattern).unwrap_or(self.r);
+        let alpha = self.alpha_pattern.iter().find(|(p, _)| p.is_match(module)).map_or(self.lora_alpha, |(_, v)| *v);
+        let width = r as f64;
+        let scale = if self.use_rslora { alpha / width.sqrt() } else { alpha / width };
+        let stored = |factor: &str| {
+            let plain = format!("base_model.model.{module}.{factor}.weight");
+            let named = format!("base_model.model.{module}.{factor}.default.weight");
+            if self.weights.has(&named) { named } else { plain }
+        };
+        let (a, b) = (stored("lora_A"), stored("lora_B"));
+        let a = self.weights.take::<B>(&a, &[r, inputs], Layout::Transposed, dtype, device)?;
+        let b = self.weights.take::<B>(&b, &[outputs, r], Layout::Transposed, dtype, device)?;
+        Ok(Some(Lora { name: module.to_owned(), a, b, scale }))
+    }
+
+    /// Name under which the adapter stores its own copy of a base parameter, for `modules_to_save`.
+    pub fn saved(&self, parameter: &str) -> Option<String> {
+        let (module, _) = parameter.rsplit_once('.')?;
+        if !named(&self.modules_to_save, module) {
+            return None;
+        }
+        let stored = format!("base_model.model.{parameter}");
+        self.weights.has(&stored).then_some(stored)
+    }
+
+    pub fn weights(&mut self) -> &mut Weights {
+        &mut self.weights
+    }
+
+    /// Checks that every stored tensor was used and every saved module exists.
+    pub fn finish(&self) -> Result<()> {
+        self.weights.finish().map_err(|error| match error {
+            Error::Tensor { path, tensor, .. } => Error::Tensor {
+                path,
+                tensor,
+                problem: "this tensor changes nothing that is computed here: its module is not one of the linear maps \
+                          of a block that `target_modules` selects, nor one of `modules_to_save` of this model"
+                    .to_owned(),
+            },
+            other => other,
+        })
+    }
+}
+
+/// Gives each linear map of the blocks its adapter factors.
+pub(crate) enum Adapter {
+    None,
+    Saved(Box<SavedAdapter>),
+    Fresh { settings: FreshLora, random: Box<ChaCha8Rng>, hits: Vec<bool> },
+}
+
+impl Adapter {
+    pub fn open(source: &AdapterSource) -> Result<Self> {
+        Ok(match source {
+            AdapterSource::None => Self::None,
+            AdapterSource::Saved(folder) => Self::Saved(Box::new(SavedAdapter::open(folder)?)),
+            AdapterSource::Fresh(settings) => Self::Fresh {
+                random: Box::new(ChaCha8Rng::seed_from_u64(settings.seed)),
+                hits: vec![false; settings.targets.len()],
+                settings: settings.clone(),
+            },
+        })
+    }
+
+    /// Factors for one module; `attention` says whether it is a projection of attention.
+    pub fn factors<B: Kernels>(
+        &mut self,
+        module: &str,
+        layer: usize,
+        attention: bool,
+        [inputs, outputs]: [usize; 2],
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Option<Lora<B>>> {
+        match self {
+            Self::None => Ok(None),
+            Self::Saved(saved) => saved.factors::<B>(module, layer, [inputs, outputs], dtype, device),
+            Self::Fresh { settings, random, hits } => {
+                let mut chosen = settings.targets.is_empty() && attention;
+                for (target, hit) in settings.targets.iter().zip(hits) {
+                    if named(std::slice::from_ref(target), module) {
+                        (chosen, *hit) = (true, true);
+                    }
+                }
+                if !chosen {
+                    return Ok(None);
+                }
+                let r = settings.r;
+                let bound = (inputs as f64).sqrt().recip();
+                let uniform = Uniform::new(-bound, bound).map_err(|e| Error::file(Path::new("--lora-r"), e))?;
+                let a: Vec<f64> = (0..inputs * r).map(|_| uniform.sample(random)).collect();
+                let upload =
+                    |values: Vec<f64>, shape| B::upload(TensorData::new(values, shape).convert_dtype(dtype), device);
+                Ok(Some(Lora {
+                    name: module.to_owned(),
+                    a: upload(a, [inputs, r]),
+                    b: upload(vec![0.0; r * outputs], [r, outputs]),
+                    scale: settings.lora_alpha / r as f64,
+                }))
+            }
+        }
+    }
+
+    pub fn finish(&self) -> Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Saved(saved) => saved.finish(),
+            Self::Fresh { settings, hits, .. } => match settings.targets.iter().zip(hits).find(|(_, hit)| !**hit) {
+                None => Ok(()),
+                Some((target, _)) => Err(Error::file(
+                    Path::new("--lora-targets"),
+                    format!("`{target}` is no linear map of this model's blocks"),
+                )),
+            },
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `config.json` as a source of typed values; every complaint names the file and the key.
+use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// A JSON object read from a file.
+#[derive(Clone, Debug)]
+pub struct Config {
+    path: PathBuf,
+    object: Map<String, Value>,
+    /// Keys that lead to this object from the top of the file, each followed by a dot.
+    prefix: String,
+}
+
+impl Config {
+    /// Reads a JSON file whose top level is an object.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or is not a JSON object.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+        let object = serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("not a JSON object: {e}")))?;
+        Ok(Self { path: path.to_owned(), object, prefix: String::new() })
+    }
+
+    /// The file that it was read from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The value of a key; `None` where it is absent or null.
+    ///
+    /// # Errors
+    /// Where the value is of another type.
+    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        match self.object.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                T::deserialize(value.clone()).map(Some).map_err(|e| self.refuse(key, format!("found {value}: {e}")))
+            }
+        }
+    }
+
+    /// The value of a key that has to be there.
+    ///
+    /// # Errors
+    /// Where it is absent, null, or of another type.
+    pub fn need<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
+        self.get(key)?.ok_or_else(|| self.refuse(key, "missing; a Hugging Face config of this architecture has it"))
+    }
+
+    /// A size that has to be there and be positive.
+    ///
+    /// # Errors
+    /// Where it is absent, zero, or no whole number.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        match self.need(key)? {
+            0 => Err(self.refuse(key, "found 0, expected a positive number")),
+            n => Ok(n),
+        }
+    }
+
+    /// The object under a key.
+    ///
+    /// # Errors
+    /// Where the value is no object.
+    pub fn object(&self, key: &str) -> Result<Option<Self>> {
+        Ok(self.get(key)?.map(|object| Self {
+            path: self.path.clone(),
+            object,
+            prefix: format!("{}{key}.", self.prefix),
+        }))
+    }
+
+    /// Its keys and values.
+    pub fn entries(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.object.iter()
+    }
+
+    /// An error about a key.
+    pub fn refuse(&self, key: &str, problem: impl ToString) -> Error {
+        Error::key(&self.path, &format!("{}{key}", self.prefix), problem)
+    }
+}

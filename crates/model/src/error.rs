@@ -1,0 +1,60 @@
+//! What can be wrong with a model folder or an adapter, said to the user who passed it.
+use std::path::{Path, PathBuf};
+
+/// A problem with a file, a key of a config, a tensor, or a scope.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file is missing, unreadable, or not what it should be.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found, what was expected, what to do.
+        problem: String,
+    },
+    /// A config key has a value that this engine does not compute.
+    #[error("{}: `{key}`: {problem}", path.display())]
+    Key {
+        /// The config file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What was found, what was expected, what to do.
+        problem: String,
+    },
+    /// A tensor is missing, left over, of the wrong shape or type, or not finite.
+    #[error("{}: tensor `{tensor}`: {problem}", path.display())]
+    Tensor {
+        /// The file or folder that should hold it.
+        path: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// What was found, what was expected.
+        problem: String,
+    },
+    /// A scope that selects nothing, or cannot be read.
+    #[error("--scope {scope}: {problem}")]
+    Scope {
+        /// The scope as given.
+        scope: String,
+        /// Why it cannot be used.
+        problem: String,
+    },
+}
+
+/// Results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn file(path: &Path, problem: impl ToString) -> Self {
+        Self::File { path: path.to_owned(), problem: problem.to_string() }
+    }
+
+    pub(crate) fn key(path: &Path, key: &str, problem: impl ToString) -> Self {
+        Self::Key { path: path.to_owned(), key: key.to_owned(), problem: problem.to_string() }
+    }
+
+    pub(crate) fn tensor(path: &Path, tensor: &str, problem: impl ToString) -> Self {
+        Self::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), problem: problem.to_string() }
+    }
+}

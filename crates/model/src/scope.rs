@@ -1,0 +1,129 @@
+//! Which parameters a run is about.
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use regex::Regex;
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use tanglescope_kernels::Kernels;
+
+/// A set of parameters, before it is known which a model has.
+#[derive(Clone, Debug)]
+pub enum Scope {
+    /// The adapter's A and B.
+    Lora,
+    /// The adapter's A and B and its `modules_to_save`.
+    Trainable,
+    /// Every base parameter, a tied one once.
+    Full,
+    /// The logits part of the output matrix.
+    Head,
+    /// Parameters in whose name the pattern is found.
+    Pattern(Regex),
+}
+
+impl FromStr for Scope {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "lora" => Self::Lora,
+            "trainable" => Self::Trainable,
+            "full" => Self::Full,
+            "head" => Self::Head,
+            _ => Self::Pattern(Regex::new(text).map_err(|e| Error::Scope {
+                scope: text.to_owned(),
+                problem: format!("neither lora, trainable, full or head nor a regular expression: {e}"),
+            })?),
+        })
+    }
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lora => "lora",
+            Self::Trainable => "trainable",
+            Self::Full => "full",
+            Self::Head => "head",
+            Self::Pattern(pattern) => pattern.as_str(),
+        })
+    }
+}
+
+/// A parameter tensor as it appears in results.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Name in the checkpoint; an adapter's without `base_model.model.` and `.default`.
+    pub name: String,
+    /// Block, for parameters of blocks.
+    pub layer: Option<usize>,
+    /// Path of its module, inside the block where it is of one.
+    pub module: String,
+    /// What kind of parameter it is.
+    pub kind: ParameterKind,
+}
+
+/// What a parameter belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParameterKind {
+    /// The base model.
+    Base,
+    /// The base model, in the adapter's own copy (`modules_to_save`).
+    Saved,
+    /// A low-rank factor.
+    Lora,
+}
+
+/// The parameters of one model that a scope selects.
+#[derive(Clone, Debug)]
+pub struct InScope {
+    /// In the model's order.
+    pub parameters: Vec<Parameter>,
+    names: BTreeSet<String>,
+    head_only: bool,
+}
+
+impl InScope {
+    /// Finds the parameters of a model that a scope selects.
+    ///
+    /// # Errors
+    /// Where it selects none.
+    pub fn resolve<B: Kernels>(scope: &Scope, model: &Decoder<B>) -> Result<Self> {
+        let head = model.head_name();
+        let chosen = |p: &Parameter| match scope {
+            Scope::Lora => p.kind == ParameterKind::Lora,
+            Scope::Trainable => p.kind != ParameterKind::Base,
+            Scope::Full => p.kind != ParameterKind::Lora,
+            Scope::Head => p.name == head,
+            Scope::Pattern(pattern) => pattern.is_match(&p.name),
+        };
+        let parameters: Vec<Parameter> = model.parameters().into_iter().filter(chosen).collect();
+        if parameters.is_empty() {
+            let problem = match scope {
+                Scope::Lora | Scope::Trainable => {
+                    "the model has no adapter; pass --adapter, or --lora-r for a fresh one".to_owned()
+                }
+                _ => {
+                    let names = model.parameters();
+                    let example = names.iter().find(|p| p.layer.is_some()).or(names.first());
+                    format!("matches no parameter; one is `{}`", example.map_or("", |p| p.name.as_str()))
+                }
+            };
+            return Err(Error::Scope { scope: scope.to_string(), problem });
+        }
+        let names = parameters.iter().map(|p| p.name.clone()).collect();
+        Ok(Self { parameters, names, head_only: matches!(scope, Scope::Head) })
+    }
+
+    /// Whether a parameter is selected.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// Whether the embedding part of a tied output matrix is left out.
+    #[must_use]
+    pub fn head_only(&self) -> bool {
+        self.head_only
+    }
+}

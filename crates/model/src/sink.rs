@@ -1,0 +1,53 @@
+//! Where a backward pass delivers: a sink gets each parameter's inputs and cotangents and reduces them at once.
+use crate::decoder::Embedding;
+use tanglescope_kernels::{FloatTensor, Kernels, RowSet};
+
+/// A linear parameter `[n, m]` that meets the cotangent `delta`, `[R, m]`.
+pub struct Factor<'a, B: Kernels> {
+    /// Name of the parameter.
+    pub name: String,
+    /// Cotangent of its output.
+    pub delta: &'a FloatTensor<B>,
+}
+
+/// The rows of the head: row i predicts `targets[i]` from `y[i]`.
+pub struct HeadRows<'a, B: Kernels> {
+    /// Inputs of the output matrix, `[P, d]`.
+    pub y: &'a FloatTensor<B>,
+    /// Predicted tokens, `[P]`.
+    pub targets: &'a [u32],
+    /// log Σ exp(logits), `[P]`.
+    pub log_normaliser: &'a [f64],
+    /// e·eᵀ per block, `[P_b, P_b]`, e = onehot − p.
+    pub products: &'a [Vec<f64>],
+    /// The output matrix, `[V, d]`.
+    pub w: &'a FloatTensor<B>,
+    /// Each cotangent's rows and weights.
+    pub weights: &'a [Vec<(usize, f64)>],
+    /// Rows of each block.
+    pub block_rows: &'a [std::ops::Range<usize>],
+    /// Cotangents of each block.
+    pub blocks: &'a [std::ops::Range<usize>],
+}
+
+/// Takes what a backward pass finds at each parameter in scope. δ of a row belongs to the cotangent of that row.
+pub trait Sink<B: Kernels> {
+    /// Whether a parameter is in scope.
+    fn wants(&self, name: &str) -> bool;
+
+    /// Whether the embedding part of a tied output matrix is left out.
+    fn head_only(&self) -> bool;
+
+    /// Linear maps of one input `x[N, n]`: ∂L_k/∂W = Σ_{r of k} x[ρ(r)]ᵀ δ_r.
+    fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet);
+
+    /// A vector parameter: ∂L_k/∂p = Σ_{r of k} terms_r, `terms[R, m]`.
+    fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet);
+
+    /// The output matrix: ∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i.
+    fn head(&mut self, name: &str, head: &HeadRows<'_, B>);
+
+    /// A table whose row `ids[n]` is added to forward row n: ∂L_k/∂W[v] = Σ_{r of k, ids[ρ(r)] = v} δ_r. Where it is
+    /// the output matrix too, this is called after [`head`](Sink::head) with the same name.
+    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet);
+}

@@ -1,0 +1,315 @@
+//! Tensors of a safetensors checkpoint: one file or the shards of an index, read one tensor at a time.
+//!
+//! A tensor is mapped, converted and unmapped before the next one, so that loading needs little more memory than the
+//! converted weights.
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+use memmap2::{Mmap, MmapOptions};
+use rayon::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorData};
+
+/// A stored tensor.
+#[derive(Clone, Debug)]
+struct Stored {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// First byte in the file, and their number.
+    bytes: (u64, usize),
+}
+
+/// How a matrix is kept in memory against how it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As stored.
+    Same,
+    /// Rows become columns.
+    Transposed,
+}
+
+/// The tensors of a checkpoint, each to be taken once.
+#[derive(Debug)]
+pub struct Weights {
+    folder: PathBuf,
+    files: Vec<PathBuf>,
+    tensors: BTreeMap<String, Stored>,
+    taken: BTreeSet<String>,
+}
+
+/// Index of a sharded checkpoint.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens `STEM.safetensors` or the shards that `STEM.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// Where there is neither, or a file is no valid safetensors file.
+    pub fn open(folder: &Path, stem: &str) -> Result<Self> {
+        let single = folder.join(format!("{stem}.safetensors"));
+        let index_path = folder.join(format!("{stem}.safetensors.index.json"));
+        let mut weights =
+            Self { folder: folder.to_owned(), files: Vec::new(), tensors: BTreeMap::new(), taken: BTreeSet::new() };
+        if single.is_file() {
+            weights.add(single, None)?;
+        } else if index_path.is_file() {
+            let text = std::fs::read(&index_path).map_err(|e| Error::file(&index_path, e))?;
+            let index: Index = serde_json::from_slice(&text).map_err(|e| Error::file(&index_path, e))?;
+            let mut shards: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
+            for (tensor, shard) in &index.weight_map {
+                shards.entry(shard).or_default().push(tensor);
+            }
+            for (shard, tensors) in shards {
+                let is_name = Path::new(shard).components().count() == 1;
+                let path = folder.join(shard);
+                if !is_name || !path.is_file() {
+                    let problem = format!("names the shard `{shard}`, which is not in the folder; copy it there");
+                    return Err(Error::file(&index_path, problem));
+                }
+                weights.add(path, Some(&tensors))?;
+            }
+        } else {
+            let binary = ["pytorch_model.bin", "adapter_model.bin", "pytorch_model.bin.index.json"];
+            let problem = match binary.iter().find(|name| folder.join(name).exists()) {
+                Some(name) => format!(
+                    "holds only `{name}`: pickled weights can run code and are not read. Load it once with transformers \
+                     or peft and save it with `save_pretrained(..., safe_serialization=True)`"
+                ),
+                None => format!("no {stem}.safetensors and no {stem}.safetensors.index.json in this folder"),
+            };
+            return Err(Error::file(folder, problem));
+        }
+        Ok(weights)
+    }
+
+    fn add(&mut self, path: PathBuf, wanted: Option<&[&String]>) -> Result<()> {
+        let map = map(&path, 0, None)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+            Error::file(&path, format!("not a complete safetensors file ({e}); copy or download it again"))
+        })?;
+        let file = self.files.len();
+        for (name, info) in metadata.tensors() {
+            if wanted.is_some_and(|wanted| !wanted.contains(&&name)) {
+                continue;
+            }
+            let (start, end) = info.data_offsets;
+            let bytes = ((8 + header + start) as u64, end - start);
+            let stored = Stored { file, dtype: info.dtype, shape: info.shape.clone(), bytes };
+            self.tensors.insert(name, stored);
+        }
+        if let Some(missing) = wanted.unwrap_or_default().iter().find(|name| !self.tensors.contains_key(**name)) {
+            return Err(Error::tensor(&path, missing, "the index says that it is in this file, which lacks it"));
+        }
+        self.files.push(path);
+        Ok(())
+    }
+
+    /// Whether a tensor is stored.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Names of all stored tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Shape of a stored tensor.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|t| t.shape.as_slice())
+    }
+
+    /// Marks a stored tensor as accounted for without reading it.
+    pub fn ignore(&mut self, name: &str) {
+        self.taken.insert(name.to_owned());
+    }
+
+    /// Reads a tensor of a given stored shape as f32 or f64.
+    ///
+    /// # Errors
+    /// Where it is missing, of another shape or type, or has a value that is not finite.
+    pub fn take<B: Kernels>(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        layout: Layout,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<FloatTensor<B>> {
+        let Some(stored) = self.tensors.get(name) else {
+            return Err(Error::tensor(&self.folder, name, format!("missing; expected one of shape {shape:?}")));
+        };
+        let path = &self.files[stored.file];
+        if stored.shape != shape {
+            let problem = format!("found shape {:?}, expected {shape:?}", stored.shape);
+            return Err(Error::tensor(path, name, problem));
+        }
+        let data = if dtype == DType::F64 {
+            stored.read::<f64>(path, name, layout)?
+        } else {
+            stored.read::<f32>(path, name, layout)?
+        };
+        self.taken.insert(name.to_owned());
+        Ok(B::upload(data, device))
+    }
+
+    /// Whether two stored tensors hold the same numbers.
+    ///
+    /// # Errors
+    /// Where one cannot be read.
+    pub fn equal(&self, a: &str, b: &str) -> Result<bool> {
+        let (x, y) = (&self.tensors[a], &self.tensors[b]);
+        let read = |t: &Stored, name: &str| t.read::<f64>(&self.files[t.file], name, Layout::Same);
+        Ok(x.shape == y.shape && read(x, a)? == read(y, b)?)
+    }
+
+    /// Checks that nothing was left over.
+    ///
+    /// # Errors
+    /// Names the first stored tensor that was neither taken nor ignored.
+    pub fn finish(&self) -> Result<()> {
+        let mut left = self.tensors.keys().filter(|name| !self.taken.contains(*name));
+        let Some(first) = left.next() else { return Ok(()) };
+        let others = left.count();
+        let more = if others == 0 { String::new() } else { format!(" ({others} more are left over)") };
+        let path = &self.files[self.tensors[first].file];
+        let problem = format!("left over: this architecture and config have no parameter of this name{more}");
+        Err(Error::tensor(path, first, problem))
+    }
+
+    /// SHA-256 over the contents of all files, in the order of their names.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    pub fn content_hash(&self) -> Result<String> {
+        let mut files: Vec<&PathBuf> = self.files.iter().collect();
+        files.sort();
+        let hashes: Vec<String> = files.par_iter().map(|path| file_hash(path)).collect::<Result<_>>()?;
+        Ok(if hashes.len() == 1 { hashes[0].clone() } else { hex(&Sha256::digest(hashes.concat())) })
+    }
+}
+
+/// Lower-case hexadecimal digits.
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 of a file.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn file_hash(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::file(path, e))?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(|e| Error::file(path, e))? {
+            0 => return Ok(hex(&hasher.finalize())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn map(path: &Path, start: u64, len: Option<usize>) -> Result<Mmap> {
+    let file = File::open(path).map_err(|e| Error::file(path, e))?;
+    let mut options = MmapOptions::new();
+    options.offset(start);
+    if let Some(len) = len {
+        options.len(len);
+    }
+    // SAFETY: the map is only read, and only as bytes. A file that another process changes under the map can change
+    // the numbers read, or end the process where it is cut short; no safe interface rules that out.
+    unsafe { options.map(&file) }.map_err(|e| Error::file(path, e))
+}
+
+/// A number type that weights are converted to.
+trait Float: Copy + Send + Sync + Default + tanglescope_kernels::Element {
+    fn of(x: f64) -> Self;
+    fn finite(self) -> bool;
+}
+
+impl Float for f32 {
+    #[allow(clippy::cast_possible_truncation)]
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+}
+
+impl Float for f64 {
+    fn of(x: f64) -> Self {
+        x
+    }
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+}
+
+impl Stored {
+    fn read<E: Float>(&self, path: &Path, name: &str, layout: Layout) -> Result<TensorData> {
+        let len = self.bytes.1;
+        if len == 0 {
+            return Err(Error::tensor(path, name, "has no values"));
+        }
+        let bytes = map(path, self.bytes.0, Some(len))?;
+        let numbers: Vec<E> = match self.dtype {
+            Dtype::F32 => self.convert(&bytes, layout, |b: [u8; 4]| E::of(f64::from(f32::from_le_bytes(b)))),
+            Dtype::BF16 => self.convert(&bytes, layout, |b: [u8; 2]| E::of(bf16::from_le_bytes(b).to_f64())),
+            Dtype::F16 => self.convert(&bytes, layout, |b: [u8; 2]| E::of(f16::from_le_bytes(b).to_f64())),
+            Dtype::F64 => self.convert(&bytes, layout, |b: [u8; 8]| E::of(f64::from_le_bytes(b))),
+            other => {
+                let problem = format!(
+                    "stored as {other:?}; expected F32, F16, BF16 or F64. Quantised weights have to be dequantised and \
+                     saved first"
+                );
+                return Err(Error::tensor(path, name, problem));
+            }
+        };
+        if let Some(at) = numbers.par_iter().position_first(|x| !x.finite()) {
+            let at = if layout == Layout::Transposed {
+                let (rows, columns) = (self.shape[0], self.shape[1]);
+                at % rows * columns + at / rows
+            } else {
+                at
+            };
+            return Err(Error::tensor(path, name, format!("value {at} is NaN or infinite; the checkpoint is damaged")));
+        }
+        let shape = match (layout, self.shape.as_slice()) {
+            (Layout::Transposed, &[rows, columns]) => vec![columns, rows],
+            (_, shape) => shape.to_vec(),
+        };
+        Ok(TensorData::new(numbers, shape))
+    }
+
+    fn convert<E: Float, const W: usize>(&self, bytes: &[u8], layout: Layout, of: fn([u8; W]) -> E) -> Vec<E> {
+        let (values, _) = bytes.as_chunks::<W>();
+        match (layout, self.shape.as_slice()) {
+            (Layout::Transposed, &[rows, columns]) => {
+                let mut out = vec![E::default(); values.len()];
+                // bands of 16 rows of the result read whole cache lines of the source
+                out.par_chunks_mut(16 * rows).enumerate().for_each(|(band, out)| {
+                    let first = band * 16;
+                    for r in 0..rows {
+                        for (c, to) in out.iter_mut().skip(r).step_by(rows).enumerate() {
+                            *to = of(values[r * columns + first + c]);
+                        }
+                    }
+                });
+                out
+            }
+            _ => values.par_iter().with_min_len(4096).map(|&b| of(b)).collect(),
+        }
+    }
+}

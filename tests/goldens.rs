@@ -1,0 +1,156 @@
+//! The engine against exact float64 gradients: every pair, every parameter, both spellings of the config.
+//!
+//! Tolerances, relative to √(ww·ll) for inner products: in f64 1e-9, which leaves room for the goldens' own rounding
+//! (sums of 10⁵ terms at 1e-16, condition number included); in f32 1e-4, about 10 × ε₃₂ × the depth of the sums
+//! (some 100 rounded operations between an input and a gradient).
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tanglescope_gram::{Cotangent, Group, GroupResult, grams};
+use tanglescope_kernels::{DType, Flex};
+use tanglescope_model::{AdapterSource, Decoder, InScope, Scope};
+
+/// Architectures that are supported now.
+const ARCHITECTURES: &[&str] = &["llama", "llama3_tied", "gpt2"];
+
+/// Folders of goldens: all of them where the shared ones lie beside the checkout, else the two that are carried.
+fn folders() -> Vec<PathBuf> {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden");
+    let carried = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let root = if shared.is_dir() { shared } else { carried };
+    let found: Vec<PathBuf> = ARCHITECTURES.iter().map(|a| root.join(a)).filter(|f| f.is_dir()).collect();
+    assert!(found.len() >= 2, "no goldens under {}", root.display());
+    found
+}
+
+/// A copy of a golden's model folder under one of its two configs.
+fn model_folder(golden: &Path, legacy: bool) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let config = if legacy { "config_legacy.json" } else { "config.json" };
+    std::fs::copy(golden.join(config), folder.path().join("config.json")).unwrap();
+    std::fs::copy(golden.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+fn ids(pair: &Value, key: &str) -> Vec<u32> {
+    pair[key].as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+}
+
+fn groups(golden: &Value) -> Vec<Group> {
+    let group = |pair| Group {
+        prompt: ids(pair, "prompt_ids"),
+        responses: vec![ids(pair, "chosen_ids"), ids(pair, "rejected_ids")],
+    };
+    golden["pairs"].as_array().unwrap().iter().map(group).collect()
+}
+
+fn load(golden: &Path, legacy: bool, adapter: bool, dtype: DType) -> Decoder<Flex> {
+    let source = if adapter { AdapterSource::Saved(golden.join("adapter")) } else { AdapterSource::None };
+    let folder = model_folder(golden, legacy);
+    Decoder::load(folder.path(), &source, dtype, &tanglescope_kernels::FlexDevice).unwrap()
+}
+
+/// Largest error of a pair's results, and where it is.
+fn error(result: &GroupResult, names: &[String], pair: &Value, scope: &str) -> (f64, String) {
+    let want = &pair[scope];
+    let number = |v: &Value| v.as_f64().unwrap();
+    let size = (number(&want["ww"]) * number(&want["ll"])).sqrt();
+    let logp = &pair[if scope == "lora" { "logp_lora" } else { "logp_base" }];
+    let mut errors = Vec::new();
+    for (branch, key) in ["logp_w", "logp_l"].into_iter().enumerate() {
+        errors.push(((result.logp(branch) / number(&logp[key]) - 1.0).abs(), key.to_owned()));
+    }
+    let total = result.total();
+    for (got, key) in [(total[0], "ww"), (total[1], "wl"), (total[2], "wl"), (total[3], "ll")] {
+        errors.push(((got - number(&want[key])).abs() / size, key.to_owned()));
+    }
+    if let Some(parameters) = want["per_param"].as_object() {
+        assert_eq!(names.len(), parameters.len(), "{names:?}");
+        let mine: HashMap<&String, &Vec<f64>> = names.iter().zip(&result.grams).collect();
+        for (name, values) in parameters {
+            let gram = mine.get(name).unwrap_or_else(|| panic!("no Gram of {name}"));
+            for (at, value) in [0, 3, 1].into_iter().zip(values.as_array().unwrap()) {
+                errors.push(((gram[at] - number(value)).abs() / size, name.clone()));
+            }
+        }
+    }
+    errors.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
+}
+
+fn check(dtype: DType, tolerance: f64) {
+    for folder in folders() {
+        let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        let linear: Vec<String> = golden["meta"]["linear_params"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| n.as_str().unwrap().replace('.', r"\."))
+            .collect();
+        let linear = format!("^({})$", linear.join("|"));
+        for legacy in [false, true] {
+            for scope in ["lora", "full", "linear"] {
+                let model = load(&folder, legacy, scope == "lora", dtype);
+                let wanted: Scope = if scope == "linear" { &linear } else { scope }.parse().unwrap();
+                let in_scope = InScope::resolve(&wanted, &model).unwrap();
+                let names: Vec<String> = in_scope.parameters.iter().map(|p| p.name.clone()).collect();
+                let groups = groups(&golden);
+                let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
+                let items: Vec<(&Group, &[Cotangent])> =
+                    groups.iter().zip(&cotangents).map(|(g, c)| (g, c.as_slice())).collect();
+                let results = grams(&model, &in_scope, &items);
+                for (i, (result, pair)) in results.iter().zip(golden["pairs"].as_array().unwrap()).enumerate() {
+                    let (worst, at) = error(result, &names, pair, scope);
+                    println!("{} {scope} pair {i}: {worst:.1e} at {at}", folder.display());
+                    assert!(worst <= tolerance, "{} {scope} pair {i}: {worst:e} at {at}", folder.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn grams_meet_the_goldens_in_f64() {
+    check(DType::F64, 1e-9);
+}
+
+#[test]
+fn grams_meet_the_goldens_in_f32() {
+    check(DType::F32, 1e-4);
+}
+
+/// The engine takes any list of cotangents: one a response token gives the token-level matrix.
+#[test]
+fn token_cotangents_meet_the_golden_token_matrices() {
+    for folder in folders() {
+        let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        let mut seen = 0;
+        for (pair, group) in golden["pairs"].as_array().unwrap().iter().zip(groups(&golden)) {
+            let Some(matrix) = pair.get("token_matrix") else { continue };
+            for scope in ["lora", "full"] {
+                let model = load(&folder, false, scope == "lora", DType::F64);
+                let in_scope = InScope::resolve(&scope.parse().unwrap(), &model).unwrap();
+                let one_hot = |branch: usize, t: usize| {
+                    let mut weights = vec![0.0; group.responses[branch].len()];
+                    weights[t] = 1.0;
+                    Cotangent { branch, weights }
+                };
+                let cotangents: Vec<Cotangent> = (0..2)
+                    .flat_map(|b| (0..group.responses[b].len()).map(move |t| (b, t)))
+                    .map(|(b, t)| one_hot(b, t))
+                    .collect();
+                let total = grams(&model, &in_scope, &[(&group, &cotangents)])[0].total();
+                let (k, w) = (cotangents.len(), group.responses[0].len());
+                let number = |v: &Value| v.as_f64().unwrap();
+                let size = (number(&pair[scope]["ww"]) * number(&pair[scope]["ll"])).sqrt();
+                for (t, row) in matrix[scope]["C"].as_array().unwrap().iter().enumerate() {
+                    for (s, want) in row.as_array().unwrap().iter().enumerate() {
+                        let error = (total[t * k + w + s] - number(want)).abs() / size;
+                        assert!(error <= 1e-9, "{} {scope} ({t}, {s}): {error:e}", folder.display());
+                    }
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen > 0, "{}: no token matrix", folder.display());
+    }
+}
