@@ -52,3 +52,82 @@ macro_rules! composed_kernels {
 composed_kernels!(Vulkan);
 #[cfg(feature = "cuda")]
 composed_kernels!(Cuda);
+
+/// A device of this machine that a run can be put on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Number after the colon of `--device`.
+    pub number: usize,
+    /// What the driver calls it.
+    pub name: String,
+    /// Bytes of its own memory, where the driver says.
+    pub memory: Option<usize>,
+    /// Whether it is a program on the CPU, good for tests only.
+    pub software: bool,
+}
+
+/// Vulkan devices: discrete, integrated and virtual GPUs, then software ones.
+///
+/// # Errors
+/// Says what to install where there is none.
+#[cfg(feature = "vulkan")]
+pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, Found)>, String> {
+    use wgpu::DeviceType::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu};
+    let descriptor = wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::VULKAN,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    };
+    let instance = wgpu::Instance::new(descriptor);
+    let adapters = futures_lite::future::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
+    let infos: Vec<wgpu::AdapterInfo> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    let mut devices = Vec::new();
+    for kind in [DiscreteGpu, IntegratedGpu, VirtualGpu, Cpu] {
+        for (i, info) in infos.iter().filter(|info| info.device_type == kind).enumerate() {
+            let device = match kind {
+                DiscreteGpu => WgpuDevice::DiscreteGpu(i),
+                IntegratedGpu => WgpuDevice::IntegratedGpu(i),
+                VirtualGpu => WgpuDevice::VirtualGpu(i),
+                // burn addresses the first software device only
+                _ if i == 0 => WgpuDevice::Cpu,
+                _ => continue,
+            };
+            let number = devices.len();
+            devices.push((device, Found { number, name: info.name.clone(), memory: None, software: kind == Cpu }));
+        }
+    }
+    if devices.is_empty() {
+        return Err(
+            "no Vulkan device: the loader (libvulkan1) or a driver for this machine's GPU is missing".to_owned()
+        );
+    }
+    Ok(devices)
+}
+
+/// CUDA devices.
+///
+/// # Errors
+/// Says which part is missing where there is none.
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+pub fn cuda_devices() -> Result<Vec<(CudaDevice, Found)>, String> {
+    use cudarc::driver::result;
+    // SAFETY: both only try to open the library by its name.
+    if !unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Err("no CUDA device: the NVIDIA driver (libcuda.so.1) is not installed".to_owned());
+    }
+    // SAFETY: as above.
+    if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
+        return Err("no CUDA device: NVRTC (libnvrtc.so of the CUDA toolkit) is not installed".to_owned());
+    }
+    let failed = |e: result::DriverError| format!("no CUDA device: the driver says {e}");
+    result::init().map_err(failed)?;
+    let count = usize::try_from(result::device::get_count().map_err(failed)?).unwrap_or(0);
+    let found = |number: usize| {
+        let device = result::device::get(i32::try_from(number).unwrap_or(i32::MAX)).map_err(failed)?;
+        let name = result::device::get_name(device).map_err(failed)?;
+        // SAFETY: the handle was returned by the driver just now.
+        let memory = unsafe { result::device::total_mem(device) }.ok();
+        Ok((CudaDevice::new(number), Found { number, name, memory, software: false }))
+    };
+    (0..count).map(found).collect()
+}

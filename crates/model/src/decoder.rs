@@ -4,10 +4,10 @@ use crate::architectures::{self, Description, Qkv};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{Angles, BackwardRows, Block, BlockTrace, Linear, Norm, QkvProjection};
-use crate::scope::{Parameter, ParameterKind};
+use crate::scope::{InScope, Parameter, ParameterKind};
 use crate::sink::Sink;
 use crate::weights::{Layout, Weights, file_hash};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use tanglescope_kernels::{DType, FloatTensor, Kernels, Segment, Span, TensorData};
 
@@ -250,6 +250,25 @@ impl<B: Kernels> Decoder<B> {
         if let Some(head) = &mut self.head {
             f(&head.name, false, &mut head.table);
         }
+    }
+
+    /// The model a step away from this one: `θ + step·direction` for every parameter in scope.
+    ///
+    /// `direction` has a tensor for each name, in the shape that [`visit`](Self::visit) shows.
+    #[must_use]
+    pub fn moved(&self, scope: &InScope, direction: &HashMap<String, FloatTensor<B>>, step: f64) -> Self {
+        let mut moved = self.clone();
+        if scope.head_only() && moved.head.is_none() {
+            // the logits part of a tied matrix alone: a head of its own, which starts as the embedding
+            moved.head = Some(moved.embedding.clone());
+            moved.embedding.name.clear();
+        }
+        moved.visit(&mut |name, _, tensor| {
+            if let Some(direction) = direction.get(name).filter(|_| scope.contains(name)) {
+                *tensor = B::add_scaled(tensor.clone(), direction, step);
+            }
+        });
+        moved
     }
 
     /// Forward pass over rows of tokens; what the backward pass needs is kept if asked for.

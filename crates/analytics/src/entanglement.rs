@@ -1,0 +1,146 @@
+//! What follows from a pair's Gram alone: cosine, regime, disentanglement band (docs/mathematics.md, section 1).
+
+/// Inner products of the gradients of a pair: g_w of log π(chosen), g_l of log π(rejected).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PairGram {
+    /// ‖g_w‖².
+    pub ww: f64,
+    /// ⟨g_w, g_l⟩.
+    pub wl: f64,
+    /// ‖g_l‖².
+    pub ll: f64,
+}
+
+/// What one small step on an objective does to log π(chosen) and log π(rejected), to first order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Regime {
+    /// Chosen up, rejected down.
+    Ideal,
+    /// Both up.
+    BothUp,
+    /// Both down.
+    BothDown,
+    /// Chosen down, rejected up.
+    Inverted,
+    /// Neither moves.
+    None,
+}
+
+impl Regime {
+    /// The regimes, in the order in which they are shown.
+    pub const ALL: [Self; 5] = [Self::Ideal, Self::BothUp, Self::BothDown, Self::Inverted, Self::None];
+
+    /// Its name in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ideal => "ideal",
+            Self::BothUp => "both-up",
+            Self::BothDown => "both-down",
+            Self::Inverted => "inverted",
+            Self::None => "none",
+        }
+    }
+}
+
+impl PairGram {
+    /// wl / √(ww·ll), within ±1; `None` where a gradient is zero.
+    #[must_use]
+    pub fn cosine(&self) -> Option<f64> {
+        let size = self.ww.sqrt() * self.ll.sqrt();
+        (size > 0.0).then(|| (self.wl / size).clamp(-1.0, 1.0))
+    }
+
+    /// ‖g_l‖ / ‖g_w‖; `None` where both are zero.
+    #[must_use]
+    pub fn norm_ratio(&self) -> Option<f64> {
+        Some(self.ll.sqrt() / self.ww.sqrt()).filter(|ratio| !ratio.is_nan())
+    }
+
+    /// The d_w/d_l for which a margin loss is ideal (Chen et al., arXiv 2604.18239): all of them where the cosine is
+    /// not positive; `None` where a gradient is zero.
+    #[must_use]
+    pub fn band(&self) -> Option<(f64, f64)> {
+        let (cosine, ratio) = (self.cosine()?, self.norm_ratio()?);
+        Some(if cosine > 0.0 { (cosine * ratio, ratio / cosine) } else { (0.0, f64::INFINITY) })
+    }
+
+    /// ΔL_w = d_w·ww − d_l·wl and ΔL_l = d_w·wl − d_l·ll, per unit of step size.
+    #[must_use]
+    pub fn step(&self, d_w: f64, d_l: f64) -> (f64, f64) {
+        (d_w * self.ww - d_l * self.wl, d_w * self.wl - d_l * self.ll)
+    }
+
+    /// The regime for coefficients of the two gradients; `(1, 1)` is the paper's condition for DPO (Yuan et al.,
+    /// arXiv 2410.13828, section 3).
+    ///
+    /// ```
+    /// use tanglescope_analytics::{PairGram, Regime};
+    /// let gram = PairGram { ww: 1.0, wl: 2.0, ll: 9.0 };
+    /// assert_eq!(gram.regime(1.0, 1.0), Regime::BothDown);
+    /// assert_eq!(gram.regime(3.0, 1.0), Regime::Ideal); // inside the band
+    /// ```
+    #[must_use]
+    pub fn regime(&self, d_w: f64, d_l: f64) -> Regime {
+        // a difference within 1e-12 of its terms is zero
+        let sign = |a: f64, b: f64| if (a - b).abs() <= 1e-12 * (a.abs() + b.abs()) { 0.0 } else { (a - b).signum() };
+        let (up_w, up_l) = (sign(d_w * self.ww, d_l * self.wl), sign(d_w * self.wl, d_l * self.ll));
+        // a single zero counts as the ideal sign
+        match (up_w >= 0.0, up_l > 0.0) {
+            _ if up_w == 0.0 && up_l == 0.0 => Regime::None,
+            (true, false) => Regime::Ideal,
+            (true, true) => Regime::BothUp,
+            (false, false) => Regime::BothDown,
+            (false, true) => Regime::Inverted,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The paper's inequalities, with cosines away from the borders.
+        #[test]
+        fn dpo_regimes_are_the_papers_conditions(w in 0.1f64..10.0, l in 0.1f64..10.0, cosine in -0.99f64..0.99) {
+            let gram = PairGram { ww: w * w, wl: cosine * w * l, ll: l * l };
+            let PairGram { ww, wl, ll } = gram;
+            prop_assume!((wl - ww).abs() > 1e-9 && (wl - ll).abs() > 1e-9);
+            let want = if wl <= ww.min(ll) {
+                Regime::Ideal
+            } else if ww <= wl && wl <= ll {
+                Regime::BothDown
+            } else {
+                Regime::BothUp
+            };
+            prop_assert_eq!(gram.regime(1.0, 1.0), want);
+        }
+
+        #[test]
+        fn positive_coefficients_inside_the_band_are_ideal(
+            w in 0.1f64..10.0, l in 0.1f64..10.0, cosine in 0.01f64..0.99, t in 0.01f64..0.99,
+        ) {
+            let gram = PairGram { ww: w * w, wl: cosine * w * l, ll: l * l };
+            let (low, high) = gram.band().unwrap();
+            prop_assert_eq!(gram.regime(low + t * (high - low), 1.0), Regime::Ideal);
+            prop_assert_eq!(gram.regime(low * 0.99, 1.0), Regime::BothDown);
+            prop_assert_eq!(gram.regime(high * 1.01, 1.0), Regime::BothUp);
+        }
+    }
+
+    #[test]
+    fn identical_gradients_have_cosine_one_and_no_regime() {
+        let gram = PairGram { ww: 0.3, wl: 0.3, ll: 0.3 };
+        assert_eq!(gram.cosine(), Some(1.0));
+        assert_eq!(gram.regime(1.0, 1.0), Regime::None);
+    }
+
+    #[test]
+    fn zero_gradients_give_nothing_and_no_nan() {
+        let gram = PairGram::default();
+        assert_eq!((gram.cosine(), gram.norm_ratio(), gram.band()), (None, None, None));
+        assert_eq!(PairGram { ll: 1.0, ..gram }.norm_ratio(), Some(f64::INFINITY));
+    }
+}

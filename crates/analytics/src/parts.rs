@@ -1,0 +1,63 @@
+//! Tables as folders of parts, each written whole and then renamed.
+use crate::error::{Error, Result};
+use polars_core::prelude::DataFrame;
+use polars_io::prelude::{ParquetReader, ParquetWriter, SerReader};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// A table of a run: a folder of parts.
+#[derive(Clone, Debug)]
+pub struct Table {
+    folder: PathBuf,
+}
+
+impl Table {
+    /// The table `name` of a run's folder; the folder is made.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn create(run: &Path, name: &str) -> Result<Self> {
+        let folder = run.join(name);
+        std::fs::create_dir_all(&folder).map_err(|e| Error::new(&folder, e))?;
+        Ok(Self { folder })
+    }
+
+    fn part(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("{number:05}.parquet"))
+    }
+
+    /// Whether a part is there.
+    #[must_use]
+    pub fn has(&self, number: usize) -> bool {
+        self.part(number).is_file()
+    }
+
+    /// Writes a part: into a file beside it, flushed to the disk, then renamed.
+    ///
+    /// # Errors
+    /// Where the disk is full or the folder not writable; no part is left then.
+    pub fn write(&self, number: usize, mut rows: DataFrame) -> Result<()> {
+        let (path, beside) = (self.part(number), self.folder.join(format!("{number:05}.unfinished")));
+        let write = || -> std::result::Result<(), String> {
+            let mut file = File::create(&beside).map_err(|e| e.to_string())?;
+            ParquetWriter::new(&mut file).finish(&mut rows).map_err(|e| e.to_string())?;
+            file.sync_all().map_err(|e| e.to_string())?;
+            std::fs::rename(&beside, &path).map_err(|e| e.to_string())
+        };
+        let mut write = write;
+        write().map_err(|problem| {
+            let _ = std::fs::remove_file(&beside);
+            Error::new(&path, format!("cannot be written: {problem}"))
+        })
+    }
+
+    /// Reads a part.
+    ///
+    /// # Errors
+    /// Where it is missing or damaged.
+    pub fn read(&self, number: usize) -> Result<DataFrame> {
+        let path = self.part(number);
+        let file = File::open(&path).map_err(|e| Error::new(&path, e))?;
+        ParquetReader::new(file).finish().map_err(|e| Error::new(&path, e))
+    }
+}

@@ -1,0 +1,115 @@
+//! What a run found, in a few lines.
+use crate::entanglement::{PairGram, Regime};
+use crate::error::{Error, Result};
+use polars_core::prelude::{DataFrame, PolarsResult};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+/// Gathers the parts of a run, and says what they amount to.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    cosines: Vec<f64>,
+    undefined: usize,
+    regimes: Vec<Regime>,
+    layers: BTreeMap<u32, Vec<f64>>,
+}
+
+/// The value below which a share of sorted values lies, interpolated linearly.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = share * (sorted.len() - 1) as f64;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let low = at.floor() as usize;
+    let high = (low + 1).min(sorted.len() - 1);
+    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
+}
+
+impl Summary {
+    /// Adds a part: rows of pairs.parquet, and the rows of params.parquet for the same pairs.
+    ///
+    /// # Errors
+    /// Where a column is missing or of another type.
+    pub fn add(&mut self, pairs: &DataFrame, params: &DataFrame) -> Result<()> {
+        self.add_pairs(pairs).map_err(|e| Error::new(Path::new("pairs.parquet"), e))?;
+        self.add_layers(params).map_err(|e| Error::new(Path::new("params.parquet"), e))
+    }
+
+    fn add_pairs(&mut self, pairs: &DataFrame) -> PolarsResult<()> {
+        for cosine in pairs.column("cosine")?.f64()?.iter() {
+            match cosine {
+                Some(cosine) => self.cosines.push(cosine),
+                None => self.undefined += 1,
+            }
+        }
+        for name in pairs.column("regime_dpo")?.str()?.iter().flatten() {
+            self.regimes.extend(Regime::ALL.into_iter().filter(|r| r.name() == name));
+        }
+        Ok(())
+    }
+
+    fn add_layers(&mut self, params: &DataFrame) -> PolarsResult<()> {
+        let mut sums: BTreeMap<(u64, u32), PairGram> = BTreeMap::new();
+        let (pair, layer) = (params.column("pair")?.u64()?, params.column("layer")?.u32()?);
+        let (ww, wl, ll) = (params.column("ww")?.f64()?, params.column("wl")?.f64()?, params.column("ll")?.f64()?);
+        for row in 0..params.height() {
+            if let (Some(pair), Some(layer)) = (pair.get(row), layer.get(row)) {
+                let sum = sums.entry((pair, layer)).or_default();
+                sum.ww += ww.get(row).unwrap_or(0.0);
+                sum.wl += wl.get(row).unwrap_or(0.0);
+                sum.ll += ll.get(row).unwrap_or(0.0);
+            }
+        }
+        for ((_, layer), gram) in sums {
+            self.layers.entry(layer).or_default().extend(gram.cosine());
+        }
+        Ok(())
+    }
+
+    /// Quartiles of the cosine: a quarter, the median, three quarters.
+    #[must_use]
+    pub fn quartiles(&self) -> Option<[f64; 3]> {
+        let mut sorted = self.cosines.clone();
+        sorted.sort_by(f64::total_cmp);
+        (!sorted.is_empty()).then(|| [0.25, 0.5, 0.75].map(|share| quantile(&sorted, share)))
+    }
+
+    /// Layers by their median cosine over the pairs, highest first.
+    #[must_use]
+    pub fn layers(&self) -> Vec<(u32, f64)> {
+        let median = |cosines: &Vec<f64>| {
+            let mut sorted = cosines.clone();
+            sorted.sort_by(f64::total_cmp);
+            quantile(&sorted, 0.5)
+        };
+        let filled = self.layers.iter().filter(|(_, cosines)| !cosines.is_empty());
+        let mut layers: Vec<(u32, f64)> = filled.map(|(layer, cosines)| (*layer, median(cosines))).collect();
+        layers.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        layers
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs = self.regimes.len();
+        writeln!(f, "pairs            {pairs}")?;
+        if let Some([low, median, high]) = self.quartiles() {
+            writeln!(f, "cosine           {median:.4} median, quartiles {low:.4} to {high:.4}")?;
+        }
+        if self.undefined > 0 {
+            writeln!(f, "no cosine        {} pairs with a zero gradient", self.undefined)?;
+        }
+        let shares: Vec<String> = Regime::ALL
+            .iter()
+            .map(|regime| (regime.name(), self.regimes.iter().filter(|r| *r == regime).count()))
+            .filter(|(_, n)| *n > 0)
+            .map(|(name, n)| format!("{name} {:.1}%", 100.0 * n as f64 / pairs as f64))
+            .collect();
+        writeln!(f, "DPO regimes      {}", shares.join(", "))?;
+        let layers: Vec<String> =
+            self.layers().iter().take(3).map(|(layer, cosine)| format!("{layer} ({cosine:.4})")).collect();
+        if !layers.is_empty() {
+            writeln!(f, "highest layers   {} by median cosine", layers.join(", "))?;
+        }
+        Ok(())
+    }
+}

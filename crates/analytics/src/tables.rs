@@ -1,0 +1,125 @@
+//! The tables of a run, as data frames (docs/formats.md).
+use crate::entanglement::PairGram;
+use polars_core::prelude::{Column, DataFrame};
+
+/// A row of pairs.parquet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairRow {
+    /// Number of the row in the data.
+    pub pair: u64,
+    /// The row's own `id`.
+    pub id: Option<String>,
+    /// Tokens of the prompt, of both responses, and of the shared trunk.
+    pub tokens: PairLengths,
+    /// log π(chosen | prompt).
+    pub logp_chosen: f64,
+    /// log π(rejected | prompt).
+    pub logp_rejected: f64,
+    /// Inner products over all parameters in scope.
+    pub gram: PairGram,
+}
+
+/// Lengths in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairLengths {
+    /// The prompt.
+    pub prompt: u32,
+    /// The preferred response.
+    pub chosen: u32,
+    /// The other response.
+    pub rejected: u32,
+    /// What the two input sequences have in common.
+    pub trunk: u32,
+    /// What the prompt lost on the left.
+    pub truncated: u32,
+}
+
+/// A row of params.parquet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamRow {
+    /// Number of the row in the data.
+    pub pair: u64,
+    /// Name of the parameter.
+    pub param: String,
+    /// Its block.
+    pub layer: Option<u32>,
+    /// Its module.
+    pub module: String,
+    /// Inner products of this parameter's gradients.
+    pub gram: PairGram,
+}
+
+fn column<R, T>(name: &str, rows: &[R], value: impl Fn(&R) -> T) -> Column
+where
+    Vec<T>: Into<Values>,
+{
+    let values: Values = rows.iter().map(value).collect::<Vec<T>>().into();
+    values.column(name)
+}
+
+/// The types of column that the tables use.
+enum Values {
+    U64(Vec<u64>),
+    U32(Vec<u32>),
+    U32Null(Vec<Option<u32>>),
+    F64(Vec<f64>),
+    F64Null(Vec<Option<f64>>),
+    Text(Vec<String>),
+    TextNull(Vec<Option<String>>),
+}
+
+macro_rules! values {
+    ($($variant:ident: $t:ty),*) => {
+        $(impl From<Vec<$t>> for Values {
+            fn from(values: Vec<$t>) -> Self { Self::$variant(values) }
+        })*
+        impl Values {
+            fn column(self, name: &str) -> Column {
+                match self { $(Self::$variant(values) => Column::new(name.into(), values)),* }
+            }
+        }
+    };
+}
+values!(U64: u64, U32: u32, U32Null: Option<u32>, F64: f64, F64Null: Option<f64>, Text: String, TextNull: Option<String>);
+
+fn frame(columns: Vec<Column>) -> DataFrame {
+    DataFrame::new_infer_height(columns).unwrap_or_else(|e| unreachable!("columns of one list of rows: {e}"))
+}
+
+/// pairs.parquet.
+#[must_use]
+pub fn pairs(rows: &[PairRow]) -> DataFrame {
+    frame(vec![
+        column("pair", rows, |r| r.pair),
+        column("id", rows, |r| r.id.clone()),
+        column("prompt_tokens", rows, |r| r.tokens.prompt),
+        column("chosen_tokens", rows, |r| r.tokens.chosen),
+        column("rejected_tokens", rows, |r| r.tokens.rejected),
+        column("trunk_tokens", rows, |r| r.tokens.trunk),
+        column("truncated_tokens", rows, |r| r.tokens.truncated),
+        column("logp_chosen", rows, |r| r.logp_chosen),
+        column("logp_rejected", rows, |r| r.logp_rejected),
+        column("ww", rows, |r| r.gram.ww),
+        column("wl", rows, |r| r.gram.wl),
+        column("ll", rows, |r| r.gram.ll),
+        column("cosine", rows, |r| r.gram.cosine()),
+        column("norm_ratio", rows, |r| r.gram.norm_ratio()),
+        column("band_low", rows, |r| r.gram.band().map(|band| band.0)),
+        column("band_high", rows, |r| r.gram.band().map(|band| band.1)),
+        column("regime_dpo", rows, |r| r.gram.regime(1.0, 1.0).name().to_owned()),
+    ])
+}
+
+/// params.parquet.
+#[must_use]
+pub fn params(rows: &[ParamRow]) -> DataFrame {
+    frame(vec![
+        column("pair", rows, |r| r.pair),
+        column("param", rows, |r| r.param.clone()),
+        column("layer", rows, |r| r.layer),
+        column("module", rows, |r| r.module.clone()),
+        column("ww", rows, |r| r.gram.ww),
+        column("wl", rows, |r| r.gram.wl),
+        column("ll", rows, |r| r.gram.ll),
+    ])
+}

@@ -1,0 +1,222 @@
+//! `tanglescope analyze`: every pair's entanglement, part by part.
+use crate::cli::Analyze;
+use crate::device::OnDevice;
+use crate::error::{Error, Result};
+use crate::manifest::{Identity, Manifest, Plan};
+use crate::options::{ModelOptions, dtype_name, limits, reading};
+use crate::progress::Progress;
+use std::fs::File;
+use std::path::Path;
+use tanglescope_analytics::tables::{PairLengths, PairRow, ParamRow};
+use tanglescope_analytics::{PairGram, Summary, Table, tables};
+use tanglescope_data::{Dataset, Pair};
+use tanglescope_gram::{Cotangent, Group, GroupResult, grams, plan};
+use tanglescope_kernels::Kernels;
+use tanglescope_model::{AdapterSource, Decoder, InScope};
+
+/// Pairs of a part: few enough that little is lost when a run is killed, many enough that batches of like length fill.
+const ROWS_PER_PART: usize = 64;
+
+/// Runs the command, and returns what it found.
+pub fn run(args: &Analyze) -> Result<Summary> {
+    let options = ModelOptions::new(&args.model)?;
+    if args.memory.is_some_and(|gib| gib.is_nan() || gib <= 0.0) {
+        return Err(Error::option("--memory", "expected a positive number of GiB"));
+    }
+    options.announce();
+    options.device.run(Work { args, options: &options })
+}
+
+struct Work<'a> {
+    args: &'a Analyze,
+    options: &'a ModelOptions,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = Result<Summary>;
+
+    fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
+        let Self { args, options } = self;
+        let model = options.load::<B>(options.dtype, device)?;
+        let scope = InScope::resolve(&options.scope, &model)?;
+        let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model))?;
+        for skipped in &data.skipped {
+            eprintln!("{}: row {} left out: {}", data.path.display(), skipped.row, skipped.problem);
+        }
+        let truncated = data.pairs.iter().filter(|pair| pair.truncated_tokens > 0).count();
+        if truncated > 0 {
+            eprintln!("{truncated} prompts were cut from the left; column truncated_tokens says by how much");
+        }
+        let out = &args.out;
+        std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
+        let _lock = lock(out)?;
+        let manifest = open(args, options, &model, &data)?;
+        let run = Run { model: &model, scope: &scope, plan: manifest.plan };
+        run.parts(&data, out)
+    }
+}
+
+/// Keeps a second process out of the folder until it is dropped.
+fn lock(out: &Path) -> Result<File> {
+    let path = out.join(".lock");
+    let file = File::create(&path).map_err(|e| Error::output(&path, format!("cannot be written: {e}")))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::output(out, "another run is writing to this folder")),
+        // a file system without locks
+        Err(std::fs::TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+/// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
+fn open<B: Kernels>(args: &Analyze, options: &ModelOptions, model: &Decoder<B>, data: &Dataset) -> Result<Manifest> {
+    let (adapter, adapter_folder, seed) = match &options.adapter {
+        AdapterSource::None => (None, None, None),
+        AdapterSource::Saved(folder) => (model.adapter_hash.clone(), Some(folder.clone()), None),
+        AdapterSource::Fresh(fresh) => (Some(format!("fresh {fresh:?}")), None, Some(fresh.seed)),
+    };
+    let identity = Identity {
+        model: model.content_hash.clone(),
+        adapter,
+        data: data.content_hash.clone(),
+        scope: options.scope.to_string(),
+        dtype: dtype_name(options.dtype).to_owned(),
+    };
+    let device = options.device.to_string();
+    let manifest = match Manifest::read(&args.out)? {
+        Some(mut manifest) => {
+            manifest.same_run(&identity, &args.out)?;
+            if !manifest.devices.contains(&device) {
+                manifest.devices.push(device);
+            }
+            manifest
+        }
+        None => Manifest {
+            tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
+            command: std::env::args().collect(),
+            model: options.folder.clone(),
+            adapter: adapter_folder,
+            data: data.path.clone(),
+            pairs: data.pairs.len(),
+            skipped: data.skipped.clone(),
+            devices: vec![device],
+            seed,
+            identity,
+            plan: Plan { rows_per_part: ROWS_PER_PART, forward_rows_per_batch: rows_per_batch(args.memory, model) },
+        },
+    };
+    manifest.write(&args.out)?;
+    Ok(manifest)
+}
+
+/// Forward rows that a batch may have.
+fn rows_per_batch<B: Kernels>(memory: Option<f64>, model: &Decoder<B>) -> usize {
+    let bytes_per_row = plan::bytes_per_row(&model.description, model.dtype) as f64;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let rows = |bytes: f64| (bytes / bytes_per_row) as usize;
+    match memory {
+        Some(gib) => rows(gib * 2f64.powi(30)).max(1),
+        None => {
+            let mut system = sysinfo::System::new();
+            system.refresh_memory();
+            // half of what is free: the estimate leaves out small things, and the machine may have other work
+            rows(system.available_memory() as f64 / 2.0).clamp(1, plan::ENOUGH_ROWS)
+        }
+    }
+}
+
+/// A model, and what is measured of it in which portions.
+struct Run<'a, B: Kernels> {
+    model: &'a Decoder<B>,
+    scope: &'a InScope,
+    plan: Plan,
+}
+
+impl<B: Kernels> Run<'_, B> {
+    /// Makes every part that is not there yet, and sums up all of them.
+    fn parts(&self, data: &Dataset, out: &Path) -> Result<Summary> {
+        let (pairs, params) = (Table::create(out, "pairs.parquet")?, Table::create(out, "params.parquet")?);
+        let windows: Vec<&[Pair]> = data.pairs.chunks(self.plan.rows_per_part).collect();
+        // pairs.parquet is written last, so its part says that both are there
+        let is_done = |part: usize| pairs.has(part) && params.has(part);
+        let before = windows.iter().enumerate().filter(|(part, _)| is_done(*part)).map(|(_, w)| w.len()).sum();
+        if before > 0 {
+            eprintln!("{}: {before} of {} pairs are there already", out.display(), data.pairs.len());
+        }
+        let mut progress = Progress::new(data.pairs.len(), before);
+        let mut summary = Summary::default();
+        for (part, window) in windows.iter().enumerate() {
+            if !is_done(part) {
+                let (pair_rows, param_rows) = self.window(window, &mut progress)?;
+                params.write(part, tables::params(&param_rows))?;
+                pairs.write(part, tables::pairs(&pair_rows))?;
+            }
+            summary.add(&pairs.read(part)?, &params.read(part)?)?;
+        }
+        progress.finish();
+        Ok(summary)
+    }
+
+    /// The rows of a part, in data order.
+    fn window(&self, window: &[Pair], progress: &mut Progress) -> Result<(Vec<PairRow>, Vec<ParamRow>)> {
+        let groups: Vec<Group> = window
+            .iter()
+            .map(|pair| Group {
+                prompt: pair.tokens.prompt.clone(),
+                responses: vec![pair.tokens.chosen.clone(), pair.tokens.rejected.clone()],
+            })
+            .collect();
+        let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
+        let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
+        let mut results: Vec<Option<GroupResult>> = groups.iter().map(|_| None).collect();
+        for batch in plan::batches(&lengths, self.plan.forward_rows_per_batch) {
+            let items: Vec<(&Group, &[Cotangent])> =
+                batch.iter().map(|&g| (&groups[g], cotangents[g].as_slice())).collect();
+            for (g, result) in batch.iter().zip(grams(self.model, self.scope, &items)) {
+                results[*g] = Some(result);
+            }
+            progress.add(batch.len());
+        }
+        let mut pair_rows = Vec::with_capacity(window.len());
+        let mut param_rows = Vec::with_capacity(window.len() * self.scope.parameters.len());
+        for (pair, result) in window.iter().zip(results.into_iter().flatten()) {
+            if !result.total().iter().chain(&[result.logp(0), result.logp(1)]).all(|x| x.is_finite()) {
+                let problem = "a log-probability or inner product is not finite: the model overflows this number type";
+                return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", pair.row)));
+            }
+            pair_rows.push(pair_row(pair, &result));
+            for (parameter, gram) in self.scope.parameters.iter().zip(&result.grams) {
+                param_rows.push(ParamRow {
+                    pair: pair.row,
+                    param: parameter.name.clone(),
+                    layer: parameter.layer.and_then(|layer| u32::try_from(layer).ok()),
+                    module: parameter.module.clone(),
+                    gram: pair_gram(gram),
+                });
+            }
+        }
+        Ok((pair_rows, param_rows))
+    }
+}
+
+fn pair_gram(gram: &[f64]) -> PairGram {
+    PairGram { ww: gram[0], wl: gram[1], ll: gram[3] }
+}
+
+fn pair_row(pair: &Pair, result: &GroupResult) -> PairRow {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    PairRow {
+        pair: pair.row,
+        id: pair.id.clone(),
+        tokens: PairLengths {
+            prompt: count(pair.tokens.prompt.len()),
+            chosen: count(pair.tokens.chosen.len()),
+            rejected: count(pair.tokens.rejected.len()),
+            trunk: count(result.trunk_tokens),
+            truncated: count(pair.truncated_tokens),
+        },
+        logp_chosen: result.logp(0),
+        logp_rejected: result.logp(1),
+        gram: pair_gram(&result.total()),
+    }
+}

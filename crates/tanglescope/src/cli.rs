@@ -1,0 +1,137 @@
+//! The command line as it is written.
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Measures gradient entanglement in preference-tuned language models.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Entanglement of every preference pair: log-probabilities and inner products of their gradients
+    Analyze(Analyze),
+    /// Check a model and data: gradients against differences in f64, the working precision against f64
+    Verify(Verify),
+    /// List the devices of this machine
+    Devices,
+    /// Run `analyze` on a small model and pairs that the program carries
+    Demo(Demo),
+}
+
+/// Which model, and what of it.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Folder of a Hugging Face model: config.json, safetensors, tokenizer.json
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    /// Folder of a PEFT LoRA adapter
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
+    /// Parameters: lora (A and B), trainable (with `modules_to_save`), full (all of the base), head (the logits part of
+    /// the output matrix), or a regular expression over names
+    #[arg(long, default_value = "lora")]
+    pub scope: String,
+    /// Rank of the fresh adapter that scope `lora` uses where none is given
+    #[arg(long, default_value_t = 16, value_name = "R")]
+    pub lora_r: usize,
+    /// α of the fresh adapter: its factor is α/r [default: twice the rank]
+    #[arg(long, value_name = "ALPHA")]
+    pub lora_alpha: Option<f64>,
+    /// Modules of the fresh adapter, separated by commas [default: the projections of attention]
+    #[arg(long, value_delimiter = ',', value_name = "MODULES")]
+    pub lora_targets: Vec<String>,
+    /// Seed of the fresh adapter
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Precision
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub dtype: Precision,
+    /// cpu, cuda[:N] or vulkan[:N] [default: the best present]
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+/// Which rows, and how they become tokens.
+#[derive(Args, Clone, Debug)]
+pub struct DataArgs {
+    /// Preference pairs as JSONL, plain or .gz
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Only the first N rows
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Render plain-text rows with the chat template, as a user and an assistant turn
+    #[arg(long)]
+    pub chat: bool,
+    /// End plain-text responses with the tokenizer's EOS
+    #[arg(long)]
+    pub append_eos: bool,
+    /// Longest prompt and response together
+    #[arg(long, value_name = "TOKENS")]
+    pub max_tokens: Option<usize>,
+    /// Cut prompts that are longer than --max-tokens allows from the left; without it their rows are bad
+    #[arg(long, requires = "max_tokens")]
+    pub truncate_prompt: bool,
+    /// What to do with a row that cannot be used
+    #[arg(long, value_enum, default_value_t = OnBadRow::Stop)]
+    pub on_bad_row: OnBadRow,
+}
+
+/// Number type of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 64 bits, on the CPU.
+    F64,
+}
+
+/// What to do with a row that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnBadRow {
+    /// End with an error that names it.
+    Stop,
+    /// Go on, and record it in the manifest.
+    Skip,
+}
+
+/// Options of `analyze`.
+#[derive(Args, Clone, Debug)]
+pub struct Analyze {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Folder for the results; an unfinished run in it goes on where it stopped
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// GiB that a batch may take [default: what batching still gains from, within what is free]
+    #[arg(long, value_name = "GIB")]
+    pub memory: Option<f64>,
+}
+
+/// Options of `verify`.
+#[derive(Args, Clone, Debug)]
+pub struct Verify {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Pairs to check
+    #[arg(long, default_value_t = 2)]
+    pub pairs: usize,
+}
+
+/// Options of `demo`.
+#[derive(Args, Clone, Debug)]
+pub struct Demo {
+    /// Folder for the results and the demo's model [default: a temporary one]
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+}

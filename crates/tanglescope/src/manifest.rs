@@ -1,0 +1,117 @@
+//! manifest.json: what a results folder was made from, and by what plan, so that a run can go on.
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use tanglescope_data::Skipped;
+
+/// What decides the rows of a results folder. Folders whose identity differs do not mix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// SHA-256 of the base model's weights and config.
+    pub model: String,
+    /// SHA-256 of a saved adapter, or the settings of a fresh one.
+    pub adapter: Option<String>,
+    /// SHA-256 of the token ids of all rows.
+    pub data: String,
+    /// The scope as given.
+    pub scope: String,
+    /// Number type.
+    pub dtype: String,
+}
+
+/// How rows are cut into parts and batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Consecutive usable rows of a part.
+    pub rows_per_part: usize,
+    /// Forward rows of a batch.
+    pub forward_rows_per_batch: usize,
+}
+
+/// The whole file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the program.
+    pub tanglescope: String,
+    /// The command line.
+    pub command: Vec<String>,
+    /// Folder of the model.
+    pub model: PathBuf,
+    /// Folder of the adapter.
+    pub adapter: Option<PathBuf>,
+    /// The data file.
+    pub data: PathBuf,
+    /// Usable rows.
+    pub pairs: usize,
+    /// Rows that were left out, and why.
+    pub skipped: Vec<Skipped>,
+    /// Devices that rows were computed on.
+    pub devices: Vec<String>,
+    /// Seed of a fresh adapter.
+    pub seed: Option<u64>,
+    /// What decides the rows.
+    pub identity: Identity,
+    /// How they are cut.
+    pub plan: Plan,
+}
+
+/// The name of the file.
+const NAME: &str = "manifest.json";
+
+impl Manifest {
+    /// The manifest of a folder, if it has one.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(NAME);
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| {
+                Error::output(&path, format!("not a manifest of this program ({e}); choose another --out"))
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::output(&path, e)),
+        }
+    }
+
+    /// Writes it whole.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(NAME);
+        let write = || -> std::io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            serde_json::to_writer_pretty(&mut file, self)?;
+            file.write_all(b"\n")?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().map_err(|e| Error::output(&path, format!("cannot be written: {e}")))
+    }
+
+    /// Refuses to go on with a run of another identity.
+    pub fn same_run(&self, identity: &Identity, folder: &Path) -> Result<()> {
+        let (old, new) = (&self.identity, identity);
+        let none = "none".to_owned();
+        let pairs = [
+            ("model", &old.model, &new.model),
+            ("adapter", old.adapter.as_ref().unwrap_or(&none), new.adapter.as_ref().unwrap_or(&none)),
+            ("data or tokenisation", &old.data, &new.data),
+            ("scope", &old.scope, &new.scope),
+            ("dtype", &old.dtype, &new.dtype),
+        ];
+        match pairs.iter().find(|(_, old, new)| old != new) {
+            None => Ok(()),
+            Some((what, old, new)) => Err(Error::option(
+                format!("--out {}", folder.display()),
+                format!(
+                    "holds a run with another {what} ({} there, {} now); choose another folder",
+                    short(old),
+                    short(new)
+                ),
+            )),
+        }
+    }
+}
+
+/// The beginning of a hash, or the whole of anything shorter.
+fn short(text: &str) -> &str {
+    if text.len() > 40 { text.get(..12).unwrap_or(text) } else { text }
+}

@@ -1,0 +1,251 @@
+//! `tanglescope verify`: a user's model and data against independent arithmetic, before a long run.
+//!
+//! In f64 (or, where memory does not hold that, f32): log-probabilities along lines through parameter space, whose
+//! central differences must be what the Gram says. Then the Gram in the working precision against that one.
+use crate::cli::Verify;
+use crate::device::OnDevice;
+use crate::error::{Error, Result};
+use crate::options::{ModelOptions, dtype_name, limits, reading};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use std::collections::HashMap;
+use tanglescope_data::Dataset;
+use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, GroupResult, grams, run as run_batch, token_logps};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
+use tanglescope_model::{Decoder, InScope};
+
+/// How differences are taken in a number type, and how far they may be off.
+struct Arithmetic {
+    dtype: DType,
+    /// Change of log π that a step along a gradient aims at.
+    change: f64,
+    /// Error of a difference, relative to the gradient's length.
+    tolerance: f64,
+}
+
+/// The five-point difference is off by the fifth derivative times step⁴ / 30, relative 1e-3⁴ ≈ 1e-12, and by the
+/// rounding of four log-probabilities: some 1e-15 · |log π| · √depth / change ≈ 1e-15 · 1e3 · 10 / 1e-3 = 1e-8.
+const F64: Arithmetic = Arithmetic { dtype: DType::F64, change: 1e-3, tolerance: 1e-6 };
+
+/// The same with 6e-8 in place of 1e-16: 6e-8 · 1e2 · 10 / 1e-1 ≈ 1e-3 to 1e-2, with a step a hundred times as long.
+const F32: Arithmetic = Arithmetic { dtype: DType::F32, change: 1e-1, tolerance: 5e-2 };
+
+/// Error of a Gram in f32 relative to √(ww·ll): 10 ε₃₂ times a depth of about 100 operations.
+const WORKING_TOLERANCE: f64 = 1e-4;
+
+/// Runs the command.
+pub fn run(args: &Verify) -> Result<()> {
+    let options = ModelOptions::new(&args.model)?;
+    options.announce();
+    let file = options.folder.join("model.safetensors");
+    let stored = std::fs::metadata(&file).map_or(0, |m| m.len());
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    // weights of at least 2 bytes become 8; the model, a moved copy, two gradients, and as much again in passing
+    let needed = stored.saturating_mul(4 * 6);
+    let exact = if needed < system.available_memory() {
+        F64
+    } else {
+        eprintln!(
+            "memory: f64 would need about {:.0} GiB, so differences are taken in f32",
+            needed as f64 / 2f64.powi(30)
+        );
+        F32
+    };
+    let mut checks = Checks::default();
+    let reference = differences(args, &options, &exact, &mut checks)?;
+    let working = options.device.run(Working { args, options: &options })?;
+    for (i, (got, want)) in working.iter().zip(&reference).enumerate() {
+        let (got, want) = (got.total(), want.total());
+        let size = (want[0] * want[3]).sqrt();
+        for (at, what) in [(0, "ww"), (1, "wl"), (3, "ll")] {
+            let name = format!("pair {i}: {what} in {} against {}", dtype_name(options.dtype), dtype_name(exact.dtype));
+            checks.add(&name, got[at], want[at], size, WORKING_TOLERANCE);
+        }
+    }
+    checks.finish()
+}
+
+/// Comparisons, printed as they are made.
+#[derive(Default)]
+struct Checks {
+    failed: usize,
+    made: usize,
+}
+
+impl Checks {
+    /// Compares two numbers relative to a size.
+    fn add(&mut self, what: &str, got: f64, want: f64, size: f64, tolerance: f64) {
+        let error = if size > 0.0 { (got - want).abs() / size } else { (got - want).abs() };
+        // a NaN fails
+        let passed = error <= tolerance;
+        self.made += 1;
+        self.failed += usize::from(!passed);
+        let verdict = if passed { "pass" } else { "FAIL" };
+        println!("{verdict}  {what}: {got:.9e}, expected {want:.9e}, error {error:.1e} (up to {tolerance:.0e})");
+    }
+
+    fn finish(self) -> Result<()> {
+        println!("{} of {} checks passed", self.made - self.failed, self.made);
+        if self.failed == 0 {
+            return Ok(());
+        }
+        Err(Error::Failed(format!("{} checks failed: do not rely on results of this model here", self.failed)))
+    }
+}
+
+/// Model, scope and the first groups of the data.
+fn load<B: Kernels>(
+    args: &Verify,
+    options: &ModelOptions,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<(Decoder<B>, InScope, Vec<Group>)> {
+    let model = options.load::<B>(dtype, device)?;
+    let scope = InScope::resolve(&options.scope, &model)?;
+    let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model))?;
+    let groups = data
+        .pairs
+        .into_iter()
+        .take(args.pairs.max(1))
+        .map(|pair| Group { prompt: pair.tokens.prompt, responses: vec![pair.tokens.chosen, pair.tokens.rejected] });
+    Ok((model, scope, groups.collect()))
+}
+
+/// Grams one pair at a time, so that long data needs no more memory than its longest pair.
+fn results<B: Kernels>(model: &Decoder<B>, scope: &InScope, groups: &[Group]) -> Vec<GroupResult> {
+    groups.iter().flat_map(|group| grams(model, scope, &[(group, &Cotangent::log_probabilities(group))])).collect()
+}
+
+/// The Grams in the working precision, on the device.
+struct Working<'a> {
+    args: &'a Verify,
+    options: &'a ModelOptions,
+}
+
+impl OnDevice for Working<'_> {
+    type Output = Result<Vec<GroupResult>>;
+
+    fn run<B: Kernels>(self, device: &B::Device) -> Self::Output {
+        let (model, scope, groups) = load::<B>(self.args, self.options, self.options.dtype, device)?;
+        Ok(results(&model, &scope, &groups))
+    }
+}
+
+/// Log-probabilities along lines against the Gram; returns the Grams.
+fn differences(
+    args: &Verify,
+    options: &ModelOptions,
+    arithmetic: &Arithmetic,
+    checks: &mut Checks,
+) -> Result<Vec<GroupResult>> {
+    let (model, scope, groups) = load::<Flex>(args, options, arithmetic.dtype, &FlexDevice)?;
+    let reference = results(&model, &scope, &groups);
+    for (i, (group, result)) in groups.iter().zip(&reference).enumerate() {
+        let forward = logps(&model, group);
+        for (branch, name) in ["chosen", "rejected"].into_iter().enumerate() {
+            let (got, want) = (result.logp(branch), forward[branch]);
+            checks.add(
+                &format!("pair {i}: logp_{name} of the pair against its branch alone"),
+                got,
+                want,
+                want.abs(),
+                arithmetic.tolerance,
+            );
+        }
+        let cotangents = Cotangent::log_probabilities(group);
+        let batch = Batch::new(&[(group, &cotangents)]);
+        let mut sink = GradientSink::<Flex>::new(&scope, 2);
+        run_batch(&model, &batch, &mut sink);
+        let total = result.total();
+        let lengths = [total[0].sqrt(), total[3].sqrt()];
+        for (branch, name) in ["g_w", "g_l"].into_iter().enumerate() {
+            let length = lengths[branch];
+            if length == 0.0 {
+                println!("pair {i}: {name} is zero");
+                continue;
+            }
+            let direction = direction_of(&sink, branch);
+            // along g/‖g‖ log π changes by ‖g‖ times the step
+            let step = arithmetic.change / (length * length);
+            let slopes = slopes(&model, &scope, &direction, step, group);
+            for (other, of) in ["g_w", "g_l"].into_iter().enumerate() {
+                let want = total[2 * branch + other];
+                let what = format!("pair {i}: ⟨{name}, {of}⟩ against the difference along {name}");
+                checks.add(&what, want, slopes[other], length * lengths[other], arithmetic.tolerance);
+            }
+        }
+        let random = random_direction(&model, &scope, i as u64);
+        let (norm, along) = (size(&random), dots(&sink, &random));
+        let expected = lengths[0].max(lengths[1]) * norm / (parameters(&random) as f64).sqrt();
+        if expected > 0.0 {
+            let slopes = slopes(&model, &scope, &random, arithmetic.change / expected, group);
+            for (branch, name) in ["g_w", "g_l"].into_iter().enumerate() {
+                let what = format!("pair {i}: ⟨{name}, random direction⟩ against the difference along it");
+                checks.add(&what, along[branch], slopes[branch], expected, arithmetic.tolerance);
+            }
+        }
+    }
+    Ok(reference)
+}
+
+/// log π of both branches, each run alone, without a shared trunk.
+fn logps(model: &Decoder<Flex>, group: &Group) -> [f64; 2] {
+    [0, 1].map(|branch| {
+        let alone = Group { prompt: group.prompt.clone(), responses: vec![group.responses[branch].clone()] };
+        token_logps(model, &[&alone])[0][0].iter().sum()
+    })
+}
+
+/// d log π / d step along a direction: the five-point central difference.
+fn slopes(
+    model: &Decoder<Flex>,
+    scope: &InScope,
+    direction: &HashMap<String, FloatTensor<Flex>>,
+    step: f64,
+    group: &Group,
+) -> [f64; 2] {
+    let at = |steps: f64| logps(&model.moved(scope, direction, steps * step), group);
+    let (m2, m1, p1, p2) = (at(-2.0), at(-1.0), at(1.0), at(2.0));
+    [0, 1].map(|b| (8.0 * (p1[b] - m1[b]) - (p2[b] - m2[b])) / (12.0 * step))
+}
+
+fn direction_of(sink: &GradientSink<'_, Flex>, branch: usize) -> HashMap<String, FloatTensor<Flex>> {
+    sink.gradients.iter().map(|(name, gradients)| (name.clone(), gradients[branch].clone())).collect()
+}
+
+fn random_direction(model: &Decoder<Flex>, scope: &InScope, seed: u64) -> HashMap<String, FloatTensor<Flex>> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut out = HashMap::new();
+    model.clone().visit(&mut |name, _, tensor| {
+        if scope.contains(name) {
+            let shape = tensor.shape();
+            let values: Vec<f64> = (0..shape.num_elements()).map(|_| StandardNormal.sample(&mut random)).collect();
+            let data = TensorData::new(values, shape).convert_dtype(model.dtype);
+            out.insert(name.to_owned(), Flex::upload(data, &FlexDevice));
+        }
+    });
+    out
+}
+
+fn parameters(direction: &HashMap<String, FloatTensor<Flex>>) -> usize {
+    direction.values().map(|tensor| tensor.shape().num_elements()).sum()
+}
+
+fn size(direction: &HashMap<String, FloatTensor<Flex>>) -> f64 {
+    direction.values().map(|t| Flex::download(t).iter().map(|x| x * x).sum::<f64>()).sum::<f64>().sqrt()
+}
+
+/// ⟨g_w, direction⟩ and ⟨g_l, direction⟩.
+fn dots(sink: &GradientSink<'_, Flex>, direction: &HashMap<String, FloatTensor<Flex>>) -> [f64; 2] {
+    [0, 1].map(|branch| {
+        let names = sink.gradients.iter();
+        names
+            .map(|(name, gradients)| {
+                let (g, d) = (Flex::download(&gradients[branch]), Flex::download(&direction[name]));
+                g.iter().zip(&d).map(|(g, d)| g * d).sum::<f64>()
+            })
+            .sum()
+    })
+}
