@@ -161,7 +161,11 @@ pub fn norm_gain_terms<B: Backend>(
 /// See [`crate::Kernels::segment_sums`].
 pub fn segment_sums<B: Backend>(x: &FloatTensor<B>, offsets: &[usize]) -> Vec<Vec<f64>> {
     let x = wrap::<B, 2>(x);
-    offsets.windows(2).map(|ends| host(x.clone().slice([ends[0]..ends[1]]).sum_dim(0))).collect()
+    let sum = |ends: &[usize]| match ends[0] == ends[1] {
+        true => vec![0.0; x.dims()[1]],
+        false => host(x.clone().slice([ends[0]..ends[1]]).sum_dim(0)),
+    };
+    offsets.windows(2).map(sum).collect()
 }
 
 /// f(x) and f′(x).
@@ -413,13 +417,14 @@ pub fn head<B: Backend>(
     HeadOutput { logp, log_normaliser, back: unwrap(of_targets - mean / sum), products }
 }
 
-fn pairwise_products<B: Backend>(gradients: &[Tensor<B, 2>]) -> BlockGram {
+fn pairwise_products<B: Backend>(gradients: &[Option<Tensor<B, 2>>]) -> BlockGram {
     let k = gradients.len();
     let mut gram = vec![0.0; k * k];
     for i in 0..k {
         for j in 0..=i {
+            let (Some(a), Some(b)) = (&gradients[i], &gradients[j]) else { continue };
             // row sums on the device, the sum of rows in f64
-            let sum = host((gradients[i].clone() * gradients[j].clone()).sum_dim(1)).iter().sum();
+            let sum = host((a.clone() * b.clone()).sum_dim(1)).iter().sum();
             gram[i * k + j] = sum;
             gram[j * k + i] = sum;
         }
@@ -432,12 +437,15 @@ pub fn gram_tile<B: Backend>(x: &FloatTensor<B>, delta: &FloatTensor<B>, rows: &
     rows.blocks
         .iter()
         .map(|block| {
-            let gradients: Vec<Tensor<B, 2>> = block
+            // a cotangent of zero has no rows
+            let gradients: Vec<Option<Tensor<B, 2>>> = block
                 .clone()
                 .map(|k| {
                     let of = rows.of(k);
-                    let input = wrap::<B, 2>(&gather::<B>(x, &rows.index[of.clone()], None));
-                    wrap::<B, 2>(delta).slice([of]).transpose().matmul(input)
+                    (!of.is_empty()).then(|| {
+                        let input = wrap::<B, 2>(&gather::<B>(x, &rows.index[of.clone()], None));
+                        wrap::<B, 2>(delta).slice([of]).transpose().matmul(input)
+                    })
                 })
                 .collect();
             pairwise_products(&gradients)
@@ -450,6 +458,10 @@ pub fn gram_rows<B: Backend>(x: &FloatTensor<B>, deltas: &[&FloatTensor<B>], row
     let mut out: Vec<Vec<BlockGram>> = deltas.iter().map(|_| Vec::new()).collect();
     for block in &rows.blocks {
         let of = rows.of_block(block);
+        if of.is_empty() {
+            out.iter_mut().for_each(|out| out.push(vec![0.0; block.len() * block.len()]));
+            continue;
+        }
         let input = wrap::<B, 2>(&gather::<B>(x, &rows.index[of.clone()], None));
         let xx = input.clone().matmul(input.transpose());
         for (delta, out) in deltas.iter().zip(&mut out) {

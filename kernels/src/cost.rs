@@ -23,7 +23,10 @@ pub enum Reduction {
 /// use tanglescope_kernels::{RowSet, cost::{Reduction, choose}};
 /// let rows = RowSet { index: (0..60).chain(0..60).collect(), offsets: vec![0, 60, 120], blocks: vec![0..2] };
 /// // few rows against a wide matrix, and many against a low-rank factor
-/// assert_eq!(choose(576, &[576, 16], &rows), [Reduction::Gram, Reduction::Tile]);
+/// assert_eq!(choose(576, &[576], &rows), [Reduction::Gram]);
+/// assert_eq!(choose(576, &[16], &rows), [Reduction::Tile]);
+/// // once x·xᵀ is formed for a wide matrix, it serves the factor too
+/// assert_eq!(choose(576, &[576, 16], &rows), [Reduction::Gram, Reduction::Gram]);
 /// ```
 #[must_use]
 pub fn choose(inputs: usize, outputs: &[usize], rows: &RowSet) -> Vec<Reduction> {

@@ -4,8 +4,8 @@
 //! anything but what is defined here, and with a bound on the instructions they may take.
 use crate::error::{Error, Result};
 use crate::preference::Message;
-use minijinja::value::Kwargs;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, ErrorKind, Output, Value, context};
 use regex::Regex;
 use serde_json::Map;
 use std::path::Path;
@@ -41,6 +41,7 @@ impl ChatTemplate {
             Ok(text)
         });
         environment.add_filter("tojson", to_json);
+        environment.set_formatter(|out, _, value| write_value(out, value));
         // transformers marks what the assistant said with a tag of its own, which renders as its content
         let generation = Regex::new(r"\{%(-?)\s*(end)?generation\s*(-?)%\}").map_err(|e| Error::file(path, e))?;
         let source = generation.replace_all(source, |tag: &regex::Captures<'_>| {
@@ -68,6 +69,43 @@ impl ChatTemplate {
 
 fn one_line(error: &minijinja::Error) -> String {
     error.to_string().lines().collect::<Vec<_>>().join(" ")
+}
+
+/// Writes a value as Python's `str` does; an undefined one as nothing.
+fn write_value(out: &mut Output, value: &Value) -> Result<(), minijinja::Error> {
+    match value.kind() {
+        ValueKind::Undefined => return Ok(()),
+        ValueKind::None | ValueKind::Seq | ValueKind::Map => write!(out, "{}", python_repr(value)),
+        _ => write!(out, "{value}"),
+    }
+    .map_err(|e| minijinja::Error::new(ErrorKind::WriteFailure, e.to_string()))
+}
+
+/// Python's `repr` of a value.
+fn python_repr(value: &Value) -> String {
+    let items = || value.try_iter().into_iter().flatten();
+    match value.kind() {
+        ValueKind::None | ValueKind::Undefined => "None".to_owned(),
+        ValueKind::String => {
+            let text =
+                value.to_string().replace('\\', r"\\").replace('\n', r"\n").replace('\t', r"\t").replace('\r', r"\r");
+            let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+            let text = if quote == '\'' { text.replace('\'', r"\'") } else { text };
+            format!("{quote}{text}{quote}")
+        }
+        ValueKind::Seq => format!("[{}]", items().map(|item| python_repr(&item)).collect::<Vec<_>>().join(", ")),
+        ValueKind::Map => {
+            let entry = |key: Value| {
+                format!(
+                    "{}: {}",
+                    python_repr(&key),
+                    value.get_item(&key).map_or_else(|_| "None".to_owned(), |v| python_repr(&v))
+                )
+            };
+            format!("{{{}}}", items().map(entry).collect::<Vec<_>>().join(", "))
+        }
+        _ => value.to_string(),
+    }
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False)`, which puts a space after `,` and `:`.

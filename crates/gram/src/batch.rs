@@ -62,7 +62,9 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// Predictions of each group's branches.
     pub branches: Vec<Vec<Range<usize>>>,
-    /// All backward rows; one block a group.
+    /// Predictions that the cotangents of each block weight.
+    pub predictions: Vec<Range<usize>>,
+    /// All backward rows; one block a group, or one for all groups of a [joined](Self::joined) batch.
     pub full: RowSet,
     /// One segment a cotangent.
     pub segments: Vec<Segment>,
@@ -93,7 +95,7 @@ impl Batch {
 
     fn add(&mut self, group: &Group, cotangents: &[Cotangent]) {
         let (prompt, trunk_len) = (group.prompt.len(), group.trunk_len());
-        let start = self.tokens.len();
+        let (start, first_prediction) = (self.tokens.len(), self.targets.len());
         let mut suffixes = Vec::with_capacity(group.responses.len());
         let mut branches = Vec::with_capacity(group.responses.len());
         for (k, response) in group.responses.iter().enumerate() {
@@ -150,14 +152,17 @@ impl Batch {
         let block = first_cotangent..self.weights.len();
         self.full.blocks.push(block.clone());
         self.active.blocks.push(block);
+        self.predictions.push(first_prediction..self.targets.len());
         self.branches.push(branches);
     }
 
-    /// Predictions of each group.
+    /// The same rows with one Gram over the cotangents of all groups, each group still with a trunk of its own.
     #[must_use]
-    pub fn group_predictions(&self) -> Vec<Range<usize>> {
-        let ends = |b: &Vec<Range<usize>>| Some(b.first()?.start..b.last()?.end);
-        self.branches.iter().map(|b| ends(b).unwrap_or(0..0)).collect()
+    pub fn joined(mut self) -> Self {
+        self.full.blocks = vec![0..self.weights.len()];
+        self.active.blocks.clone_from(&self.full.blocks);
+        self.predictions = vec![0..self.targets.len()];
+        self
     }
 }
 

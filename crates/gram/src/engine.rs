@@ -45,14 +45,25 @@ pub fn grams<B: Kernels>(model: &Decoder<B>, scope: &InScope, groups: &[(&Group,
         .collect()
 }
 
+/// Gram of each parameter in scope, in the scope's order, over the cotangents of all groups, in their order.
+pub fn grams_across<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    groups: &[(&Group, &[Cotangent])],
+) -> Vec<BlockGram> {
+    let batch = Batch::new(groups).joined();
+    let mut sink = GramSink::new(scope, &batch.full.blocks);
+    run(model, &batch, &mut sink);
+    sink.finish().into_iter().flatten().collect()
+}
+
 /// Runs a batch into a sink; returns the token log-probabilities of each group's branches.
 pub fn run<B: Kernels>(model: &Decoder<B>, batch: &Batch, sink: &mut dyn Sink<B>) -> Vec<Vec<Vec<f64>>> {
     let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, true);
     let y = model.head_inputs(&trace, &batch.predicting);
-    let of_group = batch.group_predictions();
     let head_name = model.head_name();
     let wants_head = sink.wants(head_name);
-    let blocks = if wants_head { of_group.as_slice() } else { &[] };
+    let blocks = if wants_head { batch.predictions.as_slice() } else { &[] };
     let out = B::head(&y, model.head(), &batch.targets, blocks);
     if wants_head {
         let head = HeadRows {
@@ -62,7 +73,7 @@ pub fn run<B: Kernels>(model: &Decoder<B>, batch: &Batch, sink: &mut dyn Sink<B>
             products: &out.products,
             w: model.head(),
             weights: &batch.weights,
-            block_rows: &of_group,
+            block_rows: &batch.predictions,
             blocks: &batch.full.blocks,
         };
         sink.head(head_name, &head);

@@ -10,6 +10,6 @@ mod gram_sink;
 pub mod plan;
 
 pub use batch::{Batch, Cotangent, Group};
-pub use engine::{GroupResult, grams, run, token_logps};
+pub use engine::{GroupResult, grams, grams_across, run, token_logps};
 pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;

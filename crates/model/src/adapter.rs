@@ -1,6 +1,6 @@
 //! LoRA adapters: a PEFT folder, or a fresh one as PEFT would start it.
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, pattern_problem};
 use crate::layers::Lora;
 use crate::weights::{Layout, Weights, file_hash};
 use rand::SeedableRng;
@@ -107,7 +107,8 @@ impl<T> OneOrMany<T> {
 }
 
 fn pattern(config: &Config, key: &str, text: &str) -> Result<Regex> {
-    Regex::new(text).map_err(|e| config.refuse(key, format!("not a pattern that can be matched here: {e}")))
+    Regex::new(text)
+        .map_err(|e| config.refuse(key, format!("not a pattern that can be matched here: {}", pattern_problem(&e))))
 }
 
 /// PEFT's rule for the keys of rank_pattern and alpha_pattern.

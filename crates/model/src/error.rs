@@ -58,3 +58,10 @@ impl Error {
         Self::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), problem: problem.to_string() }
     }
 }
+
+/// What is wrong with a regular expression, in one line: the last of the parser's message, below its drawing.
+pub(crate) fn pattern_problem(error: &regex::Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().last().unwrap_or_default();
+    last.strip_prefix("error: ").unwrap_or(last).to_owned()
+}

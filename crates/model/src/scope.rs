@@ -1,6 +1,6 @@
 //! Which parameters a run is about.
 use crate::decoder::Decoder;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, pattern_problem};
 use regex::Regex;
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -32,7 +32,10 @@ impl FromStr for Scope {
             "head" => Self::Head,
             _ => Self::Pattern(Regex::new(text).map_err(|e| Error::Scope {
                 scope: text.to_owned(),
-                problem: format!("neither lora, trainable, full or head nor a regular expression: {e}"),
+                problem: format!(
+                    "neither lora, trainable, full or head nor a regular expression: {}",
+                    pattern_problem(&e)
+                ),
             })?),
         })
     }

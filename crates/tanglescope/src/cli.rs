@@ -112,7 +112,7 @@ pub struct Analyze {
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
     /// GiB that a batch may take [default: what batching still gains from, within what is free]
-    #[arg(long, value_name = "GIB")]
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
     pub memory: Option<f64>,
 }
 

@@ -1,0 +1,98 @@
+//! Values against burn's tensor operations, and against loops where burn is what composes them.
+use crate::{Random, TYPES, close, rows_of, tensor};
+use proptest::prelude::*;
+use tanglescope_kernels::{Activation, Flex, FloatTensor, Heads, Kernels, NormKind, Span, composed};
+
+/// Values of any result; burn's own can be views with strides.
+fn down(x: &FloatTensor<Flex>) -> Vec<f64> {
+    composed::download::<Flex>(x)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Sizes on both sides of where a product is cut into one stripe a core.
+    #[test]
+    fn products(seed: u64, rows in 1usize..220, k in 1usize..70, m in 1usize..220, transposed: bool, onto: bool) {
+        let mut random = Random::new(seed);
+        let (x, w, start) = (random.values(rows * k), random.values(k * m), random.values(rows * m));
+        let at = |i: usize, j: usize| if transposed { w[j * k + i] } else { w[i * m + j] };
+        let want: Vec<f64> = (0..rows * m)
+            .map(|e| {
+                let (r, j) = (e / m, e % m);
+                let sum: f64 = (0..k).map(|i| x[r * k + i] * at(i, j)).sum();
+                0.5 * sum + if onto { start[e] } else { 0.0 }
+            })
+            .collect();
+        for (dtype, tolerance) in TYPES {
+            let (x, start) = (tensor(&x, [rows, k], dtype), tensor(&start, [rows, m], dtype));
+            let w = tensor(&w, if transposed { [m, k] } else { [k, m] }, dtype);
+            let onto = || onto.then(|| start.clone());
+            close(&down(&Flex::matmul(&x, &w, transposed, 0.5, onto())), &want, tolerance);
+            close(&down(&composed::matmul::<Flex>(&x, &w, transposed, 0.5, onto())), &want, tolerance);
+        }
+    }
+
+    #[test]
+    fn row_wise_maps(seed: u64, rows in 1usize..40, d in 1usize..300, centred: bool) {
+        let mut random = Random::new(seed);
+        let kind = NormKind { centred, eps: 1e-6 };
+        let (x, y) = (random.values(rows * d), random.values(rows * d));
+        let (gain, bias) = (random.values(d), random.values(d));
+        let index: Vec<u32> = (0..2 * rows).map(|_| u32::try_from(random.below(rows)).unwrap()).collect();
+        let weights = random.values(index.len());
+        for (dtype, tolerance) in TYPES {
+            let (x, y) = (tensor(&x, [rows, d], dtype), tensor(&y, [rows, d], dtype));
+            let (gain, bias) = (tensor(&gain, [d], dtype), tensor(&bias, [d], dtype));
+            let same = |got: FloatTensor<Flex>, want: FloatTensor<Flex>| close(&down(&got), &down(&want), tolerance);
+            same(Flex::norm(&x, &gain, Some(&bias), kind), composed::norm::<Flex>(&x, &gain, Some(&bias), kind));
+            for f in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu] {
+                same(Flex::activate(f, &x, Some(&y)), composed::activate::<Flex>(f, &x, Some(&y)));
+                same(Flex::activate(f, &x, None), composed::activate::<Flex>(f, &x, None));
+            }
+            same(Flex::add_bias(x.clone(), &bias), composed::add_bias::<Flex>(x.clone(), &bias));
+            same(Flex::add_scaled(x.clone(), &y, -0.3), composed::add_scaled::<Flex>(x.clone(), &y, -0.3));
+            let weights = Some(weights.as_slice());
+            same(Flex::gather(&x, &index, weights), composed::gather::<Flex>(&x, &index, weights));
+            let many = Flex::gather(&x, &index, None);
+            same(Flex::scatter_add(&many, &index, rows), composed::scatter_add::<Flex>(&many, &index, rows));
+            let cut = d / 3;
+            let parts = Flex::split_columns(&x, &[cut, d - cut]);
+            let burns = composed::split_columns::<Flex>(&x, &[cut, d - cut]);
+            parts.iter().zip(&burns).for_each(|(a, b)| assert_eq!(down(a), down(b)));
+            assert_eq!(down(&Flex::join_columns(&parts)), down(&x));
+            let (got, want) = (Flex::segment_sums(&x, &[0, rows / 2, rows]), composed::segment_sums::<Flex>(&x, &[0, rows / 2, rows]));
+            got.iter().zip(&want).for_each(|(a, b)| close(a, b, tolerance));
+        }
+    }
+
+    /// A suffix that attends to its trunk sees what it would see in one sequence with it.
+    #[test]
+    fn attention_over_trunk_and_suffixes_is_attention_over_whole_sequences(
+        seed: u64, trunk in 0usize..90, first in 1usize..80, second in 1usize..80,
+        kv_heads in 1usize..3, repeat in 1usize..4, head_dim in 1usize..20,
+    ) {
+        let mut random = Random::new(seed);
+        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.4 };
+        let (qw, kw) = (heads.heads * head_dim, kv_heads * head_dim);
+        let n = trunk + first + second;
+        let (q, k, v) = (random.values(n * qw), random.values(n * kw), random.values(n * kw));
+        let mut spans = vec![Span { prefix: 0..trunk, own: trunk..trunk + first }, Span { prefix: 0..trunk, own: trunk + first..n }];
+        if trunk > 0 {
+            spans.push(Span { prefix: 0..0, own: 0..trunk });
+        }
+        for (dtype, tolerance) in TYPES {
+            let up = |values: &[f64], width: usize| tensor(values, [values.len() / width, width], dtype);
+            let shared = down(&<Flex as Kernels>::attention(&up(&q, qw), &up(&k, kw), &up(&v, kw), &spans, heads));
+            let burns = composed::attention::<Flex>(&up(&q, qw), &up(&k, kw), &up(&v, kw), &spans, heads);
+            close(&shared, &down(&burns), tolerance);
+            for own in [trunk..trunk + first, trunk + first..n] {
+                let index = || (0..trunk).chain(own.clone());
+                let of = |values: &[f64], width: usize| up(&rows_of(values, width, index()), width);
+                let whole = [Span { prefix: 0..0, own: 0..trunk + own.len() }];
+                let alone = <Flex as Kernels>::attention(&of(&q, qw), &of(&k, kw), &of(&v, kw), &whole, heads);
+                close(&rows_of(&shared, qw, index()), &down(&alone), tolerance);
+            }
+        }
+    }
+}

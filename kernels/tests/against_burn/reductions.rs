@@ -1,0 +1,115 @@
+//! Both Gram reductions against gradients that are formed whole.
+use crate::{Random, TYPES, close, rows_of, tensor};
+use proptest::prelude::*;
+use tanglescope_kernels::{Flex, Kernels, RowSet, composed};
+
+/// Blocks of groups: each with a trunk and some cotangents that reach into suffixes of their own. Returns the number
+/// of forward rows too.
+fn rows(random: &mut Random, groups: &[(usize, Vec<usize>)]) -> (RowSet, usize) {
+    let mut rows = RowSet { offsets: vec![0], ..RowSet::default() };
+    let mut forward = 0;
+    for (trunk, suffixes) in groups {
+        let start = forward;
+        forward += trunk;
+        let first = rows.cotangents();
+        for suffix in suffixes {
+            // with a gap, so that the rows of one cotangent are not all consecutive
+            let own = forward..forward + suffix;
+            forward += suffix + 1;
+            let used = (start..start + trunk - random.below(*trunk)).chain(own);
+            // now and then a cotangent of zero, which has no rows
+            let used = used.filter(|_| *suffix != 7);
+            rows.index.extend(used.map(|row| u32::try_from(row).unwrap()));
+            rows.offsets.push(rows.index.len());
+        }
+        rows.blocks.push(first..rows.cotangents());
+    }
+    (rows, forward)
+}
+
+/// ⟨Σ δxᵀ, Σ δxᵀ⟩ by plain loops.
+fn expected(x: &[f64], n: usize, delta: &[f64], m: usize, rows: &RowSet) -> Vec<Vec<f64>> {
+    let gradient = |k: usize| {
+        let mut g = vec![0.0; n * m];
+        for r in rows.of(k) {
+            let input = &x[rows.index[r] as usize * n..][..n];
+            for (i, d) in delta[r * m..][..m].iter().enumerate() {
+                g[i * n..][..n].iter_mut().zip(input).for_each(|(g, x)| *g += d * x);
+            }
+        }
+        g
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let of_block = |block: &std::ops::Range<usize>| {
+        let gradients: Vec<Vec<f64>> = block.clone().map(gradient).collect();
+        gradients.iter().flat_map(|a| gradients.iter().map(move |b| dot(a, b))).collect()
+    };
+    rows.blocks.iter().map(of_block).collect()
+}
+
+fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize; 2]) {
+    let mut random = Random::new(seed);
+    let (rows, forward) = rows(&mut random, groups);
+    let x = random.values(forward * n);
+    let (delta, second) = (random.values(rows.rows() * m), random.values(rows.rows() * other));
+    let want = [expected(&x, n, &delta, m, &rows), expected(&x, n, &second, other, &rows)];
+    for (dtype, tolerance) in TYPES {
+        let (x, delta, second) = (
+            tensor(&x, [forward, n], dtype),
+            tensor(&delta, [rows.rows(), m], dtype),
+            tensor(&second, [rows.rows(), other], dtype),
+        );
+        let same = |got: &[Vec<f64>], want: &[Vec<f64>]| {
+            assert_eq!(got.len(), want.len());
+            got.iter().zip(want).for_each(|(got, want)| close(got, want, tolerance));
+        };
+        same(&Flex::gram_tile(&x, &delta, &rows), &want[0]);
+        same(&composed::gram_tile::<Flex>(&x, &delta, &rows), &want[0]);
+        for both in
+            [Flex::gram_rows(&x, &[&delta, &second], &rows), composed::gram_rows::<Flex>(&x, &[&delta, &second], &rows)]
+        {
+            same(&both[0], &want[0]);
+            same(&both[1], &want[1]);
+        }
+        // bit for bit the same on a second run, whatever the threads did
+        assert_eq!(Flex::gram_tile(&x, &delta, &rows), Flex::gram_tile(&x, &delta, &rows));
+        assert_eq!(Flex::gram_rows(&x, &[&delta], &rows), Flex::gram_rows(&x, &[&delta], &rows));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn tile_and_gram_are_the_products_of_whole_gradients(
+        seed: u64,
+        groups in proptest::collection::vec((1usize..30, proptest::collection::vec(0usize..20, 1..4)), 1..4),
+        n in 1usize..40, m in 1usize..40, other in 1usize..20,
+    ) {
+        check(seed, &groups, n, [m, other]);
+    }
+}
+
+/// More rows than a tile of the row Grams has, and more columns than a tile of gradients.
+#[test]
+fn several_tiles() {
+    check(3, &[(150, vec![140, 10]), (3, vec![5])], 560, [96, 700]);
+    check(4, &[(2, vec![3, 4])], 16, [1200, 8]);
+}
+
+/// The weight gradient that the whole-gradient sink and training use.
+#[test]
+fn weight_gradients_are_sums_of_outer_products() {
+    let mut random = Random::new(5);
+    let (n, m, r) = (37, 130, 90);
+    let (x, delta) = (random.values(r * n), random.values(r * m));
+    let used = 20..80;
+    let (xs, ds) = (rows_of(&x, n, used.clone()), rows_of(&delta, m, used.clone()));
+    let want: Vec<f64> =
+        (0..n * m).map(|e| (0..used.len()).map(|row| xs[row * n + e / m] * ds[row * m + e % m]).sum()).collect();
+    for (dtype, tolerance) in TYPES {
+        let (x, delta) = (tensor(&x, [r, n], dtype), tensor(&delta, [r, m], dtype));
+        close(&Flex::download(&Flex::weight_gradient(&x, &delta, used.clone())), &want, tolerance);
+        close(&Flex::download(&composed::weight_gradient::<Flex>(&x, &delta, used.clone())), &want, tolerance);
+    }
+}

@@ -1,0 +1,192 @@
+//! Vector–Jacobian products against burn's autodiff.
+use crate::{Auto, Random, TYPES, close, gradient, leaf, primitive, rows_of, tensor, wrap};
+use proptest::prelude::*;
+use std::ops::Range;
+use tanglescope_kernels::{Activation, Flex, Heads, Kernels, NormKind, Segment, Span, composed};
+
+const ACTIVATIONS: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
+
+/// Backward rows over forward rows, with repetitions.
+fn index(random: &mut Random, backward: usize, forward: usize) -> Vec<u32> {
+    (0..backward).map(|_| u32::try_from(random.below(forward)).unwrap()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn norms(seed: u64, forward in 1usize..12, backward in 1usize..40, d in 1usize..700, centred: bool, onto: bool) {
+        let mut random = Random::new(seed);
+        let kind = NormKind { centred, eps: 1e-5 };
+        let (x, gain) = (random.values(forward * d), random.values(d));
+        let index = index(&mut random, backward, forward);
+        let (delta, start) = (random.values(backward * d), random.values(backward * d));
+
+        // one copy of its forward row for each backward row
+        let rows = leaf(&rows_of(&x, d, index.iter().map(|&i| i as usize)), [backward, d]);
+        let gain_leaf = leaf(&gain, [d]);
+        let y = wrap::<2>(composed::norm::<Auto>(&primitive(&rows), &primitive(&gain_leaf), None, kind));
+        let gradients = (y * leaf(&delta, [backward, d])).sum().backward();
+        let mut want = gradient(&rows, &gradients);
+        if onto {
+            want.iter_mut().zip(&start).for_each(|(want, start)| *want += start);
+        }
+
+        for (dtype, tolerance) in TYPES {
+            let up = |values: &[f64], shape: &[usize]| tensor(values, shape, dtype);
+            let (x, gain, delta) = (up(&x, &[forward, d]), up(&gain, &[d]), up(&delta, &[backward, d]));
+            let onto = onto.then(|| up(&start, &[backward, d]));
+            close(&Flex::download(&Flex::norm_vjp(&x, &gain, kind, &delta, &index, onto)), &want, tolerance);
+            let terms = Flex::norm_gain_terms(&x, kind, &delta, &index);
+            let sums = Flex::segment_sums(&terms, &[0, backward]);
+            close(&sums[0], &gradient(&gain_leaf, &gradients), tolerance);
+        }
+    }
+
+    #[test]
+    fn activations(seed: u64, forward in 1usize..12, backward in 1usize..40, width in 1usize..90, gated: bool) {
+        let mut random = Random::new(seed);
+        let (a, b) = (random.values(forward * width), random.values(forward * width));
+        let index = index(&mut random, backward, forward);
+        let delta = random.values(backward * width);
+        let copies = |values: &[f64]| rows_of(values, width, index.iter().map(|&i| i as usize));
+        for f in ACTIVATIONS {
+            let (a_leaf, b_leaf) = (leaf(&copies(&a), [backward, width]), leaf(&copies(&b), [backward, width]));
+            let gate = gated.then(|| primitive(&b_leaf));
+            let y = wrap::<2>(composed::activate::<Auto>(f, &primitive(&a_leaf), gate.as_ref()));
+            let gradients = (y * leaf(&delta, [backward, width])).sum().backward();
+            for (dtype, tolerance) in TYPES {
+                let up = |values: &[f64], rows: usize| tensor(values, [rows, width], dtype);
+                let gate = gated.then(|| up(&b, forward));
+                let (da, db) = Flex::activate_vjp(f, &up(&a, forward), gate.as_ref(), &up(&delta, backward), &index);
+                close(&Flex::download(&da), &gradient(&a_leaf, &gradients), tolerance);
+                prop_assert_eq!(db.is_some(), gated);
+                if let Some(db) = db {
+                    close(&Flex::download(&db), &gradient(&b_leaf, &gradients), tolerance);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rotary(seed: u64, rows in 1usize..30, heads in 1usize..4, half in 1usize..10) {
+        let mut random = Random::new(seed);
+        let (head_dim, width) = (2 * half, heads * 2 * half);
+        let (x, delta, angles) = (random.values(rows * width), random.values(rows * width), random.values(rows * half));
+        let cos: Vec<f64> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f64> = angles.iter().map(|a| a.sin()).collect();
+        let (x_leaf, of) = (leaf(&x, [rows, width]), |t: &[f64]| primitive(&leaf(t, [rows, half])));
+        let y = wrap::<2>(composed::rotary::<Auto>(primitive(&x_leaf), &of(&cos), &of(&sin), None, head_dim, false));
+        let gradients = (y * leaf(&delta, [rows, width])).sum().backward();
+        for (dtype, tolerance) in TYPES {
+            let up = |values: &[f64], width: usize| tensor(values, [rows, width], dtype);
+            let back = Flex::rotary(up(&delta, width), &up(&cos, half), &up(&sin, half), None, head_dim, true);
+            close(&Flex::download(&back), &gradient(&x_leaf, &gradients), tolerance);
+        }
+    }
+
+    /// Every cotangent has its own copy of the trunk's rows and of a part of its suffix, and may be zero at first.
+    #[test]
+    fn attention(
+        seed: u64, trunk in 0usize..90, suffixes in proptest::collection::vec(1usize..80, 1..3),
+        kv_heads in 1usize..3, repeat in 1usize..4, head_dim in 1usize..20, late: bool,
+    ) {
+        let mut random = Random::new(seed);
+        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.3 };
+        let (qw, kw) = (heads.heads * head_dim, kv_heads * head_dim);
+        let n = trunk + suffixes.iter().sum::<usize>();
+        let (q, k, v) = (random.values(n * qw), random.values(n * kw), random.values(n * kw));
+        let mut segments = Vec::new();
+        let mut first = trunk;
+        for suffix in suffixes {
+            let reach = 1 + random.below(suffix);
+            let active_from = if late { random.below(trunk + reach) } else { 0 };
+            segments.push(Segment { prefix: 0..trunk, own: first..first + reach, active_from });
+            first += suffix;
+        }
+        // a cotangent whose last token is in the trunk
+        if trunk > 0 {
+            segments.push(Segment { prefix: 0..1 + random.below(trunk), own: 0..0, active_from: 0 });
+        }
+        let (mut delta, mut want) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
+        for segment in &segments {
+            let length = segment.len();
+            let mut here = random.values(length * qw);
+            here[..segment.active_from * qw].fill(0.0);
+            let index = || segment.prefix.clone().chain(segment.own.clone());
+            let of = |values: &[f64], width: usize| leaf(&rows_of(values, width, index()), [length, width]);
+            let leaves = [of(&q, qw), of(&k, kw), of(&v, kw)];
+            let causal = [Span { prefix: 0..0, own: 0..length }];
+            let [q, k, v] = leaves.each_ref().map(primitive);
+            let y = wrap::<2>(composed::attention::<Auto>(&q, &k, &v, &causal, heads));
+            let gradients = (y * leaf(&here, [length, qw])).sum().backward();
+            for (want, leaf) in want.iter_mut().zip(&leaves) {
+                want.extend(gradient(leaf, &gradients));
+            }
+            delta.extend(here);
+        }
+        for (dtype, tolerance) in TYPES {
+            let up = |values: &[f64], width: usize| tensor(values, [values.len() / width, width], dtype);
+            let (q, k, v, delta) = (up(&q, qw), up(&k, kw), up(&v, kw), up(&delta, qw));
+            let got = <Flex as Kernels>::attention_vjp(&q, &k, &v, &delta, &segments, heads);
+            for (got, want) in got.iter().zip(&want) {
+                close(&Flex::download(got), want, tolerance);
+            }
+            let got = composed::attention_vjp::<Flex>(&q, &k, &v, &delta, &segments, heads);
+            for (got, want) in got.iter().zip(&want) {
+                close(&Flex::download(got), want, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn head(seed: u64, blocks in proptest::collection::vec(1usize..9, 1..4), d in 1usize..24, vocabulary in 1usize..60) {
+        check_head(seed, &blocks, d, vocabulary);
+    }
+}
+
+/// A vocabulary that takes several chunks, the last one not full.
+#[test]
+fn head_over_several_chunks_of_the_vocabulary() {
+    check_head(7, &[5, 3], 16, 9000);
+}
+
+fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize) {
+    let mut random = Random::new(seed);
+    let n: usize = blocks.iter().sum();
+    let mut first = 0;
+    let blocks: Vec<Range<usize>> = blocks
+        .iter()
+        .map(|rows| {
+            first += rows;
+            first - rows..first
+        })
+        .collect();
+    let (y, w) = (random.values(n * d), random.values(vocabulary * d));
+    let targets: Vec<u32> = index(&mut random, n, vocabulary);
+    let (y_leaf, w_leaf) = (leaf(&y, [n, d]), leaf(&w, [vocabulary, d]));
+    let logits = y_leaf.clone().matmul(w_leaf.transpose());
+    let logp = burn_tensor::activation::log_softmax(logits, 1);
+    let all = crate::host(logp.clone());
+    let mut onehot = vec![0.0; n * vocabulary];
+    targets.iter().enumerate().for_each(|(row, &token)| onehot[row * vocabulary + token as usize] = 1.0);
+    let want_logp: Vec<f64> = targets.iter().enumerate().map(|(r, &t)| all[r * vocabulary + t as usize]).collect();
+    let gradients = (logp * leaf(&onehot, [n, vocabulary])).sum().backward();
+    let want_back = gradient(&y_leaf, &gradients);
+    let e: Vec<f64> = onehot.iter().zip(&all).map(|(one, logp)| one - logp.exp()).collect();
+    let row = |r: usize| &e[r * vocabulary..][..vocabulary];
+    let dot = |r, s| row(r).iter().zip(row(s)).map(|(a, b)| a * b).sum::<f64>();
+    for (dtype, tolerance) in TYPES {
+        let (y, w) = (tensor(&y, [n, d], dtype), tensor(&w, [vocabulary, d], dtype));
+        for out in [Flex::head(&y, &w, &targets, &blocks), composed::head::<Flex>(&y, &w, &targets, &blocks)] {
+            close(&out.logp, &want_logp, tolerance);
+            close(&Flex::download(&out.back), &want_back, tolerance);
+            assert_eq!(out.products.len(), blocks.len());
+            for (products, block) in out.products.iter().zip(&blocks) {
+                let want: Vec<f64> =
+                    block.clone().flat_map(|r| block.clone().map(move |s| (r, s))).map(|(r, s)| dot(r, s)).collect();
+                close(products, &want, tolerance);
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! What must hold of the engine for any model and any responses, on random checkpoints in f64.
+//!
+//! Tolerance 1e-10 of √(Gram[i, i]·Gram[j, j]): two ways through the same sums, of some 10³ terms each, at 1.1e-16 a
+//! rounding, with a factor for the norms' divisions.
+mod support;
+
+use proptest::prelude::*;
+use std::collections::HashMap;
+use support::{Tensors, VOCABULARY, gpt2, llama, write_model};
+use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, GroupResult, grams, grams_across, run, token_logps};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
+use tanglescope_model::{AdapterSource, Decoder, FreshLora, InScope};
+
+const TOLERANCE: f64 = 1e-10;
+
+fn load(model: &(serde_json::Value, Tensors), adapter: &AdapterSource) -> Decoder<Flex> {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), model);
+    Decoder::load(folder.path(), adapter, DType::F64, &FlexDevice).unwrap()
+}
+
+/// One model of each kind: tied and untied rotary, learned positions; the scope with every parameter.
+fn models() -> Vec<(Decoder<Flex>, InScope)> {
+    let models = [llama(1, true), llama(2, false), gpt2(3)];
+    models
+        .iter()
+        .map(|model| load(model, &AdapterSource::None))
+        .map(|model| {
+            let scope = full(&model);
+            (model, scope)
+        })
+        .collect()
+}
+
+fn full(model: &Decoder<Flex>) -> InScope {
+    InScope::resolve(&"full".parse().unwrap(), model).unwrap()
+}
+
+fn fresh() -> AdapterSource {
+    AdapterSource::Fresh(FreshLora { r: 3, lora_alpha: 6.0, targets: Vec::new(), seed: 5 })
+}
+
+fn token() -> impl Strategy<Value = u32> {
+    // few, so that ids repeat within and between responses
+    (0..u32::try_from(VOCABULARY).unwrap()).prop_map(|t| if t < 30 { t % 6 } else { t })
+}
+
+fn group(branches: usize) -> impl Strategy<Value = Group> {
+    let response = proptest::collection::vec(token(), 1..7);
+    (proptest::collection::vec(token(), 1..6), proptest::collection::vec(response, branches..=branches))
+        .prop_map(|(prompt, responses)| Group { prompt, responses })
+}
+
+fn pairs(groups: &[Group]) -> Vec<Vec<Cotangent>> {
+    groups.iter().map(Cotangent::log_probabilities).collect()
+}
+
+fn items<'a>(groups: &'a [Group], cotangents: &'a [Vec<Cotangent>]) -> Vec<(&'a Group, &'a [Cotangent])> {
+    groups.iter().zip(cotangents).map(|(group, cotangents)| (group, cotangents.as_slice())).collect()
+}
+
+/// One group alone.
+fn alone(model: &Decoder<Flex>, scope: &InScope, group: &Group) -> GroupResult {
+    grams(model, scope, &[(group, &Cotangent::log_probabilities(group))]).remove(0)
+}
+
+fn sum(grams: &[Vec<f64>]) -> Vec<f64> {
+    let mut total = vec![0.0; grams[0].len()];
+    grams.iter().for_each(|gram| total.iter_mut().zip(gram).for_each(|(sum, x)| *sum += x));
+    total
+}
+
+/// Compares Grams of the same K cotangents against the lengths of their gradients.
+#[track_caller]
+fn same(got: &[f64], want: &[f64], lengths_of: &[f64]) {
+    let k = want.len().isqrt();
+    assert_eq!(got.len(), want.len());
+    for at in 0..k * k {
+        let size = (lengths_of[at / k * (k + 1)] * lengths_of[at % k * (k + 1)]).sqrt();
+        assert!((got[at] - want[at]).abs() <= TOLERANCE * size.max(1e-12), "{at}: {} instead of {}", got[at], want[at]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn grams_are_symmetric_and_positive_semidefinite(group in group(4), along in proptest::collection::vec(-1.0f64..1.0, 4)) {
+        for (model, scope) in models() {
+            let result = alone(&model, &scope, &group);
+            for gram in result.grams.iter().chain([&result.total()]) {
+                let trace: f64 = (0..4).map(|i| gram[5 * i]).sum();
+                for (i, j) in (0..16).map(|at| (at / 4, at % 4)) {
+                    prop_assert!((gram[4 * i + j] - gram[4 * j + i]).abs() <= TOLERANCE * trace);
+                }
+                // the squared length of Σ along_k g_k
+                let length: f64 = (0..16).map(|at| along[at / 4] * along[at % 4] * gram[at]).sum();
+                prop_assert!(length >= -TOLERANCE * trace, "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn swapping_branches_swaps_ww_and_ll(group in group(2)) {
+        let swapped = Group { responses: group.responses.iter().rev().cloned().collect(), ..group.clone() };
+        for (model, scope) in models() {
+            let (a, b) = (alone(&model, &scope, &group), alone(&model, &scope, &swapped));
+            let total = a.total();
+            for (a, b) in a.grams.iter().zip(&b.grams) {
+                same(&[b[3], b[2], b[1], b[0]], a, &total);
+            }
+            prop_assert!((a.logp(0) - b.logp(1)).abs() <= TOLERANCE * a.logp(0).abs().max(1.0));
+        }
+    }
+
+    #[test]
+    fn a_batch_is_its_groups_one_at_a_time(groups in proptest::collection::vec(group(2), 1..5)) {
+        for (model, scope) in models() {
+            let cotangents = pairs(&groups);
+            for (group, together) in groups.iter().zip(grams(&model, &scope, &items(&groups, &cotangents))) {
+                let alone = alone(&model, &scope, group);
+                let total = alone.total();
+                for (a, b) in together.grams.iter().zip(&alone.grams) {
+                    same(a, b, &total);
+                }
+                prop_assert_eq!(together.trunk_tokens, alone.trunk_tokens);
+            }
+        }
+    }
+
+    /// Every branch as a group of its own has its own copy of the prompt.
+    #[test]
+    fn a_shared_trunk_is_the_same_as_none(group in group(3)) {
+        for (model, scope) in models() {
+            let shared = alone(&model, &scope, &group);
+            let total = shared.total();
+            let apart: Vec<Group> =
+                group.responses.iter().map(|r| Group { prompt: group.prompt.clone(), responses: vec![r.clone()] }).collect();
+            let cotangents = pairs(&apart);
+            let across = grams_across(&model, &scope, &items(&apart, &cotangents));
+            for (a, b) in across.iter().zip(&shared.grams) {
+                same(a, b, &total);
+            }
+            let refs: Vec<&Group> = apart.iter().collect();
+            for (branch, logps) in token_logps(&model, &refs).iter().enumerate() {
+                let logp: f64 = logps[0].iter().sum();
+                prop_assert!((logp - shared.logp(branch)).abs() <= TOLERANCE * logp.abs().max(1.0));
+            }
+        }
+    }
+
+    #[test]
+    fn full_is_the_sum_of_disjoint_patterns(group in group(2)) {
+        let patterns = [r"attn\.", r"mlp\.", "embed_tokens|wte|wpe|lm_head", r"norm\.|ln_"];
+        for (model, scope) in models() {
+            let whole = alone(&model, &scope, &group).total();
+            let parts: Vec<(usize, Vec<f64>)> = patterns
+                .iter()
+                .map(|pattern| {
+                    let part = InScope::resolve(&pattern.parse().unwrap(), &model).unwrap();
+                    (part.parameters.len(), alone(&model, &part, &group).total())
+                })
+                .collect();
+            prop_assert_eq!(parts.iter().map(|(n, _)| n).sum::<usize>(), scope.parameters.len());
+            let grams: Vec<Vec<f64>> = parts.into_iter().map(|(_, gram)| gram).collect();
+            same(&sum(&grams), &whole, &whole);
+        }
+    }
+
+    /// The Gram, in closed form or by tiles, against gradients that are stored whole.
+    #[test]
+    fn grams_are_the_products_of_stored_gradients(group in group(2), weights in proptest::collection::vec(-1.0f64..1.0, 7)) {
+        for (model, scope) in models() {
+            let mut cotangents = Cotangent::log_probabilities(&group);
+            // a third, over some of one branch's tokens
+            let weights: Vec<f64> = weights.iter().take(group.responses[1].len()).map(|w| w.max(0.0)).collect();
+            cotangents.push(Cotangent { branch: 1, weights: [weights, vec![0.5; 7]].concat()[..group.responses[1].len()].to_vec() });
+            let result = grams(&model, &scope, &[(&group, &cotangents)]).remove(0);
+            let mut sink = GradientSink::<Flex>::new(&scope, 3);
+            run(&model, &Batch::new(&[(&group, &cotangents)]), &mut sink);
+            let total = result.total();
+            for (parameter, gram) in scope.parameters.iter().zip(&result.grams) {
+                let gradients: Vec<Vec<f64>> = sink.gradients[&parameter.name].iter().map(Flex::download).collect();
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                let want: Vec<f64> = (0..9).map(|at| dot(&gradients[at / 3], &gradients[at % 3])).collect();
+                same(gram, &want, &total);
+            }
+        }
+    }
+
+    /// The matrix over single tokens sums to the inner products of whole responses.
+    #[test]
+    fn token_matrices_sum_to_the_pair(group in group(2)) {
+        for (model, scope) in models() {
+            let tokens: Vec<Cotangent> = (0..2)
+                .flat_map(|branch| (0..group.responses[branch].len()).map(move |t| (branch, t)))
+                .map(|(branch, t)| {
+                    let weight = |s| f64::from(u8::from(s == t));
+                    Cotangent { branch, weights: (0..group.responses[branch].len()).map(weight).collect() }
+                })
+                .collect();
+            let matrix = grams(&model, &scope, &[(&group, &tokens)])[0].total();
+            let pair = alone(&model, &scope, &group).total();
+            let (k, w) = (tokens.len(), group.responses[0].len());
+            let block = |rows: std::ops::Range<usize>, columns: std::ops::Range<usize>| -> f64 {
+                rows.map(|r| matrix[r * k + columns.start..r * k + columns.end].iter().sum::<f64>()).sum()
+            };
+            let sums = [block(0..w, 0..w), block(0..w, w..k), block(w..k, 0..w), block(w..k, w..k)];
+            same(&sums, &pair, &pair);
+        }
+    }
+
+    /// Central differences of log π along a random direction of length 60: off by the fifth derivative times 0.006⁴ / 30
+    /// and by the rounding of log π over the step, 1e-14 / 1e-4; with derivatives of some tens: 1e-8.
+    #[test]
+    fn gradients_are_the_slopes_of_log_probabilities(group in group(2), seed: u64) {
+        for source in [AdapterSource::None, fresh()] {
+            for model in [llama(1, true), llama(2, false), gpt2(3)].map(|model| load(&model, &source)) {
+                let name = if source == AdapterSource::None { "full" } else { "lora" };
+                let scope = InScope::resolve(&name.parse().unwrap(), &model).unwrap();
+                let cotangents = Cotangent::log_probabilities(&group);
+                let mut sink = GradientSink::<Flex>::new(&scope, 2);
+                run(&model, &Batch::new(&[(&group, &cotangents)]), &mut sink);
+                let mut random = support::Random::new(seed);
+                let mut direction: HashMap<String, FloatTensor<Flex>> = HashMap::new();
+                model.clone().visit(&mut |name, _, tensor| {
+                    if scope.contains(name) {
+                        let shape: Vec<usize> = tensor.shape().to_vec();
+                        let noise = random.tensor(&shape, 1.0);
+                        let values: Vec<f64> = noise.values.iter().map(|x| f64::from(*x)).collect();
+                        direction.insert(name.to_owned(), Flex::upload(TensorData::new(values, shape), &FlexDevice));
+                    }
+                });
+                let step = 1e-4;
+                let at = |steps: f64| token_logps(&model.moved(&scope, &direction, steps * step), &[&group]).remove(0);
+                let ahead = [at(-2.0), at(-1.0), at(1.0), at(2.0)];
+                for branch in 0..2 {
+                    let [m2, m1, p1, p2] = ahead.each_ref().map(|logps| logps[branch].iter().sum::<f64>());
+                    let slope = (8.0 * (p1 - m1) - (p2 - m2)) / (12.0 * step);
+                    let (mut along, mut length) = (0.0, 0.0);
+                    for (name, gradients) in &sink.gradients {
+                        let (g, d) = (Flex::download(&gradients[branch]), Flex::download(&direction[name]));
+                        along += g.iter().zip(&d).map(|(g, d)| g * d).sum::<f64>();
+                        length += g.iter().map(|g| g * g).sum::<f64>();
+                    }
+                    prop_assert!((slope - along).abs() <= 1e-7 * length.sqrt().max(1.0), "{slope} {along}");
+                }
+            }
+        }
+    }
+}
+
+/// B = 0 stops every gradient of A, as in PEFT.
+#[test]
+fn a_fresh_adapter_has_gradients_in_b_alone() {
+    let model = load(&llama(1, true), &fresh());
+    let scope = InScope::resolve(&"lora".parse().unwrap(), &model).unwrap();
+    let group = Group { prompt: vec![1, 2], responses: vec![vec![3, 4], vec![5]] };
+    let result = alone(&model, &scope, &group);
+    assert_eq!(scope.parameters.len(), 2 * 4 * 2);
+    for (parameter, gram) in scope.parameters.iter().zip(&result.grams) {
+        let is_b = parameter.name.ends_with("lora_B.weight");
+        assert_eq!(gram[0] > 0.0, is_b, "{}: {gram:?}", parameter.name);
+    }
+}
+
+/// `head` is the logits part alone: what an untied copy of the embedding gets as the output matrix.
+#[test]
+fn scope_head_of_a_tied_model_leaves_the_embedding_part_out() {
+    let (config, tensors) = llama(1, true);
+    let (mut untied_config, mut untied_tensors) = (config.clone(), tensors.clone());
+    untied_config["tie_word_embeddings"] = false.into();
+    untied_tensors.insert("lm_head.weight".to_owned(), tensors["model.embed_tokens.weight"].clone());
+    let group = Group { prompt: vec![1, 2], responses: vec![vec![3, 4, 3], vec![5, 2]] };
+    let of = |model: &(serde_json::Value, Tensors), scope: &str| {
+        let model = load(model, &AdapterSource::None);
+        alone(&model, &InScope::resolve(&scope.parse().unwrap(), &model).unwrap(), &group).total()
+    };
+    let tied = of(&(config.clone(), tensors.clone()), "head");
+    same(&tied, &of(&(untied_config, untied_tensors), "lm_head"), &tied);
+    let both = of(&(config, tensors), "embed_tokens");
+    assert!((both[0] / tied[0] - 1.0).abs() > 1e-3, "the embedding part is missing: {both:?} {tied:?}");
+}
+
+/// Identical responses are legal, and their gradients are one.
+#[test]
+fn identical_responses_have_equal_gradients() {
+    for (model, scope) in models() {
+        let gram = alone(&model, &scope, &Group { prompt: vec![1], responses: vec![vec![3, 4], vec![3, 4]] }).total();
+        same(&gram, &[gram[0]; 4], &[gram[0]; 4]);
+        assert!(gram[0] > 0.0);
+    }
+}
