@@ -40,6 +40,17 @@ pub fn upload<B: Backend>(values: TensorData, device: &B::Device) -> FloatTensor
     B::float_from_data(values, device)
 }
 
+/// See [`crate::Kernels::takes_stored`].
+#[must_use]
+pub fn takes_stored<B: Backend>(_dtype: DType) -> bool {
+    false
+}
+
+/// See [`crate::Kernels::cast`].
+pub fn cast<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    B::float_cast(x, dtype.into())
+}
+
 /// See [`crate::Kernels::download`].
 pub fn download<B: Backend>(x: &FloatTensor<B>) -> Vec<f64> {
     let n = burn_backend::TensorMetadata::shape(x).num_elements();

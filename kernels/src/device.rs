@@ -1,7 +1,7 @@
 //! The devices that a run can be put on, found without starting one that is not there.
 #[cfg(any(feature = "vulkan", feature = "cuda"))]
 use crate::{
-    Activation, BlockGram, FloatTensor, HeadOutput, Heads, Kernels, NormKind, RowSet, Segment, Span, TensorData,
+    Activation, BlockGram, DType, FloatTensor, HeadOutput, Heads, Kernels, NormKind, RowSet, Segment, Span, TensorData,
     composed,
 };
 #[cfg(any(feature = "vulkan", feature = "cuda"))]
@@ -23,6 +23,8 @@ macro_rules! composed_kernels {
     ($device:ty) => {
         composed_kernels! { $device;
             upload(values: TensorData, device: &<Self as burn_backend::BackendTypes>::Device) -> FloatTensor<Self>;
+            takes_stored(dtype: DType) -> bool;
+            cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self>;
             download(x: &FloatTensor<Self>) -> Vec<f64>;
             matmul(x: &FloatTensor<Self>, w: &FloatTensor<Self>, transposed: bool, scale: f64, onto: Option<FloatTensor<Self>>) -> FloatTensor<Self>;
             weight_gradient(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: Range<usize>) -> FloatTensor<Self>;

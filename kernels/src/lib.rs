@@ -66,10 +66,17 @@ pub trait Kernels: Backend {
     /// Copies host values to the device.
     fn upload(values: TensorData, device: &Self::Device) -> FloatTensor<Self>;
 
+    /// Whether products take matrices of weights in a type narrower than that of the other factor, as they are stored.
+    fn takes_stored(dtype: DType) -> bool;
+
+    /// The tensor in another number type.
+    fn cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self>;
+
     /// Copies a tensor to the host, as f64.
     fn download(x: &FloatTensor<Self>) -> Vec<f64>;
 
-    /// `scale · x[N, k] · w`, plus `onto` where given; `w` is `[k, m]`, or `[m, k]` when `transposed`.
+    /// `scale · x[N, k] · w`, plus `onto` where given; `w` is `[k, m]`, or `[m, k]` when `transposed`, in the type of `x`
+    /// or as [stored](Self::takes_stored).
     fn matmul(
         x: &FloatTensor<Self>,
         w: &FloatTensor<Self>,
@@ -87,7 +94,8 @@ pub trait Kernels: Backend {
     /// `a + scale·b`, of equal shapes.
     fn add_scaled(a: FloatTensor<Self>, b: &FloatTensor<Self>, scale: f64) -> FloatTensor<Self>;
 
-    /// Rows of `x` by index, each times its weight where weights are given: `[index.len(), features]`.
+    /// Rows of `x` by index, each times its weight where weights are given: `[index.len(), features]`. Without weights
+    /// `x` may be as [stored](Self::takes_stored), and so is the result.
     fn gather(x: &FloatTensor<Self>, index: &[u32], weights: Option<&[f64]>) -> FloatTensor<Self>;
 
     /// Zeros `[rows, features]` with row r of `x` added to row `index[r]`.
@@ -171,7 +179,8 @@ pub trait Kernels: Backend {
     ) -> [FloatTensor<Self>; 3];
 
     /// Log-probability of each row's target under logits `y · wᵀ`, its gradient, and for each block of rows e·eᵀ.
-    /// The vocabulary (rows of `w[V, d]`) is walked in chunks; logits of all rows and all tokens never exist together.
+    /// The vocabulary (rows of `w[V, d]`, in the type of `y` or as [stored](Self::takes_stored)) is walked in chunks;
+    /// logits of all rows and all tokens never exist together.
     fn head(
         y: &FloatTensor<Self>,
         w: &FloatTensor<Self>,

@@ -65,7 +65,7 @@ impl<B: Kernels> Sink<B> for GradientSink<'_, B> {
                 row.iter_mut().for_each(|z| *z = -c * (*z - head.log_normaliser[r]).exp());
                 row[head.targets[r] as usize] += c;
             }
-            let e = upload_like::<B>(e, &[rows.len(), vocabulary], head.w);
+            let e = upload_like::<B>(e, &[rows.len(), vocabulary], &y);
             gradients.push(B::weight_gradient(&e, &y, 0..rows.len()));
         }
         self.add(name, gradients);

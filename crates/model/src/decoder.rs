@@ -25,7 +25,7 @@ pub struct Embedding<B: Kernels> {
 pub struct Decoder<B: Kernels> {
     /// Dimensions and names.
     pub description: Description,
-    /// Number type of all weights.
+    /// Number type of activations and results; matrices of weights may be in the type that they are stored in.
     pub dtype: DType,
     /// Where the weights are.
     pub device: B::Device,
@@ -265,7 +265,7 @@ impl<B: Kernels> Decoder<B> {
         }
         moved.visit(&mut |name, _, tensor| {
             if let Some(direction) = direction.get(name).filter(|_| scope.contains(name)) {
-                *tensor = B::add_scaled(tensor.clone(), direction, step);
+                *tensor = B::add_scaled(B::cast(tensor.clone(), self.dtype), direction, step);
             }
         });
         moved
@@ -275,9 +275,10 @@ impl<B: Kernels> Decoder<B> {
     ///
     /// Tokens and positions have to be within the model's vocabulary and positions.
     pub fn forward(&self, tokens: &[u32], positions: &[u32], spans: &[Span], keep: bool) -> Trace<B> {
-        let mut x = B::gather(&self.embedding.table, tokens, None);
+        let rows = |of: &Embedding<B>, ids: &[u32]| B::cast(B::gather(&of.table, ids, None), self.dtype);
+        let mut x = rows(&self.embedding, tokens);
         if let Some(table) = &self.positions {
-            x = B::add_scaled(x, &B::gather(&table.table, positions, None), 1.0);
+            x = B::add_scaled(x, &rows(table, positions), 1.0);
         }
         let angles = self.description.rope.as_ref().map(|rope| {
             let (cos, sin) = rope.tables(positions);

@@ -134,7 +134,7 @@ impl Weights {
         self.taken.insert(name.to_owned());
     }
 
-    /// Reads a tensor of a given stored shape as f32 or f64.
+    /// Reads a tensor of a given stored shape as f32 or f64, or a matrix as it is stored where products take that.
     ///
     /// # Errors
     /// Where it is missing, of another shape or type, or has a value that is not finite.
@@ -154,7 +154,9 @@ impl Weights {
             let problem = format!("found shape {:?}, expected {shape:?}", stored.shape);
             return Err(Error::tensor(path, name, problem));
         }
-        let data = if dtype == DType::F64 {
+        let data = if shape.len() == 2 && stored.dtype == Dtype::BF16 && B::takes_stored(DType::BF16) {
+            stored.read::<bf16>(path, name, layout)?
+        } else if dtype == DType::F64 {
             stored.read::<f64>(path, name, layout)?
         } else {
             stored.read::<f32>(path, name, layout)?
@@ -242,6 +244,15 @@ impl Float for f32 {
     #[allow(clippy::cast_possible_truncation)]
     fn of(x: f64) -> Self {
         x as f32
+    }
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+}
+
+impl Float for bf16 {
+    fn of(x: f64) -> Self {
+        Self::from_f64(x)
     }
     fn finite(self) -> bool {
         self.is_finite()

@@ -5,6 +5,7 @@
 //! same way on both sides. Beside the results, memory is `rows × CHUNK`.
 use super::product::{Target, View, product, product_parallel};
 use super::real::{Real, dot, dot_wide, vectorised};
+use super::stored::Stored;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -20,7 +21,7 @@ pub struct Walk<E> {
 }
 
 /// See [`crate::Kernels::head`].
-pub fn walk<E: Real>(y: &[E], w: &[E], d: usize, targets: &[u32], blocks: &[Range<usize>]) -> Walk<E> {
+pub fn walk<E: Real>(y: &[E], w: Stored<E>, d: usize, targets: &[u32], blocks: &[Range<usize>]) -> Walk<E> {
     let n = targets.len();
     let vocabulary = w.len() / d;
     let mut top = vec![E::neg_infinity(); n];
@@ -33,7 +34,8 @@ pub fn walk<E: Real>(y: &[E], w: &[E], d: usize, targets: &[u32], blocks: &[Rang
     for start in (0..vocabulary).step_by(CHUNK) {
         let columns = CHUNK.min(vocabulary - start);
         let logits = &mut logits[..n * columns];
-        let chunk = View::rows(w, d).from(start, 0);
+        let chunk = w.rows(start..start + columns, d);
+        let chunk = View::rows(&chunk, d);
         let shape = [n, d, columns];
         product_parallel(Target::rows(logits, columns), shape, View::rows(y, d), chunk.transposed(), 1.0, false);
         logits
@@ -77,12 +79,13 @@ pub fn walk<E: Real>(y: &[E], w: &[E], d: usize, targets: &[u32], blocks: &[Rang
     }
     let mut back = mean;
     let log_normaliser: Vec<f64> = top.iter().zip(&sum).map(|(t, s)| t.wide() + s.ln()).collect();
-    let of_target =
-        |row: usize, token: u32| dot_wide(&y[row * d..][..d], &w[token as usize * d..][..d]) - log_normaliser[row];
-    let logp: Vec<f64> = (0..n).into_par_iter().map(|r| of_target(r, targets[r])).collect();
+    // the target of row j as seen from row i
+    let of_targets = w.gather(targets, d);
+    let of_target = |i: usize, j: usize| dot_wide(&y[i * d..][..d], &of_targets[j * d..][..d]) - log_normaliser[i];
+    let logp: Vec<f64> = (0..n).into_par_iter().map(|r| of_target(r, r)).collect();
     back.par_chunks_mut(d).enumerate().for_each(|(r, back)| {
         let inverse = E::of(1.0 / sum[r]);
-        let target = &w[targets[r] as usize * d..][..d];
+        let target = &of_targets[r * d..][..d];
         for i in 0..d {
             back[i] = target[i] - back[i] * inverse;
         }
@@ -91,7 +94,7 @@ pub fn walk<E: Real>(y: &[E], w: &[E], d: usize, targets: &[u32], blocks: &[Rang
     blocks.par_iter().zip(&mut products).for_each(|(block, products)| {
         let b = block.len();
         let cross: Vec<f64> =
-            (0..b * b).map(|at| of_target(block.start + at / b, targets[block.start + at % b]).exp()).collect();
+            (0..b * b).map(|at| of_target(block.start + at / b, block.start + at % b).exp()).collect();
         for i in 0..b {
             for j in 0..b {
                 let (r, s) = (block.start + i, block.start + j);

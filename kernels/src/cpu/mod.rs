@@ -11,22 +11,36 @@ mod norm;
 mod product;
 mod real;
 mod rotary;
+mod stored;
 
 use crate::{
-    Activation, BlockGram, Flex, FlexDevice, FloatTensor, HeadOutput, Heads, Kernels, NormKind, RowSet, Segment, Span,
-    TensorData,
+    Activation, BlockGram, DType, Flex, FlexDevice, FloatTensor, HeadOutput, Heads, Kernels, NormKind, RowSet, Segment,
+    Span, TensorData,
 };
+use burn_backend::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use real::{Real, dims, in_place, matrix, unwritten, values, vectorised, with_real};
 use std::ops::Range;
+use stored::Stored;
 
 impl Kernels for Flex {
     fn upload(data: TensorData, _device: &FlexDevice) -> FlexTensor {
         FlexTensor::from_data(data)
     }
 
+    fn takes_stored(dtype: DType) -> bool {
+        dtype == DType::BF16
+    }
+
+    fn cast(x: FlexTensor, dtype: DType) -> FlexTensor {
+        if x.dtype() == dtype { x } else { Self::float_cast(x, dtype.into()) }
+    }
+
     fn download(x: &FlexTensor) -> Vec<f64> {
+        if x.dtype() == DType::BF16 {
+            return x.storage::<half::bf16>().iter().map(|v| v.to_f64()).collect();
+        }
         with_real!(x, E => values::<E>(x).iter().map(|v| v.wide()).collect())
     }
 
@@ -35,7 +49,7 @@ impl Kernels for Flex {
         let m = dims(w)[usize::from(!transposed)];
         with_real!(x, E => {
             let multiply = |onto: Option<&mut [E]>| {
-                product::matmul(values::<E>(x), values::<E>(w), [rows, k, m], transposed, scale, onto)
+                product::matmul(values::<E>(x), Stored::<E>::of(w), [rows, k, m], transposed, scale, onto)
             };
             match onto {
                 Some(y) => in_place::<E>(y, |y| { multiply(Some(y)); }),
@@ -82,6 +96,11 @@ impl Kernels for Flex {
 
     fn gather(x: &FlexTensor, index: &[u32], weights: Option<&[f64]>) -> FlexTensor {
         let width = dims(x)[1];
+        if x.dtype() == DType::BF16 {
+            let x = x.storage::<half::bf16>();
+            let rows = index.iter().flat_map(|&row| x[row as usize * width..][..width].iter().copied()).collect();
+            return FlexTensor::from_data(TensorData::new::<half::bf16, _>(rows, [index.len(), width]));
+        }
         with_real!(x, E => {
             let x = values::<E>(x);
             let mut out = unwritten::<E>(index.len() * width);
@@ -241,7 +260,7 @@ impl Kernels for Flex {
     fn head(y: &FlexTensor, w: &FlexTensor, targets: &[u32], blocks: &[Range<usize>]) -> HeadOutput<FloatTensor<Self>> {
         let d = dims(w)[1];
         with_real!(y, E => {
-            let walk = head::walk(values::<E>(y), values(w), d, targets, blocks);
+            let walk = head::walk(values::<E>(y), Stored::of(w), d, targets, blocks);
             HeadOutput {
                 logp: walk.logp,
                 log_normaliser: walk.log_normaliser,

@@ -1,6 +1,8 @@
 //! Matrix products: the `gemm` crate straight into the result, cut into one task a core.
 use super::real::{Real, unwritten};
+use super::stored::{Stored, widen_block};
 use gemm::Parallelism;
+use half::bf16;
 use rayon::prelude::*;
 
 /// A strided matrix for [`gemm`]: first entry, distance of rows, distance of columns.
@@ -107,6 +109,11 @@ pub fn product<E: Real>(target: Target<E>, [m, k, n]: [usize; 3], a: View<E>, b:
 /// Narrowest stripe of columns that a task is given: narrower ones spend their time packing.
 const STRIPE: usize = 96;
 
+/// Where part `i` of `parts` begins: on a multiple of 16, the widest register tile.
+fn cut(length: usize, parts: usize, i: usize) -> usize {
+    if i == parts { length } else { (length * i / parts).next_multiple_of(16).min(length) }
+}
+
 /// [`product`] on all cores. Each task packs its own share of both factors, which `gemm`'s own threads leave to one.
 pub fn product_parallel<E: Real>(
     target: Target<E>,
@@ -122,10 +129,6 @@ pub fn product_parallel<E: Real>(
     }
     let columns = threads.min((n / STRIPE).max(1));
     let rows = (threads / columns).min((m / STRIPE).max(1)).max(1);
-    // stripes end on multiples of 16, the widest register tile
-    let cut = |length: usize, parts: usize, i: usize| {
-        if i == parts { length } else { (length * i / parts).next_multiple_of(16).min(length) }
-    };
     (0..rows * columns).into_par_iter().for_each(|task| {
         let (i, j) = (task / columns, task % columns);
         let (r0, r1) = (cut(m, rows, i), cut(m, rows, i + 1));
@@ -137,23 +140,63 @@ pub fn product_parallel<E: Real>(
     });
 }
 
+/// Bytes of widened weights that a task holds at once: what a second-level cache has room for.
+const WIDENED_BYTES: usize = 512 * 1024;
+
+/// `target[rows, m] = keep·target + scale · x[rows, k] · op(w)` with narrow weights, widened column block by column block.
+fn product_narrow<E: Real>(
+    target: Target<E>,
+    [rows, k, m]: [usize; 3],
+    x: View<E>,
+    w: &[bf16],
+    transposed: bool,
+    scale: f64,
+    keep: bool,
+) {
+    let threads = rayon::current_num_threads();
+    let fit = (WIDENED_BYTES / size_of::<E>() / k.max(1)).max(STRIPE);
+    // as many column blocks as keep every core busy alike, unless they get too narrow: then rows are cut too
+    let blocks = m.div_ceil(fit).next_multiple_of(threads).min((m / STRIPE).max(m.div_ceil(fit)));
+    let parts = (threads / blocks).clamp(1, (rows / STRIPE).max(1));
+    (0..parts * blocks).into_par_iter().for_each(|task| {
+        let (part, block) = (task % parts, task / parts);
+        let (r0, r1) = (cut(rows, parts, part), cut(rows, parts, part + 1));
+        let columns = cut(m, blocks, block)..cut(m, blocks, block + 1);
+        let shape = [r1 - r0, k, columns.len()];
+        let (target, x) = (target.from(r0, columns.start), x.from(r0, 0));
+        if transposed {
+            let wide = widen_block::<E>(w, k, columns, &(0..k));
+            product(target, shape, x, View::rows(&wide, k).transposed(), scale, keep);
+        } else {
+            let wide = widen_block::<E>(w, m, 0..k, &columns);
+            product(target, shape, x, View::rows(&wide, columns.len()), scale, keep);
+        }
+    });
+}
+
 /// `scale · x · op(w)` as a new matrix, or added to `onto`.
 pub fn matmul<E: Real>(
     x: &[E],
-    w: &[E],
+    w: Stored<E>,
     [rows, k, m]: [usize; 3],
     transposed: bool,
     scale: f64,
     onto: Option<&mut [E]>,
 ) -> Option<Vec<E>> {
-    let b = if transposed { View::rows(w, k).transposed() } else { View::rows(w, m) };
-    let shape = [rows, k, m];
+    let (shape, x) = ([rows, k, m], View::rows(x, k));
+    let into = |target: Target<E>, keep: bool| match w {
+        Stored::Working(w) => {
+            let b = if transposed { View::rows(w, k).transposed() } else { View::rows(w, m) };
+            product_parallel(target, shape, x, b, scale, keep);
+        }
+        Stored::Narrow(w) => product_narrow(target, shape, x, w, transposed, scale, keep),
+    };
     if let Some(y) = onto {
-        product_parallel(Target::rows(y, m), shape, View::rows(x, k), b, scale, true);
+        into(Target::rows(y, m), true);
         None
     } else {
         let mut y = unwritten(rows * m);
-        product_parallel(Target::rows(&mut y, m), shape, View::rows(x, k), b, scale, false);
+        into(Target::rows(&mut y, m), false);
         Some(y)
     }
 }
