@@ -56,7 +56,7 @@ fn the_tables_have_the_documented_columns() {
     }
     let columns = |table: &str| -> Vec<String> {
         let frame = Table::create(&out, table).unwrap().read(0).unwrap();
-        frame.get_column_names().iter().map(|name| name.to_string()).collect()
+        frame.get_column_names().iter().map(std::string::ToString::to_string).collect()
     };
     let pairs = [
         "pair",
@@ -117,7 +117,7 @@ fn a_killed_run_goes_on_and_ends_with_the_same_bits() {
         tanglescope().args(analyze(&model, &data, &killed)).stderr(std::process::Stdio::null()).spawn().unwrap();
     let start = Instant::now();
     while !killed.join("pairs.parquet/00001.parquet").exists() && process.try_wait().unwrap().is_none() {
-        assert!(start.elapsed() < Duration::from_secs(120), "no part was written");
+        assert!(start.elapsed() < Duration::from_mins(2), "no part was written");
     }
     process.kill().unwrap();
     process.wait().unwrap();

@@ -195,7 +195,7 @@ const MODEL: &[Case] = &[
                 let mut head = t["model.embed_tokens.weight"].clone();
                 head.values[0] += 1.0;
                 t.insert("lm_head.weight".into(), head);
-            })
+            });
         },
         &["lm_head.weight", "tie_word_embeddings"],
     ),
@@ -238,7 +238,7 @@ const ADAPTER: &[Case] = &[
                     t.shape = vec![2, 8];
                     t.values.truncate(16);
                 });
-            })
+            });
         },
         &["lora_A.weight", "[2, 8]", "[2, 16]"],
     ),
@@ -253,7 +253,7 @@ const ADAPTER: &[Case] = &[
             i.adapter(|_, t| {
                 let extra = t["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].clone();
                 t.insert("base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight".into(), extra);
-            })
+            });
         },
         &["layers.7.self_attn.q_proj.lora_A.weight"],
     ),
@@ -276,7 +276,7 @@ const ADAPTER: &[Case] = &[
                     "base_model.model.lm_head.weight".into(),
                     llama(1, true).1["model.embed_tokens.weight"].clone(),
                 );
-            })
+            });
         },
         &["lm_head.weight", "unties"],
     ),

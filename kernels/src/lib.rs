@@ -1,7 +1,7 @@
 //! The kernels of Tanglescope: everything that the engine asks of a device, behind one trait over burn's [`Backend`].
 //!
 //! Every tensor is a row-major matrix `[rows, features]` (or a vector `[features]`) of one floating-point type.
-//! [`Kernels`] is implemented three times: for burn's CPU backend [`Flex`](burn_flex::Flex) over plain slices
+//! [`Kernels`] is implemented three times: for burn's CPU backend [`Flex`] over plain slices
 //! ([`cpu`]), and for Vulkan and CUDA by burn's own operations ([`composed`]), which are also the independent
 //! reference that the CPU kernels are tested against.
 //!
@@ -119,7 +119,7 @@ pub trait Kernels: Backend {
         onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self>;
 
-    /// δ ∘ x̂[index], whose sums over a cotangent's rows are the gradient of the gain.
+    /// `δ ∘ x̂[index]`, whose sums over a cotangent's rows are the gradient of the gain.
     fn norm_gain_terms(
         x: &FloatTensor<Self>,
         kind: NormKind,

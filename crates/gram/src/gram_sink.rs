@@ -176,7 +176,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
 }
 
 impl<B: Kernels> TiedHead<B> {
-    /// ⟨head part of cotangent i, embedding part of cotangent j⟩ = Σ_r c_r Σ_v e_r[v] (y_r · S_j[v]), S_j[v] the sum
+    /// ⟨head part of cotangent i, embedding part of cotangent j⟩ = `Σ_r c_r Σ_v e_r[v] (y_r · S_j[v])`, `S_j[v]` the sum
     /// of δ over the rows of j whose token is v.
     fn cross(&self, b: usize, block: &Range<usize>, ids: &[u32], sums: &FloatTensor<B>) -> BlockGram {
         let rows = &self.block_rows[b];

@@ -73,13 +73,13 @@ impl<B: Kernels> Loader<'_, B> {
     /// The tensor and its name in the checkpoint.
     fn tensor(&mut self, canonical: &str, shape: &[usize], layout: Layout) -> Result<(String, FloatTensor<B>)> {
         let name = self.name(canonical);
-        if let Adapter::Saved(adapter) = &mut *self.adapter {
-            if let Some(stored) = adapter.saved(canonical) {
-                let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, &self.device)?;
-                self.base.ignore(&name);
-                self.saved.insert(name.clone());
-                return Ok((name, x));
-            }
+        if let Adapter::Saved(adapter) = &mut *self.adapter
+            && let Some(stored) = adapter.saved(canonical)
+        {
+            let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, &self.device)?;
+            self.base.ignore(&name);
+            self.saved.insert(name.clone());
+            return Ok((name, x));
         }
         let x = self.base.take::<B>(&name, shape, layout, self.dtype, &self.device)?;
         Ok((name, x))

@@ -44,10 +44,10 @@ pub trait Sink<B: Kernels> {
     /// A vector parameter: ∂L_k/∂p = Σ_{r of k} terms_r, `terms[R, m]`.
     fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet);
 
-    /// The output matrix: ∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i.
+    /// The output matrix: `∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i`.
     fn head(&mut self, name: &str, head: &HeadRows<'_, B>);
 
-    /// A table whose row `ids[n]` is added to forward row n: ∂L_k/∂W[v] = Σ_{r of k, ids[ρ(r)] = v} δ_r. Where it is
-    /// the output matrix too, this is called after [`head`](Sink::head) with the same name.
+    /// A table whose row `ids[n]` is added to forward row n: `∂L_k/∂W[v] = Σ_{r of k, ids[ρ(r)] = v} δ_r`. Where it
+    /// is the output matrix too, this is called after [`head`](Sink::head) with the same name.
     fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet);
 }

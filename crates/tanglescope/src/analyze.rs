@@ -61,10 +61,9 @@ fn lock(out: &Path) -> Result<File> {
     let path = out.join(".lock");
     let file = File::create(&path).map_err(|e| Error::output(&path, format!("cannot be written: {e}")))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::output(out, "another run is writing to this folder")),
-        // a file system without locks
-        Err(std::fs::TryLockError::Error(_)) => Ok(file),
+        // taken, or on a file system without locks
+        Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(file),
     }
 }
 

@@ -52,7 +52,7 @@ pub struct ModelArgs {
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
-    /// cpu, cuda[:N] or vulkan[:N] [default: the best present]
+    /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
     #[arg(long)]
     pub device: Option<String>,
 }

@@ -67,7 +67,7 @@ pub fn vjp<E: Real>(x: &[E], gain: &[E], kind: NormKind, delta: &[E], index: &[u
     });
 }
 
-/// δ ∘ x̂[index].
+/// `δ ∘ x̂[index]`.
 pub fn gain_terms<E: Real>(x: &[E], d: usize, kind: NormKind, delta: &[E], index: &[u32]) -> Vec<E> {
     let mut terms = unwritten(delta.len());
     terms.par_chunks_mut(d).zip(delta.par_chunks(d)).zip(index).with_min_len(16).for_each(|((terms, delta), &row)| {

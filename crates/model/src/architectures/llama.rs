@@ -31,7 +31,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         return Err(config.refuse("num_key_value_heads", problem));
     }
     let head_dim: usize = config.get("head_dim")?.unwrap_or(hidden / heads);
-    if head_dim == 0 || head_dim % 2 != 0 {
+    if head_dim == 0 || !head_dim.is_multiple_of(2) {
         return Err(config.refuse("head_dim", format!("found {head_dim}, expected a positive even number")));
     }
     Ok(Description {

@@ -1,4 +1,4 @@
-//! What the checkpoints of each architecture look like: one file an architecture, one line in [`TABLE`].
+//! What the checkpoints of each architecture look like: one file an architecture, one line in `TABLE`.
 mod gpt2;
 mod llama;
 
