@@ -1,6 +1,6 @@
 //! What the tests share: small random checkpoints, and the program run as a user runs it.
 #![allow(dead_code)] // each test crate uses its own part
-use half::bf16;
+use half::{bf16, f16};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -30,13 +30,14 @@ pub struct Tensor {
 /// Tensors of a checkpoint by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// Writes tensors as a safetensors file, in f32 or rounded to bf16.
+/// Writes tensors as a safetensors file, in f32 or rounded to f16 or bf16.
 pub fn write_tensors(path: &Path, tensors: &Tensors, dtype: Dtype) {
     let bytes: Vec<(&String, &Tensor, Vec<u8>)> = tensors
         .iter()
         .map(|(name, tensor)| {
             let bytes = match dtype {
                 Dtype::BF16 => tensor.values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+                Dtype::F16 => tensor.values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
                 _ => tensor.values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             };
             (name, tensor, bytes)

@@ -1,0 +1,84 @@
+//! The engine on Vulkan, on a driver that is a program on the CPU: Debian's mesa-vulkan-drivers.
+//!
+//! Against the CPU in f64, relative to √(ww·ll): 1e-4, about 10 × ε₃₂ × the depth of the sums, as for the goldens.
+mod support;
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use support::{analyze, error_line, repository, succeed, tanglescope};
+use tanglescope_analytics::Table;
+
+/// The driver's description, for `VK_DRIVER_FILES`. Without it the tests are left out, but not on CI.
+fn driver() -> Option<PathBuf> {
+    let folder = Path::new("/usr/share/vulkan/icd.d");
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let found = files.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("lvp_icd"))).min();
+    assert!(found.is_some() || std::env::var_os("CI").is_none(), "install libvulkan1 and mesa-vulkan-drivers");
+    found
+}
+
+fn numbers(out: &Path, column: &str) -> Vec<f64> {
+    let frame = Table::create(out, "pairs.parquet").unwrap().read(0).unwrap();
+    frame.column(column).unwrap().f64().unwrap().iter().map(Option::unwrap).collect()
+}
+
+#[test]
+fn vulkan_agrees_with_the_cpu() {
+    let Some(driver) = driver() else { return };
+    for (golden, scope) in [("llama3_tied", "lora"), ("llama3_tied", "full"), ("gpt2", "full")] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = repository("tests/golden").join(golden);
+        let golden: Value = serde_json::from_slice(&std::fs::read(model.join("golden.json")).unwrap()).unwrap();
+        let rows: Vec<String> = golden["pairs"].as_array().unwrap().iter().take(2).map(Value::to_string).collect();
+        let data = folder.path().join("pairs.jsonl");
+        std::fs::write(&data, rows.join("\n")).unwrap();
+        let (cpu, vulkan) = (folder.path().join("cpu"), folder.path().join("vulkan"));
+        let with = |out: &Path, device: &str, dtype: &str| {
+            let mut args = analyze(&model, &data, out);
+            args[2] = device.to_owned();
+            args.extend(["--scope", scope, "--dtype", dtype].map(str::to_owned));
+            if scope == "lora" {
+                args.extend(["--adapter".to_owned(), model.join("adapter").display().to_string()]);
+            }
+            args
+        };
+        succeed(with(&cpu, "cpu", "f64"));
+        let output =
+            tanglescope().args(with(&vulkan, "vulkan", "f32")).env("VK_DRIVER_FILES", &driver).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && stderr.contains("device: vulkan:0"), "{stderr}");
+        let (ww, ll) = (numbers(&cpu, "ww"), numbers(&cpu, "ll"));
+        for column in ["ww", "wl", "ll", "logp_chosen", "logp_rejected"] {
+            let both = numbers(&vulkan, column).into_iter().zip(numbers(&cpu, column));
+            for (i, (got, want)) in both.enumerate() {
+                let size = if column.starts_with("logp") { want.abs() } else { (ww[i] * ll[i]).sqrt() };
+                assert!((got - want).abs() <= 1e-4 * size, "{scope}, pair {i}, {column}: {got} instead of {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_vulkan_cannot_do_is_said() {
+    let Some(driver) = driver() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut args = analyze(&support::demo(), &support::demo().join("pairs.jsonl"), folder.path());
+    args[2] = "vulkan".to_owned();
+    args.extend(["--dtype", "f64"].map(str::to_owned));
+    let output = tanglescope().args(&args).env("VK_DRIVER_FILES", &driver).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error_line(&output).contains("--dtype f64"), "{}", error_line(&output));
+    let output = tanglescope().args(&args).env("VK_DRIVER_FILES", "/nowhere.json").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(error_line(&output).contains("--device vulkan: no Vulkan device"), "{}", error_line(&output));
+}
+
+/// A program that plays a GPU is slower than the CPU path and is never chosen unasked.
+#[test]
+fn a_software_device_is_not_the_default() {
+    let Some(driver) = driver() else { return };
+    let output = tanglescope().arg("devices").env("VK_DRIVER_FILES", &driver).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("a program on the CPU"), "{said}");
+    assert!(!said.contains("used without --device: vulkan"), "{said}");
+}
