@@ -268,6 +268,12 @@ impl Float for f64 {
     }
 }
 
+/// Index of the first value that is NaN or infinite. Long runs are looked through without a branch a value.
+fn first_not_finite<E: Float>(numbers: &[E]) -> Option<usize> {
+    let all_finite = |run: &[E]| run.iter().fold(true, |all, x| all & x.finite());
+    if numbers.par_chunks(1 << 14).all(all_finite) { None } else { numbers.iter().position(|x| !x.finite()) }
+}
+
 impl Stored {
     fn read<E: Float>(&self, path: &Path, name: &str, layout: Layout) -> Result<TensorData> {
         let len = self.bytes.1;
@@ -288,7 +294,7 @@ impl Stored {
                 return Err(Error::tensor(path, name, problem));
             }
         };
-        if let Some(at) = numbers.par_iter().position_first(|x| !x.finite()) {
+        if let Some(at) = first_not_finite(&numbers) {
             let at = if layout == Layout::Transposed {
                 let (rows, columns) = (self.shape[0], self.shape[1]);
                 at % rows * columns + at / rows

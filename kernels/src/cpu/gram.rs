@@ -2,7 +2,7 @@
 //!
 //! Inside a tile the products are in the working type; tiles are multiplied and summed in f64. Partial results are
 //! added in a fixed order, so that two runs give the same bits.
-use super::product::{Target, View, product};
+use super::product::{Target, View, product, transpose};
 use super::real::{Real, dot_wide, vectorised};
 use crate::{BlockGram, RowSet};
 use rayon::prelude::*;
@@ -92,6 +92,7 @@ fn pieces(rows: &RowSet, block: &Range<usize>) -> Vec<Piece> {
 /// `x·xᵀ` over a range of forward rows, lower tiles computed and mirrored: `[N, N]`.
 fn input_gram<E: Real>(x: &[E], n: usize, range: &Range<usize>) -> Vec<E> {
     let size = range.len();
+    let turned = transpose(&x[range.start * n..range.end * n], n);
     let mut out = vec![E::of(0.0); size * size];
     let target = Target::rows(&mut out, size);
     let starts: Vec<usize> = (0..size).step_by(ROWS).collect();
@@ -99,9 +100,10 @@ fn input_gram<E: Real>(x: &[E], n: usize, range: &Range<usize>) -> Vec<E> {
         starts.iter().flat_map(|&i| starts.iter().filter(move |&&j| j <= i).map(move |&j| (i, j))).collect();
     tasks.into_par_iter().for_each(|(i, j)| {
         let (a, b) = (ROWS.min(size - i), ROWS.min(size - j));
-        let rows = |at: usize| View::rows(x, n).from(range.start + at, 0);
+        let rows = View::rows(x, n).from(range.start + i, 0);
+        let columns = View::rows(&turned, size).from(0, j);
         let mut lower = vec![E::of(0.0); a * b];
-        product(Target::rows(&mut lower, b), [a, n, b], rows(i), rows(j).transposed(), 1.0, false);
+        product(Target::rows(&mut lower, b), [a, n, b], rows, columns, 1.0, false);
         for (r, row) in lower.chunks_exact(b).enumerate() {
             target.from(i + r, j).write(0, row);
         }
@@ -129,13 +131,16 @@ pub fn rows<E: Real>(x: &[E], n: usize, deltas: &[(&[E], usize)], rows: &RowSet)
             .collect();
         let k = block.len();
         for (&(delta, m), out) in deltas.iter().zip(&mut out) {
+            let of_block = rows.of_block(block);
+            let turned = transpose(&delta[of_block.start * m..of_block.end * m], m);
             let parts: Vec<(usize, usize, f64)> = tasks
                 .par_iter()
                 .map(|(a, b)| {
                     let (p, q) = (a.rows.len(), b.rows.len());
                     let mut dd = vec![E::of(0.0); p * q];
-                    let of = |piece: &Piece| View::rows(delta, m).from(piece.rows.start, 0);
-                    product(Target::rows(&mut dd, q), [p, m, q], of(a), of(b).transposed(), 1.0, false);
+                    let left = View::rows(delta, m).from(a.rows.start, 0);
+                    let right = View::rows(&turned, of_block.len()).from(0, b.rows.start - of_block.start);
+                    product(Target::rows(&mut dd, q), [p, m, q], left, right, 1.0, false);
                     let first = |piece: &Piece| rows.index[piece.rows.start] as usize - range.start;
                     let (i, j) = (first(a), first(b));
                     let sum = vectorised(|| {

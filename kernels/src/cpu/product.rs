@@ -140,6 +140,27 @@ pub fn product_parallel<E: Real>(
     });
 }
 
+/// The transpose of `x[rows, width]`. `gemm` packs a factor whose rows lie side by side much faster than one whose rows
+/// follow each other, so what many products share is turned once.
+pub fn transpose<E: Real>(x: &[E], width: usize) -> Vec<E> {
+    const BAND: usize = 16;
+    let rows = x.len() / width;
+    let mut out = unwritten(x.len());
+    // a band of columns becomes as many rows, which stay in the first cache
+    out.par_chunks_mut((BAND * rows).max(1)).enumerate().for_each(|(band, out)| {
+        for r in 0..rows {
+            let from = &x[r * width + band * BAND..][..out.len() / rows];
+            for (c, &value) in from.iter().enumerate() {
+                out[c * rows + r] = value;
+            }
+        }
+    });
+    out
+}
+
+/// Columns that `gemm` computes together with the widest vectors of f32; a narrower rest runs slower.
+const TILE: usize = 64;
+
 /// Bytes of widened weights that a task holds at once: what a second-level cache has room for.
 const WIDENED_BYTES: usize = 512 * 1024;
 
@@ -154,14 +175,14 @@ fn product_narrow<E: Real>(
     keep: bool,
 ) {
     let threads = rayon::current_num_threads();
-    let fit = (WIDENED_BYTES / size_of::<E>() / k.max(1)).max(STRIPE);
-    // as many column blocks as keep every core busy alike, unless they get too narrow: then rows are cut too
-    let blocks = m.div_ceil(fit).next_multiple_of(threads).min((m / STRIPE).max(m.div_ceil(fit)));
-    let parts = (threads / blocks).clamp(1, (rows / STRIPE).max(1));
+    let fit = (WIDENED_BYTES / size_of::<E>() / k.max(1) / TILE * TILE).max(TILE);
+    let blocks = m.div_ceil(fit);
+    // rows are cut too where the blocks alone would not keep every core busy alike
+    let parts = if blocks.is_multiple_of(threads) { 1 } else { threads.min((rows / TILE).max(1)) };
     (0..parts * blocks).into_par_iter().for_each(|task| {
         let (part, block) = (task % parts, task / parts);
         let (r0, r1) = (cut(rows, parts, part), cut(rows, parts, part + 1));
-        let columns = cut(m, blocks, block)..cut(m, blocks, block + 1);
+        let columns = block * fit..((block + 1) * fit).min(m);
         let shape = [r1 - r0, k, columns.len()];
         let (target, x) = (target.from(r0, columns.start), x.from(r0, 0));
         if transposed {
