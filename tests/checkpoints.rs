@@ -10,7 +10,7 @@ use std::path::Path;
 use support::{Random, Tensor, Tensors, gpt2, llama, write_json, write_model, write_tensors};
 use tanglescope_gram::{Cotangent, Group, grams, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
-use tanglescope_model::{AdapterSource, Decoder, Error, InScope};
+use tanglescope_model::{AdapterSource, Decoder, Error};
 
 fn load(folder: &Path, adapter: Option<&Path>) -> Result<Decoder<Flex>, Error> {
     let source = adapter.map_or(AdapterSource::None, |folder| AdapterSource::Saved(folder.to_owned()));
@@ -23,7 +23,7 @@ fn pair() -> Group {
 
 /// Log-probabilities of the pair, and its Gram over all base parameters.
 fn values(model: &Decoder<Flex>) -> Vec<f64> {
-    let scope = InScope::resolve(&"full".parse().unwrap(), model).unwrap();
+    let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
     let group = pair();
     let result = grams(model, &scope, &[(&group, &Cotangent::log_probabilities(&group))]).remove(0);
     let mut values = vec![result.logp(0), result.logp(1)];
@@ -206,6 +206,7 @@ fn llama_with_biases() {
 type Change = (&'static str, usize, usize, f64);
 
 /// Writes an adapter with random factors for the given modules, and the model with the same changes merged.
+#[allow(clippy::cast_possible_truncation)] // merged weights are stored as f32
 fn adapter(
     folder: &Path,
     (model_config, tensors): &(Value, Tensors),
@@ -320,7 +321,7 @@ fn adapters_are_their_merged_weights() {
         let adapted = load(&plain, Some(&adapter)).unwrap();
         same(name, &logps(&adapted), &logps(&load(&merged, None).unwrap()), MERGED);
         different(name, &logps(&adapted), &logps(&load(&plain, None).unwrap()));
-        let scope = InScope::resolve(&"lora".parse().unwrap(), &adapted).unwrap();
+        let scope = adapted.in_scope(&"lora".parse().unwrap()).unwrap();
         assert_eq!(scope.parameters.len(), 2 * changes.len(), "{name}");
         assert!(scope.parameters.iter().all(|p| p.name.starts_with("model.layers.")), "{name}");
     }
@@ -376,6 +377,6 @@ fn modules_to_save_replace_the_base() {
     add(&merged.join("model.safetensors"), "");
     let adapted = load(&plain, Some(&adapter)).unwrap();
     same("saved modules", &logps(&adapted), &logps(&load(&merged, None).unwrap()), MERGED);
-    let count = |scope: &str| InScope::resolve(&scope.parse().unwrap(), &adapted).unwrap().parameters.len();
+    let count = |scope: &str| adapted.in_scope(&scope.parse().unwrap()).unwrap().parameters.len();
     assert_eq!((count("lora"), count("trainable")), (4, 6));
 }

@@ -33,7 +33,7 @@ fn models() -> Vec<(Decoder<Flex>, InScope)> {
 }
 
 fn full(model: &Decoder<Flex>) -> InScope {
-    InScope::resolve(&"full".parse().unwrap(), model).unwrap()
+    model.in_scope(&"full".parse().unwrap()).unwrap()
 }
 
 fn fresh() -> AdapterSource {
@@ -157,7 +157,7 @@ proptest! {
             let parts: Vec<(usize, Vec<f64>)> = patterns
                 .iter()
                 .map(|pattern| {
-                    let part = InScope::resolve(&pattern.parse().unwrap(), &model).unwrap();
+                    let part = model.in_scope(&pattern.parse().unwrap()).unwrap();
                     (part.parameters.len(), alone(&model, &part, &group).total())
                 })
                 .collect();
@@ -217,7 +217,7 @@ proptest! {
         for source in [AdapterSource::None, fresh()] {
             for model in [llama(1, true), llama(2, false), gpt2(3)].map(|model| load(&model, &source)) {
                 let name = if source == AdapterSource::None { "full" } else { "lora" };
-                let scope = InScope::resolve(&name.parse().unwrap(), &model).unwrap();
+                let scope = model.in_scope(&name.parse().unwrap()).unwrap();
                 let cotangents = Cotangent::log_probabilities(&group);
                 let mut sink = GradientSink::<Flex>::new(&scope, 2);
                 run(&model, &Batch::new(&[(&group, &cotangents)]), &mut sink);
@@ -254,7 +254,7 @@ proptest! {
 #[test]
 fn a_fresh_adapter_has_gradients_in_b_alone() {
     let model = load(&llama(1, true), &fresh());
-    let scope = InScope::resolve(&"lora".parse().unwrap(), &model).unwrap();
+    let scope = model.in_scope(&"lora".parse().unwrap()).unwrap();
     let group = Group { prompt: vec![1, 2], responses: vec![vec![3, 4], vec![5]] };
     let result = alone(&model, &scope, &group);
     assert_eq!(scope.parameters.len(), 2 * 4 * 2);
@@ -274,7 +274,7 @@ fn scope_head_of_a_tied_model_leaves_the_embedding_part_out() {
     let group = Group { prompt: vec![1, 2], responses: vec![vec![3, 4, 3], vec![5, 2]] };
     let of = |model: &(serde_json::Value, Tensors), scope: &str| {
         let model = load(model, &AdapterSource::None);
-        alone(&model, &InScope::resolve(&scope.parse().unwrap(), &model).unwrap(), &group).total()
+        alone(&model, &model.in_scope(&scope.parse().unwrap()).unwrap(), &group).total()
     };
     let tied = of(&(config.clone(), tensors.clone()), "head");
     same(&tied, &of(&(untied_config, untied_tensors), "lm_head"), &tied);

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tanglescope_gram::{Cotangent, Group, GroupResult, grams};
 use tanglescope_kernels::{DType, Flex};
-use tanglescope_model::{AdapterSource, Decoder, InScope, Scope};
+use tanglescope_model::{AdapterSource, Decoder, Scope};
 
 /// Architectures that are supported now.
 const ARCHITECTURES: &[&str] = &["llama", "llama3_tied", "gpt2"];
@@ -91,7 +91,7 @@ fn check(dtype: DType, tolerance: f64) {
             for scope in ["lora", "full", "linear"] {
                 let model = load(&folder, legacy, scope == "lora", dtype);
                 let wanted: Scope = if scope == "linear" { &linear } else { scope }.parse().unwrap();
-                let in_scope = InScope::resolve(&wanted, &model).unwrap();
+                let in_scope = model.in_scope(&wanted).unwrap();
                 let names: Vec<String> = in_scope.parameters.iter().map(|p| p.name.clone()).collect();
                 let groups = groups(&golden);
                 let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
@@ -128,7 +128,7 @@ fn token_cotangents_meet_the_golden_token_matrices() {
             let Some(matrix) = pair.get("token_matrix") else { continue };
             for scope in ["lora", "full"] {
                 let model = load(&folder, false, scope == "lora", DType::F64);
-                let in_scope = InScope::resolve(&scope.parse().unwrap(), &model).unwrap();
+                let in_scope = model.in_scope(&scope.parse().unwrap()).unwrap();
                 let one_hot = |branch: usize, t: usize| {
                     let mut weights = vec![0.0; group.responses[branch].len()];
                     weights[t] = 1.0;

@@ -4,21 +4,12 @@ use crate::architectures::{self, Description, Qkv};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{Angles, BackwardRows, Block, BlockTrace, Linear, Norm, QkvProjection};
-use crate::scope::{InScope, Parameter, ParameterKind};
-use crate::sink::Sink;
+use crate::scope::{InScope, Parameter, ParameterKind, Scope};
+use crate::sink::{Embedding, Sink};
 use crate::weights::{Layout, Weights, file_hash};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use tanglescope_kernels::{DType, FloatTensor, Kernels, Segment, Span, TensorData};
-
-/// A table whose rows are added to the residual stream.
-#[derive(Clone, Debug)]
-pub struct Embedding<B: Kernels> {
-    /// Name of the parameter in the checkpoint.
-    pub name: String,
-    /// `[rows, hidden]`.
-    pub table: FloatTensor<B>,
-}
 
 /// A decoder-only transformer, with a LoRA adapter or without.
 #[derive(Clone, Debug)]
@@ -226,6 +217,14 @@ impl<B: Kernels> Decoder<B> {
             out.push(Parameter { name: name.to_owned(), layer, module, kind });
         });
         out
+    }
+
+    /// The parameters that a scope selects.
+    ///
+    /// # Errors
+    /// Where it selects none.
+    pub fn in_scope(&self, scope: &Scope) -> Result<InScope> {
+        InScope::select(scope, self.parameters(), self.head_name())
     }
 
     /// Calls a function with every parameter's name, whether it is a low-rank factor, and its tensor (matrices of

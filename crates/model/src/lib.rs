@@ -16,10 +16,10 @@ mod weights;
 
 pub use adapter::{AdapterSource, FreshLora};
 pub use config::Config;
-pub use decoder::{Decoder, Embedding, Trace};
+pub use decoder::{Decoder, Trace};
 pub use error::{Error, Result};
 pub use layers::BackwardRows;
 pub use rope::Rope;
 pub use scope::{InScope, Parameter, ParameterKind, Scope};
-pub use sink::{Factor, HeadRows, Sink};
+pub use sink::{Embedding, Factor, HeadRows, Sink};
 pub use weights::{Layout, Weights, file_hash};

@@ -1,10 +1,8 @@
 //! Which parameters a run is about.
-use crate::decoder::Decoder;
 use crate::error::{Error, Result, pattern_problem};
 use regex::Regex;
 use std::collections::BTreeSet;
 use std::str::FromStr;
-use tanglescope_kernels::Kernels;
 
 /// A set of parameters, before it is known which a model has.
 #[derive(Clone, Debug)]
@@ -87,12 +85,12 @@ pub struct InScope {
 }
 
 impl InScope {
-    /// Finds the parameters of a model that a scope selects.
+    /// Those of all parameters that a scope selects; `head` is the name of the output matrix.
     ///
     /// # Errors
     /// Where it selects none.
-    pub fn resolve<B: Kernels>(scope: &Scope, model: &Decoder<B>) -> Result<Self> {
-        let head = model.head_name();
+    pub(crate) fn select(scope: &Scope, all: Vec<Parameter>, head: &str) -> Result<Self> {
+        let example = all.iter().find(|p| p.layer.is_some()).or(all.first()).map_or(String::new(), |p| p.name.clone());
         let chosen = |p: &Parameter| match scope {
             Scope::Lora => p.kind == ParameterKind::Lora,
             Scope::Trainable => p.kind != ParameterKind::Base,
@@ -100,17 +98,13 @@ impl InScope {
             Scope::Head => p.name == head,
             Scope::Pattern(pattern) => pattern.is_match(&p.name),
         };
-        let parameters: Vec<Parameter> = model.parameters().into_iter().filter(chosen).collect();
+        let parameters: Vec<Parameter> = all.into_iter().filter(chosen).collect();
         if parameters.is_empty() {
             let problem = match scope {
                 Scope::Lora | Scope::Trainable => {
                     "the model has no adapter; pass --adapter, or --lora-r for a fresh one".to_owned()
                 }
-                _ => {
-                    let names = model.parameters();
-                    let example = names.iter().find(|p| p.layer.is_some()).or(names.first());
-                    format!("matches no parameter; one is `{}`", example.map_or("", |p| p.name.as_str()))
-                }
+                _ => format!("matches no parameter; one is `{example}`"),
             };
             return Err(Error::Scope { scope: scope.to_string(), problem });
         }

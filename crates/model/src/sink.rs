@@ -1,6 +1,14 @@
 //! Where a backward pass delivers: a sink gets each parameter's inputs and cotangents and reduces them at once.
-use crate::decoder::Embedding;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet};
+
+/// A table whose rows are added to the residual stream.
+#[derive(Clone, Debug)]
+pub struct Embedding<B: Kernels> {
+    /// Name of the parameter in the checkpoint.
+    pub name: String,
+    /// `[rows, hidden]`.
+    pub table: FloatTensor<B>,
+}
 
 /// A linear parameter `[n, m]` that meets the cotangent `delta`, `[R, m]`.
 pub struct Factor<'a, B: Kernels> {

@@ -4,12 +4,12 @@ use crate::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::manifest::{Identity, Manifest, Plan};
 use crate::options::{ModelOptions, dtype_name, limits, reading};
-use crate::progress::Progress;
+use crate::progress::{Amount, Progress};
 use std::fs::File;
 use std::path::Path;
 use tanglescope_analytics::tables::{PairLengths, PairRow, ParamRow};
 use tanglescope_analytics::{PairGram, Summary, Table, tables};
-use tanglescope_data::{Dataset, Pair};
+use tanglescope_data::{Dataset, Pair, PairTokens};
 use tanglescope_gram::{Cotangent, Group, GroupResult, grams, plan};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
@@ -38,7 +38,7 @@ impl OnDevice for Work<'_> {
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
         let Self { args, options } = self;
         let model = options.load::<B>(options.dtype, device)?;
-        let scope = InScope::resolve(&options.scope, &model)?;
+        let scope = model.in_scope(&options.scope)?;
         let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model))?;
         for skipped in &data.skipped {
             eprintln!("{}: row {} left out: {}", data.path.display(), skipped.row, skipped.problem);
@@ -138,11 +138,16 @@ impl<B: Kernels> Run<'_, B> {
         let windows: Vec<&[Pair]> = data.pairs.chunks(self.plan.rows_per_part).collect();
         // pairs.parquet is written last, so its part says that both are there
         let is_done = |part: usize| pairs.has(part) && params.has(part);
-        let before = windows.iter().enumerate().filter(|(part, _)| is_done(*part)).map(|(_, w)| w.len()).sum();
-        if before > 0 {
-            eprintln!("{}: {before} of {} pairs are there already", out.display(), data.pairs.len());
+        let mut before = Amount::default();
+        for (_, window) in windows.iter().enumerate().filter(|(part, _)| is_done(*part)) {
+            before.pairs += window.len();
+            before.rows += rows(window);
         }
-        let mut progress = Progress::new(data.pairs.len(), before);
+        if before.pairs > 0 {
+            eprintln!("{}: {} of {} pairs are there already", out.display(), before.pairs, data.pairs.len());
+        }
+        let total = Amount { pairs: data.pairs.len(), rows: rows(&data.pairs) };
+        let mut progress = Progress::new(total, before);
         let mut summary = Summary::default();
         for (part, window) in windows.iter().enumerate() {
             if !is_done(part) {
@@ -158,13 +163,7 @@ impl<B: Kernels> Run<'_, B> {
 
     /// The rows of a part, in data order.
     fn window(&self, window: &[Pair], progress: &mut Progress) -> Result<(Vec<PairRow>, Vec<ParamRow>)> {
-        let groups: Vec<Group> = window
-            .iter()
-            .map(|pair| Group {
-                prompt: pair.tokens.prompt.clone(),
-                responses: vec![pair.tokens.chosen.clone(), pair.tokens.rejected.clone()],
-            })
-            .collect();
+        let groups: Vec<Group> = window.iter().map(group).collect();
         let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
         let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
         let mut results: Vec<Option<GroupResult>> = groups.iter().map(|_| None).collect();
@@ -174,7 +173,7 @@ impl<B: Kernels> Run<'_, B> {
             for (g, result) in batch.iter().zip(grams(self.model, self.scope, &items)) {
                 results[*g] = Some(result);
             }
-            progress.add(batch.len());
+            progress.add(Amount { pairs: batch.len(), rows: batch.iter().map(|&g| lengths[g]).sum() });
         }
         let mut pair_rows = Vec::with_capacity(window.len());
         let mut param_rows = Vec::with_capacity(window.len() * self.scope.parameters.len());
@@ -196,6 +195,16 @@ impl<B: Kernels> Run<'_, B> {
         }
         Ok((pair_rows, param_rows))
     }
+}
+
+fn group(pair: &Pair) -> Group {
+    let PairTokens { prompt, chosen, rejected } = pair.tokens.clone();
+    Group { prompt, responses: vec![chosen, rejected] }
+}
+
+/// Forward rows of some pairs.
+fn rows(pairs: &[Pair]) -> usize {
+    pairs.iter().map(|pair| group(pair).forward_rows()).sum()
 }
 
 fn pair_gram(gram: &[f64]) -> PairGram {

@@ -6,24 +6,32 @@ use std::time::{Duration, Instant};
 /// Shortest time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Counts pairs.
+/// Pairs, and the forward rows that they take: pairs run in the order of their length, so that rows tell the time left.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Amount {
+    /// Pairs.
+    pub pairs: usize,
+    /// Their forward rows.
+    pub rows: usize,
+}
+
+/// Counts what is done.
 pub struct Progress {
     bar: Option<ProgressBar>,
-    total: usize,
-    done: usize,
-    /// Pairs that an earlier run had done.
-    before: usize,
+    total: Amount,
+    done: Amount,
+    /// What an earlier run had done.
+    before: Amount,
     start: Instant,
     said: Instant,
 }
 
 impl Progress {
-    /// Starts with `before` of `total` pairs done.
-    pub fn new(total: usize, before: usize) -> Self {
+    /// Starts with `before` of `total` done.
+    pub fn new(total: Amount, before: Amount) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new((total - before) as u64);
-            let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} pairs  {per_sec}  {eta} left");
-            if let Ok(style) = style {
+            let bar = ProgressBar::new((total.rows - before.rows) as u64);
+            if let Ok(style) = ProgressStyle::with_template("{wide_bar} {msg}, {eta} left") {
                 bar.set_style(style);
             }
             bar
@@ -32,16 +40,20 @@ impl Progress {
         Self { bar, total, done: before, before, start: now, said: now }
     }
 
-    /// Adds pairs that are done.
-    pub fn add(&mut self, pairs: usize) {
-        self.done += pairs;
+    /// Adds what is done.
+    pub fn add(&mut self, more: Amount) {
+        self.done.pairs += more.pairs;
+        self.done.rows += more.rows;
+        let seconds = self.start.elapsed().as_secs_f64();
+        let rate = (self.done.pairs - self.before.pairs) as f64 / seconds;
+        let said = format!("{} of {} pairs, {rate:.2} pairs/s", self.done.pairs, self.total.pairs);
         if let Some(bar) = &self.bar {
-            bar.inc(pairs as u64);
+            bar.set_message(said);
+            bar.inc(more.rows as u64);
         } else if self.said.elapsed() >= QUIET {
             self.said = Instant::now();
-            let rate = (self.done - self.before) as f64 / self.start.elapsed().as_secs_f64();
-            let left = (self.total - self.done) as f64 / rate;
-            eprintln!("{} of {} pairs, {rate:.2} pairs/s, {left:.0} s left", self.done, self.total);
+            let (left, done) = (self.total.rows - self.done.rows, self.done.rows - self.before.rows);
+            eprintln!("{said}, {:.0} s left", seconds * left as f64 / done as f64);
         }
     }
 
@@ -50,7 +62,7 @@ impl Progress {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
-        let (pairs, seconds) = (self.done - self.before, self.start.elapsed().as_secs_f64());
+        let (pairs, seconds) = (self.done.pairs - self.before.pairs, self.start.elapsed().as_secs_f64());
         if pairs > 0 {
             eprintln!("{pairs} pairs in {seconds:.1} s, {:.2} pairs/s", pairs as f64 / seconds);
         }

@@ -103,7 +103,7 @@ fn load<B: Kernels>(
     device: &B::Device,
 ) -> Result<(Decoder<B>, InScope, Vec<Group>)> {
     let model = options.load::<B>(dtype, device)?;
-    let scope = InScope::resolve(&options.scope, &model)?;
+    let scope = model.in_scope(&options.scope)?;
     let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model))?;
     let groups = data
         .pairs
