@@ -1,6 +1,6 @@
 //! Every kernel of the CPU at the shapes of SmolLM2-135M (hidden 576, feed-forward 1536, 9 heads over 3 key-value heads
 //! of 64, vocabulary 49152), for one pair with a prompt of 200 tokens and two responses of 100: 400 forward rows, 600
-//! backward rows. `cargo bench -p tanglescope-benches`; throughput is in floating-point operations a second (elements a
+//! backward rows. `cargo bench --workspace --bench kernels`; throughput is in floating-point operations a second (elements a
 //! second for row-wise maps).
 #![allow(missing_docs)] // of what criterion's macros make
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
