@@ -5,7 +5,7 @@
 
 Needs torch, transformers, peft and polars. The PyTorch side does what the published analysis scripts do: for each response
 a forward and backward pass over prompt and response, then inner products of the gradients. Rows have `prompt`, `chosen`
-and `rejected` as text. Seconds a pair of Tanglescope are the difference between four times the rows and the rows once, so
+and `rejected` as text, or `prompt_ids` and so on as token ids. Seconds a pair of Tanglescope are the difference between four times the rows and the rows once, so
 that loading does not count. This process imports no torch: what it starts would inherit its peak memory.
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
@@ -45,12 +45,14 @@ def two_passes(model, data, scope, pairs, adapter):
         logp = logits.log_softmax(-1).gather(1, ids[0, len(prompt):, None]).sum()
         return logp.item(), torch.cat([g.flatten() for g in torch.autograd.grad(logp, parameters)])
 
-    encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+    def tokens(row, key):
+        return row.get(f"{key}_ids") or tokenizer(row[key], add_special_tokens=key == "prompt").input_ids
+
     rows = [json.loads(line) for line in open(data)][:pairs]
     results, start = [], time.perf_counter()
     for row in rows:
-        prompt = tokenizer(row["prompt"]).input_ids
-        (logp_w, w), (logp_l, l) = (gradients(prompt, encode(row[key])) for key in ("chosen", "rejected"))
+        prompt = tokens(row, "prompt")
+        (logp_w, w), (logp_l, l) = (gradients(prompt, tokens(row, key)) for key in ("chosen", "rejected"))
         results.append([logp_w, logp_l, *(torch.dot(a, b).item() for a, b in ((w, w), (w, l), (l, l)))])
     seconds = (time.perf_counter() - start) / len(rows)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -87,8 +89,9 @@ def main():
         return two_passes(args.model, args.data, args.scope, args.pairs, args.adapter)
 
     rows = [json.loads(line) for line in open(args.data)][:args.pairs]
-    # no two rows are the same work: each copy loses some of the prompt's first characters
-    copies = [{**row, "prompt": row["prompt"][k:] or row["prompt"]} for k in range(4) for row in rows]
+    # no two rows are the same work: each copy loses some of the prompt's first characters or tokens
+    prompt = "prompt_ids" if "prompt_ids" in rows[0] else "prompt"
+    copies = [{**row, prompt: row[prompt][k:] or row[prompt]} for k in range(4) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         adapter = f"{folder}/adapter" if args.scope == "lora" else None
         again = [sys.executable, __file__, args.model, args.data, args.scope, "--pairs", str(args.pairs), *(["--adapter", adapter] if adapter else [])]
