@@ -80,12 +80,6 @@ impl TextTokens {
         Ok(Self { tokenizer, template, bos, eos })
     }
 
-    /// The text of one token.
-    #[must_use]
-    pub fn text(&self, id: u32) -> Option<String> {
-        self.tokenizer.decode(&[id], false).ok()
-    }
-
     /// Tokenises a pair; `append_eos` ends plain-text responses with the tokenizer's EOS.
     ///
     /// # Errors

@@ -186,18 +186,6 @@ impl<B: Kernels> Decoder<B> {
         &self.head.as_ref().unwrap_or(&self.embedding).table
     }
 
-    /// Whether the output matrix is the embedding.
-    #[must_use]
-    pub fn tied(&self) -> bool {
-        self.head.is_none()
-    }
-
-    /// The embedding, `[V, hidden]`.
-    #[must_use]
-    pub fn embedding(&self) -> &Embedding<B> {
-        &self.embedding
-    }
-
     /// All parameters, base and adapter, in the order of the forward pass.
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter> {
