@@ -4,7 +4,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::{analyze, demo, error_line, ids_row, llama, repository, run, succeed, tanglescope, write_model};
+use support::{analyze, demo, error_line, ids_row, llama, numbers, repository, run, succeed, tanglescope, write_model};
 use tanglescope_analytics::Table;
 
 /// Every file of a table, by name.
@@ -12,12 +12,6 @@ fn parts(out: &Path, table: &str) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(out.join(table)).unwrap();
     let read = |path: PathBuf| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap());
     entries.map(|entry| read(entry.unwrap().path())).collect()
-}
-
-/// A column of numbers of a table's first part.
-fn numbers(out: &Path, table: &str, column: &str) -> Vec<Option<f64>> {
-    let frame = Table::create(out, table).unwrap().read(0).unwrap();
-    frame.column(column).unwrap().f64().unwrap().iter().collect()
 }
 
 fn counts(out: &Path, table: &str, column: &str) -> Vec<u32> {

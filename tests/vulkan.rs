@@ -6,7 +6,6 @@ mod support;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use support::{analyze, error_line, repository, succeed, tanglescope};
-use tanglescope_analytics::Table;
 
 /// The driver's description, for `VK_DRIVER_FILES`. Without it the tests are left out, but not on CI.
 fn driver() -> Option<PathBuf> {
@@ -18,8 +17,7 @@ fn driver() -> Option<PathBuf> {
 }
 
 fn numbers(out: &Path, column: &str) -> Vec<f64> {
-    let frame = Table::create(out, "pairs.parquet").unwrap().read(0).unwrap();
-    frame.column(column).unwrap().f64().unwrap().iter().map(Option::unwrap).collect()
+    support::numbers(out, "pairs.parquet", column).into_iter().map(Option::unwrap).collect()
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use tanglescope_analytics::Table;
 
 /// A file or folder of the repository.
 pub fn repository(path: &str) -> PathBuf {
@@ -168,6 +169,12 @@ pub fn copy_folder(from: &Path, to: &Path) {
             std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
         }
     }
+}
+
+/// A column of numbers of a table's first part.
+pub fn numbers(out: &Path, table: &str, column: &str) -> Vec<Option<f64>> {
+    let frame = Table::create(out, table).unwrap().read(0).unwrap();
+    frame.column(column).unwrap().f64().unwrap().iter().collect()
 }
 
 /// The program.

@@ -3,13 +3,13 @@ use crate::cli::Analyze;
 use crate::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::manifest::{Identity, Manifest, Plan};
-use crate::options::{ModelOptions, dtype_name, limits, reading};
+use crate::options::{ModelOptions, dtype_name, group, limits, reading};
 use crate::progress::{Amount, Progress};
 use std::fs::File;
 use std::path::Path;
 use tanglescope_analytics::tables::{PairLengths, PairRow, ParamRow};
 use tanglescope_analytics::{PairGram, Summary, Table, tables};
-use tanglescope_data::{Dataset, Pair, PairTokens};
+use tanglescope_data::{Dataset, Pair};
 use tanglescope_gram::{Cotangent, Group, GroupResult, grams, plan};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
@@ -163,7 +163,7 @@ impl<B: Kernels> Run<'_, B> {
 
     /// The rows of a part, in data order.
     fn window(&self, window: &[Pair], progress: &mut Progress) -> Result<(Vec<PairRow>, Vec<ParamRow>)> {
-        let groups: Vec<Group> = window.iter().map(group).collect();
+        let groups: Vec<Group> = window.iter().map(|pair| group(pair.tokens.clone())).collect();
         let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
         let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
         let mut results: Vec<Option<GroupResult>> = groups.iter().map(|_| None).collect();
@@ -197,14 +197,9 @@ impl<B: Kernels> Run<'_, B> {
     }
 }
 
-fn group(pair: &Pair) -> Group {
-    let PairTokens { prompt, chosen, rejected } = pair.tokens.clone();
-    Group { prompt, responses: vec![chosen, rejected] }
-}
-
 /// Forward rows of some pairs.
 fn rows(pairs: &[Pair]) -> usize {
-    pairs.iter().map(|pair| group(pair).forward_rows()).sum()
+    pairs.iter().map(|pair| group(pair.tokens.clone()).forward_rows()).sum()
 }
 
 fn pair_gram(gram: &[f64]) -> PairGram {

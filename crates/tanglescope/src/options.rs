@@ -2,7 +2,8 @@
 use crate::cli::{DataArgs, ModelArgs, OnBadRow, Precision};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use tanglescope_data::{Limits, Reading};
+use tanglescope_data::{Limits, PairTokens, Reading};
+use tanglescope_gram::Group;
 use tanglescope_kernels::{DType, Kernels};
 use tanglescope_model::{AdapterSource, Decoder, FreshLora, Scope};
 
@@ -87,4 +88,9 @@ pub fn reading(args: &DataArgs) -> Result<Reading> {
 /// What a model can take.
 pub fn limits<B: Kernels>(model: &Decoder<B>) -> Limits {
     Limits { vocabulary: model.description.vocabulary, positions: model.description.max_positions }
+}
+
+/// A pair as a group of two: branch 0 chosen, branch 1 rejected.
+pub fn group(tokens: PairTokens) -> Group {
+    Group { prompt: tokens.prompt, responses: vec![tokens.chosen, tokens.rejected] }
 }

@@ -5,7 +5,7 @@
 use crate::cli::Verify;
 use crate::device::OnDevice;
 use crate::error::{Error, Result};
-use crate::options::{ModelOptions, dtype_name, limits, reading};
+use crate::options::{ModelOptions, dtype_name, group, limits, reading};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -105,11 +105,7 @@ fn load<B: Kernels>(
     let model = options.load::<B>(dtype, device)?;
     let scope = model.in_scope(&options.scope)?;
     let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model))?;
-    let groups = data
-        .pairs
-        .into_iter()
-        .take(args.pairs.max(1))
-        .map(|pair| Group { prompt: pair.tokens.prompt, responses: vec![pair.tokens.chosen, pair.tokens.rejected] });
+    let groups = data.pairs.into_iter().take(args.pairs.max(1)).map(|pair| group(pair.tokens));
     Ok((model, scope, groups.collect()))
 }
 
