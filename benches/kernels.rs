@@ -6,7 +6,8 @@
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use std::hint::black_box;
 use tanglescope_kernels::{
-    Activation, DType, Flex, FlexDevice, FloatTensor, Heads, Kernels, NormKind, RowSet, Segment, Span, TensorData,
+    Activation, DType, Flex, FlexDevice, FloatTensor, HeadCotangents, Heads, Kernels, NormKind, RowSet, Segment, Span,
+    TensorData,
 };
 
 const TRUNK: usize = 200;
@@ -119,7 +120,10 @@ fn attention(c: &mut Criterion) {
     let pairs = (TRUNK + SUFFIX) * (TRUNK + SUFFIX);
     group.throughput(Throughput::Elements((10 * pairs * HIDDEN) as u64));
     group.bench_function("vjp", |b| {
-        b.iter(|| black_box(<Flex as Kernels>::attention_vjp(&q, &k, &v, &delta, &segments, HEADS)));
+        let (out, normaliser) = <Flex as Kernels>::attention(&q, &k, &v, &spans, HEADS);
+        b.iter(|| {
+            black_box(<Flex as Kernels>::attention_vjp([&q, &k, &v], (&out, &normaliser), &delta, &segments, HEADS))
+        });
     });
 }
 
@@ -129,10 +133,14 @@ fn head(c: &mut Criterion) {
     let stored = Flex::cast(w.clone(), DType::BF16);
     let targets: Vec<u32> = (0..u32::try_from(rows).unwrap_or(u32::MAX)).map(|t| t * 97).collect();
     let mut group = group(c, "head", 4 * rows * HIDDEN * vocabulary);
-    group.bench_function("f32", |b| b.iter(|| black_box(Flex::head(&y, &w, &targets, &[]))));
-    group.bench_function("bf16", |b| b.iter(|| black_box(Flex::head(&y, &stored, &targets, &[]))));
+    group.bench_function("f32", |b| b.iter(|| black_box(Flex::head(&y, &w, &targets, None))));
+    group.bench_function("bf16", |b| b.iter(|| black_box(Flex::head(&y, &stored, &targets, None))));
     group.throughput(Throughput::Elements(((4 * HIDDEN + 2 * rows) * rows * vocabulary) as u64));
-    group.bench_function("f32, with the products", |b| b.iter(|| black_box(Flex::head(&y, &w, &targets, &[0..rows]))));
+    let weights = [0, SUFFIX].map(|first| (first..first + SUFFIX).map(|row| (row, 1.0)).collect());
+    let cotangents = HeadCotangents { weights: &weights, blocks: &[0..2], block_rows: &[0..rows] };
+    group.bench_function("f32, with its Gram", |b| {
+        b.iter(|| black_box(Flex::head(&y, &w, &targets, Some(&cotangents))));
+    });
 }
 
 fn reductions(c: &mut Criterion) {

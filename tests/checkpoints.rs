@@ -14,7 +14,7 @@ use tanglescope_model::{AdapterSource, Decoder, Error};
 
 fn load(folder: &Path, adapter: Option<&Path>) -> Result<Decoder<Flex>, Error> {
     let source = adapter.map_or(AdapterSource::None, |folder| AdapterSource::Saved(folder.to_owned()));
-    Decoder::load(folder, &source, DType::F64, &FlexDevice)
+    Decoder::load(folder, &source, DType::F64, &FlexDevice, usize::MAX)
 }
 
 fn pair() -> Group {

@@ -7,16 +7,19 @@ mod support;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use support::{Tensors, VOCABULARY, gpt2, llama, write_model};
-use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, GroupResult, grams, grams_across, run, token_logps};
+use tanglescope_gram::{
+    Batch, Cotangent, GradientSink, Group, GroupResult, count, grams, grams_across, run, token_logps,
+};
+use tanglescope_kernels::cost::Rates;
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
-use tanglescope_model::{AdapterSource, Decoder, FreshLora, InScope};
+use tanglescope_model::{AdapterSource, Decoder, FreshLora, InScope, Outline};
 
 const TOLERANCE: f64 = 1e-10;
 
 fn load(model: &(serde_json::Value, Tensors), adapter: &AdapterSource) -> Decoder<Flex> {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), model);
-    Decoder::load(folder.path(), adapter, DType::F64, &FlexDevice).unwrap()
+    Decoder::load(folder.path(), adapter, DType::F64, &FlexDevice, usize::MAX).unwrap()
 }
 
 /// One model of each kind: tied and untied rotary, learned positions; the scope with every parameter.
@@ -290,4 +293,74 @@ fn identical_responses_have_equal_gradients() {
         same(&gram, &[gram[0]; 4], &[gram[0]; 4]);
         assert!(gram[0] > 0.0);
     }
+}
+
+/// Blocks that keep only their input run forward again; blocks that stay in the host's memory are copied for each use.
+/// Neither changes a bit.
+#[test]
+fn less_memory_changes_no_bit() {
+    let groups = vec![
+        Group { prompt: vec![1, 2, 3], responses: vec![vec![4, 5, 6], vec![4, 7]] },
+        Group { prompt: vec![9], responses: vec![vec![2], vec![3, 3, 8, 1]] },
+    ];
+    let cotangents = pairs(&groups);
+    for (model, source) in [(llama(1, true), AdapterSource::None), (gpt2(3), fresh()), (llama(2, false), fresh())] {
+        let folder = tempfile::tempdir().unwrap();
+        write_model(folder.path(), &model);
+        let load = |resident| Decoder::<Flex>::load(folder.path(), &source, DType::F64, &FlexDevice, resident).unwrap();
+        let run = |model: &Decoder<Flex>, scope: &InScope| -> Vec<Vec<Vec<f64>>> {
+            grams(model, scope, &items(&groups, &cotangents)).into_iter().map(|result| result.grams).collect()
+        };
+        let all = load(usize::MAX);
+        let scope = all.in_scope(&".*".parse().unwrap()).unwrap();
+        let want = run(&all, &scope);
+        for bytes in [0, 4_000, 20_000] {
+            let mut model = load(usize::MAX);
+            model.activation_bytes = Some(bytes);
+            assert_eq!(run(&model, &scope), want, "{bytes} bytes of activations");
+        }
+        for resident in [0, 1] {
+            let model = load(resident);
+            assert_eq!(model.parameters(), all.parameters());
+            assert_eq!(run(&model, &scope), want, "{resident} resident blocks");
+        }
+    }
+}
+
+/// What is counted before anything is loaded is about the same parameters.
+#[test]
+fn an_outline_has_the_parameters_of_the_model() {
+    for (model, source) in [(llama(1, true), AdapterSource::None), (llama(2, false), fresh()), (gpt2(3), fresh())] {
+        let folder = tempfile::tempdir().unwrap();
+        write_model(folder.path(), &model);
+        let loaded = Decoder::<Flex>::load(folder.path(), &source, DType::F64, &FlexDevice, usize::MAX).unwrap();
+        let outline = Outline::read(folder.path(), &source).unwrap();
+        assert_eq!(outline.parameters(), loaded.parameters());
+    }
+}
+
+/// The counted operations of a pass grow as the work does: linearly in the number of groups, and by the cotangents' rows.
+#[test]
+fn counts_are_sums_over_groups() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &llama(2, false));
+    let outline = Outline::read(folder.path(), &fresh()).unwrap();
+    let group = Group { prompt: vec![1, 2, 3], responses: vec![vec![4, 5, 6], vec![5, 7]] };
+    let cotangents = Cotangent::log_probabilities(&group);
+    for scope in ["lora", "full", "head", "layers.1.mlp"] {
+        let scope = outline.in_scope(&scope.parse().unwrap()).unwrap();
+        let of = |n: usize| {
+            let batch = Batch::new(&vec![(&group, cotangents.as_slice()); n]);
+            count(&outline, &scope, &batch, DType::F32, &Rates::CPU).total().operations
+        };
+        assert!((of(3) - 3.0 * of(1)).abs() <= 1e-9 * of(3));
+    }
+    let of = |scope: &str| {
+        let scope = outline.in_scope(&scope.parse().unwrap()).unwrap();
+        count(&outline, &scope, &Batch::new(&[(&group, &cotangents)]), DType::F32, &Rates::CPU)
+    };
+    // nothing runs below the lowest parameter, and the head alone needs no backward pass
+    assert!(of("head").backward.operations == 0.0 && of("head").head.operations > 0.0);
+    assert!(of("layers.1.mlp").backward.operations < of("lora").backward.operations);
+    assert!(of("lora").reductions.operations < of("full").reductions.operations);
 }

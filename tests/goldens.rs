@@ -47,7 +47,7 @@ fn groups(golden: &Value) -> Vec<Group> {
 fn load(golden: &Path, legacy: bool, adapter: bool, dtype: DType) -> Decoder<Flex> {
     let source = if adapter { AdapterSource::Saved(golden.join("adapter")) } else { AdapterSource::None };
     let folder = model_folder(golden, legacy);
-    Decoder::load(folder.path(), &source, dtype, &tanglescope_kernels::FlexDevice).unwrap()
+    Decoder::load(folder.path(), &source, dtype, &tanglescope_kernels::FlexDevice, usize::MAX).unwrap()
 }
 
 /// Largest error of a pair's results, and where it is.

@@ -1,8 +1,6 @@
-//! The kernels composed of burn's own operations: how Vulkan and CUDA run them today, and the reference that the CPU
-//! kernels are tested against. Formulas stand in docs/mathematics.md, section 3.
-use crate::{
-    Activation, BlockGram, DType, FloatTensor, HeadOutput, Heads, NormKind, RowSet, Segment, Span, TensorData,
-};
+//! The kernels composed of burn's own operations: the reference that ours are tested against, and what devices run where
+//! a kernel of our own would gain nothing. Formulas stand in docs/mathematics.md, section 3.
+use crate::{Activation, BlockGram, DType, FloatTensor, Heads, NormKind, RowSet, Segment, Span, TensorData};
 use burn_backend::Backend;
 use burn_tensor::{Int, Tensor, TensorPrimitive, activation};
 use std::ops::Range;
@@ -38,12 +36,6 @@ fn host<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
 /// See [`crate::Kernels::upload`].
 pub fn upload<B: Backend>(values: TensorData, device: &B::Device) -> FloatTensor<B> {
     B::float_from_data(values, device)
-}
-
-/// See [`crate::Kernels::takes_stored`].
-#[must_use]
-pub fn takes_stored<B: Backend>(_dtype: DType) -> bool {
-    false
 }
 
 /// See [`crate::Kernels::cast`].
@@ -359,73 +351,6 @@ pub fn attention_vjp<B: Backend>(
         offset += n;
     }
     parts.map(|p| unwrap(Tensor::cat(p, 0)))
-}
-
-/// Tokens of the vocabulary a chunk of the head.
-const CHUNK: usize = 4096;
-
-/// See [`crate::Kernels::head`]. Two walks over the vocabulary: one for the normaliser, one for what it divides.
-pub fn head<B: Backend>(
-    y: &FloatTensor<B>,
-    w: &FloatTensor<B>,
-    targets: &[u32],
-    blocks: &[Range<usize>],
-) -> HeadOutput<FloatTensor<B>> {
-    let (y, w) = (wrap::<B, 2>(y), wrap::<B, 2>(w));
-    let ([n, _], vocabulary) = (y.dims(), w.dims()[0]);
-    let chunks = || (0..vocabulary).step_by(CHUNK).map(|a| a..(a + CHUNK).min(vocabulary));
-    let logits = |chunk: &Range<usize>| y.clone().matmul(w.clone().slice([chunk.clone()]).transpose());
-    let mut top: Option<Tensor<B, 2>> = None;
-    for chunk in chunks() {
-        let here = logits(&chunk).max_dim(1);
-        top = Some(match top {
-            Some(top) => top.max_pair(here),
-            None => here,
-        });
-    }
-    let top = top.unwrap_or_else(|| y.clone().max_dim(1));
-    let mut sum = top.zeros_like();
-    let mut mean = y.zeros_like();
-    let mut products: Vec<Option<Tensor<B, 2>>> = vec![None; blocks.len()];
-    for chunk in chunks() {
-        let p = (logits(&chunk) - top.clone()).exp();
-        sum = sum + p.clone().sum_dim(1);
-        mean = mean + p.clone().matmul(w.clone().slice([chunk.clone()]));
-        for (block, product) in blocks.iter().zip(&mut products) {
-            let p = p.clone().slice([block.clone()]);
-            let here = p.clone().matmul(p.transpose());
-            *product = Some(match product.take() {
-                Some(product) => product + here,
-                None => here,
-            });
-        }
-    }
-    let of_targets = w.select(0, int(targets, &y.device()));
-    let target_logits = host((y.clone() * of_targets.clone()).sum_dim(1));
-    let sums = host(sum.clone());
-    let log_normaliser: Vec<f64> = host(top).iter().zip(&sums).map(|(t, s)| t + s.ln()).collect();
-    let logp = target_logits.iter().zip(&log_normaliser).map(|(z, l)| z - l).collect();
-    let products = blocks
-        .iter()
-        .zip(products)
-        .map(|(block, product)| {
-            let b = block.len();
-            let rows = |t: &Tensor<B, 2>| t.clone().slice([block.clone()]);
-            let cross = host(rows(&y).matmul(rows(&of_targets).transpose()));
-            let both = product.map(host).unwrap_or_default();
-            let p = |i: usize, j: usize| (cross[i * b + j] - log_normaliser[block.start + i]).exp();
-            (0..b * b)
-                .map(|at| {
-                    let (i, j) = (at / b, at % b);
-                    let (r, s) = (block.start + i, block.start + j);
-                    let same = f64::from(u8::from(targets[r] == targets[s]));
-                    same - p(i, j) - p(j, i) + both[at] / (sums[r] * sums[s])
-                })
-                .collect()
-        })
-        .collect();
-    debug_assert_eq!(n, targets.len());
-    HeadOutput { logp, log_normaliser, back: unwrap(of_targets - mean / sum), products }
 }
 
 fn pairwise_products<B: Backend>(gradients: &[Option<Tensor<B, 2>>]) -> BlockGram {

@@ -1,59 +1,37 @@
 //! The devices that a run can be put on, found without starting one that is not there.
-#[cfg(any(feature = "vulkan", feature = "cuda"))]
-use crate::{
-    Activation, BlockGram, DType, FloatTensor, HeadOutput, Heads, Kernels, NormKind, RowSet, Segment, Span, TensorData,
-    composed,
-};
-#[cfg(any(feature = "vulkan", feature = "cuda"))]
-use std::ops::Range;
-
-#[cfg(feature = "cuda")]
 pub use burn_cuda::{Cuda, CudaDevice};
-#[cfg(feature = "vulkan")]
 pub use burn_wgpu::{Vulkan, WgpuDevice};
 
-/// Methods of a concrete type, so that the device's code is generated in this crate and nowhere else.
-#[cfg(any(feature = "vulkan", feature = "cuda"))]
-macro_rules! composed_kernels {
-    ($device:ty; $($name:ident($($arg:ident: $t:ty),*) -> $out:ty;)*) => {
-        impl Kernels for $device {
-            $(fn $name($($arg: $t),*) -> $out { composed::$name::<Self>($($arg),*) })*
-        }
-    };
-    ($device:ty) => {
-        composed_kernels! { $device;
-            upload(values: TensorData, device: &<Self as burn_backend::BackendTypes>::Device) -> FloatTensor<Self>;
-            takes_stored(dtype: DType) -> bool;
-            cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self>;
-            download(x: &FloatTensor<Self>) -> Vec<f64>;
-            matmul(x: &FloatTensor<Self>, w: &FloatTensor<Self>, transposed: bool, scale: f64, onto: Option<FloatTensor<Self>>) -> FloatTensor<Self>;
-            weight_gradient(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: Range<usize>) -> FloatTensor<Self>;
-            add_bias(y: FloatTensor<Self>, bias: &FloatTensor<Self>) -> FloatTensor<Self>;
-            add_scaled(a: FloatTensor<Self>, b: &FloatTensor<Self>, scale: f64) -> FloatTensor<Self>;
-            gather(x: &FloatTensor<Self>, index: &[u32], weights: Option<&[f64]>) -> FloatTensor<Self>;
-            scatter_add(x: &FloatTensor<Self>, index: &[u32], rows: usize) -> FloatTensor<Self>;
-            norm(x: &FloatTensor<Self>, gain: &FloatTensor<Self>, bias: Option<&FloatTensor<Self>>, kind: NormKind) -> FloatTensor<Self>;
-            norm_vjp(x: &FloatTensor<Self>, gain: &FloatTensor<Self>, kind: NormKind, delta: &FloatTensor<Self>, index: &[u32], onto: Option<FloatTensor<Self>>) -> FloatTensor<Self>;
-            norm_gain_terms(x: &FloatTensor<Self>, kind: NormKind, delta: &FloatTensor<Self>, index: &[u32]) -> FloatTensor<Self>;
-            segment_sums(x: &FloatTensor<Self>, offsets: &[usize]) -> Vec<Vec<f64>>;
-            activate(f: Activation, a: &FloatTensor<Self>, b: Option<&FloatTensor<Self>>) -> FloatTensor<Self>;
-            activate_vjp(f: Activation, a: &FloatTensor<Self>, b: Option<&FloatTensor<Self>>, delta: &FloatTensor<Self>, index: &[u32]) -> (FloatTensor<Self>, Option<FloatTensor<Self>>);
-            rotary(x: FloatTensor<Self>, cos: &FloatTensor<Self>, sin: &FloatTensor<Self>, index: Option<&[u32]>, head_dim: usize, inverse: bool) -> FloatTensor<Self>;
-            split_columns(x: &FloatTensor<Self>, widths: &[usize]) -> Vec<FloatTensor<Self>>;
-            join_columns(parts: &[FloatTensor<Self>]) -> FloatTensor<Self>;
-            attention(q: &FloatTensor<Self>, k: &FloatTensor<Self>, v: &FloatTensor<Self>, spans: &[Span], heads: Heads) -> FloatTensor<Self>;
-            attention_vjp(q: &FloatTensor<Self>, k: &FloatTensor<Self>, v: &FloatTensor<Self>, delta: &FloatTensor<Self>, segments: &[Segment], heads: Heads) -> [FloatTensor<Self>; 3];
-            head(y: &FloatTensor<Self>, w: &FloatTensor<Self>, targets: &[u32], blocks: &[Range<usize>]) -> HeadOutput<FloatTensor<Self>>;
-            gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Vec<BlockGram>;
-            gram_rows(x: &FloatTensor<Self>, deltas: &[&FloatTensor<Self>], rows: &RowSet) -> Vec<Vec<BlockGram>>;
-        }
-    };
+/// What a device offers to kernels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offers {
+    /// Bytes of memory that the threads of a group share.
+    pub shared: usize,
+    /// Number types that its matrix units multiply.
+    pub matrix_units: Vec<&'static str>,
 }
 
-#[cfg(feature = "vulkan")]
-composed_kernels!(Vulkan);
-#[cfg(feature = "cuda")]
-composed_kernels!(Cuda);
+fn offers<R: burn_cubecl::CubeRuntime>(device: &R::CubeDevice) -> Offers {
+    let client = R::client(device);
+    let has = |dtype| crate::blocks::limits(&client, dtype).matrix_units.is_some();
+    let types = [(crate::DType::BF16, "bf16"), (crate::DType::F16, "f16")];
+    Offers {
+        shared: crate::blocks::limits(&client, crate::DType::F32).shared,
+        matrix_units: types.into_iter().filter(|(dtype, _)| has(*dtype)).map(|(_, name)| name).collect(),
+    }
+}
+
+/// What a Vulkan device offers; starts it.
+#[must_use]
+pub fn offers_vulkan(device: &WgpuDevice) -> Offers {
+    offers::<burn_wgpu::WgpuRuntime>(device)
+}
+
+/// What a CUDA device offers; starts it.
+#[must_use]
+pub fn offers_cuda(device: &CudaDevice) -> Offers {
+    offers::<cubecl::cuda::CudaRuntime>(device)
+}
 
 /// A device of this machine that a run can be put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,11 +46,25 @@ pub struct Found {
     pub software: bool,
 }
 
+/// Bytes of a Vulkan device's own memory: its largest heap that is local to the device.
+#[allow(unsafe_code)]
+fn memory(adapter: &wgpu::Adapter) -> Option<usize> {
+    // SAFETY: the adapter was made by wgpu's Vulkan backend just now, and nothing of it is destroyed or kept.
+    let heaps = unsafe {
+        let adapter = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = adapter.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(adapter.raw_physical_device())
+    };
+    // VK_MEMORY_HEAP_DEVICE_LOCAL_BIT
+    let local = |heap: &u32| heap & 1 != 0;
+    let heaps = heaps.memory_heaps.into_iter().take(heaps.memory_heap_count as usize);
+    heaps.filter(|heap| local(&heap.flags.as_raw())).filter_map(|heap| usize::try_from(heap.size).ok()).max()
+}
+
 /// Vulkan devices: discrete, integrated and virtual GPUs, then software ones.
 ///
 /// # Errors
 /// Says what to install where there is none.
-#[cfg(feature = "vulkan")]
 pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, Found)>, String> {
     use wgpu::DeviceType::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu};
     let descriptor = wgpu::InstanceDescriptor {
@@ -81,10 +73,10 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, Found)>, String> {
     };
     let instance = wgpu::Instance::new(descriptor);
     let adapters = futures_lite::future::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
-    let infos: Vec<wgpu::AdapterInfo> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    let infos: Vec<(wgpu::AdapterInfo, Option<usize>)> = adapters.iter().map(|a| (a.get_info(), memory(a))).collect();
     let mut devices = Vec::new();
     for kind in [DiscreteGpu, IntegratedGpu, VirtualGpu, Cpu] {
-        for (i, info) in infos.iter().filter(|info| info.device_type == kind).enumerate() {
+        for (i, (info, memory)) in infos.iter().filter(|(info, _)| info.device_type == kind).enumerate() {
             let device = match kind {
                 DiscreteGpu => WgpuDevice::DiscreteGpu(i),
                 IntegratedGpu => WgpuDevice::IntegratedGpu(i),
@@ -94,7 +86,7 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, Found)>, String> {
                 _ => continue,
             };
             let number = devices.len();
-            devices.push((device, Found { number, name: info.name.clone(), memory: None, software: kind == Cpu }));
+            devices.push((device, Found { number, name: info.name.clone(), memory: *memory, software: kind == Cpu }));
         }
     }
     if devices.is_empty() {
@@ -109,7 +101,6 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, Found)>, String> {
 ///
 /// # Errors
 /// Says which part is missing where there is none.
-#[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 pub fn cuda_devices() -> Result<Vec<(CudaDevice, Found)>, String> {
     use cudarc::driver::result;

@@ -1,9 +1,10 @@
 //! The kernels of Tanglescope: everything that the engine asks of a device, behind one trait over burn's [`Backend`].
 //!
 //! Every tensor is a row-major matrix `[rows, features]` (or a vector `[features]`) of one floating-point type.
-//! [`Kernels`] is implemented three times: for burn's CPU backend [`Flex`] over plain slices
-//! ([`cpu`]), and for Vulkan and CUDA by burn's own operations ([`composed`]), which are also the independent
-//! reference that the CPU kernels are tested against.
+//! [`Kernels`] is implemented for burn's CPU backend [`Flex`] over plain slices, and for Vulkan and CUDA by CubeCL kernels,
+//! one source each for both. Every kernel has a folder: `cpu.rs` is its CPU twin, `cube.rs` the device's source, `launch.rs`
+//! says how that is spread over a device. [`composed`] has the same operations composed of burn's own, which is the
+//! independent reference of the tests.
 //!
 //! The engine is generic over the trait and calls nothing else of a backend, so that a device's code is generated
 //! here once and a change in the engine recompiles none of it.
@@ -12,13 +13,27 @@ use std::ops::Range;
 pub use burn_backend::{Backend, DType, Element, Shape, TensorData, TensorMetadata, tensor::FloatTensor};
 pub use burn_flex::{Flex, FlexDevice};
 
+mod activation;
+mod attention;
+mod blocks;
 pub mod composed;
 pub mod cost;
-pub mod cpu;
+mod cpu;
+mod cube;
 pub mod device;
+mod gram;
+mod head;
+mod host;
+mod norm;
+mod pending;
+mod product;
+mod rotary;
 mod rows;
+mod sums;
+mod tile;
 
-pub use rows::{Heads, RowSet, Segment, Span};
+pub use pending::Pending;
+pub use rows::{HeadCotangents, Heads, RowSet, Segment, Span};
 
 /// K×K inner products of one block of cotangents, row-major, summed in f64.
 pub type BlockGram = Vec<f64>;
@@ -33,7 +48,7 @@ pub struct NormKind {
 }
 
 /// Element-wise functions of feed-forward layers, under the names of Hugging Face configs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `silu`, `swish`: x·σ(x).
     Silu,
@@ -47,15 +62,19 @@ pub enum Activation {
 
 /// What the log-probability head returns for `n` rows.
 #[derive(Clone, Debug)]
-pub struct HeadOutput<T> {
+pub struct HeadOutput<T, P> {
     /// log p(target) of each row, `[n]`.
     pub logp: Vec<f64>,
     /// log Σ exp(logits) of each row, `[n]`.
     pub log_normaliser: Vec<f64>,
+    /// Entropy of each row's distribution in nats, `[n]`.
+    pub entropy: Vec<f64>,
+    /// Most probable token of each row, the first of equals, `[n]`.
+    pub best: Vec<u32>,
     /// ∂ log p(target) / ∂ hidden row, `[n, d]`.
     pub back: T,
-    /// Per block of rows, e·eᵀ with e = onehot − p, row-major; empty unless asked for.
-    pub products: Vec<Vec<f64>>,
+    /// Gram of the output matrix for each block of cotangents, where asked for.
+    pub gram: Option<P>,
 }
 
 /// The operations of the engine on a device. `T` below is [`FloatTensor<Self>`](FloatTensor).
@@ -63,6 +82,21 @@ pub struct HeadOutput<T> {
 /// Shapes are the caller's duty: the engine builds them from a validated model and batch, and an implementation may
 /// panic on a mismatch.
 pub trait Kernels: Backend {
+    /// Grams of every block of cotangents, which may still be sums in the device's memory.
+    type Pending: std::fmt::Debug;
+
+    /// Waits for the device, and sums up what is pending in f64: `[item][block]`.
+    fn collect(pending: Vec<Self::Pending>) -> Vec<Vec<BlockGram>>;
+
+    /// Bytes that a pending result keeps on the device.
+    fn pending_bytes(pending: &Self::Pending) -> usize;
+
+    /// Waits until the device has done all that it was given.
+    fn wait(device: &Self::Device);
+
+    /// Bytes of the device's memory that are in use, and that are reserved; `None` where it is the host's.
+    fn memory_in_use(device: &Self::Device) -> Option<(u64, u64)>;
+
     /// Copies host values to the device.
     fn upload(values: TensorData, device: &Self::Device) -> FloatTensor<Self>;
 
@@ -127,8 +161,14 @@ pub trait Kernels: Backend {
         index: &[u32],
     ) -> FloatTensor<Self>;
 
-    /// Sums of `x[R, m]` over each cotangent's rows: `[K, m]`, on the host in f64.
-    fn segment_sums(x: &FloatTensor<Self>, offsets: &[usize]) -> Vec<Vec<f64>>;
+    /// Sums of `x[R, m]` over each cotangent's rows: `[K, m]`, in f32 on a device.
+    fn segment_sums(x: &FloatTensor<Self>, offsets: &[usize]) -> FloatTensor<Self>;
+
+    /// Grams of vector parameters: of the sums of `terms[R, m]` over each cotangent's rows.
+    fn gram_vectors(terms: &FloatTensor<Self>, rows: &RowSet) -> Self::Pending;
+
+    /// Inner products of each block's vectors; vector k is rows `vectors[k]` of `x`, as many for all of a block.
+    fn dots(x: &FloatTensor<Self>, vectors: &[Range<usize>], blocks: &[Range<usize>]) -> Self::Pending;
 
     /// `f(a)`, times `b` for a gated layer.
     fn activate(f: Activation, a: &FloatTensor<Self>, b: Option<&FloatTensor<Self>>) -> FloatTensor<Self>;
@@ -159,38 +199,38 @@ pub trait Kernels: Backend {
     /// Matrices of equally many rows side by side.
     fn join_columns(parts: &[FloatTensor<Self>]) -> FloatTensor<Self>;
 
-    /// Softmax attention over the spans; rows outside every span are zero.
+    /// Softmax attention over the spans, `[N, heads·h]`, and log Σ exp of each row's scores, `[N, heads]`; rows outside
+    /// every span are zero.
     fn attention(
         q: &FloatTensor<Self>,
         k: &FloatTensor<Self>,
         v: &FloatTensor<Self>,
         spans: &[Span],
         heads: Heads,
-    ) -> FloatTensor<Self>;
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Cotangents of q, k, v for backward rows δ, one causal segment a cotangent.
+    /// Cotangents of q, k, v for backward rows δ, one causal segment a cotangent, from what the forward pass returned.
     fn attention_vjp(
-        q: &FloatTensor<Self>,
-        k: &FloatTensor<Self>,
-        v: &FloatTensor<Self>,
+        qkv: [&FloatTensor<Self>; 3],
+        forward: (&FloatTensor<Self>, &FloatTensor<Self>),
         delta: &FloatTensor<Self>,
         segments: &[Segment],
         heads: Heads,
     ) -> [FloatTensor<Self>; 3];
 
-    /// Log-probability of each row's target under logits `y · wᵀ`, its gradient, and for each block of rows e·eᵀ.
+    /// Log-probability of each row's target under logits `y · wᵀ`, its gradient, and the Gram of `w` where asked for.
     /// The vocabulary (rows of `w[V, d]`, in the type of `y` or as [stored](Self::takes_stored)) is walked in chunks;
     /// logits of all rows and all tokens never exist together.
     fn head(
         y: &FloatTensor<Self>,
         w: &FloatTensor<Self>,
         targets: &[u32],
-        blocks: &[Range<usize>],
-    ) -> HeadOutput<FloatTensor<Self>>;
+        cotangents: Option<&HeadCotangents<'_>>,
+    ) -> HeadOutput<FloatTensor<Self>, Self::Pending>;
 
     /// The *tile* reduction: Grams of `Σ_r δ_k[r] x[index[r]]ᵀ` for every block of cotangents.
-    fn gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Vec<BlockGram>;
+    fn gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Self::Pending;
 
-    /// The *gram* reduction, for several parameters that share their input: `[parameter][block]`.
-    fn gram_rows(x: &FloatTensor<Self>, deltas: &[&FloatTensor<Self>], rows: &RowSet) -> Vec<Vec<BlockGram>>;
+    /// The *gram* reduction, one result for each of several parameters that share their input.
+    fn gram_rows(x: &FloatTensor<Self>, deltas: &[&FloatTensor<Self>], rows: &RowSet) -> Vec<Self::Pending>;
 }

@@ -96,6 +96,36 @@ impl RowSet {
     }
 }
 
+/// Which rows of the head each cotangent weights.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadCotangents<'a> {
+    /// Rows and weights of each cotangent.
+    pub weights: &'a [Vec<(usize, f64)>],
+    /// Cotangents of each block.
+    pub blocks: &'a [Range<usize>],
+    /// Rows that the cotangents of each block weight.
+    pub block_rows: &'a [Range<usize>],
+}
+
+impl HeadCotangents<'_> {
+    /// One backward row for every weighted row of each cotangent.
+    pub(crate) fn rows(&self) -> RowSet {
+        let mut offsets = vec![0];
+        self.weights.iter().for_each(|rows| offsets.push(offsets[offsets.len() - 1] + rows.len()));
+        RowSet { index: self.sources(), offsets, blocks: self.blocks.to_vec() }
+    }
+
+    /// The head's row behind each backward row.
+    pub(crate) fn sources(&self) -> Vec<u32> {
+        self.weights.iter().flatten().map(|&(row, _)| u32::try_from(row).unwrap_or(u32::MAX)).collect()
+    }
+
+    /// The weight of each backward row.
+    pub(crate) fn weights(&self) -> Vec<f64> {
+        self.weights.iter().flatten().map(|&(_, weight)| weight).collect()
+    }
+}
+
 /// Heads of an attention layer; rows hold `heads × head_dim` values, keys and values `kv_heads × head_dim`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {

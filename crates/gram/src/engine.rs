@@ -1,8 +1,9 @@
 //! One forward and one backward pass over a batch: log-probabilities, and what a sink makes of the gradients.
 use crate::batch::{Batch, Cotangent, Group};
 use crate::gram_sink::GramSink;
-use tanglescope_kernels::{BlockGram, FloatTensor, Kernels};
-use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Sink};
+use crate::plan;
+use tanglescope_kernels::{BlockGram, FloatTensor, HeadCotangents, Kernels};
+use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Sink};
 
 /// What a run finds about one group.
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ impl GroupResult {
 /// Log-probabilities and Grams of groups, each with its own list of cotangents, run as one batch.
 pub fn grams<B: Kernels>(model: &Decoder<B>, scope: &InScope, groups: &[(&Group, &[Cotangent])]) -> Vec<GroupResult> {
     let batch = Batch::new(groups);
-    let mut sink = GramSink::new(scope, &batch.full.blocks);
+    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates);
     let token_logps = run(model, &batch, &mut sink);
     let per_group = sink.finish();
     let results = token_logps.into_iter().zip(per_group).zip(groups);
@@ -52,36 +53,32 @@ pub fn grams_across<B: Kernels>(
     groups: &[(&Group, &[Cotangent])],
 ) -> Vec<BlockGram> {
     let batch = Batch::new(groups).joined();
-    let mut sink = GramSink::new(scope, &batch.full.blocks);
+    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates);
     run(model, &batch, &mut sink);
     sink.finish().into_iter().flatten().collect()
 }
 
 /// Runs a batch into a sink; returns the token log-probabilities of each group's branches.
 pub fn run<B: Kernels>(model: &Decoder<B>, batch: &Batch, sink: &mut dyn Sink<B>) -> Vec<Vec<Vec<f64>>> {
-    let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, true);
+    let (forward, backward) = (batch.tokens.len(), batch.full.rows());
+    let keep = plan::keep(&model.description, model.dtype, forward, backward, model.activation_bytes);
+    let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, keep);
     let y = model.head_inputs(&trace, &batch.predicting);
     let head_name = model.head_name();
+    let cotangents =
+        HeadCotangents { weights: &batch.weights, blocks: &batch.full.blocks, block_rows: &batch.predictions };
     let wants_head = sink.wants(head_name);
-    let blocks = if wants_head { batch.predictions.as_slice() } else { &[] };
-    let out = B::head(&y, model.head(), &batch.targets, blocks);
+    let wants_gram = wants_head && sink.wants_head_gram();
+    let mut out = B::head(&y, model.head(), &batch.targets, wants_gram.then_some(&cotangents));
     if wants_head {
-        let head = HeadRows {
-            y: &y,
-            targets: &batch.targets,
-            log_normaliser: &out.log_normaliser,
-            products: &out.products,
-            w: model.head(),
-            weights: &batch.weights,
-            block_rows: &batch.predictions,
-            blocks: &batch.full.blocks,
-        };
-        sink.head(head_name, &head);
+        let (targets, log_normaliser) = (&batch.targets, &out.log_normaliser);
+        let head = HeadRows { y: &y, targets, log_normaliser, w: model.head(), cotangents };
+        sink.head(head_name, &head, out.gram.take());
     }
     let (source, weight): (Vec<u32>, Vec<f64>) = batch.sources.iter().copied().unzip();
     let delta: FloatTensor<B> = B::gather(&out.back, &source, Some(&weight));
     let rows = BackwardRows { full: &batch.full, segments: &batch.segments, active: Some(&batch.active) };
-    model.backward(&trace, &delta, &batch.tokens, &batch.positions, rows, sink);
+    model.backward(trace, &delta, &batch.tokens, &batch.positions, rows, sink);
     by_branch(batch, &out.logp)
 }
 
@@ -89,9 +86,9 @@ pub fn run<B: Kernels>(model: &Decoder<B>, batch: &Batch, sink: &mut dyn Sink<B>
 pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec<Vec<f64>>> {
     let groups: Vec<(&Group, &[Cotangent])> = groups.iter().map(|group| (*group, &[] as &[Cotangent])).collect();
     let batch = Batch::new(&groups);
-    let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, false);
+    let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, Keep::Nothing);
     let y = model.head_inputs(&trace, &batch.predicting);
-    by_branch(&batch, &B::head(&y, model.head(), &batch.targets, &[]).logp)
+    by_branch(&batch, &B::head(&y, model.head(), &batch.targets, None).logp)
 }
 
 fn by_branch(batch: &Batch, logp: &[f64]) -> Vec<Vec<Vec<f64>>> {

@@ -50,14 +50,22 @@ impl<B: Kernels> Sink<B> for GradientSink<'_, B> {
 
     fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet) {
         let sums = B::segment_sums(terms, &rows.offsets);
-        let shape = [sums.first().map_or(0, Vec::len)];
-        self.add(name, sums.into_iter().map(|sum| upload_like::<B>(sum, &shape, terms)).collect());
+        let width = sums.shape()[1];
+        let of = |k: usize| {
+            let sum = B::gather(&sums, &[u32::try_from(k).unwrap_or(u32::MAX)], None);
+            B::float_reshape(sum, [width].into())
+        };
+        self.add(name, (0..self.cotangents).map(of).collect());
     }
 
-    fn head(&mut self, name: &str, head: &HeadRows<'_, B>) {
+    fn wants_head_gram(&self) -> bool {
+        false
+    }
+
+    fn head(&mut self, name: &str, head: &HeadRows<'_, B>, _gram: Option<B::Pending>) {
         let vocabulary = head.w.shape()[0];
         let mut gradients = Vec::with_capacity(self.cotangents);
-        for weights in head.weights {
+        for weights in head.cotangents.weights {
             let rows: Vec<u32> = weights.iter().map(|(r, _)| u32::try_from(*r).unwrap_or(u32::MAX)).collect();
             let y = B::gather(head.y, &rows, None);
             let mut e = B::download(&B::matmul(&y, head.w, true, 1.0, None));

@@ -1,8 +1,8 @@
 //! The sink that reduces every parameter to the inner products of its gradients (docs/mathematics.md, section 4).
 use std::collections::HashMap;
 use std::ops::Range;
-use tanglescope_kernels::cost::{self, Reduction};
-use tanglescope_kernels::{BlockGram, FloatTensor, Kernels, RowSet};
+use tanglescope_kernels::cost::{self, Rates, Reduction};
+use tanglescope_kernels::{BlockGram, FloatTensor, Kernels, RowSet, TensorMetadata};
 use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Sink};
 
 /// What the head leaves for the cross terms of a tied embedding.
@@ -16,24 +16,32 @@ struct TiedHead<B: Kernels> {
     block_rows: Vec<Range<usize>>,
 }
 
+/// Bytes of partial sums that may stay on the device before the pass waits for them.
+const PENDING_BYTES: usize = 256 << 20;
+
 /// Gram[i, j] = ⟨∂L_i/∂p, ∂L_j/∂p⟩ of every parameter in scope, for every block of cotangents.
 pub struct GramSink<'a, B: Kernels> {
     scope: &'a InScope,
     blocks: Vec<Range<usize>>,
+    rates: Rates,
     found: HashMap<String, Vec<BlockGram>>,
+    /// Names and Grams that may still be sums on the device, and the bytes that they keep there.
+    pending: (Vec<String>, Vec<B::Pending>, usize),
     tied: Option<TiedHead<B>>,
 }
 
 impl<'a, B: Kernels> GramSink<'a, B> {
-    /// A sink for some blocks of cotangents.
+    /// A sink for some blocks of cotangents; the rates of the device decide between the two reductions.
     #[must_use]
-    pub fn new(scope: &'a InScope, blocks: &[Range<usize>]) -> Self {
-        Self { scope, blocks: blocks.to_vec(), found: HashMap::new(), tied: None }
+    pub fn new(scope: &'a InScope, blocks: &[Range<usize>], rates: Rates) -> Self {
+        let (found, pending) = (HashMap::new(), (Vec::new(), Vec::new(), 0));
+        Self { scope, blocks: blocks.to_vec(), rates, found, pending, tied: None }
     }
 
     /// The Grams of every block, each in the scope's order of parameters.
     #[must_use]
-    pub fn finish(self) -> Vec<Vec<BlockGram>> {
+    pub fn finish(mut self) -> Vec<Vec<BlockGram>> {
+        self.collect();
         let zero = |block: &Range<usize>| vec![0.0; block.len() * block.len()];
         let of = |b: usize, block: &Range<usize>| {
             let parameters = self.scope.parameters.iter();
@@ -42,7 +50,25 @@ impl<'a, B: Kernels> GramSink<'a, B> {
         self.blocks.iter().enumerate().map(|(b, block)| of(b, block)).collect()
     }
 
-    fn add(&mut self, name: &str, grams: Vec<BlockGram>) {
+    fn add(&mut self, name: &str, grams: B::Pending) {
+        let (names, pending, bytes) = &mut self.pending;
+        *bytes += B::pending_bytes(&grams);
+        names.push(name.to_owned());
+        pending.push(grams);
+        if *bytes > PENDING_BYTES {
+            self.collect();
+        }
+    }
+
+    /// Waits for what is pending.
+    fn collect(&mut self) {
+        let (names, pending, _) = std::mem::take(&mut self.pending);
+        for (name, grams) in names.iter().zip(B::collect(pending)) {
+            self.add_known(name, grams);
+        }
+    }
+
+    fn add_known(&mut self, name: &str, grams: Vec<BlockGram>) {
         if let Some(sum) = self.found.get_mut(name) {
             for (sum, gram) in sum.iter_mut().zip(grams) {
                 sum.iter_mut().zip(gram).for_each(|(s, x)| *s += x);
@@ -51,12 +77,6 @@ impl<'a, B: Kernels> GramSink<'a, B> {
             self.found.insert(name.to_owned(), grams);
         }
     }
-}
-
-/// Inner products of K vectors.
-fn dots(vectors: &[Vec<f64>]) -> BlockGram {
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
-    vectors.iter().flat_map(|a| vectors.iter().map(move |b| dot(a, b))).collect()
 }
 
 fn as_rows(range: Range<usize>) -> Vec<u32> {
@@ -75,7 +95,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
     fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet) {
         let width = |t: &FloatTensor<B>| tanglescope_kernels::TensorMetadata::shape(t)[1];
         let outputs: Vec<usize> = factors.iter().map(|f| width(f.delta)).collect();
-        let choice = cost::choose(width(x), &outputs, rows);
+        let choice = cost::choose(width(x), &outputs, rows, x.dtype(), &self.rates);
         let mut together: Vec<&Factor<'_, B>> = Vec::new();
         for (factor, reduction) in factors.iter().zip(choice) {
             match reduction {
@@ -92,45 +112,30 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
     }
 
     fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet) {
-        let sums = B::segment_sums(terms, &rows.offsets);
-        let grams = rows.blocks.iter().map(|block| dots(&sums[block.clone()])).collect();
-        self.add(name, grams);
+        self.add(name, B::gram_vectors(terms, rows));
     }
 
-    fn head(&mut self, name: &str, head: &HeadRows<'_, B>) {
-        let mut grams = Vec::with_capacity(head.blocks.len());
-        for ((block, rows), products) in head.blocks.iter().zip(head.block_rows).zip(head.products) {
-            let y = B::gather(head.y, &as_rows(rows.clone()), None);
-            let inputs = B::download(&B::matmul(&y, &y, true, 1.0, None));
-            let (k, width) = (block.len(), rows.len());
-            let mut gram = vec![0.0; k * k];
-            for i in 0..k {
-                for j in 0..k {
-                    for &(r, c_r) in &head.weights[block.start + i] {
-                        for &(s, c_s) in &head.weights[block.start + j] {
-                            let at = (r - rows.start) * width + s - rows.start;
-                            gram[i * k + j] += c_r * c_s * inputs[at] * products[at];
-                        }
-                    }
-                }
-            }
-            grams.push(gram);
+    fn wants_head_gram(&self) -> bool {
+        true
+    }
+
+    fn head(&mut self, name: &str, head: &HeadRows<'_, B>, gram: Option<B::Pending>) {
+        if let Some(gram) = gram {
+            self.add(name, gram);
         }
-        self.add(name, grams);
         self.tied = Some(TiedHead {
             name: name.to_owned(),
             y: head.y.clone(),
             w: head.w.clone(),
             targets: head.targets.to_vec(),
             log_normaliser: head.log_normaliser.to_vec(),
-            weights: head.weights.to_vec(),
-            block_rows: head.block_rows.to_vec(),
+            weights: head.cotangents.weights.to_vec(),
+            block_rows: head.cotangents.block_rows.to_vec(),
         });
     }
 
     fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
-        let width = tanglescope_kernels::TensorMetadata::shape(delta)[1];
-        // distinct ids of each block; δ of a cotangent's rows summed by id: [K, ids, width], block after block
+        // distinct ids of each block; δ of a cotangent's rows summed by id: [K, ids] rows, block after block
         let mut distinct: Vec<Vec<u32>> = Vec::new();
         let (mut place, mut total) = (Vec::with_capacity(rows.rows()), 0);
         for block in &rows.blocks {
@@ -153,25 +158,22 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
         let place: Vec<u32> = place.into_iter().map(|p| u32::try_from(p).unwrap_or(u32::MAX)).collect();
         let by_id = B::scatter_add(delta, &place, total);
         let tied = self.tied.take().filter(|head| head.name == table.name);
-        let (mut grams, mut first) = (Vec::with_capacity(rows.blocks.len()), 0);
+        let (mut vectors, mut crosses, mut first) = (Vec::with_capacity(rows.cotangents()), Vec::new(), 0);
         for (b, (block, ids)) in rows.blocks.iter().zip(&distinct).enumerate() {
             let (k, t) = (block.len(), ids.len());
-            let sums = B::gather(&by_id, &as_rows(first..first + k * t), None);
-            first += k * t;
-            let values = B::download(&sums);
-            let vectors: Vec<Vec<f64>> = values.chunks_exact((t * width).max(1)).map(<[f64]>::to_vec).collect();
-            let mut gram = dots(&vectors);
+            vectors.extend((0..k).map(|i| first + i * t..first + (i + 1) * t));
             if let Some(head) = &tied {
+                let sums = B::gather(&by_id, &as_rows(first..first + k * t), None);
                 let cross = head.cross(b, block, ids, &sums);
-                for i in 0..k {
-                    for j in 0..k {
-                        gram[i * k + j] += cross[i * k + j] + cross[j * k + i];
-                    }
-                }
+                let both = |at: usize| cross[at] + cross[at % k * k + at / k];
+                crosses.push((0..k * k).map(both).collect());
             }
-            grams.push(gram);
+            first += k * t;
         }
-        self.add(&table.name, grams);
+        self.add(&table.name, B::dots(&by_id, &vectors, &rows.blocks));
+        if tied.is_some() {
+            self.add_known(&table.name, crosses);
+        }
     }
 }
 

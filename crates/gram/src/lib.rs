@@ -4,12 +4,14 @@
 //! log-probabilities. [`grams`] runs many groups as one batch: one forward pass over shared trunks and suffixes, one
 //! backward pass for all cotangents, and no gradient is ever stored.
 mod batch;
+mod count;
 mod engine;
 mod gradient_sink;
 mod gram_sink;
 pub mod plan;
 
 pub use batch::{Batch, Cotangent, Group};
+pub use count::{Count, count};
 pub use engine::{GroupResult, grams, grams_across, run, token_logps};
 pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;

@@ -1,18 +1,46 @@
-//! Which groups run together: by length, up to a number of forward rows that memory allows.
+//! Which groups run together, and what is kept of them: by length, up to what memory allows.
 use tanglescope_kernels::DType;
+use tanglescope_model::Keep;
 use tanglescope_model::architectures::Description;
 
-/// Forward rows beyond which a larger batch no longer runs faster (docs/benchmarks.md).
+/// Forward rows beyond which a larger batch no longer runs faster on a processor (docs/benchmarks.md).
 pub const ENOUGH_ROWS: usize = 512;
 
-/// Bytes that one forward row takes at the peak of a backward pass, for a pair that shares little of its prompt.
+/// The same on a device: rows that fill a large GPU's products several times over.
+pub const ENOUGH_ROWS_ON_DEVICE: usize = 8192;
+
+/// Values that a block keeps of one forward row for its vjp, beside its input.
+fn kept(model: &Description) -> usize {
+    let attention = 2 * model.heads.heads + 2 * model.heads.kv_heads;
+    model.hidden + attention * model.heads.head_dim + model.heads.heads + 2 * model.mlp_width
+}
+
+/// Values of one backward row on its way through the widest layer: δ of gate, up and down, and the residual stream.
+fn passing(model: &Description) -> usize {
+    3 * model.mlp_width + 4 * model.hidden
+}
+
+/// Bytes that one forward row takes at the peak of a backward pass that computes nothing twice, for a pair that shares
+/// little of its prompt.
 #[must_use]
 pub fn bytes_per_row(model: &Description, dtype: DType) -> usize {
-    let attention = 2 * model.heads.heads + 2 * model.heads.kv_heads;
-    let kept = 2 * model.hidden + attention * model.heads.head_dim + 2 * model.mlp_width;
-    // two cotangents' copies of the widest layer: δ of gate, up and down, and the residual stream
-    let passing = 2 * (3 * model.mlp_width + 4 * model.hidden);
-    (kept * model.layers + passing) * dtype.size()
+    ((model.hidden + kept(model)) * model.layers + 2 * passing(model)) * dtype.size()
+}
+
+/// Bytes that one forward row takes at the least: of each block only the input is kept.
+#[must_use]
+pub fn least_bytes_per_row(model: &Description, dtype: DType) -> usize {
+    (model.hidden * model.layers + kept(model) + 2 * passing(model)) * dtype.size()
+}
+
+/// How many of the top blocks keep what their vjp needs, so that a batch of some rows stays within some bytes. What the
+/// others need is computed again from their input.
+#[must_use]
+pub fn keep(model: &Description, dtype: DType, forward: usize, backward: usize, bytes: Option<usize>) -> Keep {
+    let Some(bytes) = bytes else { return Keep::Top(model.layers) };
+    let least = forward * (model.hidden * model.layers + kept(model)) + backward * passing(model);
+    let left = (bytes / dtype.size()).saturating_sub(least);
+    Keep::Top((left / (forward * kept(model)).max(1)).min(model.layers))
 }
 
 /// Cuts groups of the given numbers of forward rows into batches of at most `most` rows each; a longer group runs

@@ -218,6 +218,10 @@ impl SavedAdapter {
             && in_pattern
     }
 
+    fn rank(&self, module: &str) -> usize {
+        self.rank_pattern.iter().find(|(p, _)| p.is_match(module)).map_or(self.r, |(_, r)| *r)
+    }
+
     /// The factors of a module, `None` where the adapter leaves it alone.
     fn factors<B: Kernels>(
         &mut self,
@@ -230,8 +234,7 @@ impl SavedAdapter {
         if !self.targets(module, layer) {
             return Ok(None);
         }
-        let first = |table: &[(Regex, usize)]| table.iter().find(|(p, _)| p.is_match(module)).map(|(_, v)| *v);
-        let r = first(&self.rank_pattern).unwrap_or(self.r);
+        let r = self.rank(module);
         let alpha = self.alpha_pattern.iter().find(|(p, _)| p.is_match(module)).map_or(self.lora_alpha, |(_, v)| *v);
         let width = r as f64;
         let scale = if self.use_rslora { alpha / width.sqrt() } else { alpha / width };
@@ -295,6 +298,23 @@ impl Adapter {
         })
     }
 
+    /// Rank of a module's factors, `None` where the adapter leaves it alone.
+    pub fn rank(&mut self, module: &str, layer: usize, attention: bool) -> Option<usize> {
+        match self {
+            Self::None => None,
+            Self::Saved(saved) => saved.targets(module, layer).then(|| saved.rank(module)),
+            Self::Fresh { settings, hits, .. } => {
+                let mut chosen = settings.targets.is_empty() && attention;
+                for (target, hit) in settings.targets.iter().zip(hits) {
+                    if named(std::slice::from_ref(target), module) {
+                        (chosen, *hit) = (true, true);
+                    }
+                }
+                chosen.then_some(settings.r)
+            }
+        }
+    }
+
     /// Factors for one module; `attention` says whether it is a projection of attention.
     pub fn factors<B: Kernels>(
         &mut self,
@@ -308,17 +328,9 @@ impl Adapter {
         match self {
             Self::None => Ok(None),
             Self::Saved(saved) => saved.factors::<B>(module, layer, [inputs, outputs], dtype, device),
-            Self::Fresh { settings, random, hits } => {
-                let mut chosen = settings.targets.is_empty() && attention;
-                for (target, hit) in settings.targets.iter().zip(hits) {
-                    if named(std::slice::from_ref(target), module) {
-                        (chosen, *hit) = (true, true);
-                    }
-                }
-                if !chosen {
-                    return Ok(None);
-                }
-                let r = settings.r;
+            Self::Fresh { .. } => {
+                let Some(r) = self.rank(module, layer, attention) else { return Ok(None) };
+                let Self::Fresh { settings, random, .. } = self else { return Ok(None) };
                 let bound = (inputs as f64).sqrt().recip();
                 let uniform = Uniform::new(-bound, bound).map_err(|e| Error::file(Path::new("--lora-r"), e))?;
                 let a: Vec<f64> = (0..inputs * r).map(|_| uniform.sample(random)).collect();

@@ -19,8 +19,15 @@ impl Config {
     /// # Errors
     /// Where the file cannot be read or is not a JSON object.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|e| Error::file(path, e))?;
-        let object = serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("not a JSON object: {e}")))?;
+        Self::parse(path, &std::fs::read(path).map_err(|e| Error::file(path, e))?)
+    }
+
+    /// Reads JSON text whose top level is an object; `path` is what complaints call it.
+    ///
+    /// # Errors
+    /// Where it is not a JSON object.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+        let object = serde_json::from_slice(text).map_err(|e| Error::file(path, format!("not a JSON object: {e}")))?;
         Ok(Self { path: path.to_owned(), object, prefix: String::new() })
     }
 

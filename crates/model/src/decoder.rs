@@ -9,7 +9,8 @@ use crate::sink::{Embedding, Sink};
 use crate::weights::{Layout, Weights, file_hash};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use tanglescope_kernels::{DType, FloatTensor, Kernels, Segment, Span, TensorData};
+use tanglescope_kernels::cost::Rates;
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Segment, Span, TensorData, TensorMetadata};
 
 /// A decoder-only transformer, with a LoRA adapter or without.
 #[derive(Clone, Debug)]
@@ -24,9 +25,13 @@ pub struct Decoder<B: Kernels> {
     pub content_hash: String,
     /// SHA-256 of a saved adapter's config and weights.
     pub adapter_hash: Option<String>,
+    /// Bytes that the activations of a batch may take; no bound where there is none.
+    pub activation_bytes: Option<usize>,
+    /// What the device does in a second: decides between the two Gram reductions of a map.
+    pub rates: Rates,
     embedding: Embedding<B>,
     positions: Option<Embedding<B>>,
-    blocks: Vec<Block<B>>,
+    blocks: Vec<Place<B>>,
     final_norm: Norm<B>,
     /// `None` where the head is the embedding.
     head: Option<Embedding<B>>,
@@ -34,73 +39,127 @@ pub struct Decoder<B: Kernels> {
     saved: BTreeSet<String>,
 }
 
+/// Where a block's weights are.
+#[derive(Clone, Debug)]
+enum Place<B: Kernels> {
+    /// On the device.
+    Device(Box<Block<B>>),
+    /// In the host's memory; copied to the device for each use.
+    Host(Box<Block<Flex>>),
+}
+
+/// A block that is on the device for now.
+enum Lent<'a, B: Kernels> {
+    Resident(&'a Block<B>),
+    Copied(Box<Block<B>>),
+}
+
+impl<B: Kernels> std::ops::Deref for Lent<'_, B> {
+    type Target = Block<B>;
+
+    fn deref(&self) -> &Block<B> {
+        match self {
+            Self::Resident(block) => block,
+            Self::Copied(block) => block,
+        }
+    }
+}
+
+/// How many of the top blocks keep what their vjp needs. The others keep their input and compute the rest again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing at all: no backward pass follows.
+    Nothing,
+    /// This many of the top blocks.
+    Top(usize),
+}
+
+/// What a block's forward pass left.
+#[derive(Debug)]
+enum Kept<B: Kernels> {
+    Trace(Box<BlockTrace<B>>),
+    Input(FloatTensor<B>),
+}
+
 /// What a forward pass leaves for the backward pass.
 #[derive(Debug)]
 pub struct Trace<B: Kernels> {
-    blocks: Vec<BlockTrace<B>>,
+    blocks: Vec<Kept<B>>,
+    /// What attends to what, for blocks that are computed again.
+    spans: Vec<Span>,
     angles: Option<Angles<B>>,
     /// Output of the last block, `[N, hidden]`.
     last: FloatTensor<B>,
 }
 
 /// Reads the tensors of a base model, or of an adapter's copies of them.
-struct Loader<'a, B: Kernels> {
+struct Loader<'a> {
     base: Weights,
     adapter: &'a mut Adapter,
     names_prefix: &'static str,
     /// Whether the checkpoint leaves the base's prefix out.
     bare: bool,
     dtype: DType,
-    device: B::Device,
     saved: BTreeSet<String>,
 }
 
-impl<B: Kernels> Loader<'_, B> {
+impl Loader<'_> {
     /// Name in the checkpoint of a parameter of the full architecture.
     fn name(&self, name: &str) -> String {
         if self.bare { name.strip_prefix(self.names_prefix).unwrap_or(name).to_owned() } else { name.to_owned() }
     }
 
     /// The tensor and its name in the checkpoint.
-    fn tensor(&mut self, canonical: &str, shape: &[usize], layout: Layout) -> Result<(String, FloatTensor<B>)> {
+    fn tensor<B: Kernels>(
+        &mut self,
+        canonical: &str,
+        shape: &[usize],
+        layout: Layout,
+        device: &B::Device,
+    ) -> Result<(String, FloatTensor<B>)> {
         let name = self.name(canonical);
         if let Adapter::Saved(adapter) = &mut *self.adapter
             && let Some(stored) = adapter.saved(canonical)
         {
-            let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, &self.device)?;
+            let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, device)?;
             self.base.ignore(&name);
             self.saved.insert(name.clone());
             return Ok((name, x));
         }
-        let x = self.base.take::<B>(&name, shape, layout, self.dtype, &self.device)?;
+        let x = self.base.take::<B>(&name, shape, layout, self.dtype, device)?;
         Ok((name, x))
     }
 
-    fn embedding(&mut self, module: &str, shape: [usize; 2]) -> Result<Embedding<B>> {
-        let (name, table) = self.tensor(&format!("{module}.weight"), &shape, Layout::Same)?;
+    fn embedding<B: Kernels>(&mut self, module: &str, shape: [usize; 2], device: &B::Device) -> Result<Embedding<B>> {
+        let (name, table) = self.tensor::<B>(&format!("{module}.weight"), &shape, Layout::Same, device)?;
         Ok(Embedding { name, table })
     }
 
-    fn norm(&mut self, module: &str, of: &Description) -> Result<Norm<B>> {
-        let gain = self.tensor(&format!("{module}.weight"), &[of.hidden], Layout::Same)?.1;
+    fn norm<B: Kernels>(&mut self, module: &str, of: &Description, device: &B::Device) -> Result<Norm<B>> {
+        let gain = self.tensor::<B>(&format!("{module}.weight"), &[of.hidden], Layout::Same, device)?.1;
         let bias = match of.norm_bias {
-            true => Some(self.tensor(&format!("{module}.bias"), &[of.hidden], Layout::Same)?.1),
+            true => Some(self.tensor::<B>(&format!("{module}.bias"), &[of.hidden], Layout::Same, device)?.1),
             false => None,
         };
         Ok(Norm { name: self.name(module), gain, bias, kind: of.norm })
     }
 
-    fn linear(&mut self, module: &Module, [inputs, outputs]: [usize; 2]) -> Result<Linear<B>> {
+    fn linear<B: Kernels>(
+        &mut self,
+        module: &Module,
+        [inputs, outputs]: [usize; 2],
+        device: &B::Device,
+    ) -> Result<Linear<B>> {
         let path = &module.path;
         let (shape, layout) =
             if module.conv1d { ([inputs, outputs], Layout::Same) } else { ([outputs, inputs], Layout::Transposed) };
-        let weight = self.tensor(&format!("{path}.weight"), &shape, layout)?.1;
+        let weight = self.tensor::<B>(&format!("{path}.weight"), &shape, layout, device)?.1;
         let bias = match module.bias {
-            true => Some(self.tensor(&format!("{path}.bias"), &[outputs], Layout::Same)?.1),
+            true => Some(self.tensor::<B>(&format!("{path}.bias"), &[outputs], Layout::Same, device)?.1),
             false => None,
         };
         let (layer, shape) = (module.layer, [inputs, outputs]);
-        let lora = self.adapter.factors::<B>(path, layer, module.attention, shape, self.dtype, &self.device)?;
+        let lora = self.adapter.factors::<B>(path, layer, module.attention, shape, self.dtype, device)?;
         Ok(Linear { name: self.name(path), weight, bias, lora })
     }
 }
@@ -115,18 +174,54 @@ struct Module {
 }
 
 impl<B: Kernels> Decoder<B> {
-    /// Loads a Hugging Face folder, with an adapter where one is given.
+    /// Loads a Hugging Face folder, with an adapter where one is given, and keeps the weights of all blocks from
+    /// `resident` on in the host's memory, from where each is copied to the device when it is used.
     ///
     /// # Errors
     /// Names the file, key or tensor that is missing, left over, unreadable, or not supported.
-    pub fn load(folder: &Path, source: &AdapterSource, dtype: DType, device: &B::Device) -> Result<Self> {
+    pub fn load(
+        folder: &Path,
+        source: &AdapterSource,
+        dtype: DType,
+        device: &B::Device,
+        resident: usize,
+    ) -> Result<Self> {
         let config_path = folder.join("config.json");
         if !folder.is_dir() {
             return Err(Error::file(folder, "no such folder; expected a Hugging Face model folder with config.json"));
         }
         let description = architectures::describe(&Config::read(&config_path)?)?;
-        let mut base = Weights::open(folder, "model")?;
+        let base = Weights::open(folder, "model")?;
         let content_hash = format!("{}+{}", base.content_hash()?, file_hash(&config_path)?);
+        Self::build(base, content_hash, description, folder, source, dtype, device, resident)
+    }
+
+    /// A model of given dimensions with made-up weights, for measurements of speed.
+    ///
+    /// # Errors
+    /// Where the adapter cannot be read.
+    pub fn synthetic(
+        description: Description,
+        source: &AdapterSource,
+        dtype: DType,
+        device: &B::Device,
+        resident: usize,
+    ) -> Result<Self> {
+        let (base, folder) = (Weights::synthetic(), Path::new("synthetic"));
+        Self::build(base, "synthetic".to_owned(), description, folder, source, dtype, device, resident)
+    }
+
+    #[allow(clippy::too_many_arguments)] // what both ways to a model share
+    fn build(
+        mut base: Weights,
+        content_hash: String,
+        description: Description,
+        folder: &Path,
+        source: &AdapterSource,
+        dtype: DType,
+        device: &B::Device,
+        resident: usize,
+    ) -> Result<Self> {
         let names = description.names;
         let bare = !base.has(&format!("{}.weight", names.embedding));
         let mut adapter = Adapter::open(source)?;
@@ -137,23 +232,25 @@ impl<B: Kernels> Decoder<B> {
         let buffers: Vec<String> =
             base.names().filter(|name| is_buffer(name, &description, bare)).map(str::to_owned).collect();
         buffers.iter().for_each(|name| base.ignore(name));
-        let mut loader = Loader::<B> {
-            base,
-            adapter: &mut adapter,
-            names_prefix: names.prefix,
-            bare,
-            dtype,
-            device: device.clone(),
-            saved: BTreeSet::new(),
-        };
-        let embedding = loader.embedding(names.embedding, [description.vocabulary, description.hidden])?;
+        let saved = BTreeSet::new();
+        let mut loader = Loader { base, adapter: &mut adapter, names_prefix: names.prefix, bare, dtype, saved };
+        let table = [description.vocabulary, description.hidden];
+        let embedding = loader.embedding::<B>(names.embedding, table, device)?;
         let positions = match names.positions {
-            Some(module) => Some(loader.embedding(module, [description.max_positions, description.hidden])?),
+            Some(module) => {
+                Some(loader.embedding::<B>(module, [description.max_positions, description.hidden], device)?)
+            }
             None => None,
         };
-        let blocks = (0..description.layers).map(|i| block(&mut loader, &description, i)).collect::<Result<_>>()?;
-        let final_norm = loader.norm(names.final_norm, &description)?;
-        let head = head(&mut loader, &description, &embedding, folder)?;
+        let mut blocks = Vec::with_capacity(description.layers);
+        for layer in 0..description.layers {
+            blocks.push(match layer < resident {
+                true => Place::Device(Box::new(block::<B>(&mut loader, &description, layer, device)?)),
+                false => Place::Host(Box::new(block::<Flex>(&mut loader, &description, layer, &FlexDevice)?)),
+            });
+        }
+        let final_norm = loader.norm::<B>(names.final_norm, &description, device)?;
+        let head = head(&mut loader, &description, &embedding, folder, device)?;
         loader.base.finish()?;
         let saved = loader.saved;
         adapter.finish()?;
@@ -165,6 +262,8 @@ impl<B: Kernels> Decoder<B> {
             device: device.clone(),
             content_hash,
             adapter_hash,
+            activation_bytes: None,
+            rates: Rates::CPU,
             embedding,
             positions,
             blocks,
@@ -172,6 +271,16 @@ impl<B: Kernels> Decoder<B> {
             head,
             saved,
         })
+    }
+
+    /// A block, on the device.
+    fn block(&self, layer: usize) -> Lent<'_, B> {
+        match &self.blocks[layer] {
+            Place::Device(block) => Lent::Resident(block),
+            Place::Host(block) => {
+                Lent::Copied(Box::new(block.convert(&|x| to_device::<B>(x, self.dtype, &self.device))))
+            }
+        }
     }
 
     /// Name of the output matrix.
@@ -190,8 +299,7 @@ impl<B: Kernels> Decoder<B> {
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter> {
         let mut out = Vec::new();
-        // the visitor changes tensors; tensors are shared, so a clone of the model costs nothing
-        self.clone().visit(&mut |name, lora, _| {
+        let mut add = |name: &str, lora: bool| {
             let kind = match (lora, self.saved.contains(name)) {
                 (true, _) => ParameterKind::Lora,
                 (false, true) => ParameterKind::Saved,
@@ -203,7 +311,19 @@ impl<B: Kernels> Decoder<B> {
             let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
             let module = module.trim_end_matches(".lora_A").trim_end_matches(".lora_B").to_owned();
             out.push(Parameter { name: name.to_owned(), layer, module, kind });
-        });
+        };
+        add(&self.embedding.name, false);
+        self.positions.iter().for_each(|positions| add(&positions.name, false));
+        for block in &self.blocks {
+            // the visitor may change tensors; tensors are shared, so a clone of a block costs nothing
+            match block.clone() {
+                Place::Device(mut block) => visit_block(&mut *block, &mut |name, lora, _| add(name, lora)),
+                Place::Host(mut block) => visit_block(&mut *block, &mut |name, lora, _| add(name, lora)),
+            }
+        }
+        let mut norm = self.final_norm.clone();
+        visit_norm(&mut norm, &mut |name, lora, _| add(name, lora));
+        self.head.iter().for_each(|head| add(&head.name, false));
         out
     }
 
@@ -223,15 +343,18 @@ impl<B: Kernels> Decoder<B> {
             f(&positions.name, false, &mut positions.table);
         }
         for block in &mut self.blocks {
-            visit_norm(&mut block.attention_norm, f);
-            block.qkv.maps_mut().iter_mut().for_each(|map| visit_linear(map, f));
-            visit_linear(&mut block.o, f);
-            visit_norm(&mut block.mlp_norm, f);
-            if let Some(gate) = &mut block.gate {
-                visit_linear(gate, f);
+            match block {
+                Place::Device(block) => visit_block(block, f),
+                Place::Host(block) => {
+                    let mut copy: Block<B> = block.convert(&|x| to_device::<B>(x, self.dtype, &self.device));
+                    visit_block(&mut copy, f);
+                    let host = |x: &FloatTensor<B>| {
+                        let values = TensorData::new(B::download(x), x.shape());
+                        Flex::upload(values.convert_dtype(self.dtype), &FlexDevice)
+                    };
+                    **block = copy.convert(&host);
+                }
             }
-            visit_linear(&mut block.up, f);
-            visit_linear(&mut block.down, f);
         }
         visit_norm(&mut self.final_norm, f);
         if let Some(head) = &mut self.head {
@@ -261,7 +384,7 @@ impl<B: Kernels> Decoder<B> {
     /// Forward pass over rows of tokens; what the backward pass needs is kept if asked for.
     ///
     /// Tokens and positions have to be within the model's vocabulary and positions.
-    pub fn forward(&self, tokens: &[u32], positions: &[u32], spans: &[Span], keep: bool) -> Trace<B> {
+    pub fn forward(&self, tokens: &[u32], positions: &[u32], spans: &[Span], keep: Keep) -> Trace<B> {
         let rows = |of: &Embedding<B>, ids: &[u32]| B::cast(B::gather(&of.table, ids, None), self.dtype);
         let mut x = rows(&self.embedding, tokens);
         if let Some(table) = &self.positions {
@@ -274,12 +397,14 @@ impl<B: Kernels> Decoder<B> {
             (upload(cos), upload(sin))
         });
         let mut blocks = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
-            let (y, trace) = block.forward(x, spans, angles.as_ref(), keep);
+        for layer in 0..self.blocks.len() {
+            let whole = matches!(keep, Keep::Top(top) if self.blocks.len() - layer <= top);
+            let input = (keep != Keep::Nothing && !whole).then(|| x.clone());
+            let (y, trace) = self.block(layer).forward(x, spans, angles.as_ref(), whole);
             x = y;
-            blocks.extend(trace);
+            blocks.extend(trace.map(|trace| Kept::Trace(Box::new(trace))).or(input.map(Kept::Input)));
         }
-        Trace { blocks, angles, last: x }
+        Trace { blocks, spans: spans.to_vec(), angles, last: x }
     }
 
     /// Inputs of the head at some forward rows, `[rows.len(), hidden]`.
@@ -292,7 +417,7 @@ impl<B: Kernels> Decoder<B> {
     /// sink wants, and delivers every one on the way.
     pub fn backward(
         &self,
-        trace: &Trace<B>,
+        trace: Trace<B>,
         delta: &FloatTensor<B>,
         tokens: &[u32],
         positions: &[u32],
@@ -305,8 +430,14 @@ impl<B: Kernels> Decoder<B> {
             .filter_map(|(table, ids)| Some((table?, ids)))
             .filter(|(table, _)| sink.wants(&table.name) && !sink.head_only())
             .collect();
-        let lowest = if wanted.is_empty() { self.blocks.iter().position(|block| block.wanted(sink)) } else { Some(0) };
-        if lowest.is_none() && !self.final_norm.wanted(sink) {
+        let lowest = match wanted.is_empty() {
+            true => self.blocks.iter().position(|block| match block {
+                Place::Device(block) => block.wanted(&|name| sink.wants(name)),
+                Place::Host(block) => block.wanted(&|name| sink.wants(name)),
+            }),
+            false => Some(0),
+        };
+        if lowest.is_none() && !self.final_norm.wanted(&|name| sink.wants(name)) {
             return;
         }
         let active = rows.active.unwrap_or(rows.full);
@@ -315,11 +446,21 @@ impl<B: Kernels> Decoder<B> {
         let top = self.blocks.len() - 1;
         // below the top block every row's cotangent is filled by attention
         let filled: Vec<Segment> = rows.segments.iter().map(|s| Segment { active_from: 0, ..s.clone() }).collect();
-        for (i, (block, trace_of)) in self.blocks.iter().zip(&trace.blocks).enumerate().skip(lowest).rev() {
+        let Trace { blocks, spans, angles, .. } = trace;
+        // a block's part is given back as soon as it has been used
+        for (i, kept) in blocks.into_iter().enumerate().skip(lowest).rev() {
             let below_top = BackwardRows { segments: &filled, active: None, ..rows };
             let rows = if i == top { rows } else { below_top };
             let below = i > lowest || !wanted.is_empty();
-            match block.vjp(trace_of, delta, rows, trace.angles.as_ref(), below, sink) {
+            let block = self.block(i);
+            let trace_of = match kept {
+                Kept::Trace(trace) => *trace,
+                Kept::Input(x) => match block.forward(x, &spans, angles.as_ref(), true).1 {
+                    Some(trace) => trace,
+                    None => unreachable!("a forward pass that keeps leaves a trace"),
+                },
+            };
+            match block.vjp(trace_of, delta, rows, angles.as_ref(), below, sink) {
                 Some(next) => delta = next,
                 None => return,
             }
@@ -330,7 +471,24 @@ impl<B: Kernels> Decoder<B> {
     }
 }
 
-fn block<B: Kernels>(loader: &mut Loader<'_, B>, of: &Description, layer: usize) -> Result<Block<B>> {
+/// A tensor of the host, on the device.
+fn to_device<B: Kernels>(x: &FloatTensor<Flex>, dtype: DType, device: &B::Device) -> FloatTensor<B> {
+    B::upload(x.clone().into_data().convert_dtype(dtype), device)
+}
+
+fn visit_block<B: Kernels>(block: &mut Block<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+    visit_norm(&mut block.attention_norm, f);
+    block.qkv.maps_mut().iter_mut().for_each(|map| visit_linear(map, f));
+    visit_linear(&mut block.o, f);
+    visit_norm(&mut block.mlp_norm, f);
+    if let Some(gate) = &mut block.gate {
+        visit_linear(gate, f);
+    }
+    visit_linear(&mut block.up, f);
+    visit_linear(&mut block.down, f);
+}
+
+fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, device: &B::Device) -> Result<Block<B>> {
     let names = of.names;
     let path = |name: &str| format!("{}.{layer}.{name}", names.blocks);
     let module = |name: &str, attention: bool| Module {
@@ -343,38 +501,41 @@ fn block<B: Kernels>(loader: &mut Loader<'_, B>, of: &Description, layer: usize)
     let (d, h) = (of.hidden, of.heads.head_dim);
     let (q, kv) = (of.heads.heads * h, of.heads.kv_heads * h);
     Ok(Block {
-        attention_norm: loader.norm(&path(names.attention_norm), of)?,
+        attention_norm: loader.norm::<B>(&path(names.attention_norm), of, device)?,
         qkv: match names.qkv {
             Qkv::Separate([q_name, k_name, v_name]) => QkvProjection::Separate(Box::new([
-                loader.linear(&module(q_name, true), [d, q])?,
-                loader.linear(&module(k_name, true), [d, kv])?,
-                loader.linear(&module(v_name, true), [d, kv])?,
+                loader.linear::<B>(&module(q_name, true), [d, q], device)?,
+                loader.linear::<B>(&module(k_name, true), [d, kv], device)?,
+                loader.linear::<B>(&module(v_name, true), [d, kv], device)?,
             ])),
-            Qkv::Fused(name) => QkvProjection::Fused(Box::new(loader.linear(&module(name, true), [d, q + 2 * kv])?)),
+            Qkv::Fused(name) => {
+                QkvProjection::Fused(Box::new(loader.linear::<B>(&module(name, true), [d, q + 2 * kv], device)?))
+            }
         },
-        o: loader.linear(&module(names.o, true), [q, d])?,
+        o: loader.linear::<B>(&module(names.o, true), [q, d], device)?,
         heads: of.heads,
-        mlp_norm: loader.norm(&path(names.mlp_norm), of)?,
+        mlp_norm: loader.norm::<B>(&path(names.mlp_norm), of, device)?,
         gate: match names.gate {
-            Some(gate) => Some(loader.linear(&module(gate, false), [d, of.mlp_width])?),
+            Some(gate) => Some(loader.linear::<B>(&module(gate, false), [d, of.mlp_width], device)?),
             None => None,
         },
-        up: loader.linear(&module(names.up, false), [d, of.mlp_width])?,
-        down: loader.linear(&module(names.down, false), [of.mlp_width, d])?,
+        up: loader.linear::<B>(&module(names.up, false), [d, of.mlp_width], device)?,
+        down: loader.linear::<B>(&module(names.down, false), [of.mlp_width, d], device)?,
         activation: of.activation,
     })
 }
 
 /// The output matrix, or `None` where it is the embedding.
 fn head<B: Kernels>(
-    loader: &mut Loader<'_, B>,
+    loader: &mut Loader<'_>,
     of: &Description,
     embedding: &Embedding<B>,
     folder: &Path,
+    device: &B::Device,
 ) -> Result<Option<Embedding<B>>> {
     let name = format!("{}.weight", of.names.head);
     if !of.tied {
-        return Ok(Some(loader.embedding(of.names.head, [of.vocabulary, of.hidden])?));
+        return Ok(Some(loader.embedding::<B>(of.names.head, [of.vocabulary, of.hidden], device)?));
     }
     if let Adapter::Saved(adapter) = &*loader.adapter {
         let embedding_name = format!("{}.weight", of.names.embedding);

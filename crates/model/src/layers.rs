@@ -81,10 +81,10 @@ impl<B: Kernels> Linear<B> {
         (B::matmul(&u, &lora.b, false, 1.0, Some(y)), Some(u))
     }
 
-    fn wanted(&self, sink: &dyn Sink<B>) -> bool {
-        sink.wants(&self.weight_name())
-            || self.bias.is_some() && sink.wants(&self.bias_name())
-            || self.lora.as_ref().is_some_and(|lora| sink.wants(&lora.a_name()) || sink.wants(&lora.b_name()))
+    fn wanted(&self, wants: &dyn Fn(&str) -> bool) -> bool {
+        wants(&self.weight_name())
+            || self.bias.is_some() && wants(&self.bias_name())
+            || self.lora.as_ref().is_some_and(|lora| wants(&lora.a_name()) || wants(&lora.b_name()))
     }
 
     fn back<'a>(&'a self, delta: &'a FloatTensor<B>, u: Option<&'a FloatTensor<B>>) -> Back<'a, B> {
@@ -164,8 +164,8 @@ impl<B: Kernels> Norm<B> {
         B::norm(x, &self.gain, self.bias.as_ref(), self.kind)
     }
 
-    pub(crate) fn wanted(&self, sink: &dyn Sink<B>) -> bool {
-        sink.wants(&self.gain_name()) || self.bias.is_some() && sink.wants(&self.bias_name())
+    pub(crate) fn wanted(&self, wants: &dyn Fn(&str) -> bool) -> bool {
+        wants(&self.gain_name()) || self.bias.is_some() && wants(&self.bias_name())
     }
 
     /// Cotangent of the input for backward rows δ, plus `onto`.
@@ -215,6 +215,29 @@ impl<B: Kernels> QkvProjection<B> {
 /// cos and sin of the forward rows' rotary angles, `[N, head_dim/2]` each.
 pub type Angles<B> = (FloatTensor<B>, FloatTensor<B>);
 
+impl<B: Kernels> Lora<B> {
+    fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Lora<C> {
+        Lora { name: self.name.clone(), a: f(&self.a), b: f(&self.b), scale: self.scale }
+    }
+}
+
+impl<B: Kernels> Linear<B> {
+    fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Linear<C> {
+        Linear {
+            name: self.name.clone(),
+            weight: f(&self.weight),
+            bias: self.bias.as_ref().map(f),
+            lora: self.lora.as_ref().map(|lora| lora.convert(f)),
+        }
+    }
+}
+
+impl<B: Kernels> Norm<B> {
+    fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Norm<C> {
+        Norm { name: self.name.clone(), gain: f(&self.gain), bias: self.bias.as_ref().map(f), kind: self.kind }
+    }
+}
+
 /// One block: `x₂ = x + o(attention(norm x))`, `x' = x₂ + mlp(norm x₂)`.
 #[derive(Clone, Debug)]
 pub struct Block<B: Kernels> {
@@ -245,6 +268,8 @@ pub struct BlockTrace<B: Kernels> {
     qkv: [FloatTensor<B>; 3],
     qkv_low: Vec<Option<FloatTensor<B>>>,
     attended: FloatTensor<B>,
+    /// log Σ exp of each row's attention scores, `[N, heads]`.
+    normaliser: FloatTensor<B>,
     o_low: Option<FloatTensor<B>>,
     middle: FloatTensor<B>,
     gate: Option<(FloatTensor<B>, Option<FloatTensor<B>>)>,
@@ -264,6 +289,26 @@ pub struct BackwardRows<'a> {
 }
 
 impl<B: Kernels> Block<B> {
+    /// The same block with its tensors elsewhere.
+    pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Block<C> {
+        Block {
+            attention_norm: self.attention_norm.convert(f),
+            qkv: match &self.qkv {
+                QkvProjection::Separate(maps) => {
+                    QkvProjection::Separate(Box::new(maps.each_ref().map(|map| map.convert(f))))
+                }
+                QkvProjection::Fused(map) => QkvProjection::Fused(Box::new(map.convert(f))),
+            },
+            o: self.o.convert(f),
+            heads: self.heads,
+            mlp_norm: self.mlp_norm.convert(f),
+            gate: self.gate.as_ref().map(|gate| gate.convert(f)),
+            up: self.up.convert(f),
+            down: self.down.convert(f),
+            activation: self.activation,
+        }
+    }
+
     /// Forward pass over rows `x[N, d]`; without a trace nothing is kept.
     pub fn forward(
         &self,
@@ -289,15 +334,25 @@ impl<B: Kernels> Block<B> {
             q = B::rotary(q, cos, sin, None, h, false);
             k = B::rotary(k, cos, sin, None, h, false);
         }
-        let attended = <B as Kernels>::attention(&q, &k, &v, spans, self.heads);
+        let (attended, normaliser) = <B as Kernels>::attention(&q, &k, &v, spans, self.heads);
         let (middle, o_low) = self.o.forward(&attended, Some(x.clone()));
         let normal = self.mlp_norm.forward(&middle);
         let gate = self.gate.as_ref().map(|gate| gate.forward(&normal, None));
         let up = self.up.forward(&normal, None);
         drop(normal);
         let (y, down_low) = self.down.forward(&self.activated(gate.as_ref(), &up), Some(middle.clone()));
-        let trace =
-            keep.then(|| BlockTrace { x, qkv: [q, k, v], qkv_low, attended, o_low, middle, gate, up, down_low });
+        let trace = keep.then(|| BlockTrace {
+            x,
+            qkv: [q, k, v],
+            qkv_low,
+            attended,
+            normaliser,
+            o_low,
+            middle,
+            gate,
+            up,
+            down_low,
+        });
         (y, trace)
     }
 
@@ -312,17 +367,17 @@ impl<B: Kernels> Block<B> {
         }
     }
 
-    /// Whether the sink wants a parameter of this block.
-    pub fn wanted(&self, sink: &dyn Sink<B>) -> bool {
-        self.attention_wanted(sink)
-            || self.mlp_norm.wanted(sink)
-            || self.gate.as_ref().is_some_and(|gate| gate.wanted(sink))
-            || self.up.wanted(sink)
-            || self.down.wanted(sink)
+    /// Whether a parameter of this block is wanted.
+    pub fn wanted(&self, wants: &dyn Fn(&str) -> bool) -> bool {
+        self.attention_wanted(wants)
+            || self.mlp_norm.wanted(wants)
+            || self.gate.as_ref().is_some_and(|gate| gate.wanted(wants))
+            || self.up.wanted(wants)
+            || self.down.wanted(wants)
     }
 
-    fn attention_wanted(&self, sink: &dyn Sink<B>) -> bool {
-        self.attention_norm.wanted(sink) || self.qkv.maps().iter().any(|map| map.wanted(sink)) || self.o.wanted(sink)
+    fn attention_wanted(&self, wants: &dyn Fn(&str) -> bool) -> bool {
+        self.attention_norm.wanted(wants) || self.qkv.maps().iter().any(|map| map.wanted(wants)) || self.o.wanted(wants)
     }
 
     /// Cotangent of the block's input, or `None` where nothing below it is wanted.
@@ -330,7 +385,7 @@ impl<B: Kernels> Block<B> {
     /// `delta` holds the rows of `rows.active` where given, of `rows.full` otherwise; the result those of `rows.full`.
     pub fn vjp(
         &self,
-        trace: &BlockTrace<B>,
+        trace: BlockTrace<B>,
         delta: FloatTensor<B>,
         rows: BackwardRows<'_>,
         angles: Option<&Angles<B>>,
@@ -338,11 +393,13 @@ impl<B: Kernels> Block<B> {
         sink: &mut dyn Sink<B>,
     ) -> Option<FloatTensor<B>> {
         let here = rows.active.unwrap_or(rows.full);
-        let delta = self.mlp_vjp(trace, delta, here, below || self.attention_wanted(sink), sink)?;
+        let delta =
+            self.mlp_vjp(&trace, delta, here, below || self.attention_wanted(&|name| sink.wants(name)), sink)?;
 
         let o = self.o.back(&delta, trace.o_low.as_ref());
         report(&[&o], || trace.attended.clone(), here, sink);
-        let of_qkv = self.attention_norm.wanted(sink) || self.qkv.maps().iter().any(|map| map.wanted(sink));
+        let of_qkv = self.attention_norm.wanted(&|name| sink.wants(name))
+            || self.qkv.maps().iter().any(|map| map.wanted(&|name| sink.wants(name)));
         if !below && !of_qkv {
             return None;
         }
@@ -354,7 +411,8 @@ impl<B: Kernels> Block<B> {
             delta = B::scatter_add(&delta, &places, rows.full.rows());
         }
         let [q, k, v] = &trace.qkv;
-        let [mut dq, mut dk, dv] = B::attention_vjp(q, k, v, &attended, rows.segments, self.heads);
+        let forward = (&trace.attended, &trace.normaliser);
+        let [mut dq, mut dk, dv] = B::attention_vjp([q, k, v], forward, &attended, rows.segments, self.heads);
         drop(attended);
         if let Some((cos, sin)) = angles {
             let index = Some(rows.full.index.as_slice());
@@ -370,7 +428,7 @@ impl<B: Kernels> Block<B> {
             .collect();
         let all: Vec<&Back<'_, B>> = backs.iter().collect();
         report(&all, || self.attention_norm.forward(&trace.x), rows.full, sink);
-        if !below && !self.attention_norm.wanted(sink) {
+        if !below && !self.attention_norm.wanted(&|name| sink.wants(name)) {
             return None;
         }
         let normal = backs.iter().fold(None, |sum, back| Some(back.input(sum)))?;
@@ -388,9 +446,9 @@ impl<B: Kernels> Block<B> {
     ) -> Option<FloatTensor<B>> {
         let down = self.down.back(&delta, trace.down_low.as_ref());
         report(&[&down], || self.activated(trace.gate.as_ref(), &trace.up), rows, sink);
-        let inner = self.mlp_norm.wanted(sink)
-            || self.up.wanted(sink)
-            || self.gate.as_ref().is_some_and(|gate| gate.wanted(sink));
+        let inner = self.mlp_norm.wanted(&|name| sink.wants(name))
+            || self.up.wanted(&|name| sink.wants(name))
+            || self.gate.as_ref().is_some_and(|gate| gate.wanted(&|name| sink.wants(name)));
         if !below && !inner {
             return None;
         }

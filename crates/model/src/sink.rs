@@ -1,5 +1,5 @@
 //! Where a backward pass delivers: a sink gets each parameter's inputs and cotangents and reduces them at once.
-use tanglescope_kernels::{FloatTensor, Kernels, RowSet};
+use tanglescope_kernels::{FloatTensor, HeadCotangents, Kernels, RowSet};
 
 /// A table whose rows are added to the residual stream.
 #[derive(Clone, Debug)]
@@ -26,16 +26,10 @@ pub struct HeadRows<'a, B: Kernels> {
     pub targets: &'a [u32],
     /// log Σ exp(logits), `[P]`.
     pub log_normaliser: &'a [f64],
-    /// e·eᵀ per block, `[P_b, P_b]`, e = onehot − p.
-    pub products: &'a [Vec<f64>],
     /// The output matrix, `[V, d]`.
     pub w: &'a FloatTensor<B>,
-    /// Each cotangent's rows and weights.
-    pub weights: &'a [Vec<(usize, f64)>],
-    /// Rows of each block.
-    pub block_rows: &'a [std::ops::Range<usize>],
-    /// Cotangents of each block.
-    pub blocks: &'a [std::ops::Range<usize>],
+    /// Each cotangent's rows and weights, and the blocks of both.
+    pub cotangents: HeadCotangents<'a>,
 }
 
 /// Takes what a backward pass finds at each parameter in scope. δ of a row belongs to the cotangent of that row.
@@ -52,8 +46,11 @@ pub trait Sink<B: Kernels> {
     /// A vector parameter: ∂L_k/∂p = Σ_{r of k} terms_r, `terms[R, m]`.
     fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet);
 
-    /// The output matrix: `∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i`.
-    fn head(&mut self, name: &str, head: &HeadRows<'_, B>);
+    /// Whether the Gram of the output matrix is to be formed with the head.
+    fn wants_head_gram(&self) -> bool;
+
+    /// The output matrix: `∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i`, and its Gram where it was wanted.
+    fn head(&mut self, name: &str, head: &HeadRows<'_, B>, gram: Option<B::Pending>);
 
     /// A table whose row `ids[n]` is added to forward row n: `∂L_k/∂W[v] = Σ_{r of k, ids[ρ(r)] = v} δ_r`. Where it
     /// is the output matrix too, this is called after [`head`](Sink::head) with the same name.

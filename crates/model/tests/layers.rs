@@ -219,10 +219,15 @@ impl Sink<Flex> for Recorder {
     }
 
     fn vector(&mut self, name: &str, terms: &FloatTensor<Flex>, rows: &RowSet) {
-        self.0.insert(name.to_owned(), Flex::segment_sums(terms, &rows.offsets));
+        let sums = Flex::download(&Flex::segment_sums(terms, &rows.offsets));
+        self.0.insert(name.to_owned(), sums.chunks(sums.len() / rows.cotangents()).map(<[f64]>::to_vec).collect());
     }
 
-    fn head(&mut self, _: &str, _: &HeadRows<'_, Flex>) {
+    fn wants_head_gram(&self) -> bool {
+        false
+    }
+
+    fn head(&mut self, _: &str, _: &HeadRows<'_, Flex>, _: Option<Vec<Vec<f64>>>) {
         unreachable!("a block has no head")
     }
 
@@ -300,7 +305,7 @@ fn check(shape: &Shape, seed: u64) {
     let rows = BackwardRows { full: &full, segments: &segments, active: Some(&active) };
     let mut recorder = Recorder::default();
     let delta_rows = flex(&delta, vec![active.rows(), d]);
-    let dx = block.vjp(&trace.unwrap(), delta_rows, rows, turned.as_ref(), true, &mut recorder).unwrap();
+    let dx = block.vjp(trace.unwrap(), delta_rows, rows, turned.as_ref(), true, &mut recorder).unwrap();
     let dx = Flex::download(&dx);
 
     for k in 0..cotangents {

@@ -1,9 +1,10 @@
 //! `tanglescope analyze`: every pair's entanglement, part by part.
 use crate::cli::Analyze;
 use crate::device::OnDevice;
+use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::manifest::{Identity, Manifest, Plan};
-use crate::options::{ModelOptions, dtype_name, group, limits, reading};
+use crate::options::{ModelOptions, Placement, dtype_name, group, limits, reading};
 use crate::progress::{Amount, Progress};
 use std::fs::File;
 use std::path::Path;
@@ -20,11 +21,23 @@ const ROWS_PER_PART: usize = 64;
 /// Runs the command, and returns what it found.
 pub fn run(args: &Analyze) -> Result<Summary> {
     let options = ModelOptions::new(&args.model)?;
-    if args.memory.is_some_and(|gib| gib.is_nan() || gib <= 0.0) {
-        return Err(Error::option("--memory", "expected a positive number of GiB"));
-    }
     options.announce();
     options.device.run(Work { args, options: &options })
+}
+
+/// Says what the command would do.
+pub fn dry_run(args: &Analyze) -> Result<()> {
+    let options = ModelOptions::new(&args.model)?;
+    options.announce();
+    let outline = options.outline()?;
+    let scope = outline.in_scope(&options.scope)?;
+    let limits = limits(&outline.description);
+    let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits)?;
+    let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(pair.tokens)).collect();
+    let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
+    dry_run::report(&options, &outline, &scope, &groups, rows);
+    println!("nothing was computed, and nothing written to {}", args.out.display());
+    Ok(())
 }
 
 struct Work<'a> {
@@ -37,9 +50,9 @@ impl OnDevice for Work<'_> {
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
         let Self { args, options } = self;
-        let model = options.load::<B>(options.dtype, device)?;
+        let mut model = options.load::<B>(options.dtype, device)?;
         let scope = model.in_scope(&options.scope)?;
-        let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model))?;
+        let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model.description))?;
         for skipped in &data.skipped {
             eprintln!("{}: row {} left out: {}", data.path.display(), skipped.row, skipped.problem);
         }
@@ -51,6 +64,7 @@ impl OnDevice for Work<'_> {
         std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
         let _lock = lock(out)?;
         let manifest = open(args, options, &model, &data)?;
+        model.rates = manifest.plan.rates.into();
         let run = Run { model: &model, scope: &scope, plan: manifest.plan };
         run.parts(&data, out)
     }
@@ -101,27 +115,16 @@ fn open<B: Kernels>(args: &Analyze, options: &ModelOptions, model: &Decoder<B>, 
             devices: vec![device],
             seed,
             identity,
-            plan: Plan { rows_per_part: ROWS_PER_PART, forward_rows_per_batch: rows_per_batch(args.memory, model) },
+            plan: Plan {
+                rows_per_part: ROWS_PER_PART,
+                forward_rows_per_batch: Placement::of(options, &options.outline()?)
+                    .rows_per_batch(options, &options.outline()?),
+                rates: model.rates.into(),
+            },
         },
     };
     manifest.write(&args.out)?;
     Ok(manifest)
-}
-
-/// Forward rows that a batch may have.
-fn rows_per_batch<B: Kernels>(memory: Option<f64>, model: &Decoder<B>) -> usize {
-    let bytes_per_row = plan::bytes_per_row(&model.description, model.dtype) as f64;
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let rows = |bytes: f64| (bytes / bytes_per_row) as usize;
-    match memory {
-        Some(gib) => rows(gib * 2f64.powi(30)).max(1),
-        None => {
-            let mut system = sysinfo::System::new();
-            system.refresh_memory();
-            // half of what is free: the estimate leaves out small things, and the machine may have other work
-            rows(system.available_memory() as f64 / 2.0).clamp(1, plan::ENOUGH_ROWS)
-        }
-    }
 }
 
 /// A model, and what is measured of it in which portions.

@@ -18,8 +18,10 @@ pub enum Command {
     Analyze(Analyze),
     /// Check a model and data: gradients against differences in f64, the working precision against f64
     Verify(Verify),
-    /// List the devices of this machine
-    Devices,
+    /// List the devices of this machine: memory, number types, what they offer
+    Devices(Devices),
+    /// Measure a device: its rates, each kernel against the roofline that those give, and the whole pass
+    Bench(Bench),
     /// Run `analyze` on a small model and pairs that the program carries
     Demo(Demo),
 }
@@ -55,6 +57,10 @@ pub struct ModelArgs {
     /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
     #[arg(long)]
     pub device: Option<String>,
+    /// GiB that activations may take, and on a device weights and activations together; beyond it activations are
+    /// computed again, and weights are copied to the device block by block [default: what is free]
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
+    pub memory: Option<f64>,
 }
 
 /// Which rows, and how they become tokens.
@@ -90,6 +96,10 @@ pub enum Precision {
     F32,
     /// 64 bits, on the CPU.
     F64,
+    /// 16 bits with the range of f32, on devices that have it; sums stay in f32.
+    Bf16,
+    /// 16 bits, on devices that have it; sums stay in f32.
+    F16,
 }
 
 /// What to do with a row that cannot be used.
@@ -111,9 +121,8 @@ pub struct Analyze {
     /// Folder for the results; an unfinished run in it goes on where it stopped
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
-    /// GiB that a batch may take [default: what batching still gains from, within what is free]
-    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
-    pub memory: Option<f64>,
+    #[command(flatten)]
+    pub dry: DryRun,
 }
 
 /// Options of `verify`.
@@ -126,6 +135,105 @@ pub struct Verify {
     /// Pairs to check
     #[arg(long, default_value_t = 2)]
     pub pairs: usize,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// Whether to work at all.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DryRun {
+    /// Only say what would be done: groups, tokens, operations, memory, and the time that the device's measured rates
+    /// predict
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// How a table is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For reading.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Options of `devices`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Devices {
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Shapes of known models, for measurements with made-up weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShapeName {
+    /// The model that `demo` carries.
+    Demo,
+    /// SmolLM2-135M.
+    #[value(name = "smollm2-135m")]
+    SmolLm2,
+    /// Llama-3.2-1B.
+    #[value(name = "llama-3.2-1b")]
+    Llama1b,
+    /// Llama-3-8B.
+    #[value(name = "llama-3-8b")]
+    Llama8b,
+}
+
+/// Options of `bench`.
+#[derive(Args, Clone, Debug)]
+pub struct Bench {
+    /// Folder of a Hugging Face model whose weights are used
+    #[arg(long, value_name = "FOLDER", conflicts_with = "shape")]
+    pub model: Option<PathBuf>,
+    /// A known shape with made-up weights
+    #[arg(long, value_enum, default_value_t = ShapeName::SmolLm2)]
+    pub shape: ShapeName,
+    /// Only so many blocks
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Parameters, as for `analyze`
+    #[arg(long, default_value = "lora")]
+    pub scope: String,
+    /// Rank of the adapter
+    #[arg(long, default_value_t = 16, value_name = "R")]
+    pub lora_r: usize,
+    /// Modules of the adapter, separated by commas [default: the projections of attention]
+    #[arg(long, value_delimiter = ',', value_name = "MODULES")]
+    pub lora_targets: Vec<String>,
+    /// Precision
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub dtype: Precision,
+    /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
+    #[arg(long)]
+    pub device: Option<String>,
+    /// GiB, as for `analyze`
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
+    pub memory: Option<f64>,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 200, value_name = "TOKENS")]
+    pub prompt: usize,
+    /// Tokens of each response
+    #[arg(long, default_value_t = 100, value_name = "TOKENS")]
+    pub response: usize,
+    /// Pairs of a pass
+    #[arg(long, default_value_t = 4)]
+    pub pairs: usize,
+    /// Times that the pass is run after once to warm up
+    #[arg(long, default_value_t = 3)]
+    pub repeats: usize,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Measure the rates of the device and its kernels, but not the pass
+    #[arg(long, conflicts_with = "pass_only")]
+    pub kernels_only: bool,
+    /// Measure the rates of the device and the pass, but not each kernel
+    #[arg(long)]
+    pub pass_only: bool,
+    #[command(flatten)]
+    pub dry: DryRun,
 }
 
 /// Options of `demo`.
@@ -134,4 +242,9 @@ pub struct Demo {
     /// Folder for the results and the demo's model [default: a temporary one]
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
+    /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
+    #[arg(long)]
+    pub device: Option<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
 }

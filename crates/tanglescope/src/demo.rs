@@ -31,9 +31,16 @@ pub fn run(args: &Demo) -> Result<()> {
     }
     let place = |name: &str| folder.join(name).display().to_string();
     let (model, data, out) = (place("model"), place("pairs.jsonl"), place("results"));
-    let command = ["tanglescope", "analyze", "--model", &model, "--data", &data, "--scope", "full", "--out", &out];
+    let mut command =
+        vec!["tanglescope", "analyze", "--model", &model, "--data", &data, "--scope", "full", "--out", &out];
+    if let Some(device) = &args.device {
+        command.extend(["--device", device]);
+    }
     println!("$ {}\n", command.join(" "));
-    let Command::Analyze(analyze) = Cli::parse_from(command).command else { unreachable!("the command is analyze") };
+    let Command::Analyze(analyze) = Cli::parse_from(&command).command else { unreachable!("the command is analyze") };
+    if args.dry.dry_run {
+        return analyze::dry_run(&analyze);
+    }
     let summary = analyze::run(&analyze)?;
     print!("\n{summary}");
     println!("\nThe model has random weights, so these numbers show what a run looks like, not what tuning does.");

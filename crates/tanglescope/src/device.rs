@@ -1,7 +1,10 @@
 //! Which device a run uses.
+use crate::cli::{Devices, Format};
 use crate::error::{Error, Result};
-use tanglescope_kernels::device::{Cuda, CudaDevice, Found, Vulkan, WgpuDevice, cuda_devices, vulkan_devices};
-use tanglescope_kernels::{Flex, FlexDevice};
+use tanglescope_kernels::device::{
+    Cuda, CudaDevice, Found, Offers, Vulkan, WgpuDevice, cuda_devices, offers_cuda, offers_vulkan, vulkan_devices,
+};
+use tanglescope_kernels::{Backend, DType, Flex, FlexDevice};
 
 /// A device of this machine.
 #[derive(Clone, Debug)]
@@ -31,17 +34,19 @@ impl Device {
             None => (name, 0),
             Some((kind, number)) => (kind, number.parse().map_err(|_| bad(format!("`{number}` is no device number")))?),
         };
-        let missing =
-            |count: usize| bad(format!("there are {count} such devices, numbered from 0; see `tanglescope devices`"));
+        let absent = |problem: String| Error::Device { device: name.to_owned(), problem };
+        let missing = |count: usize| {
+            absent(format!("there are {count} such devices, numbered from 0; see `tanglescope devices`"))
+        };
         match kind {
             "cpu" if number == 0 => Ok(Self::Cpu),
             "cuda" => {
-                let found = cuda_devices().map_err(bad)?;
+                let found = cuda_devices().map_err(absent)?;
                 let count = found.len();
                 found.into_iter().nth(number).map(|(d, f)| Self::Cuda(d, f)).ok_or_else(|| missing(count))
             }
             "vulkan" => {
-                let found = vulkan_devices().map_err(bad)?;
+                let found = vulkan_devices().map_err(absent)?;
                 let count = found.len();
                 found.into_iter().nth(number).map(|(d, f)| Self::Vulkan(d, f)).ok_or_else(|| missing(count))
             }
@@ -71,6 +76,83 @@ impl Device {
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu)
     }
+
+    /// Whether it is a program that plays a GPU.
+    pub fn is_software(&self) -> bool {
+        self.found().is_some_and(|found| found.software)
+    }
+
+    fn found(&self) -> Option<&Found> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(_, found) | Self::Vulkan(_, found) => Some(found),
+        }
+    }
+
+    /// Bytes of a device's own memory, where its driver says.
+    pub fn memory(&self) -> Option<usize> {
+        self.found()?.memory
+    }
+
+    /// Whether it computes with a number type.
+    pub fn computes_with(&self, dtype: DType) -> bool {
+        match self {
+            Self::Cpu => matches!(dtype, DType::F32 | DType::F64),
+            // kernels on devices sum in f32
+            Self::Cuda(..) | Self::Vulkan(..) if dtype == DType::F64 => false,
+            Self::Cuda(device, _) => <Cuda>::supports_dtype(device, dtype),
+            Self::Vulkan(device, _) => <Vulkan>::supports_dtype(device, dtype),
+        }
+    }
+
+    fn describe(&self) -> Described {
+        let dtypes = [(DType::F64, "f64"), (DType::F32, "f32"), (DType::BF16, "bf16"), (DType::F16, "f16")];
+        let dtypes = dtypes.into_iter().filter(|(dtype, _)| self.computes_with(*dtype)).map(|(_, name)| name).collect();
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        let (name, memory_bytes, features) = match self {
+            Self::Cpu => (
+                "cpu".to_owned(),
+                usize::try_from(system.total_memory()).ok(),
+                vec![format!("{} threads", rayon::current_num_threads())],
+            ),
+            Self::Cuda(device, found) => {
+                (format!("cuda:{}", found.number), found.memory, features(&offers_cuda(device)))
+            }
+            Self::Vulkan(device, found) => {
+                let mut all = features(&offers_vulkan(device));
+                if found.software {
+                    all.push("a program on the CPU: for tests".to_owned());
+                }
+                (format!("vulkan:{}", found.number), found.memory, all)
+            }
+        };
+        Described { device: name, name: self.found().map(|found| found.name.clone()), memory_bytes, dtypes, features }
+    }
+}
+
+/// A device as it is listed.
+#[derive(serde::Serialize)]
+struct Described {
+    /// What `--device` takes.
+    device: String,
+    /// What its driver calls it.
+    name: Option<String>,
+    /// Bytes of memory, where the driver says.
+    memory_bytes: Option<usize>,
+    /// Number types that it computes with.
+    dtypes: Vec<&'static str>,
+    /// What kernels make use of.
+    features: Vec<String>,
+}
+
+/// What kernels make use of, in words.
+fn features(offers: &Offers) -> Vec<String> {
+    let mut out = vec![format!("{} KiB shared by a group of threads", offers.shared >> 10)];
+    if !offers.matrix_units.is_empty() {
+        out.push(format!("matrix units for {}", offers.matrix_units.join(" and ")));
+    }
+    out
 }
 
 impl std::fmt::Display for Device {
@@ -84,25 +166,29 @@ impl std::fmt::Display for Device {
 }
 
 /// `tanglescope devices`.
-pub fn list() {
-    println!("{}", Device::Cpu);
+pub fn list(args: Devices) {
+    let mut devices = vec![Device::Cpu];
+    let mut missing = Vec::new();
     match cuda_devices() {
-        Err(problem) => println!("cuda: {problem}"),
-        Ok(found) => {
-            for (_, found) in found {
-                let memory = found.memory.map_or(String::new(), |m| format!(", {:.1} GiB", m as f64 / 2f64.powi(30)));
-                println!("cuda:{} ({}{memory})", found.number, found.name);
-            }
-        }
+        Ok(found) => devices.extend(found.into_iter().map(|(device, found)| Device::Cuda(device, found))),
+        Err(problem) => missing.push(format!("cuda: {problem}")),
     }
     match vulkan_devices() {
-        Err(problem) => println!("vulkan: {problem}"),
-        Ok(found) => {
-            for (_, found) in found {
-                let software = if found.software { ", a program on the CPU: for tests" } else { "" };
-                println!("vulkan:{} ({}{software})", found.number, found.name);
-            }
-        }
+        Ok(found) => devices.extend(found.into_iter().map(|(device, found)| Device::Vulkan(device, found))),
+        Err(problem) => missing.push(format!("vulkan: {problem}")),
     }
-    println!("used without --device: {}", Device::best());
+    let described: Vec<Described> = devices.iter().map(Device::describe).collect();
+    let default = Device::best();
+    if args.format == Format::Json {
+        let json = serde_json::json!({ "devices": described, "missing": missing, "default": default.to_string() });
+        println!("{json:#}");
+        return;
+    }
+    for (of, device) in described.iter().zip(&devices) {
+        let memory = of.memory_bytes.map(|bytes| format!("{:.1} GiB, ", bytes as f64 / 2f64.powi(30)));
+        let [memory, dtypes, features] = [memory.unwrap_or_default(), of.dtypes.join(" "), of.features.join("; ")];
+        println!("{device}: {memory}{dtypes}; {features}");
+    }
+    missing.iter().for_each(|problem| println!("{problem}"));
+    println!("used without --device: {default}");
 }

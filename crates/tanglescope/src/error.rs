@@ -30,6 +30,14 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         problem: String,
     },
+    /// A device that is not there, or lacks its driver.
+    #[error("--device {device}: {problem}")]
+    Device {
+        /// As it was asked for.
+        device: String,
+        /// What is missing, and what to do.
+        problem: String,
+    },
     /// A check that did not pass.
     #[error("{0}")]
     Failed(String),
@@ -53,7 +61,7 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Model(_) | Self::Data(_) | Self::Option { .. } => ExitCode::from(2),
-            Self::Results(_) | Self::Output { .. } | Self::Failed(_) => ExitCode::from(1),
+            Self::Results(_) | Self::Output { .. } | Self::Device { .. } | Self::Failed(_) => ExitCode::from(1),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! manifest.json: what a results folder was made from, and by what plan, so that a run can go on.
 use crate::error::{Error, Result};
+use crate::rates::StoredRates;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,12 +22,14 @@ pub struct Identity {
 }
 
 /// How rows are cut into parts and batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Consecutive usable rows of a part.
     pub rows_per_part: usize,
     /// Forward rows of a batch.
     pub forward_rows_per_batch: usize,
+    /// Rates of the device that decided between the Gram reductions of each map.
+    pub rates: StoredRates,
 }
 
 /// The whole file.

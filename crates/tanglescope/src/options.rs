@@ -1,11 +1,13 @@
 //! The command line as it is meant: checked, with defaults filled in.
-use crate::cli::{DataArgs, ModelArgs, OnBadRow, Precision};
+use crate::cli::{Bench, DataArgs, ModelArgs, OnBadRow, Precision};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::rates;
 use tanglescope_data::{Limits, PairTokens, Reading};
-use tanglescope_gram::Group;
+use tanglescope_gram::{Group, plan};
 use tanglescope_kernels::{DType, Kernels};
-use tanglescope_model::{AdapterSource, Decoder, FreshLora, Scope};
+use tanglescope_model::architectures::Description;
+use tanglescope_model::{AdapterSource, Decoder, FreshLora, Outline, Scope};
 
 /// A model to load, and what of it is measured.
 #[derive(Clone, Debug)]
@@ -20,6 +22,81 @@ pub struct ModelOptions {
     pub dtype: DType,
     /// Where it runs.
     pub device: Device,
+    /// Bytes that it may take.
+    pub memory: Option<usize>,
+}
+
+/// What of a model is where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Bytes of all weights.
+    pub weights: usize,
+    /// Blocks whose weights stay on the device.
+    pub resident: usize,
+    /// Bytes that activations may take; `None` where that is not known.
+    pub activations: Option<usize>,
+}
+
+impl Placement {
+    /// Places a model: weights first, in at most 70 % of a device's memory, and activations in what that leaves.
+    pub fn of(options: &ModelOptions, outline: &Outline) -> Self {
+        let (outside, block) = outline.values();
+        let (outside, block) = (outside * options.dtype.size(), block * options.dtype.size());
+        let layers = outline.description.layers;
+        let weights = outside + block * layers;
+        if options.device.is_cpu() {
+            let mut system = sysinfo::System::new();
+            system.refresh_memory();
+            // half of what is free: estimates leave out small things, and the machine may have other work
+            let free = usize::try_from(system.available_memory()).unwrap_or(usize::MAX).saturating_sub(weights) / 2;
+            return Self { weights, resident: layers, activations: Some(options.memory.unwrap_or(free)) };
+        }
+        // a tenth is left to the driver and to what kernels need in passing
+        let Some(memory) = options.memory.or_else(|| Some(options.device.memory()? / 10 * 9)) else {
+            return Self { weights, resident: layers, activations: None };
+        };
+        let room = memory / 10 * 7;
+        let resident = if weights <= room { layers } else { room.saturating_sub(outside) / block.max(1) };
+        let resident = resident.min(layers);
+        Self { weights, resident, activations: Some(memory.saturating_sub(outside + block * resident)) }
+    }
+
+    /// Forward rows that a batch may have.
+    pub fn rows_per_batch(&self, options: &ModelOptions, outline: &Outline) -> usize {
+        let enough = if options.device.is_cpu() { plan::ENOUGH_ROWS } else { plan::ENOUGH_ROWS_ON_DEVICE };
+        let bytes = self.activations.unwrap_or(usize::MAX);
+        (bytes / plan::bytes_per_row(&outline.description, options.dtype).max(1)).clamp(1, enough)
+    }
+}
+
+/// A number type that a device computes with.
+fn dtype(precision: Precision, device: &Device) -> Result<DType> {
+    let (dtype, name) = match precision {
+        Precision::F32 => return Ok(DType::F32),
+        Precision::F64 if device.is_cpu() => return Ok(DType::F64),
+        Precision::F64 => return Err(Error::option("--dtype f64", "runs on the CPU only; add --device cpu")),
+        Precision::Bf16 => (DType::BF16, "bf16"),
+        Precision::F16 => (DType::F16, "f16"),
+    };
+    let option = format!("--dtype {name}");
+    if device.is_cpu() {
+        let problem =
+            "runs on cuda and vulkan devices; on the CPU use f32 (bf16 checkpoints stay bf16 in memory there)";
+        return Err(Error::option(option, problem));
+    }
+    match device.computes_with(dtype) {
+        true => Ok(dtype),
+        false => Err(Error::option(option, format!("{device} does not compute with it; see `tanglescope devices`"))),
+    }
+}
+
+/// The bytes that `--memory` allows.
+fn memory(gib: Option<f64>) -> Result<Option<usize>> {
+    if gib.is_some_and(|gib| gib.is_nan() || gib <= 0.0) {
+        return Err(Error::option("--memory", "expected a positive number of GiB"));
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    Ok(gib.map(|gib| (gib * 2f64.powi(30)) as usize))
 }
 
 impl ModelOptions {
@@ -27,11 +104,7 @@ impl ModelOptions {
     pub fn new(args: &ModelArgs) -> Result<Self> {
         let scope: Scope = args.scope.parse()?;
         let device = Device::choose(args.device.as_deref())?;
-        let dtype = match args.dtype {
-            Precision::F32 => DType::F32,
-            Precision::F64 if device.is_cpu() => DType::F64,
-            Precision::F64 => return Err(Error::option("--dtype f64", "runs on the CPU only; add --device cpu")),
-        };
+        let dtype = dtype(args.dtype, &device)?;
         let adapter = match (&args.adapter, &scope) {
             (Some(folder), _) => AdapterSource::Saved(folder.clone()),
             (None, Scope::Lora | Scope::Trainable) => {
@@ -47,12 +120,46 @@ impl ModelOptions {
             }
             (None, _) => AdapterSource::None,
         };
-        Ok(Self { folder: args.model.clone(), adapter, scope, dtype, device })
+        Ok(Self { folder: args.model.clone(), adapter, scope, dtype, device, memory: memory(args.memory)? })
+    }
+
+    /// Checks options of `bench`, whose adapter is always a fresh one.
+    pub fn bench(args: &Bench) -> Result<Self> {
+        Self::new(&ModelArgs {
+            model: args.model.clone().unwrap_or_default(),
+            adapter: None,
+            scope: args.scope.clone(),
+            lora_r: args.lora_r,
+            lora_alpha: None,
+            lora_targets: args.lora_targets.clone(),
+            seed: 0,
+            dtype: args.dtype,
+            device: args.device.clone(),
+            memory: args.memory,
+        })
+    }
+
+    /// The model's dimensions, read without its weights.
+    pub fn outline(&self) -> Result<Outline> {
+        Ok(Outline::read(&self.folder, &self.adapter)?)
     }
 
     /// Loads the model in a number type.
     pub fn load<B: Kernels>(&self, dtype: DType, device: &B::Device) -> Result<Decoder<B>> {
-        Ok(Decoder::load(&self.folder, &self.adapter, dtype, device)?)
+        // what a folder cannot be read for is said by the loader, which looks at everything in order
+        let placement = self.outline().ok().map(|outline| Placement::of(self, &outline));
+        let resident = placement.map_or(usize::MAX, |p| p.resident);
+        let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, resident)?;
+        if resident < model.description.layers {
+            let layers = model.description.layers;
+            eprintln!(
+                "memory: {} of {layers} blocks do not fit the device and are copied to it when they are used",
+                layers - resident
+            );
+        }
+        model.activation_bytes = placement.and_then(|p| p.activations);
+        model.rates = rates::of(&self.device, dtype).0;
+        Ok(model)
     }
 
     /// Says what runs where.
@@ -67,7 +174,12 @@ impl ModelOptions {
 
 /// Name of a number type on the command line.
 pub fn dtype_name(dtype: DType) -> &'static str {
-    if dtype == DType::F64 { "f64" } else { "f32" }
+    match dtype {
+        DType::F64 => "f64",
+        DType::BF16 => "bf16",
+        DType::F16 => "f16",
+        _ => "f32",
+    }
 }
 
 /// How data is read.
@@ -86,8 +198,8 @@ pub fn reading(args: &DataArgs) -> Result<Reading> {
 }
 
 /// What a model can take.
-pub fn limits<B: Kernels>(model: &Decoder<B>) -> Limits {
-    Limits { vocabulary: model.description.vocabulary, positions: model.description.max_positions }
+pub fn limits(model: &Description) -> Limits {
+    Limits { vocabulary: model.vocabulary, positions: model.max_positions }
 }
 
 /// A pair as a group of two: branch 0 chosen, branch 1 rejected.

@@ -4,6 +4,7 @@
 //! central differences must be what the Gram says. Then the Gram in the working precision against that one.
 use crate::cli::Verify;
 use crate::device::OnDevice;
+use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::options::{ModelOptions, dtype_name, group, limits, reading};
 use rand::SeedableRng;
@@ -38,6 +39,19 @@ const WORKING_TOLERANCE: f64 = 1e-4;
 pub fn run(args: &Verify) -> Result<()> {
     let options = ModelOptions::new(&args.model)?;
     options.announce();
+    if args.dry.dry_run {
+        let outline = options.outline()?;
+        let scope = outline.in_scope(&options.scope)?;
+        let data =
+            Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&outline.description))?;
+        let groups: Vec<Group> =
+            data.pairs.into_iter().take(args.pairs.max(1)).map(|pair| group(pair.tokens)).collect();
+        dry_run::report(&options, &outline, &scope, &groups, 1);
+        println!(
+            "and for each pair 13 forward passes of each response in f64 on the CPU, and two gradients kept whole"
+        );
+        return Ok(());
+    }
     let file = options.folder.join("model.safetensors");
     let stored = std::fs::metadata(&file).map_or(0, |m| m.len());
     let mut system = sysinfo::System::new();
@@ -104,7 +118,7 @@ fn load<B: Kernels>(
 ) -> Result<(Decoder<B>, InScope, Vec<Group>)> {
     let model = options.load::<B>(dtype, device)?;
     let scope = model.in_scope(&options.scope)?;
-    let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model))?;
+    let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model.description))?;
     let groups = data.pairs.into_iter().take(args.pairs.max(1)).map(|pair| group(pair.tokens));
     Ok((model, scope, groups.collect()))
 }

@@ -4,13 +4,13 @@
 //! rounded to 1.1e-16, are off by 1e-13 at worst, and burn's own result by as much. In f32 2e-4: the same with 6e-8.
 mod forward;
 mod reductions;
+#[path = "../support/mod.rs"]
+mod support;
 mod vjp;
 
 use burn_autodiff::Autodiff;
 use burn_tensor::{Tensor, TensorPrimitive};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
+use support::{Random, close, rows_of};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData};
 
 /// The CPU backend with burn's autodiff around it.
@@ -18,25 +18,6 @@ type Auto = Autodiff<Flex>;
 
 /// Number types, each with the error that its arithmetic allows.
 const TYPES: [(DType, f64); 2] = [(DType::F64, 1e-12), (DType::F32, 2e-4)];
-
-/// Reproducible standard normal numbers.
-struct Random(ChaCha8Rng);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(ChaCha8Rng::seed_from_u64(seed))
-    }
-
-    fn values(&mut self, n: usize) -> Vec<f64> {
-        // rounded to f32, so that both number types start from the same values
-        (0..n).map(|_| StandardNormal.sample(&mut self.0)).map(|x: f32| f64::from(x)).collect()
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        use rand::Rng;
-        self.0.random_range(0..n)
-    }
-}
 
 /// A CPU tensor of some shape.
 fn tensor(values: &[f64], shape: impl Into<Vec<usize>>, dtype: DType) -> FloatTensor<Flex> {
@@ -66,21 +47,4 @@ fn gradient<const D: usize>(
     gradients: &<Auto as burn_tensor::backend::AutodiffBackend>::Gradients,
 ) -> Vec<f64> {
     of.grad(gradients).map(host).unwrap()
-}
-
-/// Fails where a result is off by more than a share of the largest value expected. Inputs are of size one, and what
-/// remains of them after cancelling is off by a share of that.
-#[track_caller]
-fn close(got: &[f64], want: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), want.len());
-    let size = want.iter().fold(1.0f64, |a, b| a.max(b.abs()));
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        // written so that NaN fails
-        assert!((got - want).abs() <= tolerance * size, "value {i}: {got} instead of {want}, size {size}");
-    }
-}
-
-/// Rows of a row-major matrix.
-fn rows_of(values: &[f64], width: usize, index: impl IntoIterator<Item = usize>) -> Vec<f64> {
-    index.into_iter().flat_map(|row| values[row * width..][..width].to_vec()).collect()
 }

@@ -2,7 +2,7 @@
 use crate::{Auto, Random, TYPES, close, gradient, leaf, primitive, rows_of, tensor, wrap};
 use proptest::prelude::*;
 use std::ops::Range;
-use tanglescope_kernels::{Activation, Flex, Heads, Kernels, NormKind, Segment, Span, composed};
+use tanglescope_kernels::{Activation, Flex, HeadCotangents, Heads, Kernels, NormKind, Segment, Span, composed};
 
 const ACTIVATIONS: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
 
@@ -39,7 +39,7 @@ proptest! {
             close(&Flex::download(&Flex::norm_vjp(&x, &gain, kind, &delta, &index, onto)), &want, tolerance);
             let terms = Flex::norm_gain_terms(&x, kind, &delta, &index);
             let sums = Flex::segment_sums(&terms, &[0, backward]);
-            close(&sums[0], &gradient(&gain_leaf, &gradients), tolerance);
+            close(&Flex::download(&sums), &gradient(&gain_leaf, &gradients), tolerance);
         }
     }
 
@@ -128,7 +128,14 @@ proptest! {
         for (dtype, tolerance) in TYPES {
             let up = |values: &[f64], width: usize| tensor(values, [values.len() / width, width], dtype);
             let (q, k, v, delta) = (up(&q, qw), up(&k, kw), up(&v, kw), up(&delta, qw));
-            let got = <Flex as Kernels>::attention_vjp(&q, &k, &v, &delta, &segments, heads);
+            // rows of every branch, as the forward pass sees them
+            let spans: Vec<Span> = (segments.iter().filter(|s| !s.own.is_empty()))
+                .map(|s| Span { prefix: 0..trunk, own: s.own.start..s.own.end })
+                .chain((trunk > 0).then_some(Span { prefix: 0..0, own: 0..trunk }))
+                .collect();
+            let (out, normaliser) = <Flex as Kernels>::attention(&q, &k, &v, &spans, heads);
+            let forward = (&out, &normaliser);
+            let got = <Flex as Kernels>::attention_vjp([&q, &k, &v], forward, &delta, &segments, heads);
             for (got, want) in got.iter().zip(&want) {
                 close(&Flex::download(got), want, tolerance);
             }
@@ -174,19 +181,36 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize) {
     let gradients = (logp * leaf(&onehot, [n, vocabulary])).sum().backward();
     let want_back = gradient(&y_leaf, &gradients);
     let e: Vec<f64> = onehot.iter().zip(&all).map(|(one, logp)| one - logp.exp()).collect();
-    let row = |r: usize| &e[r * vocabulary..][..vocabulary];
-    let dot = |r, s| row(r).iter().zip(row(s)).map(|(a, b)| a * b).sum::<f64>();
+    let want_entropy: Vec<f64> =
+        all.chunks_exact(vocabulary).map(|row| -row.iter().map(|l| l * l.exp()).sum::<f64>()).collect();
+    let highest = |row: &[f64]| (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+    let want_best: Vec<u32> = all.chunks_exact(vocabulary).map(|row| u32::try_from(highest(row)).unwrap()).collect();
+    let row = |values: &[f64], r: usize, width: usize| values[r * width..][..width].to_vec();
+    let dot = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let term = |r, s| dot(row(&e, r, vocabulary), row(&e, s, vocabulary)) * dot(row(&y, r, d), row(&y, s, d));
+    // two cotangents a block: every row, and some of them with weights
+    let mut weights: Vec<Vec<(usize, f64)>> = Vec::new();
+    let mut of_block: Vec<Range<usize>> = Vec::new();
+    for block in &blocks {
+        of_block.push(weights.len()..weights.len() + 2);
+        weights.push(block.clone().map(|r| (r, 1.0)).collect());
+        weights.push(block.clone().step_by(2).map(|r| (r, random.values(1)[0])).collect());
+    }
+    let product = |i: &[(usize, f64)], j: &[(usize, f64)]| -> f64 {
+        i.iter().map(|&(r, a)| j.iter().map(|&(s, b)| a * b * term(r, s)).sum::<f64>()).sum()
+    };
     for (dtype, tolerance) in TYPES {
         let (y, w) = (tensor(&y, [n, d], dtype), tensor(&w, [vocabulary, d], dtype));
-        for out in [Flex::head(&y, &w, &targets, &blocks), composed::head::<Flex>(&y, &w, &targets, &blocks)] {
-            close(&out.logp, &want_logp, tolerance);
-            close(&Flex::download(&out.back), &want_back, tolerance);
-            assert_eq!(out.products.len(), blocks.len());
-            for (products, block) in out.products.iter().zip(&blocks) {
-                let want: Vec<f64> =
-                    block.clone().flat_map(|r| block.clone().map(move |s| (r, s))).map(|(r, s)| dot(r, s)).collect();
-                close(products, &want, tolerance);
-            }
+        let cotangents = HeadCotangents { weights: &weights, blocks: &of_block, block_rows: &blocks };
+        let out = Flex::head(&y, &w, &targets, Some(&cotangents));
+        close(&out.logp, &want_logp, tolerance);
+        close(&out.entropy, &want_entropy, tolerance);
+        assert_eq!(out.best, want_best);
+        close(&Flex::download(&out.back), &want_back, tolerance);
+        for (gram, block) in out.gram.unwrap().iter().zip(&of_block) {
+            let pairs = block.clone().flat_map(|i| block.clone().map(move |j| (i, j)));
+            let want: Vec<f64> = pairs.map(|(i, j)| product(&weights[i], &weights[j])).collect();
+            close(gram, &want, tolerance);
         }
     }
 }

@@ -3,28 +3,67 @@
 //! Chains of Flex operations reach a fifth of the matrix-product rate: its element-wise operations run on one thread,
 //! and every result is cleared before it is written. Here each row-wise map is one vectorised loop over rows on all
 //! cores, and products go straight into their result.
-mod activation;
-mod attention;
-mod gram;
-mod head;
-mod norm;
-mod product;
-mod real;
-mod rotary;
-mod stored;
-
+use crate::host::real::{Real, dims, dot_wide, in_place, matrix, unwritten, values, vectorised, with_real};
+use crate::host::stored::Stored;
+use crate::product::cpu as product;
 use crate::{
-    Activation, BlockGram, DType, Flex, FlexDevice, FloatTensor, HeadOutput, Heads, Kernels, NormKind, RowSet, Segment,
-    Span, TensorData,
+    Activation, BlockGram, DType, Flex, FlexDevice, FloatTensor, HeadCotangents, HeadOutput, Heads, Kernels, NormKind,
+    RowSet, Segment, Span, TensorData, activation, attention, gram, head, norm, rotary, tile,
 };
 use burn_backend::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
-use real::{Real, dims, in_place, matrix, unwritten, values, vectorised, with_real};
 use std::ops::Range;
-use stored::Stored;
+
+/// Sums of rows over each cotangent, in f64.
+fn sums<E: Real>(x: &[E], width: usize, offsets: &[usize]) -> Vec<Vec<f64>> {
+    let of = |ends: &[usize]| {
+        let mut sums = vec![0.0; width];
+        for row in x[ends[0] * width..ends[1] * width].chunks_exact(width) {
+            sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.wide());
+        }
+        sums
+    };
+    offsets.par_windows(2).map(of).collect()
+}
+
+/// Inner products of the vectors of each block.
+fn products<'a, V: Sync + 'a>(
+    vectors: &'a [V],
+    blocks: &[Range<usize>],
+    dot: impl Fn(&V, &V) -> f64 + Sync,
+) -> Vec<BlockGram> {
+    let of_block = |block: &Range<usize>| {
+        let k = block.len();
+        let mut gram = vec![0.0; k * k];
+        for i in 0..k {
+            for j in 0..=i {
+                gram[i * k + j] = dot(&vectors[block.start + i], &vectors[block.start + j]);
+                gram[j * k + i] = gram[i * k + j];
+            }
+        }
+        gram
+    };
+    blocks.par_iter().map(of_block).collect()
+}
 
 impl Kernels for Flex {
+    type Pending = Vec<BlockGram>;
+
+    fn collect(pending: Vec<Self::Pending>) -> Vec<Vec<BlockGram>> {
+        pending
+    }
+
+    fn pending_bytes(_pending: &Self::Pending) -> usize {
+        0
+    }
+
+    fn wait(_device: &FlexDevice) {}
+
+    fn memory_in_use(_device: &FlexDevice) -> Option<(u64, u64)> {
+        None
+    }
+
     fn upload(data: TensorData, _device: &FlexDevice) -> FlexTensor {
         FlexTensor::from_data(data)
     }
@@ -130,7 +169,7 @@ impl Kernels for Flex {
     fn norm(x: &FlexTensor, gain: &FlexTensor, bias: Option<&FlexTensor>, kind: NormKind) -> FlexTensor {
         with_real!(x, E => {
             let bias = bias.map(values::<E>);
-            matrix(norm::forward(values::<E>(x), values(gain), bias, kind), dims(x))
+            matrix(norm::cpu::forward(values::<E>(x), values(gain), bias, kind), dims(x))
         })
     }
 
@@ -145,34 +184,42 @@ impl Kernels for Flex {
         with_real!(x, E => {
             let d = values::<E>(delta);
             let onto = onto.unwrap_or_else(|| matrix(vec![E::of(0.0); d.len()], dims(delta)));
-            in_place::<E>(onto, |dx| norm::vjp(values::<E>(x), values(gain), kind, d, index, dx))
+            in_place::<E>(onto, |dx| norm::cpu::vjp(values::<E>(x), values(gain), kind, d, index, dx))
         })
     }
 
     fn norm_gain_terms(x: &FlexTensor, kind: NormKind, delta: &FlexTensor, index: &[u32]) -> FlexTensor {
         let width = dims(x)[1];
         with_real!(x, E => {
-            matrix(norm::gain_terms(values::<E>(x), width, kind, values(delta), index), dims(delta))
+            matrix(norm::cpu::gain_terms(values::<E>(x), width, kind, values(delta), index), dims(delta))
         })
     }
 
-    fn segment_sums(x: &FlexTensor, offsets: &[usize]) -> Vec<Vec<f64>> {
+    fn segment_sums(x: &FlexTensor, offsets: &[usize]) -> FlexTensor {
+        let width = dims(x)[1];
+        with_real!(x, E => {
+            let sums = sums(values::<E>(x), width, offsets);
+            matrix(sums.into_iter().flatten().map(E::of).collect(), [offsets.len() - 1, width])
+        })
+    }
+
+    fn gram_vectors(terms: &FlexTensor, rows: &RowSet) -> Vec<BlockGram> {
+        let sums = with_real!(terms, E => sums(values::<E>(terms), dims(terms)[1], &rows.offsets));
+        products(&sums, &rows.blocks, |a, b| a.iter().zip(b).map(|(x, y)| x * y).sum())
+    }
+
+    fn dots(x: &FlexTensor, vectors: &[Range<usize>], blocks: &[Range<usize>]) -> Vec<BlockGram> {
         let width = dims(x)[1];
         with_real!(x, E => {
             let x = values::<E>(x);
-            offsets.par_windows(2).map(|ends| {
-                let mut sums = vec![0.0; width];
-                for row in x[ends[0] * width..ends[1] * width].chunks_exact(width) {
-                    sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.wide());
-                }
-                sums
-            }).collect()
+            let of = |rows: &Range<usize>| &x[rows.start * width..rows.end * width];
+            products(vectors, blocks, |a, b| vectorised(|| dot_wide(of(a), of(b))))
         })
     }
 
     fn activate(f: Activation, a: &FlexTensor, b: Option<&FlexTensor>) -> FlexTensor {
         with_real!(a, E => {
-            matrix(activation::forward(f, values::<E>(a), b.map(values::<E>), dims(a)[1]), dims(a))
+            matrix(activation::cpu::forward(f, values::<E>(a), b.map(values::<E>), dims(a)[1]), dims(a))
         })
     }
 
@@ -185,7 +232,7 @@ impl Kernels for Flex {
     ) -> (FlexTensor, Option<FlexTensor>) {
         with_real!(a, E => {
             let b = b.map(values::<E>);
-            let (da, db) = activation::vjp(f, values::<E>(a), b, values(delta), index, dims(a)[1]);
+            let (da, db) = activation::cpu::vjp(f, values::<E>(a), b, values(delta), index, dims(a)[1]);
             (matrix(da, dims(delta)), db.map(|db| matrix(db, dims(delta))))
         })
     }
@@ -201,7 +248,7 @@ impl Kernels for Flex {
         let width = dims(&x)[1];
         with_real!(&x, E => {
             let angles = (values::<E>(cos), values::<E>(sin));
-            in_place::<E>(x, |x| rotary::rotate(x, width, head_dim, angles, index, inverse))
+            in_place::<E>(x, |x| rotary::cpu::rotate(x, width, head_dim, angles, index, inverse))
         })
     }
 
@@ -233,17 +280,24 @@ impl Kernels for Flex {
         })
     }
 
-    fn attention(q: &FlexTensor, k: &FlexTensor, v: &FlexTensor, spans: &[Span], heads: Heads) -> FlexTensor {
+    fn attention(
+        q: &FlexTensor,
+        k: &FlexTensor,
+        v: &FlexTensor,
+        spans: &[Span],
+        heads: Heads,
+    ) -> (FlexTensor, FlexTensor) {
+        let rows = dims(q)[0];
         with_real!(q, E => {
             let qkv = (values::<E>(q), values::<E>(k), values::<E>(v));
-            matrix(attention::forward(qkv, dims(q)[0], spans, heads), dims(q))
+            let (out, normaliser) = attention::cpu::forward(qkv, rows, spans, heads);
+            (matrix(out, dims(q)), matrix(normaliser, [rows, heads.heads]))
         })
     }
 
     fn attention_vjp(
-        q: &FlexTensor,
-        k: &FlexTensor,
-        v: &FlexTensor,
+        [q, k, v]: [&FlexTensor; 3],
+        (_, normaliser): (&FlexTensor, &FlexTensor),
         delta: &FlexTensor,
         segments: &[Segment],
         heads: Heads,
@@ -251,33 +305,40 @@ impl Kernels for Flex {
         let rows = dims(delta)[0];
         with_real!(q, E => {
             let qkv = (values::<E>(q), values::<E>(k), values::<E>(v));
-            let [dq, dk, dv] = attention::vjp(qkv, values(delta), segments, heads);
+            let [dq, dk, dv] = attention::cpu::vjp(qkv, values(normaliser), values(delta), segments, heads);
             let kv = heads.kv_heads * heads.head_dim;
             [matrix(dq, [rows, heads.heads * heads.head_dim]), matrix(dk, [rows, kv]), matrix(dv, [rows, kv])]
         })
     }
 
-    fn head(y: &FlexTensor, w: &FlexTensor, targets: &[u32], blocks: &[Range<usize>]) -> HeadOutput<FloatTensor<Self>> {
+    fn head(
+        y: &FlexTensor,
+        w: &FlexTensor,
+        targets: &[u32],
+        cotangents: Option<&HeadCotangents<'_>>,
+    ) -> HeadOutput<FloatTensor<Self>, Vec<BlockGram>> {
         let d = dims(w)[1];
         with_real!(y, E => {
-            let walk = head::walk(values::<E>(y), Stored::of(w), d, targets, blocks);
+            let walk = head::cpu::walk(values::<E>(y), Stored::of(w), d, targets, cotangents);
             HeadOutput {
                 logp: walk.logp,
                 log_normaliser: walk.log_normaliser,
+                entropy: walk.entropy,
+                best: walk.best,
                 back: matrix(walk.back, [targets.len(), d]),
-                products: walk.products,
+                gram: walk.gram,
             }
         })
     }
 
     fn gram_tile(x: &FlexTensor, delta: &FlexTensor, rows: &RowSet) -> Vec<BlockGram> {
-        with_real!(x, E => gram::tile(values::<E>(x), dims(x)[1], values(delta), dims(delta)[1], rows))
+        with_real!(x, E => tile::cpu::tile(values::<E>(x), dims(x)[1], values(delta), dims(delta)[1], rows))
     }
 
     fn gram_rows(x: &FlexTensor, deltas: &[&FlexTensor], rows: &RowSet) -> Vec<Vec<BlockGram>> {
         with_real!(x, E => {
             let deltas: Vec<(&[E], usize)> = deltas.iter().map(|d| (values(d), dims(d)[1])).collect();
-            gram::rows(values::<E>(x), dims(x)[1], &deltas, rows)
+            gram::cpu::rows(values::<E>(x), dims(x)[1], &deltas, rows)
         })
     }
 }

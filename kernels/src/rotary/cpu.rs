@@ -1,5 +1,5 @@
 //! Rotary position embedding: the halves of every head turned by the row's angles.
-use super::real::{Real, vectorised};
+use crate::host::real::{Real, vectorised};
 use rayon::prelude::*;
 
 /// Rotates in place; the inverse rotation is the vjp.

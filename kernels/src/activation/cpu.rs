@@ -1,6 +1,6 @@
 //! Element-wise functions of feed-forward layers, one loop each (docs/mathematics.md, section 3).
-use super::real::{Real, unwritten, vectorised};
 use crate::Activation;
+use crate::host::real::{Real, unwritten, vectorised};
 use rayon::prelude::*;
 
 /// f(x) and f′(x).

@@ -1,6 +1,6 @@
 //! Matrix products: the `gemm` crate straight into the result, cut into one task a core.
-use super::real::{Real, unwritten};
-use super::stored::{Stored, widen_block};
+use crate::host::real::{Real, unwritten};
+use crate::host::stored::{Stored, widen_block};
 use gemm::Parallelism;
 use half::bf16;
 use rayon::prelude::*;
@@ -161,8 +161,9 @@ pub fn transpose<E: Real>(x: &[E], width: usize) -> Vec<E> {
 /// Columns that `gemm` computes together with the widest vectors of f32; a narrower rest runs slower.
 const TILE: usize = 64;
 
-/// Bytes of widened weights that a task holds at once: what a second-level cache has room for.
-const WIDENED_BYTES: usize = 512 * 1024;
+/// Bytes of widened weights that a task holds at once: a core's share of a third-level cache. Rows are packed again for
+/// every block, so that few wide blocks beat many that fit a second-level cache.
+const WIDENED_BYTES: usize = 4 << 20;
 
 /// `target[rows, m] = keep·target + scale · x[rows, k] · op(w)` with narrow weights, widened column block by column block.
 fn product_narrow<E: Real>(
@@ -175,7 +176,8 @@ fn product_narrow<E: Real>(
     keep: bool,
 ) {
     let threads = rayon::current_num_threads();
-    let fit = (WIDENED_BYTES / size_of::<E>() / k.max(1) / TILE * TILE).max(TILE);
+    let most = (WIDENED_BYTES / size_of::<E>() / k.max(1) / TILE * TILE).max(TILE);
+    let fit = most.min(m.div_ceil(threads).next_multiple_of(TILE));
     let blocks = m.div_ceil(fit);
     // rows are cut too where the blocks alone would not keep every core busy alike
     let parts = if blocks.is_multiple_of(threads) { 1 } else { threads.min((rows / TILE).max(1)) };

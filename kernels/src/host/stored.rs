@@ -1,6 +1,6 @@
 //! Weights in the type that they are stored in: bf16 checkpoints take half the memory, and are widened, which is exact,
 //! piece by piece where a product uses them.
-use super::real::{Real, unwritten, values, vectorised};
+use crate::host::real::{Real, unwritten, values, vectorised};
 use burn_flex::FlexTensor;
 use half::bf16;
 use rayon::prelude::*;

@@ -2,8 +2,8 @@
 //!
 //! One task a span (or cotangent) and key-value head; queries in blocks, each looking only at the columns that its
 //! last row may see, so that the score matrix never exceeds `BLOCK × keys` a task.
-use super::product::{Target, View, product};
-use super::real::{Real, dot, unwritten, vectorised};
+use crate::host::real::{Real, dot, unwritten, vectorised};
+use crate::product::cpu::{Target, View, product};
 use crate::{Heads, Segment, Span};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -20,10 +20,10 @@ fn pack<E: Real>(x: &[E], width: usize, head: usize, h: usize, rows: [&Range<usi
     out
 }
 
-/// Turns scores into probabilities; row i sees columns `0..=first + i`, the rest become zero.
+/// Turns scores into probabilities; row i sees columns `0..=first + i`, the rest become zero. Leaves log Σ exp of each row.
 #[inline(always)]
-fn softmax_rows<E: Real>(scores: &mut [E], columns: usize, first: usize) {
-    for (i, row) in scores.chunks_exact_mut(columns).enumerate() {
+fn softmax_rows<E: Real>(scores: &mut [E], columns: usize, first: usize, normaliser: &mut [E]) {
+    for ((i, row), normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
         let (seen, masked) = row.split_at_mut((first + i + 1).min(columns));
         let top = seen.iter().fold(E::neg_infinity(), |a, &b| if b > a { b } else { a });
         for s in seen.iter_mut() {
@@ -34,6 +34,7 @@ fn softmax_rows<E: Real>(scores: &mut [E], columns: usize, first: usize) {
         for part in seen.chunks(64) {
             sum += dot(part, &ones[..part.len()]);
         }
+        *normaliser = top + sum.ln();
         let inverse = E::of(1.0) / sum;
         for s in seen.iter_mut() {
             *s = *s * inverse;
@@ -42,14 +43,28 @@ fn softmax_rows<E: Real>(scores: &mut [E], columns: usize, first: usize) {
     }
 }
 
-/// Attention output `[rows, heads·h]`; rows outside every span are zero.
-pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Span], heads: Heads) -> Vec<E> {
+/// Turns scores into the probabilities that the forward pass had.
+#[inline(always)]
+fn probabilities<E: Real>(scores: &mut [E], columns: usize, first: usize, normaliser: &[E]) {
+    for ((i, row), &normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
+        let (seen, masked) = row.split_at_mut((first + i + 1).min(columns));
+        for s in seen {
+            *s = (*s - normaliser).exp_fast();
+        }
+        masked.fill(E::of(0.0));
+    }
+}
+
+/// Attention output `[rows, heads·h]` and log Σ exp of each row's scores, `[rows, heads]`; rows outside every span are zero.
+pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Span], heads: Heads) -> (Vec<E>, Vec<E>) {
     let Heads { heads: n_heads, kv_heads, head_dim: h, scale } = heads;
     let repeat = n_heads / kv_heads;
     let (qw, kw) = (n_heads * h, kv_heads * h);
     let covered: usize = spans.iter().map(|s| s.own.len()).sum();
     let mut out = if covered == rows { unwritten(rows * qw) } else { vec![E::of(0.0); rows * qw] };
     let target = Target::rows(&mut out, qw);
+    let mut normaliser = vec![E::of(0.0); rows * n_heads];
+    let normalisers = Target::rows(&mut normaliser, n_heads);
     let tasks: Vec<(&Span, usize)> = spans.iter().flat_map(|s| (0..kv_heads).map(move |g| (s, g))).collect();
     tasks.into_par_iter().for_each(|(span, g)| {
         let trunk = span.prefix.len();
@@ -66,19 +81,27 @@ pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Spa
                 let queries = View::rows(q, qw).from(first, head * h);
                 let all = View::rows(&keys, h).transposed();
                 product(Target::rows(&mut scores, columns), [n, h, columns], queries, all, scale, false);
-                vectorised(|| softmax_rows(&mut scores, columns, trunk + start));
+                let mut sums = [E::of(0.0); BLOCK];
+                vectorised(|| softmax_rows(&mut scores, columns, trunk + start, &mut sums));
+                sums[..n].iter().enumerate().for_each(|(i, sum)| normalisers.from(first + i, head).write(0, &[*sum]));
                 let p = View::rows(&scores, columns);
                 product(target.from(first, head * h), [n, columns, h], p, View::rows(&values, h), 1.0, false);
             }
         }
     });
-    out
+    (out, normaliser)
 }
 
 /// Cotangents of q, k, v.
 ///
 /// With P = softmax(s·QKᵀ): dV = Pᵀ dO, dP = dO Vᵀ, dS = s·P∘(dP − rowsum(dP∘P)), dQ = dS K, dK = dSᵀ Q.
-pub fn vjp<E: Real>((q, k, v): (&[E], &[E], &[E]), delta: &[E], segments: &[Segment], heads: Heads) -> [Vec<E>; 3] {
+pub fn vjp<E: Real>(
+    (q, k, v): (&[E], &[E], &[E]),
+    normaliser: &[E],
+    delta: &[E],
+    segments: &[Segment],
+    heads: Heads,
+) -> [Vec<E>; 3] {
     let Heads { heads: n_heads, kv_heads, head_dim: h, scale } = heads;
     let repeat = n_heads / kv_heads;
     let (qw, kw) = (n_heads * h, kv_heads * h);
@@ -101,6 +124,7 @@ pub fn vjp<E: Real>((q, k, v): (&[E], &[E], &[E]), delta: &[E], segments: &[Segm
         let (mut p, mut dp): (Vec<E>, Vec<E>) = (Vec::new(), Vec::new());
         for head in g * repeat..(g + 1) * repeat {
             let queries = pack(q, qw, head, h, of_rows);
+            let normaliser = pack(normaliser, n_heads, head, 1, of_rows);
             let dq_head = targets[0].from(offset, head * h);
             for row in 0..segment.active_from {
                 dq_head.write(row, &vec![zero; h]);
@@ -119,7 +143,7 @@ pub fn vjp<E: Real>((q, k, v): (&[E], &[E], &[E]), delta: &[E], segments: &[Segm
                 product(Target::rows(&mut p, columns), shape, q_block, k_all.transposed(), scale, false);
                 product(Target::rows(&mut dp, columns), shape, d_block, v_all.transposed(), 1.0, false);
                 vectorised(|| {
-                    softmax_rows(&mut p, columns, start);
+                    probabilities(&mut p, columns, start, &normaliser[start..start + m]);
                     let factor = E::of(scale);
                     for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
                         let mean = dot(p, dp);

@@ -1,6 +1,6 @@
 //! RMS norm and `LayerNorm` over rows, with their vjp (docs/mathematics.md, section 3).
-use super::real::{Real, dot, unwritten, vectorised};
 use crate::NormKind;
+use crate::host::real::{Real, dot, unwritten, vectorised};
 use rayon::prelude::*;
 
 /// μ and 1/√(σ² + ε) of a row.

@@ -1,0 +1,84 @@
+//! What a run would do, said before anything is loaded.
+use crate::options::{ModelOptions, Placement, dtype_name};
+use crate::rates;
+use tanglescope_gram::{Batch, Cotangent, Count, Group, count, plan};
+use tanglescope_model::{InScope, Outline};
+
+/// Prints what a pass over some groups takes. `rows_per_batch` is the most forward rows of a batch.
+pub fn report(options: &ModelOptions, outline: &Outline, scope: &InScope, groups: &[Group], rows_per_batch: usize) {
+    let (dtype, of) = (options.dtype, &outline.description);
+    let (rates, measured) = rates::of(&options.device, dtype);
+    let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
+    let batches = plan::batches(&lengths, rows_per_batch);
+    let (mut total, mut backward, mut widest) = (Count::default(), 0, [0, 0]);
+    for batch in &batches {
+        let cotangents: Vec<Vec<Cotangent>> = batch.iter().map(|&g| Cotangent::log_probabilities(&groups[g])).collect();
+        let items: Vec<(&Group, &[Cotangent])> =
+            batch.iter().zip(&cotangents).map(|(&g, c)| (&groups[g], c.as_slice())).collect();
+        let batch = Batch::new(&items);
+        total = total.plus(&count(outline, scope, &batch, dtype, &rates));
+        backward += batch.full.rows();
+        widest = [widest[0].max(batch.tokens.len()), widest[1].max(batch.full.rows())];
+    }
+    let tokens = |f: fn(&Group) -> usize| groups.iter().map(f).sum::<usize>();
+    let gib = |bytes: usize| bytes as f64 / 2f64.powi(30);
+    let placement = Placement::of(options, outline);
+    println!("device          {}, {}", options.device, dtype_name(dtype));
+    println!(
+        "groups          {} pairs, {} prompt and {} response tokens",
+        groups.len(),
+        tokens(|g| g.prompt.len()),
+        tokens(|g| g.responses.iter().map(Vec::len).sum())
+    );
+    println!(
+        "rows            {} forward, {backward} backward, in {} batches of at most {rows_per_batch} forward rows",
+        lengths.iter().sum::<usize>(),
+        batches.len()
+    );
+    println!("parameters      {} tensors in scope `{}`", scope.parameters.len(), options.scope);
+    println!("operations      {:.3e}", total.total().operations);
+    for (stage, cost) in [
+        ("forward", total.forward),
+        ("backward", total.backward),
+        ("attention", total.attention),
+        ("head", total.head),
+        ("reductions", total.reductions),
+    ] {
+        println!("  {stage:<13} {:.3e}", cost.operations);
+    }
+    println!(
+        "weights         {:.2} GiB, {} of {} blocks {}",
+        gib(placement.weights),
+        placement.resident,
+        of.layers,
+        if options.device.is_cpu() { "in memory" } else { "stay on the device" }
+    );
+    let tanglescope_model::Keep::Top(kept) = plan::keep(of, dtype, widest[0], widest[1], placement.activations) else {
+        unreachable!("a run keeps some of its blocks")
+    };
+    let per_row = plan::least_bytes_per_row(of, dtype);
+    let all = plan::bytes_per_row(of, dtype);
+    let activations = widest[0] * (per_row + (all - per_row) * kept / of.layers.max(1));
+    println!("activations     {:.2} GiB at the most, {kept} of {} blocks keep theirs", gib(activations), of.layers);
+    let how = if measured {
+        "at the rates that `bench` measured"
+    } else {
+        "at assumed rates; `tanglescope bench` measures them"
+    };
+    println!(
+        "time            {} at the least, {how} ({:.0} GFLOP/s, {:.0} GB/s)",
+        duration(total.seconds(&rates)),
+        rates.operations / 1e9,
+        rates.bytes / 1e9
+    );
+}
+
+/// A time for reading.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1e3),
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}

@@ -1,0 +1,78 @@
+//! What the devices of this machine do in a second, as `bench` last measured it: a small file in the user's cache folder.
+//!
+//! The two figures decide between the Gram reductions of a map, and predict the time of a run.
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::options::dtype_name;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use tanglescope_kernels::DType;
+use tanglescope_kernels::cost::Rates;
+
+/// Rates as they are written into files.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredRates {
+    /// Floating-point operations of matrix products a second.
+    pub operations_per_second: f64,
+    /// Bytes read and written a second.
+    pub bytes_per_second: f64,
+}
+
+impl From<Rates> for StoredRates {
+    fn from(rates: Rates) -> Self {
+        Self { operations_per_second: rates.operations, bytes_per_second: rates.bytes }
+    }
+}
+
+impl From<StoredRates> for Rates {
+    fn from(stored: StoredRates) -> Self {
+        Self { operations: stored.operations_per_second, bytes: stored.bytes_per_second }
+    }
+}
+
+/// Where measured rates are kept; none where the user has no cache folder.
+fn path() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache =
+        folder("XDG_CACHE_HOME").or_else(|| folder("LOCALAPPDATA")).or_else(|| Some(folder("HOME")?.join(".cache")))?;
+    Some(cache.join("tanglescope").join("rates.json"))
+}
+
+fn key(device: &Device, dtype: DType) -> String {
+    format!("{device}, {}", dtype_name(dtype))
+}
+
+/// All that was measured. A file that is not there or not readable is one without measurements.
+fn all() -> BTreeMap<String, StoredRates> {
+    let text = path().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Rates of a device in a number type, and whether they were measured.
+pub fn of(device: &Device, dtype: DType) -> (Rates, bool) {
+    let sound = |rates: &StoredRates| rates.operations_per_second > 0.0 && rates.bytes_per_second > 0.0;
+    match all().get(&key(device, dtype)).filter(|rates| sound(rates)) {
+        Some(&stored) => (stored.into(), true),
+        None => (if device.is_cpu() { Rates::CPU } else { Rates::GPU }, false),
+    }
+}
+
+/// Keeps what was measured. Returns where, or nothing where the user has no cache folder.
+pub fn keep(device: &Device, dtype: DType, rates: Rates) -> Result<Option<PathBuf>> {
+    let Some(path) = path() else { return Ok(None) };
+    let mut all = all();
+    all.insert(key(device, dtype), rates.into());
+    let write = || -> std::io::Result<()> {
+        let folder = path.parent().unwrap_or(&path);
+        std::fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer_pretty(&mut file, &all)?;
+        file.write_all(b"\n")?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    write().map_err(|e| Error::output(&path, format!("cannot be written: {e}")))?;
+    Ok(Some(path))
+}

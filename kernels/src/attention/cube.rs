@@ -1,0 +1,585 @@
+//! Attention on a device, in f32: blocks of 64 queries by 64 keys that never leave the chip.
+//!
+//! The forward pass keeps a running maximum and sum a row, as flash attention does, and leaves log Σ exp of each row's
+//! scores; the vjp forms probabilities from that again, block by block. Each result has one cube, so sums have an order.
+// what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
+#![allow(
+    clippy::trivially_copy_pass_by_ref,
+    clippy::used_underscore_binding,
+    clippy::cast_possible_truncation,
+    clippy::float_cmp,
+    clippy::too_many_lines
+)]
+use crate::blocks::{Block, multiply};
+use cubecl::prelude::Tensor as Matrix;
+use cubecl::prelude::*;
+
+/// Queries and keys a block.
+pub(super) const SIDE: usize = 64;
+/// A row of scores in shared memory; one more than the keys, so that rows begin in different banks.
+const ROW: usize = SIDE + 1;
+/// How a cube shares a block of scores, and each 64 features of a head.
+pub(super) const BLOCK: Block = Block { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
+/// Score of a key that a query does not see: its exponential is zero.
+const UNSEEN: f32 = -1.0e30;
+
+/// Forward row of a row of a span or segment: the prefix's, then its own.
+#[cube]
+fn row_at(local: usize, prefix: usize, prefix_len: usize, own: usize) -> usize {
+    select(local < prefix_len, prefix + local, own + local - prefix_len)
+}
+
+/// Stages 16 features of 64 rows, turned: `staged[k·64 + i] = x[row(first + i), column + k]`.
+#[cube]
+fn stage_turned<F: Float>(
+    x: &Matrix<F>,
+    staged: &mut SharedMemory<f32>,
+    first: usize,
+    end: usize,
+    prefix: usize,
+    prefix_len: usize,
+    own: usize,
+    column: usize,
+    last_column: usize,
+) {
+    #[unroll]
+    for turn in 0..comptime!(SIDE * BLOCK.step / BLOCK.units()) {
+        let at = UNIT_POS as usize + comptime!(turn * BLOCK.units());
+        let local = first + at / comptime!(BLOCK.step);
+        let k = at % comptime!(BLOCK.step);
+        let mut value = 0.0f32;
+        if local < end && column + k < last_column {
+            value = f32::cast_from(x[row_at(local, prefix, prefix_len, own) * x.stride(0) + column + k]);
+        }
+        staged[k * SIDE + at / comptime!(BLOCK.step)] = value;
+    }
+}
+
+/// Stages 64 features of 16 rows: `staged[k·64 + j] = x[row(first + k), column + j]`.
+#[cube]
+fn stage_rows<F: Float>(
+    x: &Matrix<F>,
+    staged: &mut SharedMemory<f32>,
+    first: usize,
+    end: usize,
+    prefix: usize,
+    prefix_len: usize,
+    own: usize,
+    column: usize,
+    last_column: usize,
+) {
+    #[unroll]
+    for turn in 0..comptime!(SIDE * BLOCK.step / BLOCK.units()) {
+        let at = UNIT_POS as usize + comptime!(turn * BLOCK.units());
+        let local = first + at / SIDE;
+        let j = at % SIDE;
+        let mut value = 0.0f32;
+        if local < end && column + j < last_column {
+            value = f32::cast_from(x[row_at(local, prefix, prefix_len, own) * x.stride(0) + column + j]);
+        }
+        staged[at] = value;
+    }
+}
+
+/// `acc = a·bᵀ` over the features of one head, for 64 rows of each.
+#[cube]
+fn scores<F: Float>(
+    a: &Matrix<F>,
+    a_first: usize,
+    a_end: usize,
+    a_prefix: usize,
+    a_prefix_len: usize,
+    a_own: usize,
+    a_column: usize,
+    b: &Matrix<F>,
+    b_first: usize,
+    b_end: usize,
+    b_prefix: usize,
+    b_prefix_len: usize,
+    b_own: usize,
+    b_column: usize,
+    left: &mut SharedMemory<f32>,
+    right: &mut SharedMemory<f32>,
+    acc: &mut Array<f32>,
+    #[comptime] head_dim: usize,
+) {
+    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
+    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    #[unroll]
+    for e in 0..comptime!(BLOCK.per_unit()) {
+        acc[e] = 0.0;
+    }
+    for step in 0..comptime!(head_dim.div_ceil(BLOCK.step)) {
+        let feature = step * comptime!(BLOCK.step);
+        stage_turned::<F>(
+            a,
+            left,
+            a_first,
+            a_end,
+            a_prefix,
+            a_prefix_len,
+            a_own,
+            a_column + feature,
+            a_column + head_dim,
+        );
+        stage_turned::<F>(
+            b,
+            right,
+            b_first,
+            b_end,
+            b_prefix,
+            b_prefix_len,
+            b_own,
+            b_column + feature,
+            b_column + head_dim,
+        );
+        sync_cube();
+        multiply(left, right, acc, um, un, 0usize, BLOCK, 0usize, SIDE, 1usize);
+        sync_cube();
+    }
+}
+
+/// `acc[chunk] += weights·rows`, weights `[64, 64]` in shared memory, for every 64 features of a head.
+#[cube]
+fn mix<F: Float>(
+    weights: &SharedMemory<f32>,
+    x: &Matrix<F>,
+    first: usize,
+    end: usize,
+    prefix: usize,
+    prefix_len: usize,
+    own: usize,
+    column: usize,
+    staged: &mut SharedMemory<f32>,
+    acc: &mut Array<f32>,
+    #[comptime] head_dim: usize,
+    #[comptime] turned: bool,
+) {
+    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
+    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    let (step, along) = comptime!(if turned { (ROW, 1) } else { (1, ROW) });
+    #[unroll]
+    for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
+        for part in 0..comptime!(SIDE / BLOCK.step) {
+            let k = part * comptime!(BLOCK.step);
+            let from = column + comptime!(chunk * SIDE);
+            stage_rows::<F>(x, staged, first + k, end, prefix, prefix_len, own, from, column + head_dim);
+            sync_cube();
+            multiply(weights, staged, acc, um, un, k * step, BLOCK, comptime!(chunk * BLOCK.per_unit()), step, along);
+            sync_cube();
+        }
+    }
+}
+
+/// Attention of one block of a span's queries in one head. A task is a span's prefix, its length, the first of its own
+/// rows, the first query among them, and the end of the block's queries; the grid is `(tasks, heads)`.
+///
+/// `q[N, heads·h]`, `k`, `v` `[N, kv_heads·h]`; `out` as q; `normaliser[N, heads]` is log Σ exp of a row's scores.
+#[cube(launch)]
+pub(super) fn attend<F: Float>(
+    q: &Matrix<F>,
+    k: &Matrix<F>,
+    v: &Matrix<F>,
+    tasks: &Array<u32>,
+    out: &mut Matrix<F>,
+    normaliser: &mut Matrix<f32>,
+    scale: f32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 5;
+    let head = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let first = tasks[task + 3] as usize;
+    let end = tasks[task + 4] as usize;
+    let of_query = head * head_dim;
+    let of_key = head / repeat * head_dim;
+    let unit = UNIT_POS as usize;
+    let um = unit / comptime!(BLOCK.units_n);
+    let un = unit % comptime!(BLOCK.units_n);
+    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let mut p = SharedMemory::<f32>::new(comptime!(SIDE * ROW));
+    let mut top = SharedMemory::<f32>::new(SIDE);
+    let mut sum = SharedMemory::<f32>::new(SIDE);
+    let mut rescale = SharedMemory::<f32>::new(SIDE);
+    let mut partial = SharedMemory::<f32>::new(comptime!(BLOCK.units()));
+    let mut s = Array::<f32>::new(comptime!(BLOCK.per_unit()));
+    let mut acc = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()));
+    #[unroll]
+    for e in 0..comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()) {
+        acc[e] = 0.0;
+    }
+    if unit < SIDE {
+        top[unit] = UNSEEN;
+        sum[unit] = 0.0;
+    }
+    sync_cube();
+    let keys = prefix_len + end;
+    let mut key = 0usize;
+    while key < keys {
+        scores::<F>(
+            q, first, end, 0usize, 0usize, own, of_query, k, key, keys, prefix, prefix_len, own, of_key, &mut left,
+            &mut right, &mut s, head_dim,
+        );
+        #[unroll]
+        for i in 0..comptime!(BLOCK.per_m) {
+            #[unroll]
+            for j in 0..comptime!(BLOCK.per_n) {
+                let row = um + comptime!(i * BLOCK.units_m);
+                let column = un + comptime!(j * BLOCK.units_n);
+                let seen = key + column <= prefix_len + first + row && key + column < keys;
+                p[row * ROW + column] = select(seen, s[comptime!(i * BLOCK.per_n + j)] * scale, UNSEEN);
+            }
+        }
+        sync_cube();
+        // four units a row: the maximum, then exponentials and their sum
+        let row = unit / 4;
+        let part = unit % 4;
+        let mut high = UNSEEN.runtime();
+        for t in 0..comptime!(SIDE / 4) {
+            high = max(high, p[row * ROW + part + t * 4]);
+        }
+        partial[unit] = high;
+        sync_cube();
+        let of_row = row * 4;
+        let before = top[row];
+        let now =
+            max(max(max(partial[of_row], partial[of_row + 1]), max(partial[of_row + 2], partial[of_row + 3])), before);
+        sync_cube();
+        let mut here = 0.0f32;
+        for t in 0..comptime!(SIDE / 4) {
+            let at = row * ROW + part + t * 4;
+            let e = (p[at] - now).exp();
+            p[at] = e;
+            here += e;
+        }
+        partial[unit] = here;
+        sync_cube();
+        if part == 0 {
+            let factor = (before - now).exp();
+            top[row] = now;
+            rescale[row] = factor;
+            sum[row] =
+                sum[row] * factor + partial[of_row] + partial[of_row + 1] + partial[of_row + 2] + partial[of_row + 3];
+        }
+        sync_cube();
+        #[unroll]
+        for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
+            #[unroll]
+            for i in 0..comptime!(BLOCK.per_m) {
+                let factor = rescale[um + comptime!(i * BLOCK.units_m)];
+                #[unroll]
+                for j in 0..comptime!(BLOCK.per_n) {
+                    acc[comptime!(chunk * BLOCK.per_unit() + i * BLOCK.per_n + j)] *= factor;
+                }
+            }
+        }
+        mix::<F>(&p, v, key, keys, prefix, prefix_len, own, of_key, &mut right, &mut acc, head_dim, false);
+        key += SIDE;
+    }
+    #[unroll]
+    for i in 0..comptime!(BLOCK.per_m) {
+        let row = um + comptime!(i * BLOCK.units_m);
+        if first + row < end {
+            let inverse = 1.0f32 / sum[row];
+            #[unroll]
+            for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
+                #[unroll]
+                for j in 0..comptime!(BLOCK.per_n) {
+                    let feature = un + comptime!(chunk * SIDE + j * BLOCK.units_n);
+                    if feature < head_dim {
+                        out[(own + first + row) * out.stride(0) + of_query + feature] =
+                            F::cast_from(acc[comptime!(chunk * BLOCK.per_unit() + i * BLOCK.per_n + j)] * inverse);
+                    }
+                }
+            }
+            if un == 0 {
+                normaliser[(own + first + row) * normaliser.stride(0) + head] = top[row] + sum[row].ln();
+            }
+        }
+    }
+}
+
+/// `δ·o` of every backward row in every head: `[R, heads]`, a unit a value.
+#[cube(launch)]
+pub(super) fn row_products<F: Float>(
+    delta: &Matrix<F>,
+    out: &Matrix<F>,
+    index: &Array<u32>,
+    products: &mut Matrix<f32>,
+    #[comptime] head_dim: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let heads = products.shape(1);
+    if ABSOLUTE_POS >= products.shape(0) * heads {
+        terminate!();
+    }
+    let row = ABSOLUTE_POS / heads;
+    let head = ABSOLUTE_POS % heads;
+    let a = row * delta.stride(0) + head * head_dim;
+    let b = index[row] as usize * out.stride(0) + head * head_dim;
+    let mut sum = 0.0f32;
+    for i in 0..head_dim {
+        sum += f32::cast_from(delta[a + i]) * f32::cast_from(out[b + i]);
+    }
+    products[row * products.stride(0) + head] = sum;
+}
+
+/// P and dS = s·P∘(dP − δ·o) of one block of queries and keys of a segment, left in `p` and `ds` of each unit.
+#[cube]
+fn block_back<F: Float>(
+    q: &Matrix<F>,
+    k: &Matrix<F>,
+    v: &Matrix<F>,
+    delta: &Matrix<F>,
+    normaliser: &Matrix<f32>,
+    products: &Matrix<f32>,
+    prefix: usize,
+    prefix_len: usize,
+    own: usize,
+    offset: usize,
+    rows: usize,
+    query: usize,
+    key: usize,
+    head: usize,
+    scale: f32,
+    left: &mut SharedMemory<f32>,
+    right: &mut SharedMemory<f32>,
+    p: &mut Array<f32>,
+    ds: &mut Array<f32>,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+) {
+    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
+    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    let of_query = head * head_dim;
+    let of_key = head / repeat * head_dim;
+    scores::<F>(
+        q, query, rows, prefix, prefix_len, own, of_query, k, key, rows, prefix, prefix_len, own, of_key, left, right,
+        p, head_dim,
+    );
+    scores::<F>(
+        delta, query, rows, 0usize, 0usize, offset, of_query, v, key, rows, prefix, prefix_len, own, of_key, left,
+        right, ds, head_dim,
+    );
+    #[unroll]
+    for i in 0..comptime!(BLOCK.per_m) {
+        let local = query + um + comptime!(i * BLOCK.units_m);
+        let mut normal = 0.0f32;
+        let mut product = 0.0f32;
+        if local < rows {
+            normal = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
+            product = products[(offset + local) * products.stride(0) + head];
+        }
+        #[unroll]
+        for j in 0..comptime!(BLOCK.per_n) {
+            let column = key + un + comptime!(j * BLOCK.units_n);
+            let e = comptime!(i * BLOCK.per_n + j);
+            let seen = column <= local && local < rows;
+            // an unseen key's score may be anything, and its exponential infinite
+            let exponent = select(seen, p[e] * scale - normal, UNSEEN);
+            let probability = exponent.exp();
+            p[e] = probability;
+            ds[e] = probability * (ds[e] - product) * scale;
+        }
+    }
+}
+
+/// Writes a unit's values of a block to shared memory.
+#[cube]
+fn put(values: &Array<f32>, block: &mut SharedMemory<f32>) {
+    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
+    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    #[unroll]
+    for i in 0..comptime!(BLOCK.per_m) {
+        #[unroll]
+        for j in 0..comptime!(BLOCK.per_n) {
+            block[(um + comptime!(i * BLOCK.units_m)) * ROW + un + comptime!(j * BLOCK.units_n)] =
+                values[comptime!(i * BLOCK.per_n + j)];
+        }
+    }
+    sync_cube();
+}
+
+/// Writes 64 rows of a head's cotangent.
+#[cube]
+fn write<F: Float>(
+    acc: &Array<f32>,
+    out: &mut Matrix<F>,
+    first: usize,
+    end: usize,
+    column: usize,
+    #[comptime] head_dim: usize,
+) {
+    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
+    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    #[unroll]
+    for i in 0..comptime!(BLOCK.per_m) {
+        let row = first + um + comptime!(i * BLOCK.units_m);
+        #[unroll]
+        for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
+            #[unroll]
+            for j in 0..comptime!(BLOCK.per_n) {
+                let feature = un + comptime!(chunk * SIDE + j * BLOCK.units_n);
+                if row < end && feature < head_dim {
+                    out[row * out.stride(0) + column + feature] =
+                        F::cast_from(acc[comptime!(chunk * BLOCK.per_unit() + i * BLOCK.per_n + j)]);
+                }
+            }
+        }
+    }
+}
+
+/// dQ = dS·K of one block of a segment's queries in one head. A task is a segment's prefix, its length, the first of its
+/// own rows, its first backward row, its rows, its first active row, and the block's first row; the grid is
+/// `(tasks, heads)`.
+#[cube(launch)]
+pub(super) fn attend_vjp_queries<F: Float>(
+    q: &Matrix<F>,
+    k: &Matrix<F>,
+    v: &Matrix<F>,
+    delta: &Matrix<F>,
+    normaliser: &Matrix<f32>,
+    products: &Matrix<f32>,
+    tasks: &Array<u32>,
+    dq: &mut Matrix<F>,
+    scale: f32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 7;
+    let head = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let offset = tasks[task + 3] as usize;
+    let rows = tasks[task + 4] as usize;
+    let active = tasks[task + 5] as usize;
+    let query = tasks[task + 6] as usize;
+    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let mut weights = SharedMemory::<f32>::new(comptime!(SIDE * ROW));
+    let mut p = Array::<f32>::new(comptime!(BLOCK.per_unit()));
+    let mut ds = Array::<f32>::new(comptime!(BLOCK.per_unit()));
+    let mut acc = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()));
+    #[unroll]
+    for e in 0..comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()) {
+        acc[e] = 0.0;
+    }
+    let end = min(query + SIDE, rows);
+    let mut key = 0usize;
+    // the cotangent of rows before the first active one is zero
+    while key < select(end > active, end, 0usize) {
+        block_back::<F>(
+            q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale,
+            &mut left, &mut right, &mut p, &mut ds, head_dim, repeat,
+        );
+        put(&ds, &mut weights);
+        mix::<F>(
+            &weights,
+            k,
+            key,
+            rows,
+            prefix,
+            prefix_len,
+            own,
+            head / repeat * head_dim,
+            &mut right,
+            &mut acc,
+            head_dim,
+            false,
+        );
+        key += SIDE;
+    }
+    write::<F>(&acc, dq, offset + query, offset + end, head * head_dim, head_dim);
+}
+
+/// dV = Pᵀδ and dK = dSᵀQ of one block of a segment's keys in one key-value head. A task is as in
+/// [`attend_vjp_queries()`]; the grid is `(tasks, key-value heads)`.
+#[cube(launch)]
+pub(super) fn attend_vjp_keys<F: Float>(
+    q: &Matrix<F>,
+    k: &Matrix<F>,
+    v: &Matrix<F>,
+    delta: &Matrix<F>,
+    normaliser: &Matrix<f32>,
+    products: &Matrix<f32>,
+    tasks: &Array<u32>,
+    dk: &mut Matrix<F>,
+    dv: &mut Matrix<F>,
+    scale: f32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 7;
+    let group = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let offset = tasks[task + 3] as usize;
+    let rows = tasks[task + 4] as usize;
+    let active = tasks[task + 5] as usize;
+    let key = tasks[task + 6] as usize;
+    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let mut weights = SharedMemory::<f32>::new(comptime!(SIDE * ROW));
+    let mut p = Array::<f32>::new(comptime!(BLOCK.per_unit()));
+    let mut ds = Array::<f32>::new(comptime!(BLOCK.per_unit()));
+    let mut of_k = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()));
+    let mut of_v = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()));
+    #[unroll]
+    for e in 0..comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()) {
+        of_k[e] = 0.0;
+        of_v[e] = 0.0;
+    }
+    for h in 0..repeat {
+        let head = group * repeat + h;
+        let mut query = max(key, active / SIDE * SIDE);
+        while query < rows {
+            block_back::<F>(
+                q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale,
+                &mut left, &mut right, &mut p, &mut ds, head_dim, repeat,
+            );
+            put(&p, &mut weights);
+            mix::<F>(
+                &weights,
+                delta,
+                query,
+                rows,
+                0usize,
+                0usize,
+                offset,
+                head * head_dim,
+                &mut right,
+                &mut of_v,
+                head_dim,
+                true,
+            );
+            put(&ds, &mut weights);
+            mix::<F>(
+                &weights,
+                q,
+                query,
+                rows,
+                prefix,
+                prefix_len,
+                own,
+                head * head_dim,
+                &mut right,
+                &mut of_k,
+                head_dim,
+                true,
+            );
+            query += SIDE;
+        }
+    }
+    let end = offset + min(key + SIDE, rows);
+    write::<F>(&of_k, dk, offset + key, end, group * head_dim, head_dim);
+    write::<F>(&of_v, dv, offset + key, end, group * head_dim, head_dim);
+}

@@ -1,0 +1,139 @@
+//! How attention is spread over a device: one cube a block of 64 rows and head.
+use super::cube::{BLOCK, SIDE, attend, attend_vjp_keys, attend_vjp_queries, row_products};
+use crate::blocks::{as_u32, empty, ints, rows_as_they_are, rows_of, width_of};
+use crate::{Heads, Segment, Span};
+use burn_backend::DType;
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+#[allow(clippy::cast_possible_truncation)]
+fn scale(heads: Heads) -> f32 {
+    heads.scale as f32
+}
+
+/// See [`crate::Kernels::attention`].
+pub(crate) fn attention<R: CubeRuntime>(
+    q: &CubeTensor<R>,
+    k: &CubeTensor<R>,
+    v: &CubeTensor<R>,
+    spans: &[Span],
+    heads: Heads,
+) -> (CubeTensor<R>, CubeTensor<R>) {
+    let rows = rows_of(q);
+    // rows outside every span are zero
+    let covered: usize = spans.iter().map(|span| span.own.len()).sum();
+    let out = match covered == rows {
+        true => empty(q, [rows, width_of(q)], q.dtype),
+        false => burn_cubecl::ops::numeric::zeros_client(
+            q.client.clone(),
+            q.device.clone(),
+            [rows, width_of(q)].into(),
+            q.dtype,
+        ),
+    };
+    let normaliser = empty(q, [rows, heads.heads], DType::F32);
+    let mut tasks = Vec::new();
+    for span in spans {
+        for first in (0..span.own.len()).step_by(SIDE) {
+            let end = (first + SIDE).min(span.own.len());
+            tasks.push([span.prefix.start, span.prefix.len(), span.own.start, first, end].map(as_u32));
+        }
+    }
+    if !tasks.is_empty() {
+        attend::launch::<R>(
+            &q.client,
+            CubeCount::Static(as_u32(tasks.len()), as_u32(heads.heads), 1),
+            CubeDim::new_1d(as_u32(BLOCK.units())),
+            rows_as_they_are(q).into_tensor_arg(),
+            rows_as_they_are(k).into_tensor_arg(),
+            rows_as_they_are(v).into_tensor_arg(),
+            ints(&q.client, tasks.as_flattened()),
+            out.clone().into_tensor_arg(),
+            normaliser.clone().into_tensor_arg(),
+            scale(heads),
+            heads.head_dim,
+            heads.heads / heads.kv_heads,
+            q.dtype.into(),
+        );
+    }
+    (out, normaliser)
+}
+
+/// See [`crate::Kernels::attention_vjp`].
+pub(crate) fn attention_vjp<R: CubeRuntime>(
+    [q, k, v]: [&CubeTensor<R>; 3],
+    (out, normaliser): (&CubeTensor<R>, &CubeTensor<R>),
+    delta: &CubeTensor<R>,
+    segments: &[Segment],
+    heads: Heads,
+) -> [CubeTensor<R>; 3] {
+    let (client, rows, h) = (&q.client, rows_of(delta), heads.head_dim);
+    let (wide, narrow) = (heads.heads * h, heads.kv_heads * h);
+    let results = [wide, narrow, narrow].map(|width| empty(q, [rows, width], q.dtype));
+    if rows == 0 {
+        return results;
+    }
+    let (mut tasks, mut index, mut offset) = (Vec::new(), Vec::with_capacity(rows), 0);
+    for segment in segments {
+        for first in (0..segment.len()).step_by(SIDE) {
+            let (prefix, own) = (&segment.prefix, &segment.own);
+            let numbers = [prefix.start, prefix.len(), own.start, offset, segment.len(), segment.active_from, first];
+            tasks.push(numbers.map(as_u32));
+        }
+        index.extend(segment.prefix.clone().chain(segment.own.clone()).map(as_u32));
+        offset += segment.len();
+    }
+    let arg = |x: &CubeTensor<R>| rows_as_they_are(x).into_tensor_arg();
+    let products = empty(q, [rows, heads.heads], DType::F32);
+    let units = CubeDim::new_1d(as_u32(BLOCK.units()));
+    row_products::launch::<R>(
+        client,
+        calculate_cube_count_elemwise(client, rows * heads.heads, units),
+        units,
+        arg(delta),
+        arg(out),
+        ints(client, &index),
+        products.clone().into_tensor_arg(),
+        h,
+        q.dtype.into(),
+    );
+    let [dq, dk, dv] = &results;
+    let repeat = heads.heads / heads.kv_heads;
+    attend_vjp_queries::launch::<R>(
+        client,
+        CubeCount::Static(as_u32(tasks.len()), as_u32(heads.heads), 1),
+        units,
+        arg(q),
+        arg(k),
+        arg(v),
+        arg(delta),
+        arg(normaliser),
+        arg(&products),
+        ints(client, tasks.as_flattened()),
+        dq.clone().into_tensor_arg(),
+        scale(heads),
+        h,
+        repeat,
+        q.dtype.into(),
+    );
+    attend_vjp_keys::launch::<R>(
+        client,
+        CubeCount::Static(as_u32(tasks.len()), as_u32(heads.kv_heads), 1),
+        units,
+        arg(q),
+        arg(k),
+        arg(v),
+        arg(delta),
+        arg(normaliser),
+        arg(&products),
+        ints(client, tasks.as_flattened()),
+        dk.clone().into_tensor_arg(),
+        dv.clone().into_tensor_arg(),
+        scale(heads),
+        h,
+        repeat,
+        q.dtype.into(),
+    );
+    results
+}

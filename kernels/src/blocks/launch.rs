@@ -1,0 +1,111 @@
+//! The host's part of every launch: results in device memory, grids, and what a device offers.
+use burn_backend::{DType, Shape};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+/// A client of the device that a tensor is on.
+pub(crate) type Launch<R> = ComputeClient<R>;
+
+/// Most cubes along one side of a grid that every device takes.
+const SIDE: usize = 65_535;
+
+/// A grid of at least `n` cubes, a cube an element of work; kernels leave where their number is too high.
+pub(crate) fn by_rows(n: usize) -> CubeCount {
+    let x = n.clamp(1, SIDE);
+    CubeCount::Static(as_u32(x), as_u32(n.max(1).div_ceil(x)), 1)
+}
+
+pub(crate) fn as_u32(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// An unwritten contiguous tensor beside another one.
+pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
+    let shape = shape.into();
+    // a buffer of no bytes is none
+    let handle = like.client.empty(shape.num_elements().max(1) * dtype.size());
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, dtype)
+}
+
+/// Copies indices to the device; none become one that is never read.
+pub(crate) fn ints<R: CubeRuntime>(client: &Launch<R>, values: &[u32]) -> ArrayArg<R> {
+    let values = if values.is_empty() { &[0] } else { values };
+    array(client.create_from_slice(bytemuck::cast_slice(values)), values.len())
+}
+
+/// Copies weights to the device.
+#[allow(clippy::cast_possible_truncation)]
+pub(crate) fn floats<R: CubeRuntime>(client: &Launch<R>, values: &[f64]) -> ArrayArg<R> {
+    let mut values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    values.resize(values.len().max(1), 0.0);
+    array(client.create_from_slice(bytemuck::cast_slice(&values)), values.len())
+}
+
+/// A kernel's argument from a buffer of `len` values.
+#[allow(unsafe_code)]
+pub(crate) fn array<R: CubeRuntime>(handle: Handle, len: usize) -> ArrayArg<R> {
+    // SAFETY: every caller passes the number of values that it made the buffer for.
+    unsafe { ArrayArg::from_raw_parts(handle, len) }
+}
+
+/// `[rows, width]` of a matrix; a vector is one row.
+pub(crate) fn rows_of<R: CubeRuntime>(x: &CubeTensor<R>) -> usize {
+    let shape = x.meta.shape();
+    if shape.num_dims() == 1 { 1 } else { shape[0] }
+}
+
+/// Width of a matrix's rows.
+pub(crate) fn width_of<R: CubeRuntime>(x: &CubeTensor<R>) -> usize {
+    let shape = x.meta.shape();
+    shape[shape.num_dims() - 1]
+}
+
+/// The tensor itself where neighbouring values of a row lie side by side, whatever lies between rows; a copy otherwise.
+pub(crate) fn rows_as_they_are<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
+    let strides = x.meta.strides();
+    if strides[strides.len() - 1] == 1 { x.clone() } else { burn_cubecl::kernel::into_contiguous(x.clone()) }
+}
+
+/// The tensor itself where its values lie side by side without gaps; a copy otherwise.
+pub(crate) fn alone<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
+    burn_cubecl::kernel::into_contiguous(x.clone())
+}
+
+/// What a device's kernels are fitted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Bytes of memory that the units of a cube share.
+    pub shared: usize,
+    /// Units of a cube.
+    pub units: usize,
+    /// Units that a matrix unit's instructions are given to together, where it takes 16×16×16 products of this type.
+    pub matrix_units: Option<usize>,
+    /// Whether it is hardware: a program that plays a GPU offers no operations across a plane.
+    pub hardware: bool,
+}
+
+/// Limits for kernels over values of a type.
+pub(crate) fn limits<R: CubeRuntime>(client: &Launch<R>, dtype: DType) -> Limits {
+    let properties = client.properties();
+    let kind = match dtype {
+        DType::BF16 => Some(FloatKind::BF16),
+        DType::F16 => Some(FloatKind::F16),
+        _ => None,
+    };
+    let takes = |kind: FloatKind| {
+        let element = |kind| ElemType::Float(kind).into();
+        let (a_type, b_type, cd_type) = (element(kind), element(kind), element(FloatKind::F32));
+        properties.features.matmul.cmma.contains(&MmaConfig { a_type, b_type, cd_type, m: 16, n: 16, k: 16 })
+    };
+    let hardware = &properties.hardware;
+    let fixed = hardware.plane_size_min == hardware.plane_size_max;
+    Limits {
+        shared: hardware.max_shared_memory_size,
+        units: hardware.max_units_per_cube as usize,
+        hardware: properties.features.plane.contains(cubecl::features::Plane::Ops),
+        matrix_units: kind.filter(|&k| fixed && takes(k)).map(|_| hardware.plane_size_max as usize),
+    }
+}

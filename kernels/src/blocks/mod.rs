@@ -1,0 +1,50 @@
+//! What several kernels share on a device: staged blocks of matrices multiplied on chip, and sums over a cube.
+mod cube;
+mod launch;
+
+pub(crate) use cube::{cube_sum, multiply};
+pub(crate) use launch::{
+    alone, array, as_u32, by_rows, empty, floats, ints, limits, rows_as_they_are, rows_of, width_of,
+};
+
+/// Side of the tile that a matrix unit multiplies.
+pub(crate) const MATRIX_UNIT: usize = 16;
+
+/// How the units of a cube share a block of a product.
+///
+/// A unit holds `per_m × per_n` values, `units_m` and `units_n` apart, so that neighbours read neighbouring values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Block {
+    /// Units along the rows of the block.
+    pub units_m: usize,
+    /// Units along its columns.
+    pub units_n: usize,
+    /// Rows a unit.
+    pub per_m: usize,
+    /// Columns a unit.
+    pub per_n: usize,
+    /// Entries of the contracted axis that are staged at a time.
+    pub step: usize,
+}
+
+impl Block {
+    /// Rows of the block.
+    pub const fn m(self) -> usize {
+        self.units_m * self.per_m
+    }
+
+    /// Columns of the block.
+    pub const fn n(self) -> usize {
+        self.units_n * self.per_n
+    }
+
+    /// Units of a cube.
+    pub const fn units(self) -> usize {
+        self.units_m * self.units_n
+    }
+
+    /// Values a unit.
+    pub const fn per_unit(self) -> usize {
+        self.per_m * self.per_n
+    }
+}

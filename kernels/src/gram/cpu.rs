@@ -1,0 +1,130 @@
+//! The *gram* reduction on the CPU.
+//!
+//! Panels of rows of `δ·δᵀ`, each up to its diagonal, are formed in the working type, and multiplied with `x·xᵀ` and summed
+//! in f64. Partial results are added in a fixed order, so that two runs give the same bits.
+use crate::host::real::{Real, dot_wide, unwritten, vectorised};
+use crate::product::cpu::{Target, View, product, transpose};
+use crate::{BlockGram, RowSet};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows of a panel.
+const PANEL: usize = 64;
+/// Columns of a panel that are formed at a time: with its rows, what a second-level cache has room for.
+const COLUMNS: usize = 1024;
+
+/// `x·xᵀ` over a range of forward rows, lower panels computed and mirrored: `[N, N]`.
+fn input_gram<E: Real>(x: &[E], n: usize, range: &Range<usize>) -> Vec<E> {
+    let size = range.len();
+    let turned = transpose(&x[range.start * n..range.end * n], n);
+    let mut out = unwritten(size * size);
+    let target = Target::rows(&mut out, size);
+    // the longest panels first, so that no core is left with one at the end
+    let starts: Vec<usize> = (0..size).step_by(PANEL).rev().collect();
+    starts.into_par_iter().with_max_len(1).for_each(|start| {
+        let rows = PANEL.min(size - start);
+        let columns = start + rows;
+        let left = View::rows(x, n).from(range.start + start, 0);
+        let mut panel = unwritten(rows * columns);
+        product(Target::rows(&mut panel, columns), [rows, n, columns], left, View::rows(&turned, size), 1.0, false);
+        for (r, row) in panel.chunks_exact(columns).enumerate() {
+            target.from(start + r, 0).write(0, row);
+        }
+        let mut column = vec![E::of(0.0); rows];
+        for c in 0..start {
+            column.iter_mut().zip(panel.iter().skip(c).step_by(columns)).for_each(|(to, &from)| *to = from);
+            target.from(c, start).write(0, &column);
+        }
+    });
+    out
+}
+
+/// Sums of `(x_r·x_s)(δ_r·δ_s)` for the rows of one panel and all rows up to each of them: `[K, K]`, lower half.
+fn panel<E: Real>(
+    (delta, turned, m): (&[E], &[E], usize),
+    (xx, range): (&[E], &Range<usize>),
+    rows: &RowSet,
+    block: &Range<usize>,
+    panel: Range<usize>,
+) -> BlockGram {
+    let (of_block, k) = (rows.of_block(block), block.len());
+    let mut gram = vec![0.0; k * k];
+    let left = View::rows(delta, m).from(panel.start, 0);
+    let mut dd = unwritten(panel.len() * COLUMNS.min(panel.end - of_block.start));
+    for first in (of_block.start..panel.end).step_by(COLUMNS) {
+        let columns = first..(first + COLUMNS).min(panel.end);
+        let width = columns.len();
+        let right = View::rows(turned, of_block.len()).from(0, columns.start - of_block.start);
+        product(Target::rows(&mut dd, width), [panel.len(), m, width], left, right, 1.0, false);
+        let runs: Vec<(usize, Range<usize>)> = block
+            .clone()
+            .flat_map(|c| rows.runs(c).into_iter().map(move |run| (c - block.start, run)))
+            .map(|(c, run)| (c, run.start.max(columns.start)..run.end.min(columns.end)))
+            .filter(|(_, run)| !run.is_empty())
+            .collect();
+        let mut of_row = block.start;
+        for (r, dd) in panel.clone().zip(dd.chunks_exact(width)) {
+            while rows.of(of_row).end <= r {
+                of_row += 1;
+            }
+            let i = of_row - block.start;
+            let xx = &xx[(rows.index[r] as usize - range.start) * range.len()..][..range.len()];
+            vectorised(|| {
+                for (j, run) in runs.iter().take_while(|(_, run)| run.start <= r) {
+                    let part = run.start..run.end.min(r + 1);
+                    let x = rows.index[part.start] as usize - range.start;
+                    let d = &dd[part.start - columns.start..part.end - columns.start];
+                    let sum = dot_wide(d, &xx[x..x + d.len()]);
+                    // within a cotangent each pair of rows stands for both orders
+                    gram[i * k + j] += if i == *j { 2.0 * sum } else { sum };
+                    if i == *j && part.end == r + 1 {
+                        gram[i * k + i] -= d[d.len() - 1].wide() * xx[x + d.len() - 1].wide();
+                    }
+                }
+            });
+        }
+    }
+    gram
+}
+
+/// *gram*: `Σ_{r∈i, s∈j} (x_r·x_s)(δ_r·δ_s)` with both row Grams in panels; `x·xᵀ` once for all parameters of an input.
+pub fn rows<E: Real>(x: &[E], n: usize, deltas: &[(&[E], usize)], rows: &RowSet) -> Vec<Vec<BlockGram>> {
+    let mut out: Vec<Vec<BlockGram>> = deltas.iter().map(|_| Vec::new()).collect();
+    for block in &rows.blocks {
+        let range = rows.forward_range(block);
+        let xx = input_gram(x, n, &range);
+        let of_block = rows.of_block(block);
+        let k = block.len();
+        let turned: Vec<Vec<E>> =
+            deltas.iter().map(|(delta, m)| transpose(&delta[of_block.start * m..of_block.end * m], *m)).collect();
+        // the longest panels first, so that no core is left with one at the end
+        let tasks: Vec<(usize, Range<usize>)> = of_block
+            .clone()
+            .step_by(PANEL)
+            .rev()
+            .flat_map(|start| (0..deltas.len()).map(move |d| (d, start..start + PANEL)))
+            .collect();
+        let parts: Vec<(usize, BlockGram)> = tasks
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|(d, range_of)| {
+                let (delta, m) = deltas[d];
+                let range_of = range_of.start..range_of.end.min(of_block.end);
+                (d, panel((delta, &turned[d], m), (&xx, &range), rows, block, range_of))
+            })
+            .collect();
+        for (d, out) in out.iter_mut().enumerate() {
+            let mut gram = vec![0.0; k * k];
+            for (_, part) in parts.iter().filter(|(of, _)| *of == d) {
+                gram.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+            }
+            for i in 0..k {
+                for j in 0..i {
+                    gram[j * k + i] = gram[i * k + j];
+                }
+            }
+            out.push(gram);
+        }
+    }
+    out
+}

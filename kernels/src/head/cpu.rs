@@ -1,0 +1,174 @@
+//! The log-probability head: logits, log-sum-exp, gradient and e·eᵀ in one walk over the vocabulary.
+//!
+//! The vocabulary is walked in chunks like the keys of a flash attention: for every row a running maximum, the sum of
+//! exponentials and Σ exp(z)·w are kept and rescaled when the maximum grows; p·pᵀ of a block of rows is rescaled the
+//! same way on both sides. Beside the results, memory is `rows × CHUNK`.
+use crate::host::real::{Real, dot_wide, vectorised};
+use crate::host::stored::Stored;
+use crate::product::cpu::{Target, View, product, product_parallel};
+use crate::{BlockGram, HeadCotangents};
+use rayon::prelude::*;
+
+/// Tokens a chunk.
+const CHUNK: usize = 2048;
+
+/// What the walk returns; `back` is `[n, d]`.
+pub struct Walk<E> {
+    pub logp: Vec<f64>,
+    pub log_normaliser: Vec<f64>,
+    pub entropy: Vec<f64>,
+    pub best: Vec<u32>,
+    pub back: Vec<E>,
+    pub gram: Option<Vec<BlockGram>>,
+}
+
+/// A row's running figures, relative to the highest logit so far.
+#[derive(Clone, Copy)]
+struct Running<E> {
+    top: E,
+    best: usize,
+    /// Σ exp(z − top).
+    sum: f64,
+    /// Σ exp(z − top)·(z − top).
+    weighted: f64,
+    /// What the last chunk's rise of the maximum multiplied everything before it with.
+    rescale: E,
+}
+
+impl<E: Real> Running<E> {
+    /// Takes a chunk of logits in, and turns them into exponentials.
+    #[inline(always)]
+    fn take(&mut self, z: &mut [E], first: usize) {
+        const LANES: usize = 16;
+        let high = z.iter().fold(self.top, |a, &b| if b > a { b } else { a });
+        if high > self.top {
+            self.best = first + z.iter().position(|&z| z == high).unwrap_or(0);
+        }
+        let (mut sums, mut weighted) = ([E::of(0.0); LANES], [E::of(0.0); LANES]);
+        let (body, tail) = z.as_chunks_mut::<LANES>();
+        for part in body {
+            for i in 0..LANES {
+                let d = part[i] - high;
+                let e = d.exp_fast();
+                part[i] = e;
+                sums[i] += e;
+                weighted[i] += e * d;
+            }
+        }
+        for (i, z) in tail.iter_mut().enumerate() {
+            let d = *z - high;
+            *z = d.exp_fast();
+            sums[i] += *z;
+            weighted[i] += *z * d;
+        }
+        let total = |lanes: [E; LANES]| lanes.iter().map(|x| x.wide()).sum::<f64>();
+        // before the first chunk there is no maximum to fall behind
+        let (fall, rescale) =
+            if self.sum > 0.0 { ((self.top - high).wide(), (self.top - high).exp_fast()) } else { (0.0, E::of(1.0)) };
+        self.rescale = rescale;
+        self.weighted = (self.weighted + self.sum * fall) * rescale.wide() + total(weighted);
+        self.sum = self.sum * rescale.wide() + total(sums);
+        self.top = high;
+    }
+}
+
+/// See [`crate::Kernels::head`].
+pub fn walk<E: Real>(
+    y: &[E],
+    w: Stored<E>,
+    d: usize,
+    targets: &[u32],
+    cotangents: Option<&HeadCotangents<'_>>,
+) -> Walk<E> {
+    let n = targets.len();
+    let vocabulary = w.len() / d;
+    let blocks = cotangents.map_or(&[][..], |c| c.block_rows);
+    let start = Running { top: E::neg_infinity(), best: 0, sum: 0.0, weighted: 0.0, rescale: E::of(1.0) };
+    let mut running = vec![start; n];
+    let mut mean = vec![E::of(0.0); n * d];
+    let mut products: Vec<Vec<f64>> = blocks.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
+    let mut scratch: Vec<Vec<E>> = blocks.iter().map(|b| vec![E::of(0.0); b.len() * b.len()]).collect();
+    let mut logits = vec![E::of(0.0); n * CHUNK.min(vocabulary)];
+    for start in (0..vocabulary).step_by(CHUNK) {
+        let columns = CHUNK.min(vocabulary - start);
+        let logits = &mut logits[..n * columns];
+        let chunk = w.rows(start..start + columns, d);
+        let chunk = View::rows(&chunk, d);
+        let shape = [n, d, columns];
+        product_parallel(Target::rows(logits, columns), shape, View::rows(y, d), chunk.transposed(), 1.0, false);
+        logits.par_chunks_mut(columns).zip(&mut running).zip(mean.par_chunks_mut(d)).for_each(
+            |((z, running), mean)| {
+                vectorised(|| {
+                    running.take(z, start);
+                    if running.rescale < E::of(1.0) {
+                        for m in mean {
+                            *m = *m * running.rescale;
+                        }
+                    }
+                });
+            },
+        );
+        let p = View::rows(logits, columns);
+        product_parallel(Target::rows(&mut mean, d), [n, columns, d], p, chunk, 1.0, true);
+        let running = &running;
+        blocks.par_iter().zip(&mut products).zip(&mut scratch).for_each(|((block, sums), here)| {
+            let b = block.len();
+            let rows = p.from(block.start, 0);
+            product(Target::rows(here, b), [b, columns, b], rows, rows.transposed(), 1.0, false);
+            for i in 0..b {
+                for j in 0..b {
+                    let scale = running[block.start + i].rescale.wide() * running[block.start + j].rescale.wide();
+                    sums[i * b + j] = sums[i * b + j] * scale + here[i * b + j].wide();
+                }
+            }
+        });
+    }
+    let mut back = mean;
+    let log_normaliser: Vec<f64> = running.iter().map(|r| r.top.wide() + r.sum.ln()).collect();
+    // the target of row j as seen from row i
+    let of_targets = w.gather(targets, d);
+    let of_target = |i: usize, j: usize| dot_wide(&y[i * d..][..d], &of_targets[j * d..][..d]) - log_normaliser[i];
+    let logp: Vec<f64> = (0..n).into_par_iter().map(|r| of_target(r, r)).collect();
+    back.par_chunks_mut(d).enumerate().for_each(|(r, back)| {
+        let inverse = E::of(1.0 / running[r].sum);
+        let target = &of_targets[r * d..][..d];
+        for i in 0..d {
+            back[i] = target[i] - back[i] * inverse;
+        }
+    });
+    let gram = cotangents.map(|cotangents| {
+        let of_block = |b: usize| {
+            let (rows, width) = (&blocks[b], blocks[b].len());
+            // (h_r·h_s)(e_r·e_s), e_r·e_s = [y_r = y_s] − p_r[y_s] − p_s[y_r] + p_r·p_s
+            let terms: Vec<f64> = (0..width * width)
+                .into_par_iter()
+                .map(|at| {
+                    let (r, s) = (rows.start + at / width, rows.start + at % width);
+                    if s > r {
+                        return 0.0;
+                    }
+                    let same = f64::from(u8::from(targets[r] == targets[s]));
+                    let both = products[b][at] / (running[r].sum * running[s].sum);
+                    let e = same - of_target(r, s).exp() - of_target(s, r).exp() + both;
+                    e * dot_wide(&y[r * d..][..d], &y[s * d..][..d])
+                })
+                .collect();
+            let term = |r: usize, s: usize| terms[(r.max(s) - rows.start) * width + r.min(s) - rows.start];
+            let block = cotangents.blocks[b].clone();
+            let products = block.clone().flat_map(|i| block.clone().map(move |j| (i, j))).map(|(i, j)| {
+                let (i, j) = (&cotangents.weights[i], &cotangents.weights[j]);
+                i.iter().map(|&(r, a)| a * j.iter().map(|&(s, c)| c * term(r, s)).sum::<f64>()).sum::<f64>()
+            });
+            products.collect()
+        };
+        (0..blocks.len()).map(of_block).collect()
+    });
+    Walk {
+        logp,
+        log_normaliser,
+        entropy: running.iter().map(|r| r.sum.ln() - r.weighted / r.sum).collect(),
+        best: running.iter().map(|r| u32::try_from(r.best).unwrap_or(u32::MAX)).collect(),
+        back,
+        gram,
+    }
+}

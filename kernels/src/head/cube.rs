@@ -1,0 +1,165 @@
+//! One chunk of the vocabulary on a device, one cube a row, in f32.
+// what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
+#![allow(
+    clippy::trivially_copy_pass_by_ref,
+    clippy::used_underscore_binding,
+    clippy::cast_possible_truncation,
+    clippy::float_cmp,
+    clippy::too_many_lines
+)]
+use crate::blocks::cube_sum;
+use cubecl::prelude::Tensor as Matrix;
+use cubecl::prelude::*;
+
+/// Units of a cube.
+pub(super) const UNITS: usize = 256;
+
+/// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)` in `p[n, C]`.
+///
+/// `figures[n, 5]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, and the factor that
+/// what came before this chunk has to be multiplied with; `best[n]` is the token of the maximum.
+#[cube(launch)]
+pub(super) fn take_chunk<F: Float>(
+    logits: &Matrix<f32>,
+    targets: &Array<u32>,
+    figures: &mut Array<f32>,
+    best: &mut Array<u32>,
+    p: &mut Matrix<F>,
+    first: u32,
+    #[comptime] start: bool,
+    #[define(F)] _dtype: StorageType,
+) {
+    let row = (CUBE_POS_X + CUBE_POS_Y * CUBE_COUNT_X) as usize;
+    if row >= logits.shape(0) {
+        terminate!();
+    }
+    let unit = UNIT_POS as usize;
+    let columns = logits.shape(1);
+    let from = row * logits.stride(0);
+    let mut scratch = SharedMemory::<f32>::new(UNITS);
+    let mut places = SharedMemory::<u32>::new(UNITS);
+    let mut high = f32::min_value();
+    let mut place = 0u32;
+    let mut at = unit;
+    while at < columns {
+        let z = logits[from + at];
+        if z > high {
+            high = z;
+            place = at as u32;
+        }
+        at += UNITS;
+    }
+    scratch[unit] = high;
+    places[unit] = place;
+    sync_cube();
+    let mut half = comptime!(UNITS / 2).runtime();
+    while half > 0 {
+        if unit < half {
+            let other = scratch[unit + half];
+            // the first of equals, whatever the order of units
+            if other > scratch[unit] || (other == scratch[unit] && places[unit + half] < places[unit]) {
+                scratch[unit] = other;
+                places[unit] = places[unit + half];
+            }
+        }
+        sync_cube();
+        half /= 2;
+    }
+    let here = scratch[0];
+    let of_here = places[0];
+    sync_cube();
+    let mut before = here;
+    let mut sum_before = 0.0f32;
+    let mut weighted_before = 0.0f32;
+    if comptime!(!start) {
+        before = figures[row * 5];
+        sum_before = figures[row * 5 + 1];
+        weighted_before = figures[row * 5 + 2];
+    }
+    let top = max(here, before);
+    let mut sum = 0.0f32;
+    let mut weighted = 0.0f32;
+    at = unit;
+    while at < columns {
+        let d = logits[from + at] - top;
+        let e = d.exp();
+        p[row * p.stride(0) + at] = F::cast_from(e);
+        sum += e;
+        weighted += e * d;
+        at += UNITS;
+    }
+    let all = cube_sum(sum, &mut scratch, UNITS);
+    let all_weighted = cube_sum(weighted, &mut scratch, UNITS);
+    if unit == 0 {
+        let factor = (before - top).exp();
+        figures[row * 5] = top;
+        figures[row * 5 + 1] = sum_before * factor + all;
+        figures[row * 5 + 2] = (weighted_before + sum_before * (before - top)) * factor + all_weighted;
+        figures[row * 5 + 4] = factor;
+        if comptime!(start) || here > before {
+            best[row] = first + of_here;
+        }
+        let target = targets[row];
+        if target >= first && target < first + columns as u32 {
+            figures[row * 5 + 3] = logits[from + (target - first) as usize];
+        }
+    }
+}
+
+/// `mean = factor·mean + here`, or `here` at the start; a unit a value.
+#[cube(launch)]
+pub(super) fn add_chunk(mean: &mut Matrix<f32>, here: &Matrix<f32>, figures: &Array<f32>, #[comptime] start: bool) {
+    let width = mean.shape(1);
+    if ABSOLUTE_POS >= mean.shape(0) * width {
+        terminate!();
+    }
+    let row = ABSOLUTE_POS / width;
+    let column = ABSOLUTE_POS % width;
+    let value = here[row * here.stride(0) + column];
+    if comptime!(start) {
+        mean[ABSOLUTE_POS] = value;
+    } else {
+        mean[ABSOLUTE_POS] = mean[ABSOLUTE_POS] * figures[row * 5 + 4] + value;
+    }
+}
+
+/// `W[target] − mean/Σ`: the gradient of log p(target) in the input; a unit a value.
+#[cube(launch)]
+pub(super) fn finish<F: Float>(
+    w: &Matrix<F>,
+    targets: &Array<u32>,
+    mean: &Matrix<f32>,
+    figures: &Array<f32>,
+    back: &mut Matrix<F>,
+    #[define(F)] _dtype: StorageType,
+) {
+    let width = back.shape(1);
+    if ABSOLUTE_POS >= back.shape(0) * width {
+        terminate!();
+    }
+    let row = ABSOLUTE_POS / width;
+    let column = ABSOLUTE_POS % width;
+    let of_target = f32::cast_from(w[targets[row] as usize * w.stride(0) + column]);
+    back[ABSOLUTE_POS] = F::cast_from(of_target - mean[row * mean.stride(0) + column] / figures[row * 5 + 1]);
+}
+
+/// `e = onehot − p` of a chunk of the vocabulary, from its logits and each row's final figures; a unit a value.
+#[cube(launch)]
+pub(super) fn cotangents_of_chunk<F: Float>(
+    logits: &Matrix<f32>,
+    targets: &Array<u32>,
+    figures: &Array<f32>,
+    e: &mut Matrix<F>,
+    first: u32,
+    #[define(F)] _dtype: StorageType,
+) {
+    let width = e.shape(1);
+    if ABSOLUTE_POS >= e.shape(0) * width {
+        terminate!();
+    }
+    let row = ABSOLUTE_POS / width;
+    let column = ABSOLUTE_POS % width;
+    let p = (logits[row * logits.stride(0) + column] - figures[row * 5]).exp() / figures[row * 5 + 1];
+    let hit = targets[row] == first + column as u32;
+    e[ABSOLUTE_POS] = F::cast_from(select(hit, 1.0f32, 0.0f32) - p);
+}

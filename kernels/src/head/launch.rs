@@ -1,0 +1,123 @@
+//! The head on a device: products by cubek, what lies between them by our kernels.
+//!
+//! One walk over the vocabulary for log-probabilities and the gradient; where the output matrix is in scope a second one
+//! forms e = onehot − p chunk by chunk and hands it to the *gram* reduction.
+use super::cube::{UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk};
+use crate::blocks::{array, as_u32, by_rows, empty, ints, rows_as_they_are, rows_of, width_of};
+use crate::pending::Pending;
+use crate::product::{product, rows, turned};
+use crate::{HeadCotangents, HeadOutput, gram, sums};
+use burn_backend::DType;
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+/// Values of a chunk of logits: 16 MiB in f32, whatever the vocabulary and the number of rows.
+const CHUNK_VALUES: usize = 4 << 20;
+
+/// Most tokens of a chunk: more would not make its products any faster.
+const CHUNK_TOKENS: usize = 8192;
+
+/// Tokens of a chunk for `n` rows.
+fn chunk_tokens(n: usize) -> usize {
+    (CHUNK_VALUES / n.max(1)).clamp(64, CHUNK_TOKENS) / 64 * 64
+}
+
+/// See [`crate::Kernels::head`].
+pub(crate) fn head<R: CubeRuntime>(
+    y: &CubeTensor<R>,
+    w: &CubeTensor<R>,
+    targets: &[u32],
+    cotangents: Option<&HeadCotangents<'_>>,
+) -> HeadOutput<CubeTensor<R>, Pending<R>> {
+    let (n, d, vocabulary) = (rows_of(y), width_of(y), rows_of(w));
+    let client = y.client.clone();
+    let back = empty(y, [n, d], y.dtype);
+    if n == 0 {
+        let nothing = cotangents.map(|c| Pending::nothing(&c.rows()));
+        return HeadOutput {
+            logp: Vec::new(),
+            log_normaliser: Vec::new(),
+            entropy: Vec::new(),
+            best: Vec::new(),
+            back,
+            gram: nothing,
+        };
+    }
+    let figures = client.empty(n * 5 * size_of::<f32>());
+    let best = client.empty(n * size_of::<u32>());
+    let of_rows = || array(figures.clone(), n * 5);
+    let mean = empty(y, [n, d], DType::F32);
+    let step = chunk_tokens(n);
+    let chunks = || (0..vocabulary).step_by(step).map(|first| first..(first + step).min(vocabulary));
+    let cells = CubeDim::new_1d(as_u32(UNITS));
+    let grid = |values: usize| calculate_cube_count_elemwise(&client, values, cells);
+    for chunk in chunks() {
+        let part = rows(w, chunk.clone());
+        let logits = product(y, &turned(&part), DType::F32);
+        let p = empty(y, [n, chunk.len()], y.dtype);
+        take_chunk::launch::<R>(
+            &client,
+            by_rows(n),
+            cells,
+            logits.into_tensor_arg(),
+            ints(&client, targets),
+            of_rows(),
+            array(best.clone(), n),
+            p.clone().into_tensor_arg(),
+            as_u32(chunk.start),
+            chunk.start == 0,
+            y.dtype.into(),
+        );
+        let here = product(&p, &part, DType::F32);
+        let (sum, here) = (mean.clone().into_tensor_arg(), here.into_tensor_arg());
+        add_chunk::launch::<R>(&client, grid(n * d), cells, sum, here, of_rows(), chunk.start == 0);
+    }
+    finish::launch::<R>(
+        &client,
+        grid(n * d),
+        cells,
+        rows_as_they_are(w).into_tensor_arg(),
+        ints(&client, targets),
+        mean.into_tensor_arg(),
+        of_rows(),
+        back.clone().into_tensor_arg(),
+        y.dtype.into(),
+    );
+    let gram = cotangents.map(|cotangents| {
+        let (set, sources, weights) = (cotangents.rows(), cotangents.sources(), cotangents.weights());
+        // every row once, in order, weighted one: e is the cotangent as it is
+        let plain = sources.iter().enumerate().all(|(i, &s)| i == s as usize)
+            && weights.iter().all(|c| c.to_bits() == 1.0f64.to_bits());
+        let mut sum = Pending::nothing(&set);
+        for chunk in chunks() {
+            let logits = product(y, &turned(&rows(w, chunk.clone())), DType::F32);
+            let e = empty(y, [n, chunk.len()], y.dtype);
+            cotangents_of_chunk::launch::<R>(
+                &client,
+                grid(n * chunk.len()),
+                cells,
+                logits.into_tensor_arg(),
+                ints(&client, targets),
+                of_rows(),
+                e.clone().into_tensor_arg(),
+                as_u32(chunk.start),
+                y.dtype.into(),
+            );
+            let e = if plain { e } else { sums::gather(&e, &sources, Some(&weights)) };
+            sum = gram::gram_rows(y, &[&e], &set).into_iter().fold(sum, Pending::plus);
+        }
+        sum
+    });
+    let read = client.read(vec![figures.clone(), best]);
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(&read[0]);
+    let (mut logp, mut log_normaliser, mut entropy) = (Vec::new(), Vec::new(), Vec::new());
+    for of_row in values.chunks_exact(5) {
+        let [top, sum, weighted, target] = [0, 1, 2, 3].map(|i| f64::from(of_row[i]));
+        log_normaliser.push(top + sum.ln());
+        logp.push(target - top - sum.ln());
+        entropy.push(sum.ln() - weighted / sum);
+    }
+    let best = bytemuck::pod_collect_to_vec(&read[1]);
+    HeadOutput { logp, log_normaliser, entropy, best, back, gram }
+}

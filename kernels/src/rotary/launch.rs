@@ -1,0 +1,33 @@
+//! How the rotary embedding is spread over a device: a unit a pair of values.
+use super::cube::rotate;
+use crate::blocks::{empty, ints, rows_as_they_are, rows_of, width_of};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+/// Units of a cube.
+const UNITS: u32 = 256;
+
+/// See [`crate::Kernels::rotary`].
+pub(crate) fn rotary<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    cos: &CubeTensor<R>,
+    sin: &CubeTensor<R>,
+    index: Option<&[u32]>,
+    head_dim: usize,
+    inverse: bool,
+) -> CubeTensor<R> {
+    let out = empty(&x, [rows_of(&x), width_of(&x)], x.dtype);
+    let pairs = out.meta.num_elements() / 2;
+    if pairs == 0 {
+        return out;
+    }
+    let (client, units, dtype) = (x.client.clone(), CubeDim::new_1d(UNITS), x.dtype.into());
+    let grid = calculate_cube_count_elemwise(&client, pairs, units);
+    let rows = ints(&client, index.unwrap_or_default());
+    let (cos, sin) = (rows_as_they_are(cos).into_tensor_arg(), rows_as_they_are(sin).into_tensor_arg());
+    let (input, target) = (rows_as_they_are(&x).into_tensor_arg(), out.clone().into_tensor_arg());
+    let (sign, indexed) = (if inverse { -1.0f32 } else { 1.0 }, index.is_some());
+    rotate::launch::<R>(&client, grid, units, input, cos, sin, rows, target, sign, indexed, head_dim, dtype);
+    out
+}

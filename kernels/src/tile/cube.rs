@@ -1,0 +1,262 @@
+//! The *tile* reduction on a device: tiles of all held cotangents' gradients in registers, multiplied and summed on chip.
+// what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
+#![allow(
+    clippy::trivially_copy_pass_by_ref,
+    clippy::used_underscore_binding,
+    clippy::cast_possible_truncation,
+    clippy::float_cmp,
+    clippy::too_many_lines
+)]
+use crate::blocks::{Block, MATRIX_UNIT, cube_sum, multiply};
+use cubecl::prelude::Tensor as Matrix;
+use cubecl::prelude::*;
+
+/// Products of the gradients `Σ_r δ[r]ᵀ x[index[r]]` of the cotangents that a task holds, over one tile a cube.
+///
+/// `x[N, n]`, `delta[R, m]`; a task is `held` ranges of rows, `[begin, end)` each; the grid is `(n tiles, m tiles, tasks)`
+/// and `out` is `[tasks, m tiles, n tiles, held(held + 1)/2]`: pairs (0,0), (1,0), (1,1), (2,0) …
+#[cube(launch)]
+pub(super) fn tile_gram<F: Float>(
+    x: &Matrix<F>,
+    delta: &Matrix<F>,
+    index: &Array<u32>,
+    tasks: &Array<u32>,
+    out: &mut Array<f32>,
+    #[comptime] block: Block,
+    #[comptime] held: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let (n, m) = (x.shape(1), delta.shape(1));
+    let (x_row, delta_row) = (x.stride(0), delta.stride(0));
+    let unit = UNIT_POS as usize;
+    let um = unit / comptime!(block.units_n);
+    let un = unit % comptime!(block.units_n);
+    let i0 = CUBE_POS_Y as usize * comptime!(block.m());
+    let j0 = CUBE_POS_X as usize * comptime!(block.n());
+    let task = CUBE_POS_Z as usize;
+    let mut a = SharedMemory::<f32>::new(comptime!(block.step * block.m()));
+    let mut b = SharedMemory::<f32>::new(comptime!(block.step * block.n()));
+    let mut acc = Array::<f32>::new(comptime!(held * block.per_unit()));
+    #[unroll]
+    for e in 0..comptime!(held * block.per_unit()) {
+        acc[e] = 0.0;
+    }
+    #[unroll]
+    for c in 0..held {
+        let mut row = tasks[(task * held + c) * 2] as usize;
+        let end = tasks[(task * held + c) * 2 + 1] as usize;
+        while row < end {
+            #[unroll]
+            for turn in 0..comptime!((block.step * block.m()).div_ceil(block.units())) {
+                let at = unit + comptime!(turn * block.units());
+                let r = row + at / comptime!(block.m());
+                let i = i0 + at % comptime!(block.m());
+                let mut value = 0.0f32;
+                if r < end && i < m {
+                    value = f32::cast_from(delta[r * delta_row + i]);
+                }
+                if at < comptime!(block.step * block.m()) {
+                    a[at] = value;
+                }
+            }
+            #[unroll]
+            for turn in 0..comptime!((block.step * block.n()).div_ceil(block.units())) {
+                let at = unit + comptime!(turn * block.units());
+                let r = row + at / comptime!(block.n());
+                let j = j0 + at % comptime!(block.n());
+                let mut value = 0.0f32;
+                if r < end && j < n {
+                    value = f32::cast_from(x[index[r] as usize * x_row + j]);
+                }
+                if at < comptime!(block.step * block.n()) {
+                    b[at] = value;
+                }
+            }
+            sync_cube();
+            multiply(
+                &a,
+                &b,
+                &mut acc,
+                um,
+                un,
+                0usize,
+                block,
+                comptime!(c * block.per_unit()),
+                comptime!(block.m()),
+                1usize,
+            );
+            sync_cube();
+            row += comptime!(block.step);
+        }
+    }
+    let mut scratch = SharedMemory::<f32>::new(comptime!(block.units()));
+    let cube = (task * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+    #[unroll]
+    for p in 0..held {
+        #[unroll]
+        for q in 0..comptime!(p + 1) {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for e in 0..comptime!(block.per_unit()) {
+                sum += acc[comptime!(p * block.per_unit() + e)] * acc[comptime!(q * block.per_unit() + e)];
+            }
+            let total = cube_sum(sum, &mut scratch, comptime!(block.units()));
+            if unit == 0 {
+                out[cube * comptime!(held * (held + 1) / 2) + comptime!(p * (p + 1) / 2 + q)] = total;
+            }
+        }
+    }
+}
+
+/// Rows that are staged at a time for matrix units.
+const STEP: usize = 32;
+/// Side of a cube's tile on matrix units: 4 × 2 planes, each with 2 × 4 of their tiles.
+pub(super) const SIDE: usize = 128;
+/// Planes of a cube on matrix units.
+pub(super) const PLANES: usize = 8;
+
+/// The same on matrix units, for f16 and bf16: tiles of 128 × 128 in f32 accumulators.
+#[cube(launch)]
+pub(super) fn tile_gram_matrix_units<F: Float>(
+    x: &Matrix<F>,
+    delta: &Matrix<F>,
+    index: &Array<u32>,
+    tasks: &Array<u32>,
+    out: &mut Array<f32>,
+    #[comptime] held: usize,
+    #[comptime] plane: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let (n, m) = (x.shape(1), delta.shape(1));
+    let (x_row, delta_row) = (x.stride(0), delta.stride(0));
+    let unit = UNIT_POS as usize;
+    let i0 = CUBE_POS_Y as usize * SIDE;
+    let j0 = CUBE_POS_X as usize * SIDE;
+    let task = CUBE_POS_Z as usize;
+    let this = UNIT_POS_Y as usize;
+    let down = this / 2 * 32;
+    let right = this % 2 * 64;
+    let mut a = SharedMemory::<F>::new_aligned(comptime!(STEP * SIDE), 32usize);
+    let mut b = SharedMemory::<F>::new_aligned(comptime!(STEP * SIDE), 32usize);
+    let mut acc = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..comptime!(held * 8) {
+        acc.push(cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator,
+            MATRIX_UNIT,
+            MATRIX_UNIT,
+            MATRIX_UNIT,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
+        ));
+    }
+    #[unroll]
+    for c in 0..held {
+        let mut row = tasks[(task * held + c) * 2] as usize;
+        let end = tasks[(task * held + c) * 2 + 1] as usize;
+        while row < end {
+            let mut at = unit;
+            while at < comptime!(STEP * SIDE) {
+                let r = row + at / SIDE;
+                let i = i0 + at % SIDE;
+                let j = j0 + at % SIDE;
+                let mut left = F::new(0.0);
+                let mut up = F::new(0.0);
+                if r < end {
+                    if i < m {
+                        left = delta[r * delta_row + i];
+                    }
+                    if j < n {
+                        up = x[index[r] as usize * x_row + j];
+                    }
+                }
+                a[at] = left;
+                b[at] = up;
+                at += comptime!(plane * PLANES);
+            }
+            sync_cube();
+            #[unroll]
+            for k in 0..comptime!(STEP / MATRIX_UNIT) {
+                let mut left = Sequence::<cmma::Matrix<F>>::new();
+                #[unroll]
+                for i in 0..2usize {
+                    // δᵀ: its columns are rows of the staged block
+                    let from = down + comptime!(k * MATRIX_UNIT * SIDE + i * MATRIX_UNIT);
+                    left.push(cmma::Matrix::<F>::from_slice(
+                        cmma::MatrixIdent::A,
+                        MATRIX_UNIT,
+                        MATRIX_UNIT,
+                        MATRIX_UNIT,
+                        cmma::MatrixLayout::ColMajor,
+                        &a.slice(from, comptime!(STEP * SIDE)),
+                        comptime!(SIDE as u32),
+                    ));
+                }
+                #[unroll]
+                for j in 0..4usize {
+                    let from = right + comptime!(k * MATRIX_UNIT * SIDE + j * MATRIX_UNIT);
+                    let up = cmma::Matrix::<F>::from_slice(
+                        cmma::MatrixIdent::B,
+                        MATRIX_UNIT,
+                        MATRIX_UNIT,
+                        MATRIX_UNIT,
+                        cmma::MatrixLayout::RowMajor,
+                        &b.slice(from, comptime!(STEP * SIDE)),
+                        comptime!(SIDE as u32),
+                    );
+                    #[unroll]
+                    for i in 0..2usize {
+                        let sum = acc.index(comptime!(c * 8 + i * 4 + j));
+                        cmma::execute::<F, F, f32, f32>(left.index(i), &up, sum, sum);
+                    }
+                }
+            }
+            sync_cube();
+            row += STEP;
+        }
+    }
+    let tile = comptime!(MATRIX_UNIT * MATRIX_UNIT);
+    let mut values = SharedMemory::<f32>::new_aligned(comptime!(PLANES * held * tile), 32usize);
+    let mut sums = Array::<f32>::new(comptime!(held * (held + 1) / 2));
+    #[unroll]
+    for pair in 0..comptime!(held * (held + 1) / 2) {
+        sums[pair] = 0.0;
+    }
+    let own = this * comptime!(held * tile);
+    #[unroll]
+    for e in 0..8usize {
+        #[unroll]
+        for c in 0..held {
+            let from = own + comptime!(c * tile);
+            cmma::store(
+                &mut values.slice_mut(from, from + tile),
+                acc.index(comptime!(c * 8 + e)),
+                comptime!(MATRIX_UNIT as u32),
+                cmma::MatrixLayout::RowMajor,
+            );
+        }
+        sync_cube();
+        #[unroll]
+        for p in 0..held {
+            #[unroll]
+            for q in 0..comptime!(p + 1) {
+                let mut at = UNIT_POS_X as usize;
+                while at < tile {
+                    sums[comptime!(p * (p + 1) / 2 + q)] +=
+                        values[own + comptime!(p * tile) + at] * values[own + comptime!(q * tile) + at];
+                    at += plane;
+                }
+            }
+        }
+        sync_cube();
+    }
+    let mut scratch = SharedMemory::<f32>::new(comptime!(plane * PLANES));
+    let cube = (task * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+    #[unroll]
+    for pair in 0..comptime!(held * (held + 1) / 2) {
+        let total = cube_sum(sums[pair], &mut scratch, comptime!(plane * PLANES));
+        if unit == 0 {
+            out[cube * comptime!(held * (held + 1) / 2) + pair] = total;
+        }
+    }
+}

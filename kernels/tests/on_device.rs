@@ -1,0 +1,345 @@
+//! The device kernels against f64 on the CPU, at random ragged shapes: on a Vulkan driver that is a program (Debian's
+//! mesa-vulkan-drivers), and on CUDA where there is such a device.
+//!
+//! Bounds. A sum of n products in f32 is off by at most n·u·Σ|terms|, u = 2⁻²⁴ (Higham, Accuracy and Stability, §3.1), in
+//! whatever order and with or without fused multiply-adds. A *tile* entry is a sum over R rows, its product with another one
+//! is summed over 64 values of a unit and 8 levels of a tree: 2R + 72 roundings. A *gram* entry is the product of sums over n
+//! and m features, summed over 16 values and 8 levels: n + m + 24. Across tiles sums are f64. Both get 8 more for the products
+//! themselves. For f16 and bf16 the inputs are rounded before both sides start, and sums stay f32.
+#[path = "support/mod.rs"]
+mod support;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use std::path::Path;
+use std::sync::Once;
+use support::{Random, close, expected, rows};
+use tanglescope_kernels::device::{Cuda, Vulkan, cuda_devices, vulkan_devices};
+use tanglescope_kernels::{
+    Activation, DType, Flex, FlexDevice, FloatTensor, HeadCotangents, Heads, Kernels, NormKind, RowSet, Segment, Span,
+    TensorData,
+};
+
+/// Unit roundoff of f32.
+const U: f64 = 5.960_464_477_539_063e-8;
+
+/// Runs a check on every device that can be had. Without one it is left out, but not on CI.
+fn on_devices(check: &dyn Check) {
+    static DRIVER: Once = Once::new();
+    DRIVER.call_once(|| {
+        let folder = Path::new("/usr/share/vulkan/icd.d");
+        let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_lavapipe = |path: &Path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("lvp_icd"));
+        if let Some(driver) = files.filter(|path| is_lavapipe(path)).min() {
+            // SAFETY: before the first look for devices, and nothing else here reads the environment.
+            #[allow(unsafe_code)]
+            unsafe {
+                std::env::set_var("VK_DRIVER_FILES", driver);
+            };
+        }
+    });
+    match vulkan_devices() {
+        Ok(devices) => check.vulkan(&devices[0].0),
+        Err(problem) => {
+            assert!(std::env::var_os("CI").is_none(), "{problem}; install libvulkan1 and mesa-vulkan-drivers");
+        }
+    }
+    if let Ok(devices) = cuda_devices() {
+        check.cuda(&devices[0].0);
+    }
+}
+
+/// A check that is the same on every device.
+trait Check {
+    fn vulkan(&self, device: &<Vulkan as burn_backend::BackendTypes>::Device);
+    fn cuda(&self, device: &<Cuda as burn_backend::BackendTypes>::Device);
+}
+
+macro_rules! check {
+    ($name:ident, $run:ident) => {
+        struct $name;
+        impl Check for $name {
+            fn vulkan(&self, device: &<Vulkan as burn_backend::BackendTypes>::Device) {
+                $run::<Vulkan>(device);
+            }
+            fn cuda(&self, device: &<Cuda as burn_backend::BackendTypes>::Device) {
+                $run::<Cuda>(device);
+            }
+        }
+    };
+}
+
+fn up<B: Kernels>(values: &[f64], shape: impl Into<Vec<usize>>, dtype: DType, device: &B::Device) -> FloatTensor<B> {
+    B::upload(TensorData::new(values.to_vec(), shape.into()).convert_dtype(dtype), device)
+}
+
+fn host(values: &[f64], shape: impl Into<Vec<usize>>) -> FloatTensor<Flex> {
+    Flex::upload(TensorData::new(values.to_vec(), shape.into()), &FlexDevice)
+}
+
+/// Values as a type holds them.
+fn rounded(values: Vec<f64>, dtype: DType) -> Vec<f64> {
+    let n = values.len();
+    TensorData::new(values, [n]).convert_dtype(dtype).convert::<f64>().into_vec().unwrap()
+}
+
+/// Types that a device computes with.
+fn types<B: Kernels>(device: &B::Device) -> Vec<DType> {
+    [DType::F32, DType::F16, DType::BF16].into_iter().filter(|&dtype| B::supports_dtype(device, dtype)).collect()
+}
+
+/// Checks Grams against those of plain loops, within a number of roundings of the sums of absolute values.
+#[track_caller]
+fn within(got: &[Vec<f64>], want: &[Vec<f64>], sizes: &[Vec<f64>], roundings: f64) {
+    assert_eq!(got.len(), want.len());
+    for ((got, want), size) in got.iter().zip(want).zip(sizes) {
+        assert_eq!(got.len(), want.len());
+        for ((got, want), size) in got.iter().zip(want).zip(size) {
+            // NaN fails; a sum of nothing is exact
+            assert!((got - want).abs() <= roundings * U * size, "{got} instead of {want}, size {size}");
+        }
+    }
+}
+
+fn absolute(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|v| v.abs()).collect()
+}
+
+type Shapes = (Vec<(usize, Vec<usize>)>, usize, usize, usize);
+
+fn check_reductions<B: Kernels>(device: &B::Device, seed: u64, (groups, n, m, other): Shapes) {
+    let mut random = Random::new(seed);
+    let (rows, forward) = rows(&mut random, &groups);
+    let (x, delta, second) =
+        (random.values(forward * n), random.values(rows.rows() * m), random.values(rows.rows() * other));
+    for dtype in types::<B>(device) {
+        let round = |values: &[f64]| rounded(values.to_vec(), dtype);
+        let (x, delta, second) = (round(&x), round(&delta), round(&second));
+        let size = |delta: &[f64], m: usize| expected(&absolute(&x), n, &absolute(delta), m, &rows);
+        let (wants, sizes) = (
+            [expected(&x, n, &delta, m, &rows), expected(&x, n, &second, other, &rows)],
+            [size(&delta, m), size(&second, other)],
+        );
+        let x = up::<B>(&x, [forward, n], dtype, device);
+        let (delta, second) =
+            (up::<B>(&delta, [rows.rows(), m], dtype, device), up::<B>(&second, [rows.rows(), other], dtype, device));
+        let run = || {
+            let mut pending = vec![B::gram_tile(&x, &delta, &rows)];
+            pending.extend(B::gram_rows(&x, &[&delta, &second], &rows));
+            B::collect(pending)
+        };
+        let got = run();
+        within(&got[0], &wants[0], &sizes[0], 2.0 * rows.rows() as f64 + 80.0);
+        within(&got[1], &wants[0], &sizes[0], (n + m) as f64 + 32.0);
+        within(&got[2], &wants[1], &sizes[1], (n + other) as f64 + 32.0);
+        // the same bits on a second run
+        assert_eq!(got, run());
+    }
+}
+
+fn reductions<B: Kernels>(device: &B::Device) {
+    let group = (0usize..40, prop::collection::vec(prop_oneof![Just(0usize), 1usize..20, Just(67), Just(7)], 1..6));
+    let side = || prop_oneof![Just(1usize), Just(2), Just(13), Just(16), Just(61), 1usize..90];
+    let shapes = (any::<u64>(), prop::collection::vec(group, 1..4), side(), side(), side());
+    let mut runner = TestRunner::new(Config { cases: 12, failure_persistence: None, ..Config::default() });
+    let run = |(seed, groups, n, m, other)| {
+        check_reductions::<B>(device, seed, (groups, n, m, other));
+        Ok(())
+    };
+    runner.run(&shapes, run).unwrap_or_else(|e| panic!("{e}"));
+    // more rows and columns than a tile has, and more cotangents than a cube holds
+    check_reductions::<B>(device, 1, (vec![(130, vec![70, 5]), (3, vec![9])], 200, 140, 150));
+    check_reductions::<B>(device, 2, (vec![(11, vec![3, 4, 5, 6, 8, 2, 1])], 16, 300, 7));
+}
+
+/// What the CPU makes of the same in f64 is the reference here; it has tests of its own against burn's autodiff. 2e-4 of
+/// the largest value: sums of up to 10³ terms of like size, each rounded to 6e-8; an exponential's error is 3 + 2|x| units in
+/// the last place by Vulkan's rules, 1e-5 at most here.
+fn same<B: Kernels>(got: &FloatTensor<B>, want: &FloatTensor<Flex>) {
+    close(&B::download(got), &Flex::download(want), 2e-4);
+}
+
+fn row_wise_maps<B: Kernels>(device: &B::Device) {
+    for (seed, rows, heads, half) in [(1, 1, 1, 1), (2, 7, 3, 5), (3, 70, 2, 150), (4, 33, 4, 8)] {
+        let mut random = Random::new(seed);
+        let d = heads * 2 * half;
+        let (x, y, gain, bias) = (random.values(rows * d), random.values(rows * d), random.values(d), random.values(d));
+        let index: Vec<u32> = (0..=2 * rows).map(|_| u32::try_from(random.below(rows)).unwrap()).collect();
+        let (delta, onto) = (random.values(index.len() * d), random.values(index.len() * d));
+        let weights = random.values(index.len());
+        let angles = random.values(rows * half);
+        let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+        let (on, off) =
+            (|v: &[f64], s: &[usize]| up::<B>(v, s, DType::F32, device), |v: &[f64], s: &[usize]| host(v, s));
+        let (mine, theirs) = ((on(&x, &[rows, d]), on(&y, &[rows, d])), (off(&x, &[rows, d]), off(&y, &[rows, d])));
+        let back = [index.len(), d];
+        for centred in [false, true] {
+            let kind = NormKind { centred, eps: 1e-5 };
+            let (g, b) = (on(&gain, &[d]), on(&bias, &[d]));
+            let (fg, fb) = (off(&gain, &[d]), off(&bias, &[d]));
+            same::<B>(&B::norm(&mine.0, &g, Some(&b), kind), &Flex::norm(&theirs.0, &fg, Some(&fb), kind));
+            same::<B>(&B::norm(&mine.0, &g, None, kind), &Flex::norm(&theirs.0, &fg, None, kind));
+            let (md, fd) = (on(&delta, &back), off(&delta, &back));
+            // a row of one value has no variance, and its cotangent is what 1/√ε makes of rounding
+            if d > 2 {
+                let got = B::norm_vjp(&mine.0, &g, kind, &md, &index, Some(on(&onto, &back)));
+                same::<B>(&got, &Flex::norm_vjp(&theirs.0, &fg, kind, &fd, &index, Some(off(&onto, &back))));
+                let got = B::norm_vjp(&mine.0, &g, kind, &md, &index, None);
+                same::<B>(&got, &Flex::norm_vjp(&theirs.0, &fg, kind, &fd, &index, None));
+            }
+            let got = B::norm_gain_terms(&mine.0, kind, &md, &index);
+            same::<B>(&got, &Flex::norm_gain_terms(&theirs.0, kind, &fd, &index));
+        }
+        let (md, fd) = (on(&delta, &back), off(&delta, &back));
+        for f in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu] {
+            for gated in [false, true] {
+                let (b, fb) = (gated.then_some(&mine.1), gated.then_some(&theirs.1));
+                same::<B>(&B::activate(f, &mine.0, b), &Flex::activate(f, &theirs.0, fb));
+                let (da, db) = B::activate_vjp(f, &mine.0, b, &md, &index);
+                let (fa, fdb) = Flex::activate_vjp(f, &theirs.0, fb, &fd, &index);
+                same::<B>(&da, &fa);
+                assert_eq!(db.is_some(), gated);
+                if let (Some(db), Some(fdb)) = (db, fdb) {
+                    same::<B>(&db, &fdb);
+                }
+            }
+        }
+        let (c, s) = (on(&cos, &[rows, half]), on(&sin, &[rows, half]));
+        let (fc, fs) = (off(&cos, &[rows, half]), off(&sin, &[rows, half]));
+        let turned = B::rotary(mine.0.clone(), &c, &s, None, 2 * half, false);
+        same::<B>(&turned, &Flex::rotary(theirs.0.clone(), &fc, &fs, None, 2 * half, false));
+        let turned = B::rotary(md.clone(), &c, &s, Some(&index), 2 * half, true);
+        same::<B>(&turned, &Flex::rotary(fd.clone(), &fc, &fs, Some(&index), 2 * half, true));
+        same::<B>(&B::gather(&mine.0, &index, Some(&weights)), &Flex::gather(&theirs.0, &index, Some(&weights)));
+        same::<B>(&B::scatter_add(&md, &index, rows + 2), &Flex::scatter_add(&fd, &index, rows + 2));
+        let cut = [d / 2, d - d / 2];
+        let parts = (B::split_columns(&mine.0, &cut), Flex::split_columns(&theirs.0, &cut));
+        parts.0.iter().zip(&parts.1).for_each(|(a, b)| same::<B>(a, b));
+        same::<B>(&B::join_columns(&parts.0), &theirs.0);
+        // vectors and their inner products
+        let offsets = vec![0, rows, rows, index.len()];
+        let set = RowSet { index: index.clone(), offsets, blocks: vec![0..2, 2..3] };
+        let (got, want) = (B::collect(vec![B::gram_vectors(&md, &set)]), Flex::gram_vectors(&fd, &set));
+        got[0].iter().zip(&want).for_each(|(a, b)| close(a, b, 2e-4));
+        let vectors = [0..rows, rows..2 * rows];
+        let (got, want) = (B::collect(vec![B::dots(&md, &vectors, &[0..2])]), Flex::dots(&fd, &vectors, &[0..2]));
+        close(&got[0][0], &want[0], 2e-4);
+        // products, plain and turned
+        let w = random.values(d * 11);
+        let (a, b) = (on(&w, &[d, 11]), off(&w, &[d, 11]));
+        let start = random.values(rows * 11);
+        let got = B::matmul(&mine.0, &a, false, 0.5, Some(on(&start, &[rows, 11])));
+        same::<B>(&got, &Flex::matmul(&theirs.0, &b, false, 0.5, Some(off(&start, &[rows, 11]))));
+        same::<B>(
+            &B::matmul(&got, &a, true, 1.0, None),
+            &Flex::matmul(&host(&B::download(&got), [rows, 11]), &b, true, 1.0, None),
+        );
+        let used = rows / 2..rows;
+        let got = B::weight_gradient(&mine.0, &mine.1, used.clone());
+        same::<B>(&got, &Flex::weight_gradient(&theirs.0, &theirs.1, used));
+    }
+}
+
+fn attention<B: Kernels>(device: &B::Device) {
+    // trunk, suffixes, key-value heads, query heads each, head_dim
+    let shapes = [
+        (0, vec![1], 1, 1, 1),
+        (5, vec![3, 9], 2, 3, 10),
+        (70, vec![66, 1], 1, 2, 64),
+        (129, vec![40], 2, 1, 80),
+        (3, vec![130, 2, 7], 1, 4, 17),
+    ];
+    for (case, (trunk, suffixes, kv_heads, repeat, head_dim)) in shapes.into_iter().enumerate() {
+        let mut random = Random::new(case as u64);
+        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.3 };
+        let (qw, kw) = (heads.heads * head_dim, kv_heads * head_dim);
+        let n = trunk + suffixes.iter().sum::<usize>();
+        let (mut spans, mut segments, mut first) = (Vec::new(), Vec::new(), trunk);
+        if trunk > 0 {
+            spans.push(Span { prefix: 0..0, own: 0..trunk });
+            segments.push(Segment { prefix: 0..trunk.div_ceil(2), own: 0..0, active_from: 0 });
+        }
+        for suffix in suffixes {
+            spans.push(Span { prefix: 0..trunk, own: first..first + suffix });
+            let active_from = random.below(trunk + suffix);
+            segments.push(Segment { prefix: 0..trunk, own: first..first + suffix, active_from });
+            first += suffix;
+        }
+        let (q, k, v) = (random.values(n * qw), random.values(n * kw), random.values(n * kw));
+        let mut delta = Vec::new();
+        for segment in &segments {
+            let mut here = random.values(segment.len() * qw);
+            here[..segment.active_from * qw].fill(0.0);
+            delta.extend(here);
+        }
+        let on = |v: &[f64], width: usize| up::<B>(v, [v.len() / width, width], DType::F32, device);
+        let off = |v: &[f64], width: usize| host(v, [v.len() / width, width]);
+        let (mq, mk, mv) = (on(&q, qw), on(&k, kw), on(&v, kw));
+        let (fq, fk, fv) = (off(&q, qw), off(&k, kw), off(&v, kw));
+        let (out, normaliser) = <B as Kernels>::attention(&mq, &mk, &mv, &spans, heads);
+        let (want, wanted) = <Flex as Kernels>::attention(&fq, &fk, &fv, &spans, heads);
+        same::<B>(&out, &want);
+        same::<B>(&normaliser, &wanted);
+        let got = B::attention_vjp([&mq, &mk, &mv], (&out, &normaliser), &on(&delta, qw), &segments, heads);
+        let want = Flex::attention_vjp([&fq, &fk, &fv], (&want, &wanted), &off(&delta, qw), &segments, heads);
+        got.iter().zip(&want).for_each(|(got, want)| same::<B>(got, want));
+        let again = B::attention_vjp([&mq, &mk, &mv], (&out, &normaliser), &on(&delta, qw), &segments, heads);
+        got.iter().zip(&again).for_each(|(a, b)| assert_eq!(B::download(a), B::download(b)));
+    }
+}
+
+fn head<B: Kernels>(device: &B::Device) {
+    for (seed, rows, d, vocabulary) in [(1, 1, 1, 1), (2, 5, 3, 70), (3, 37, 24, 1000), (4, 30, 8, 9_000)] {
+        let mut random = Random::new(seed);
+        let (y, w) = (random.values(rows * d), random.values(vocabulary * d));
+        let targets: Vec<u32> = (0..rows).map(|_| u32::try_from(random.below(vocabulary)).unwrap()).collect();
+        let half = rows / 2;
+        let mut weights: Vec<Vec<(usize, f64)>> =
+            vec![(0..half).map(|r| (r, 1.0)).collect(), (half..rows).map(|r| (r, 1.0)).collect()];
+        for plain in [true, false] {
+            if !plain {
+                weights[1].iter_mut().for_each(|(r, c)| *c = 0.25 + *r as f64 / 100.0);
+                weights[0] = (0..rows).step_by(3).map(|r| (r, -1.5)).collect();
+            }
+            let cotangents = HeadCotangents { weights: &weights, blocks: &[0..2], block_rows: &[0..rows] };
+            let got = B::head(
+                &up::<B>(&y, [rows, d], DType::F32, device),
+                &up::<B>(&w, [vocabulary, d], DType::F32, device),
+                &targets,
+                Some(&cotangents),
+            );
+            let want = Flex::head(&host(&y, [rows, d]), &host(&w, [vocabulary, d]), &targets, Some(&cotangents));
+            close(&got.logp, &want.logp, 2e-4);
+            close(&got.log_normaliser, &want.log_normaliser, 2e-4);
+            close(&got.entropy, &want.entropy, 2e-4);
+            assert_eq!(got.best, want.best);
+            same::<B>(&got.back, &want.back);
+            close(&B::collect(vec![got.gram.unwrap()])[0][0], &want.gram.unwrap()[0], 2e-4);
+        }
+    }
+}
+
+check!(Reductions, reductions);
+check!(RowWise, row_wise_maps);
+check!(Attention, attention);
+check!(Head, head);
+
+#[test]
+fn tile_and_gram_are_the_products_of_whole_gradients_within_the_bounds_of_f32() {
+    on_devices(&Reductions);
+}
+
+#[test]
+fn row_wise_maps_and_their_vjps_are_those_of_the_cpu() {
+    on_devices(&RowWise);
+}
+
+#[test]
+fn attention_and_its_vjp_are_those_of_the_cpu() {
+    on_devices(&Attention);
+}
+
+#[test]
+fn the_head_over_chunks_is_the_head_of_the_cpu() {
+    on_devices(&Head);
+}

@@ -1,0 +1,86 @@
+//! What the kernels' tests share: reproducible values, batches of ragged groups, and the reductions by plain loops.
+#![allow(dead_code)] // each test binary uses a part
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use tanglescope_kernels::RowSet;
+
+/// Reproducible standard normal numbers.
+pub struct Random(ChaCha8Rng);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    pub fn values(&mut self, n: usize) -> Vec<f64> {
+        // rounded to f32, so that both number types start from the same values
+        (0..n).map(|_| StandardNormal.sample(&mut self.0)).map(|x: f32| f64::from(x)).collect()
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        use rand::Rng;
+        self.0.random_range(0..n)
+    }
+}
+
+/// Blocks of groups: each with a trunk and some cotangents that reach into suffixes of their own. Returns the number
+/// of forward rows too.
+pub fn rows(random: &mut Random, groups: &[(usize, Vec<usize>)]) -> (RowSet, usize) {
+    let mut rows = RowSet { offsets: vec![0], ..RowSet::default() };
+    let mut forward = 0;
+    for (trunk, suffixes) in groups {
+        let start = forward;
+        forward += trunk;
+        let first = rows.cotangents();
+        for suffix in suffixes {
+            // with a gap, so that the rows of one cotangent are not all consecutive
+            let own = forward..forward + suffix;
+            forward += suffix + 1;
+            let used = (start..start + trunk - random.below(*trunk + usize::from(*trunk == 0))).chain(own);
+            // now and then a cotangent of zero, which has no rows
+            let used = used.filter(|_| *suffix != 7);
+            rows.index.extend(used.map(|row| u32::try_from(row).unwrap()));
+            rows.offsets.push(rows.index.len());
+        }
+        rows.blocks.push(first..rows.cotangents());
+    }
+    (rows, forward)
+}
+
+/// ⟨Σ δxᵀ, Σ δxᵀ⟩ by plain loops.
+pub fn expected(x: &[f64], n: usize, delta: &[f64], m: usize, rows: &RowSet) -> Vec<Vec<f64>> {
+    let gradient = |k: usize| {
+        let mut g = vec![0.0; n * m];
+        for r in rows.of(k) {
+            let input = &x[rows.index[r] as usize * n..][..n];
+            for (i, d) in delta[r * m..][..m].iter().enumerate() {
+                g[i * n..][..n].iter_mut().zip(input).for_each(|(g, x)| *g += d * x);
+            }
+        }
+        g
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let of_block = |block: &std::ops::Range<usize>| {
+        let gradients: Vec<Vec<f64>> = block.clone().map(gradient).collect();
+        gradients.iter().flat_map(|a| gradients.iter().map(move |b| dot(a, b))).collect()
+    };
+    rows.blocks.iter().map(of_block).collect()
+}
+
+/// Fails where a result is off by more than a share of the largest value expected. Inputs are of size one, and what
+/// remains of them after cancelling is off by a share of that.
+#[track_caller]
+pub fn close(got: &[f64], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len());
+    let size = want.iter().fold(1.0f64, |a, b| a.max(b.abs()));
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        // written so that NaN fails
+        assert!((got - want).abs() <= tolerance * size, "value {i}: {got} instead of {want}, size {size}");
+    }
+}
+
+/// Rows of a row-major matrix.
+pub fn rows_of(values: &[f64], width: usize, index: impl IntoIterator<Item = usize>) -> Vec<f64> {
+    index.into_iter().flat_map(|row| values[row * width..][..width].to_vec()).collect()
+}
