@@ -131,36 +131,6 @@ pub fn norm<B: Backend>(
     })
 }
 
-/// See [`crate::Kernels::norm_vjp`].
-pub fn norm_vjp<B: Backend>(
-    x: &FloatTensor<B>,
-    gain: &FloatTensor<B>,
-    kind: NormKind,
-    delta: &FloatTensor<B>,
-    index: &[u32],
-    onto: Option<FloatTensor<B>>,
-) -> FloatTensor<B> {
-    let (normal, inverse) = normalised(wrap::<B, 2>(&gather::<B>(x, index, None)), kind);
-    let g = wrap::<B, 2>(delta) * wrap::<B, 1>(gain).unsqueeze();
-    let along = normal.clone() * (g.clone() * normal).mean_dim(1);
-    let centred = if kind.centred { g.clone() - g.mean_dim(1) } else { g };
-    let dx = (centred - along) * inverse;
-    unwrap(match onto {
-        Some(onto) => wrap(&onto) + dx,
-        None => dx,
-    })
-}
-
-/// See [`crate::Kernels::norm_gain_terms`].
-pub fn norm_gain_terms<B: Backend>(
-    x: &FloatTensor<B>,
-    kind: NormKind,
-    delta: &FloatTensor<B>,
-    index: &[u32],
-) -> FloatTensor<B> {
-    unwrap(normalised(wrap::<B, 2>(&gather::<B>(x, index, None)), kind).0 * wrap(delta))
-}
-
 /// See [`crate::Kernels::segment_sums`].
 pub fn segment_sums<B: Backend>(x: &FloatTensor<B>, offsets: &[usize]) -> Vec<Vec<f64>> {
     let x = wrap::<B, 2>(x);
@@ -208,25 +178,6 @@ pub fn activate<B: Backend>(f: Activation, a: &FloatTensor<B>, b: Option<&FloatT
         Some(b) => h * wrap(b),
         None => h,
     })
-}
-
-/// See [`crate::Kernels::activate_vjp`].
-pub fn activate_vjp<B: Backend>(
-    f: Activation,
-    a: &FloatTensor<B>,
-    b: Option<&FloatTensor<B>>,
-    delta: &FloatTensor<B>,
-    index: &[u32],
-) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
-    let [value, slope] = value_and_slope(f, wrap::<B, 2>(&gather::<B>(a, index, None)));
-    let delta = wrap::<B, 2>(delta);
-    match b {
-        Some(b) => {
-            let b = wrap::<B, 2>(&gather::<B>(b, index, None));
-            (unwrap(delta.clone() * b * slope), Some(unwrap(delta * value)))
-        }
-        None => (unwrap(delta * slope), None),
-    }
 }
 
 /// See [`crate::Kernels::rotary`].

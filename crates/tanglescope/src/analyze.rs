@@ -117,14 +117,19 @@ fn open<B: Kernels>(args: &Analyze, options: &ModelOptions, model: &Decoder<B>, 
             identity,
             plan: Plan {
                 rows_per_part: ROWS_PER_PART,
-                forward_rows_per_batch: Placement::of(options, &options.outline()?)
-                    .rows_per_batch(options, &options.outline()?),
+                forward_rows_per_batch: rows_per_batch(options)?,
                 rates: model.rates.into(),
             },
         },
     };
     manifest.write(&args.out)?;
     Ok(manifest)
+}
+
+/// Forward rows that a batch may have.
+fn rows_per_batch(options: &ModelOptions) -> Result<usize> {
+    let outline = options.outline()?;
+    Ok(Placement::of(options, &outline).rows_per_batch(options, &outline))
 }
 
 /// A model, and what is measured of it in which portions.

@@ -1,5 +1,6 @@
 //! Which tiles of the row Grams meet: a tile of `x·xᵀ` is formed once for all pairs of cotangents that use its rows.
 use crate::RowSet;
+use crate::blocks::as_u32;
 use crate::pending::Entry;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -31,10 +32,6 @@ pub(super) struct Plan {
 
 /// Pairs that a cube takes at most; it forms its tile of `x·xᵀ` once for them.
 const PAIRS: usize = 16;
-
-fn as_u32(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
-}
 
 /// Tiles of at most `side` rows of one block, cut where some cotangent's rows have a gap.
 fn tiles(rows: &RowSet, block: &Range<usize>, side: usize) -> Vec<Tile> {
