@@ -2,6 +2,9 @@
 use crate::batch::{Batch, Cotangent, Group};
 use crate::gram_sink::GramSink;
 use crate::plan;
+use crate::turn::{Begun, Turn};
+use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 use tanglescope_kernels::{BlockGram, FloatTensor, HeadCotangents, Kernels};
 use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Sink};
 
@@ -36,8 +39,58 @@ impl GroupResult {
 
 /// Log-probabilities and Grams of groups, each with its own list of cotangents, run as one batch.
 pub fn grams<B: Kernels>(model: &Decoder<B>, scope: &InScope, groups: &[(&Group, &[Cotangent])]) -> Vec<GroupResult> {
+    grams_in_turn(model, scope, groups, None)
+}
+
+/// [`grams`] of all groups, in their order, batch by batch (each a list of groups), `at_once` of them side by side; `done`
+/// is told which groups are through.
+///
+/// Results do not depend on `at_once`. On a processor, batches side by side keep every core busy: the parallel loops of
+/// one batch are a few hundred microseconds long, and a core that has done its share of one would wait for the others.
+pub fn grams_of_batches<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    groups: &[(&Group, &[Cotangent])],
+    (batches, at_once): (&[Vec<usize>], usize),
+    done: impl Fn(&[usize]) + Sync,
+) -> Vec<GroupResult> {
+    let run = |batch: &[usize], turn: Option<Begun<'_>>| -> Vec<(usize, GroupResult)> {
+        let items: Vec<(&Group, &[Cotangent])> = batch.iter().map(|&g| groups[g]).collect();
+        let found = grams_in_turn(model, scope, &items, turn);
+        done(batch);
+        batch.iter().copied().zip(found).collect()
+    };
+    let mut found: Vec<(usize, GroupResult)> = if at_once == 1 {
+        // a device orders the work of one thread
+        batches.iter().flat_map(|batch| run(batch, None)).collect()
+    } else {
+        let (turn, left) = (Turn::default(), Mutex::new(batches.iter()));
+        let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let row = |_| {
+            let mut found = Vec::new();
+            loop {
+                let begun = turn.take();
+                let Some(batch) = next() else { return found };
+                found.extend(run(batch, Some(begun)));
+            }
+        };
+        (0..at_once).into_par_iter().with_max_len(1).flat_map_iter(row).collect()
+    };
+    found.sort_by_key(|(g, _)| *g);
+    found.into_iter().map(|(_, result)| result).collect()
+}
+
+/// [`grams`] of a batch that has the turn to begin, which it gives on when half of its time is over.
+fn grams_in_turn<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    groups: &[(&Group, &[Cotangent])],
+    turn: Option<Begun<'_>>,
+) -> Vec<GroupResult> {
     let batch = Batch::new(groups);
     let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates);
+    // a forward pass takes a third of the time, and a quarter of the backward pass as much as half of that
+    sink.turn = turn.map(|turn| (model.description.layers * 3 / 4, turn));
     let token_logps = run(model, &batch, &mut sink);
     let per_group = sink.finish();
     let results = token_logps.into_iter().zip(per_group).zip(groups);

@@ -1,4 +1,5 @@
 //! The sink that reduces every parameter to the inner products of its gradients (docs/mathematics.md, section 4).
+use crate::turn::Begun;
 use std::collections::HashMap;
 use std::ops::Range;
 use tanglescope_kernels::cost::{self, Rates, Reduction};
@@ -28,6 +29,8 @@ pub struct GramSink<'a, B: Kernels> {
     /// Names and Grams that may still be sums on the device, and the bytes that they keep there.
     pending: (Vec<String>, Vec<B::Pending>, usize),
     tied: Option<TiedHead<B>>,
+    /// The turn to begin a batch, and the block after which it is given on.
+    pub(crate) turn: Option<(usize, Begun<'a>)>,
 }
 
 impl<'a, B: Kernels> GramSink<'a, B> {
@@ -35,7 +38,7 @@ impl<'a, B: Kernels> GramSink<'a, B> {
     #[must_use]
     pub fn new(scope: &'a InScope, blocks: &[Range<usize>], rates: Rates) -> Self {
         let (found, pending) = (HashMap::new(), (Vec::new(), Vec::new(), 0));
-        Self { scope, blocks: blocks.to_vec(), rates, found, pending, tied: None }
+        Self { scope, blocks: blocks.to_vec(), rates, found, pending, tied: None, turn: None }
     }
 
     /// The Grams of every block, each in the scope's order of parameters.
@@ -113,6 +116,10 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
 
     fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet) {
         self.add(name, B::gram_vectors(terms, rows));
+    }
+
+    fn passed(&mut self, layer: usize) {
+        self.turn.take_if(|(last, _)| layer <= *last);
     }
 
     fn wants_head_gram(&self) -> bool {

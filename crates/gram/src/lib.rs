@@ -9,9 +9,10 @@ mod engine;
 mod gradient_sink;
 mod gram_sink;
 pub mod plan;
+mod turn;
 
 pub use batch::{Batch, Cotangent, Group};
 pub use count::{Count, count};
-pub use engine::{GroupResult, grams, grams_across, run, token_logps};
+pub use engine::{GroupResult, grams, grams_across, grams_of_batches, run, token_logps};
 pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;

@@ -9,6 +9,12 @@ pub const ENOUGH_ROWS: usize = 512;
 /// The same on a device: rows that fill a large GPU's products several times over.
 pub const ENOUGH_ROWS_ON_DEVICE: usize = 8192;
 
+/// Batches that run side by side on a processor, so that no core waits for another (docs/benchmarks.md).
+pub const AT_ONCE: usize = 2;
+
+/// The same on a device, which orders the work of one thread.
+pub const AT_ONCE_ON_DEVICE: usize = 1;
+
 /// Values that a block keeps of one forward row for its vjp, beside its input.
 fn kept(model: &Description) -> usize {
     let attention = 2 * model.heads.heads + 2 * model.heads.kv_heads;

@@ -464,6 +464,7 @@ impl<B: Kernels> Decoder<B> {
                 Some(next) => delta = next,
                 None => return,
             }
+            sink.passed(i);
         }
         for (table, ids) in wanted {
             sink.embedding(table, &delta, ids, rows.full);

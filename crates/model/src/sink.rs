@@ -46,6 +46,9 @@ pub trait Sink<B: Kernels> {
     /// A vector parameter: ∂L_k/∂p = Σ_{r of k} terms_r, `terms[R, m]`.
     fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet);
 
+    /// The backward pass is through with a block, and has given back what was kept of it.
+    fn passed(&mut self, _layer: usize) {}
+
     /// Whether the Gram of the output matrix is to be formed with the head.
     fn wants_head_gram(&self) -> bool;
 

@@ -8,10 +8,11 @@ use crate::options::{ModelOptions, Placement, dtype_name, group, limits, reading
 use crate::progress::{Amount, Progress};
 use std::fs::File;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::tables::{PairLengths, PairRow, ParamRow};
 use tanglescope_analytics::{PairGram, Summary, Table, tables};
 use tanglescope_data::{Dataset, Pair};
-use tanglescope_gram::{Cotangent, Group, GroupResult, grams, plan};
+use tanglescope_gram::{Cotangent, Group, GroupResult, grams_of_batches, plan};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
 
@@ -63,9 +64,12 @@ impl OnDevice for Work<'_> {
         let out = &args.out;
         std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
         let _lock = lock(out)?;
-        let manifest = open(args, options, &model, &data)?;
+        let outline = options.outline()?;
+        let placement = Placement::of(options, &outline);
+        let rows = placement.rows_per_batch(options, &outline);
+        let manifest = open(args, options, (&model, &data), rows)?;
         model.rates = manifest.plan.rates.into();
-        let run = Run { model: &model, scope: &scope, plan: manifest.plan };
+        let run = Run { model: &model, scope: &scope, plan: manifest.plan, at_once: placement.at_once };
         run.parts(&data, out)
     }
 }
@@ -82,7 +86,12 @@ fn lock(out: &Path) -> Result<File> {
 }
 
 /// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
-fn open<B: Kernels>(args: &Analyze, options: &ModelOptions, model: &Decoder<B>, data: &Dataset) -> Result<Manifest> {
+fn open<B: Kernels>(
+    args: &Analyze,
+    options: &ModelOptions,
+    (model, data): (&Decoder<B>, &Dataset),
+    forward_rows_per_batch: usize,
+) -> Result<Manifest> {
     let (adapter, adapter_folder, seed) = match &options.adapter {
         AdapterSource::None => (None, None, None),
         AdapterSource::Saved(folder) => (model.adapter_hash.clone(), Some(folder.clone()), None),
@@ -115,21 +124,11 @@ fn open<B: Kernels>(args: &Analyze, options: &ModelOptions, model: &Decoder<B>, 
             devices: vec![device],
             seed,
             identity,
-            plan: Plan {
-                rows_per_part: ROWS_PER_PART,
-                forward_rows_per_batch: rows_per_batch(options)?,
-                rates: model.rates.into(),
-            },
+            plan: Plan { rows_per_part: ROWS_PER_PART, forward_rows_per_batch, rates: model.rates.into() },
         },
     };
     manifest.write(&args.out)?;
     Ok(manifest)
-}
-
-/// Forward rows that a batch may have.
-fn rows_per_batch(options: &ModelOptions) -> Result<usize> {
-    let outline = options.outline()?;
-    Ok(Placement::of(options, &outline).rows_per_batch(options, &outline))
 }
 
 /// A model, and what is measured of it in which portions.
@@ -137,6 +136,8 @@ struct Run<'a, B: Kernels> {
     model: &'a Decoder<B>,
     scope: &'a InScope,
     plan: Plan,
+    /// Batches that run side by side.
+    at_once: usize,
 }
 
 impl<B: Kernels> Run<'_, B> {
@@ -174,18 +175,17 @@ impl<B: Kernels> Run<'_, B> {
         let groups: Vec<Group> = window.iter().map(|pair| group(pair.tokens.clone())).collect();
         let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
         let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
-        let mut results: Vec<Option<GroupResult>> = groups.iter().map(|_| None).collect();
-        for batch in plan::batches(&lengths, self.plan.forward_rows_per_batch) {
-            let items: Vec<(&Group, &[Cotangent])> =
-                batch.iter().map(|&g| (&groups[g], cotangents[g].as_slice())).collect();
-            for (g, result) in batch.iter().zip(grams(self.model, self.scope, &items)) {
-                results[*g] = Some(result);
-            }
+        let batches = plan::batches(&lengths, self.plan.forward_rows_per_batch);
+        let items: Vec<(&Group, &[Cotangent])> =
+            groups.iter().zip(&cotangents).map(|(group, cotangents)| (group, cotangents.as_slice())).collect();
+        let progress = Mutex::new(progress);
+        let results = grams_of_batches(self.model, self.scope, &items, (&batches, self.at_once), |batch| {
+            let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
             progress.add(Amount { pairs: batch.len(), rows: batch.iter().map(|&g| lengths[g]).sum() });
-        }
+        });
         let mut pair_rows = Vec::with_capacity(window.len());
         let mut param_rows = Vec::with_capacity(window.len() * self.scope.parameters.len());
-        for (pair, result) in window.iter().zip(results.into_iter().flatten()) {
+        for (pair, result) in window.iter().zip(results) {
             if !result.total().iter().chain(&[result.logp(0), result.logp(1)]).all(|x| x.is_finite()) {
                 let problem = "a log-probability or inner product is not finite: the model overflows this number type";
                 return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", pair.row)));

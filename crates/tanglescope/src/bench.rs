@@ -8,7 +8,7 @@ use crate::rates;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
-use tanglescope_gram::{Batch, Cotangent, Group, count, grams, plan};
+use tanglescope_gram::{Batch, Cotangent, Group, count, grams_of_batches, plan};
 use tanglescope_kernels::cost::{self, Cost, Rates};
 use tanglescope_kernels::{DType, FloatTensor, HeadCotangents, Kernels, NormKind, TensorData};
 use tanglescope_model::architectures::{self, Description};
@@ -343,17 +343,16 @@ impl Work<'_> {
         let lengths: Vec<usize> = self.groups.iter().map(Group::forward_rows).collect();
         let batches = plan::batches(&lengths, placement.rows_per_batch(options, &self.outline));
         let mut operations = 0.0;
-        let items = |batch: &[usize]| -> Vec<(&Group, &[Cotangent])> {
-            batch.iter().map(|&g| (&self.groups[g], cotangents[g].as_slice())).collect()
-        };
+        let all: Vec<(&Group, &[Cotangent])> =
+            self.groups.iter().zip(&cotangents).map(|(group, cotangents)| (group, cotangents.as_slice())).collect();
         for batch in &batches {
-            let batch = Batch::new(&items(batch));
+            let batch = Batch::new(&batch.iter().map(|&g| all[g]).collect::<Vec<_>>());
             operations += count(&self.outline, &self.scope, &batch, dtype, rates).total().operations;
         }
         let run = || {
             let start = Instant::now();
-            let results: usize = batches.iter().map(|batch| grams(&model, &scope, &items(batch)).len()).sum();
-            debug_assert_eq!(results, self.groups.len());
+            let results = grams_of_batches(&model, &scope, &all, (&batches, placement.at_once), |_| ());
+            debug_assert_eq!(results.len(), self.groups.len());
             start.elapsed().as_secs_f64()
         };
         run();

@@ -33,8 +33,10 @@ pub struct Placement {
     pub weights: usize,
     /// Blocks whose weights stay on the device.
     pub resident: usize,
-    /// Bytes that activations may take; `None` where that is not known.
+    /// Bytes that the activations of a batch may take; `None` where that is not known.
     pub activations: Option<usize>,
+    /// Batches that run side by side.
+    pub at_once: usize,
 }
 
 impl Placement {
@@ -49,16 +51,18 @@ impl Placement {
             system.refresh_memory();
             // half of what is free: estimates leave out small things, and the machine may have other work
             let free = usize::try_from(system.available_memory()).unwrap_or(usize::MAX).saturating_sub(weights) / 2;
-            return Self { weights, resident: layers, activations: Some(options.memory.unwrap_or(free)) };
+            let (at_once, activations) = (plan::AT_ONCE, options.memory.unwrap_or(free));
+            return Self { weights, resident: layers, activations: Some(activations / at_once), at_once };
         }
+        let at_once = plan::AT_ONCE_ON_DEVICE;
         // a tenth is left to the driver and to what kernels need in passing
         let Some(memory) = options.memory.or_else(|| Some(options.device.memory()? / 10 * 9)) else {
-            return Self { weights, resident: layers, activations: None };
+            return Self { weights, resident: layers, activations: None, at_once };
         };
         let room = memory / 10 * 7;
         let resident = if weights <= room { layers } else { room.saturating_sub(outside) / block.max(1) };
         let resident = resident.min(layers);
-        Self { weights, resident, activations: Some(memory.saturating_sub(outside + block * resident)) }
+        Self { weights, resident, activations: Some(memory.saturating_sub(outside + block * resident)), at_once }
     }
 
     /// Forward rows that a batch may have.
