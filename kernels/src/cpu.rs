@@ -116,7 +116,7 @@ impl Kernels for Flex {
             let bias = values::<E>(bias);
             in_place::<E>(y, |y| {
                 y.par_chunks_mut(bias.len()).with_min_len(16).for_each(|row| {
-                    vectorised(|| row.iter_mut().zip(bias).for_each(|(y, &b)| *y += b));
+                    vectorised!(row.iter_mut().zip(bias).for_each(|(y, &b)| *y += b));
                 });
             })
         })
@@ -127,7 +127,7 @@ impl Kernels for Flex {
             let (b, scale) = (values::<E>(b), E::of(scale));
             in_place::<E>(a, |a| {
                 a.par_chunks_mut(4096).zip(b.par_chunks(4096)).for_each(|(a, b)| {
-                    vectorised(|| a.iter_mut().zip(b).for_each(|(a, &b)| *a += scale * b));
+                    vectorised!(a.iter_mut().zip(b).for_each(|(a, &b)| *a += scale * b));
                 });
             })
         })
@@ -213,7 +213,7 @@ impl Kernels for Flex {
         with_real!(x, E => {
             let x = values::<E>(x);
             let of = |rows: &Range<usize>| &x[rows.start * width..rows.end * width];
-            products(vectors, blocks, |a, b| vectorised(|| dot_wide(of(a), of(b))))
+            products(vectors, blocks, |a, b| vectorised!(dot_wide(of(a), of(b))))
         })
     }
 

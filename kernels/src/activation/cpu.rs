@@ -65,7 +65,7 @@ pub fn forward<E: Real>(f: Activation, a: &[E], b: Option<&[E]>, width: usize) -
     h.par_chunks_mut(width).enumerate().with_min_len(16).for_each(|(row, h)| {
         let a = &a[row * width..][..width];
         let b = b.map(|b| &b[row * width..][..width]);
-        vectorised(|| {
+        vectorised!({
             for_each_function!(f, F => {
                 for i in 0..width {
                     h[i] = value_and_slope(F, a[i]).0;
@@ -95,7 +95,7 @@ pub fn vjp<E: Real>(
         da.par_chunks_mut(width).zip(delta.par_chunks(width)).zip(index).with_min_len(16).for_each(
             |((da, delta), &row)| {
                 let a = &a[row as usize * width..][..width];
-                vectorised(|| {
+                vectorised!({
                     for_each_function!(f, F => {
                         for i in 0..width {
                             da[i] = delta[i] * value_and_slope(F, a[i]).1;
@@ -115,7 +115,7 @@ pub fn vjp<E: Real>(
         .for_each(|(((da, db), delta), &row)| {
             let a = &a[row as usize * width..][..width];
             let b = &b[row as usize * width..][..width];
-            vectorised(|| {
+            vectorised!({
                 for_each_function!(f, F => {
                     for i in 0..width {
                         let (value, slope) = value_and_slope(F, a[i]);

@@ -2,7 +2,7 @@
 //!
 //! One task a span (or cotangent) and key-value head; queries in blocks, each looking only at the columns that its
 //! last row may see, so that the score matrix never exceeds `BLOCK × keys` a task.
-use crate::host::real::{Real, dot, unwritten, vectorised};
+use crate::host::real::{Real, dot, highest, sum, unwritten, vectorised};
 use crate::product::cpu::{Target, View, product};
 use crate::{Heads, Segment, Span};
 use rayon::prelude::*;
@@ -25,15 +25,11 @@ fn pack<E: Real>(x: &[E], width: usize, head: usize, h: usize, rows: [&Range<usi
 fn softmax_rows<E: Real>(scores: &mut [E], columns: usize, first: usize, normaliser: &mut [E]) {
     for ((i, row), normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
         let (seen, masked) = row.split_at_mut((first + i + 1).min(columns));
-        let top = seen.iter().fold(E::neg_infinity(), |a, &b| if b > a { b } else { a });
+        let top = highest(seen, E::neg_infinity());
         for s in seen.iter_mut() {
             *s = (*s - top).exp_fast();
         }
-        let ones = [E::of(1.0); 64];
-        let mut sum = E::of(0.0);
-        for part in seen.chunks(64) {
-            sum += dot(part, &ones[..part.len()]);
-        }
+        let sum = sum(seen);
         *normaliser = top + sum.ln();
         let inverse = E::of(1.0) / sum;
         for s in seen.iter_mut() {
@@ -82,7 +78,7 @@ pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Spa
                 let all = View::rows(&keys, h).transposed();
                 product(Target::rows(&mut scores, columns), [n, h, columns], queries, all, scale, false);
                 let mut sums = [E::of(0.0); BLOCK];
-                vectorised(|| softmax_rows(&mut scores, columns, trunk + start, &mut sums));
+                vectorised!(softmax_rows(&mut scores, columns, trunk + start, &mut sums));
                 sums[..n].iter().enumerate().for_each(|(i, sum)| normalisers.from(first + i, head).write(0, &[*sum]));
                 let p = View::rows(&scores, columns);
                 product(target.from(first, head * h), [n, columns, h], p, View::rows(&values, h), 1.0, false);
@@ -142,7 +138,7 @@ pub fn vjp<E: Real>(
                 let (k_all, v_all) = (View::rows(&keys, h), View::rows(&values, h));
                 product(Target::rows(&mut p, columns), shape, q_block, k_all.transposed(), scale, false);
                 product(Target::rows(&mut dp, columns), shape, d_block, v_all.transposed(), 1.0, false);
-                vectorised(|| {
+                vectorised!({
                     probabilities(&mut p, columns, start, &normaliser[start..start + m]);
                     let factor = E::of(scale);
                     for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {

@@ -8,10 +8,24 @@ use crate::{BlockGram, RowSet};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows of a panel.
-const PANEL: usize = 64;
+/// Rows of a panel. A product packs its wide side once for each panel.
+const PANEL: usize = 192;
+/// Rows that the square on a panel's diagonal is cut into, of whose upper half little is then formed.
+const STEP: usize = 64;
 /// Columns of a panel that are formed at a time: with its rows, what a second-level cache has room for.
-const COLUMNS: usize = 1024;
+const COLUMNS: usize = 512;
+
+/// The parts of a panel of a lower triangle, rows and columns: everything left of its square at once, in stretches, and
+/// the square step by step.
+fn parts(panel: &Range<usize>, first: usize) -> Vec<(Range<usize>, Range<usize>)> {
+    let stretch = |rows: Range<usize>, columns: Range<usize>| {
+        let end = columns.end;
+        columns.step_by(COLUMNS).map(move |start| (rows.clone(), start..(start + COLUMNS).min(end)))
+    };
+    let steps = panel.clone().step_by(STEP).map(|start| start..(start + STEP).min(panel.end));
+    let square = steps.flat_map(|rows| stretch(rows.clone(), panel.start..rows.end));
+    stretch(panel.clone(), first..panel.start).chain(square).collect()
+}
 
 /// `x·xᵀ` over a range of forward rows, lower panels computed and mirrored: `[N, N]`.
 fn input_gram<E: Real>(x: &[E], n: usize, range: &Range<usize>) -> Vec<E> {
@@ -22,18 +36,21 @@ fn input_gram<E: Real>(x: &[E], n: usize, range: &Range<usize>) -> Vec<E> {
     // the longest panels first, so that no core is left with one at the end
     let starts: Vec<usize> = (0..size).step_by(PANEL).rev().collect();
     starts.into_par_iter().with_max_len(1).for_each(|start| {
-        let rows = PANEL.min(size - start);
-        let columns = start + rows;
-        let left = View::rows(x, n).from(range.start + start, 0);
-        let mut panel = unwritten(rows * columns);
-        product(Target::rows(&mut panel, columns), [rows, n, columns], left, View::rows(&turned, size), 1.0, false);
-        for (r, row) in panel.chunks_exact(columns).enumerate() {
-            target.from(start + r, 0).write(0, row);
-        }
-        let mut column = vec![E::of(0.0); rows];
-        for c in 0..start {
-            column.iter_mut().zip(panel.iter().skip(c).step_by(columns)).for_each(|(to, &from)| *to = from);
-            target.from(c, start).write(0, &column);
+        for (rows, columns) in parts(&(start..(start + PANEL).min(size)), 0) {
+            let left = View::rows(x, n).from(range.start + rows.start, 0);
+            let right = View::rows(&turned, size).from(0, columns.start);
+            let (height, width) = (rows.len(), columns.len());
+            let mut part = unwritten(height * width);
+            product(Target::rows(&mut part, width), [height, n, width], left, right, 1.0, false);
+            for (r, row) in part.chunks_exact(width).enumerate() {
+                target.from(rows.start + r, columns.start).write(0, row);
+            }
+            // above the diagonal, what is not formed is mirrored
+            let below = columns.start..columns.end.min(rows.start);
+            let mirrored = transpose(&part, width);
+            for (c, column) in below.zip(mirrored.chunks_exact(height)) {
+                target.from(c, rows.start).write(0, column);
+            }
         }
     });
     out
@@ -49,13 +66,12 @@ fn panel<E: Real>(
 ) -> BlockGram {
     let (of_block, k) = (rows.of_block(block), block.len());
     let mut gram = vec![0.0; k * k];
-    let left = View::rows(delta, m).from(panel.start, 0);
-    let mut dd = unwritten(panel.len() * COLUMNS.min(panel.end - of_block.start));
-    for first in (of_block.start..panel.end).step_by(COLUMNS) {
-        let columns = first..(first + COLUMNS).min(panel.end);
+    let mut dd = unwritten(panel.len() * COLUMNS);
+    for (rows_of, columns) in parts(&panel, of_block.start) {
         let width = columns.len();
+        let left = View::rows(delta, m).from(rows_of.start, 0);
         let right = View::rows(turned, of_block.len()).from(0, columns.start - of_block.start);
-        product(Target::rows(&mut dd, width), [panel.len(), m, width], left, right, 1.0, false);
+        product(Target::rows(&mut dd, width), [rows_of.len(), m, width], left, right, 1.0, false);
         let runs: Vec<(usize, Range<usize>)> = block
             .clone()
             .flat_map(|c| rows.runs(c).into_iter().map(move |run| (c - block.start, run)))
@@ -63,13 +79,13 @@ fn panel<E: Real>(
             .filter(|(_, run)| !run.is_empty())
             .collect();
         let mut of_row = block.start;
-        for (r, dd) in panel.clone().zip(dd.chunks_exact(width)) {
+        for (r, dd) in rows_of.zip(dd.chunks_exact(width)) {
             while rows.of(of_row).end <= r {
                 of_row += 1;
             }
             let i = of_row - block.start;
             let xx = &xx[(rows.index[r] as usize - range.start) * range.len()..][..range.len()];
-            vectorised(|| {
+            vectorised!({
                 for (j, run) in runs.iter().take_while(|(_, run)| run.start <= r) {
                     let part = run.start..run.end.min(r + 1);
                     let x = rows.index[part.start] as usize - range.start;

@@ -3,7 +3,7 @@
 //! The vocabulary is walked in chunks like the keys of a flash attention: for every row a running maximum, the sum of
 //! exponentials and Σ exp(z)·w are kept and rescaled when the maximum grows; p·pᵀ of a block of rows is rescaled the
 //! same way on both sides. Beside the results, memory is `rows × CHUNK`.
-use crate::host::real::{Real, dot_wide, vectorised};
+use crate::host::real::{Real, dot_wide, highest, vectorised};
 use crate::host::stored::Stored;
 use crate::product::cpu::{Target, View, product, product_parallel};
 use crate::{BlockGram, HeadCotangents};
@@ -40,7 +40,7 @@ impl<E: Real> Running<E> {
     #[inline(always)]
     fn take(&mut self, z: &mut [E], first: usize) {
         const LANES: usize = 16;
-        let high = z.iter().fold(self.top, |a, &b| if b > a { b } else { a });
+        let high = highest(z, self.top);
         if high > self.top {
             self.best = first + z.iter().position(|&z| z == high).unwrap_or(0);
         }
@@ -98,7 +98,7 @@ pub fn walk<E: Real>(
         product_parallel(Target::rows(logits, columns), shape, View::rows(y, d), chunk.transposed(), 1.0, false);
         logits.par_chunks_mut(columns).zip(&mut running).zip(mean.par_chunks_mut(d)).for_each(
             |((z, running), mean)| {
-                vectorised(|| {
+                vectorised!({
                     running.take(z, start);
                     if running.rescale < E::of(1.0) {
                         for m in mean {

@@ -43,7 +43,8 @@ impl Real for f32 {
         /// Adding and taking off 1.5·2²³ rounds to the nearest integer.
         const ROUND: f32 = 12_582_912.0;
         let x = self.clamp(-87.0, 88.0);
-        let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        let rounded = x * std::f32::consts::LOG2_E + ROUND;
+        let n = rounded - ROUND;
         let r = x - n * LN2_HIGH - n * LN2_LOW;
         let mut p = 1.987_569_1e-4;
         p = p * r + 1.398_199_9e-3;
@@ -52,9 +53,9 @@ impl Real for f32 {
         p = p * r + 1.666_666_5e-1;
         p = p * r + 0.5;
         let y = p * r * r + r + 1.0;
-        // n is between −126 and 127
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let bits = ((n as i32 + 127) as u32) << 23;
+        // neighbours of ROUND are 1 apart, so that the bits differ by n, which is between −126 and 127
+        let n = rounded.to_bits().wrapping_sub(ROUND.to_bits());
+        let bits = n.wrapping_add(127) << 23;
         let y = y * f32::from_bits(bits);
         if self < -87.0 { 0.0 } else { y }
     }
@@ -144,6 +145,35 @@ pub fn dot<E: Real>(a: &[E], b: &[E]) -> E {
     total
 }
 
+/// Σ a in the working type over lanes.
+#[inline(always)]
+pub fn sum<E: Real>(a: &[E]) -> E {
+    const LANES: usize = 32;
+    let mut sums = [E::of(0.0); LANES];
+    let (body, tail) = a.as_chunks::<LANES>();
+    for x in body {
+        for i in 0..LANES {
+            sums[i] += x[i];
+        }
+    }
+    sums.iter().chain(tail).copied().sum()
+}
+
+/// The highest of some values and `least`.
+#[inline(always)]
+pub fn highest<E: Real>(a: &[E], least: E) -> E {
+    const LANES: usize = 32;
+    let higher = |a: E, b: E| if b > a { b } else { a };
+    let mut high = [least; LANES];
+    let (body, tail) = a.as_chunks::<LANES>();
+    for x in body {
+        for i in 0..LANES {
+            high[i] = higher(high[i], x[i]);
+        }
+    }
+    high.iter().chain(tail).copied().fold(least, higher)
+}
+
 /// Σ a·b with every product widened to f64 first.
 #[inline(always)]
 pub fn dot_wide<E: Real>(a: &[E], b: &[E]) -> f64 {
@@ -163,11 +193,17 @@ pub fn dot_wide<E: Real>(a: &[E], b: &[E]) -> f64 {
     total
 }
 
-/// Runs a loop compiled for the widest vectors of this processor (`pulp` finds out at run time).
-#[inline(always)]
-pub fn vectorised<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
+/// Runs a loop compiled for the widest vectors of this processor (`pulp` finds out at run time). The closure is always
+/// inlined: made a function of its own, it would be compiled for the oldest processors.
+macro_rules! vectorised {
+    ($body:expr) => {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
 }
+pub(crate) use vectorised;
 
 #[cfg(test)]
 mod tests {

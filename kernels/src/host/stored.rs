@@ -50,7 +50,7 @@ impl<'a, E: Real> Stored<'a, E> {
                 let mut out = unwritten(range.len());
                 out.par_chunks_mut(16 * 1024)
                     .zip(x[range].par_chunks(16 * 1024))
-                    .for_each(|(to, from)| vectorised(|| widen(from, to)));
+                    .for_each(|(to, from)| vectorised!(widen(from, to)));
                 Cow::Owned(out)
             }
         }
@@ -63,7 +63,7 @@ impl<'a, E: Real> Stored<'a, E> {
             let range = row as usize * width..(row as usize + 1) * width;
             match self {
                 Self::Working(x) => to.copy_from_slice(&x[range]),
-                Self::Narrow(x) => vectorised(|| widen(&x[range], to)),
+                Self::Narrow(x) => vectorised!(widen(&x[range], to)),
             }
         });
         out
@@ -73,7 +73,7 @@ impl<'a, E: Real> Stored<'a, E> {
 /// Rows `rows` and columns `columns` of a narrow matrix `width` wide.
 pub fn widen_block<E: Real>(x: &[bf16], width: usize, rows: Range<usize>, columns: &Range<usize>) -> Vec<E> {
     let mut out = unwritten(rows.len() * columns.len());
-    vectorised(|| {
+    vectorised!({
         for (to, row) in out.chunks_exact_mut(columns.len().max(1)).zip(rows) {
             widen(&x[row * width..][columns.clone()], to);
         }

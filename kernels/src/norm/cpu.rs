@@ -1,6 +1,6 @@
 //! RMS norm and `LayerNorm` over rows, with their vjp (docs/mathematics.md, section 3).
 use crate::NormKind;
-use crate::host::real::{Real, dot, unwritten, vectorised};
+use crate::host::real::{Real, dot, sum, unwritten, vectorised};
 use rayon::prelude::*;
 
 /// μ and 1/√(σ² + ε) of a row.
@@ -22,7 +22,7 @@ pub fn forward<E: Real>(x: &[E], gain: &[E], bias: Option<&[E]>, kind: NormKind)
     let d = gain.len();
     let mut y = unwritten(x.len());
     y.par_chunks_mut(d).zip(x.par_chunks(d)).with_min_len(16).for_each(|(y, x)| {
-        vectorised(|| {
+        vectorised!({
             let (mean, inverse) = statistics(x, kind);
             for i in 0..d {
                 y[i] = (x[i] - mean) * inverse * gain[i];
@@ -43,7 +43,7 @@ pub fn vjp<E: Real>(x: &[E], gain: &[E], kind: NormKind, delta: &[E], index: &[u
     let scale = E::of(1.0 / d as f64);
     dx.par_chunks_mut(d).zip(delta.par_chunks(d)).zip(index).with_min_len(16).for_each(|((dx, delta), &row)| {
         let x = &x[row as usize * d..][..d];
-        vectorised(|| {
+        vectorised!({
             let (mean, inverse) = statistics(x, kind);
             let mut g = [E::of(0.0); 512];
             // g∘x̂ and g, summed piece by piece so that the pieces stay in the first cache
@@ -55,10 +55,12 @@ pub fn vjp<E: Real>(x: &[E], gain: &[E], kind: NormKind, delta: &[E], index: &[u
                     g[i] = delta[start + i] * gain[start + i];
                 }
                 along += dot(g, &x[start..end]);
-                flat += g.iter().copied().sum::<E>();
+                if kind.centred {
+                    flat += sum(g);
+                }
             }
             let along = (along - mean * flat) * inverse * scale;
-            let flat = if kind.centred { flat * scale } else { E::of(0.0) };
+            let flat = flat * scale;
             for i in 0..d {
                 let normal = (x[i] - mean) * inverse;
                 dx[i] += inverse * (delta[i] * gain[i] - flat - normal * along);
@@ -72,7 +74,7 @@ pub fn gain_terms<E: Real>(x: &[E], d: usize, kind: NormKind, delta: &[E], index
     let mut terms = unwritten(delta.len());
     terms.par_chunks_mut(d).zip(delta.par_chunks(d)).zip(index).with_min_len(16).for_each(|((terms, delta), &row)| {
         let x = &x[row as usize * d..][..d];
-        vectorised(|| {
+        vectorised!({
             let (mean, inverse) = statistics(x, kind);
             for i in 0..d {
                 terms[i] = delta[i] * (x[i] - mean) * inverse;

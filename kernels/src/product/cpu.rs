@@ -1,5 +1,5 @@
 //! Matrix products: the `gemm` crate straight into the result, cut into one task a core.
-use crate::host::real::{Real, unwritten};
+use crate::host::real::{Real, unwritten, vectorised};
 use crate::host::stored::{Stored, widen_block};
 use gemm::Parallelism;
 use half::bf16;
@@ -146,14 +146,30 @@ pub fn transpose<E: Real>(x: &[E], width: usize) -> Vec<E> {
     const BAND: usize = 16;
     let rows = x.len() / width;
     let mut out = unwritten(x.len());
-    // a band of columns becomes as many rows, which stay in the first cache
+    // a band of columns becomes as many rows, block by block, so that a line of the cache is written at once
     out.par_chunks_mut((BAND * rows).max(1)).enumerate().for_each(|(band, out)| {
-        for r in 0..rows {
-            let from = &x[r * width + band * BAND..][..out.len() / rows];
-            for (c, &value) in from.iter().enumerate() {
-                out[c * rows + r] = value;
+        let columns = out.len() / rows;
+        let row = |r: usize| &x[r * width + band * BAND..][..columns];
+        vectorised!({
+            let whole = if columns == BAND { rows / BAND * BAND } else { 0 };
+            for first in (0..whole).step_by(BAND) {
+                let mut block = [[E::of(0.0); BAND]; BAND];
+                for (r, line) in block.iter_mut().enumerate() {
+                    line.copy_from_slice(row(first + r));
+                }
+                for c in 0..BAND {
+                    let to = &mut out[c * rows + first..][..BAND];
+                    for r in 0..BAND {
+                        to[r] = block[r][c];
+                    }
+                }
             }
-        }
+            for r in whole..rows {
+                for (c, &value) in row(r).iter().enumerate() {
+                    out[c * rows + r] = value;
+                }
+            }
+        });
     });
     out
 }

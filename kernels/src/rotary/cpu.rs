@@ -16,7 +16,7 @@ pub fn rotate<E: Real>(
     x.par_chunks_mut(width).enumerate().with_min_len(16).for_each(|(r, row)| {
         let at = index.map_or(r, |index| index[r] as usize) * half;
         let (cos, sin) = (&cos[at..][..half], &sin[at..][..half]);
-        vectorised(|| {
+        vectorised!({
             for head in row.chunks_exact_mut(head_dim) {
                 let (low, high) = head.split_at_mut(half);
                 let high = &mut high[..half];

@@ -53,7 +53,7 @@ pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) ->
                 }
             }
             let mut gram = vec![0.0; k * k];
-            vectorised(|| {
+            vectorised!({
                 for p in 0..k {
                     for q in 0..=p {
                         let (a, b) = (&tiles[p * size..][..size], &tiles[q * size..][..size]);
