@@ -26,6 +26,16 @@ impl Table {
         self.folder.join(format!("{number:05}.parquet"))
     }
 
+    /// Takes all parts away.
+    ///
+    /// # Errors
+    /// Where a file cannot be removed.
+    pub fn clear(&self) -> Result<()> {
+        std::fs::remove_dir_all(&self.folder)
+            .and_then(|()| std::fs::create_dir_all(&self.folder))
+            .map_err(|e| Error::new(&self.folder, e))
+    }
+
     /// Whether a part is there.
     #[must_use]
     pub fn has(&self, number: usize) -> bool {

@@ -1,10 +1,10 @@
 //! What a run found, in a few lines.
-use crate::entanglement::{PairGram, Regime};
 use crate::error::{Error, Result};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use tanglescope_objectives::{PairGram, Regime};
 
 /// Gathers the parts of a run, and says what they amount to.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +13,8 @@ pub struct Summary {
     undefined: usize,
     regimes: Vec<Regime>,
     layers: BTreeMap<u32, Vec<f64>>,
+    /// Regimes under each objective, in the order in which the objectives came.
+    objectives: Vec<(String, Vec<Regime>)>,
 }
 
 /// The value below which a share of sorted values lies, interpolated linearly.
@@ -22,6 +24,15 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     let low = at.floor() as usize;
     let high = (low + 1).min(sorted.len() - 1);
     sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
+}
+
+/// The share of each regime that occurs.
+fn shares(regimes: &[Regime]) -> String {
+    let count = |regime: &Regime| regimes.iter().filter(|r| *r == regime).count();
+    let occurring = Regime::ALL.iter().map(|regime| (regime.name(), count(regime))).filter(|(_, n)| *n > 0);
+    let all: Vec<String> =
+        occurring.map(|(name, n)| format!("{name} {:.1}%", 100.0 * n as f64 / regimes.len() as f64)).collect();
+    all.join(", ")
 }
 
 impl Summary {
@@ -41,10 +52,27 @@ impl Summary {
                 None => self.undefined += 1,
             }
         }
-        for name in pairs.column("regime_dpo")?.str()?.iter().flatten() {
-            self.regimes.extend(Regime::ALL.into_iter().filter(|r| r.name() == name));
-        }
+        self.regimes.extend(pairs.column("regime_dpo")?.str()?.iter().flatten().filter_map(Regime::named));
         Ok(())
+    }
+
+    /// Adds rows of objectives.parquet.
+    ///
+    /// # Errors
+    /// Where a column is missing or of another type.
+    pub fn add_objectives(&mut self, rows: &DataFrame) -> Result<()> {
+        let mut add = || -> PolarsResult<()> {
+            let (names, regimes) = (rows.column("objective")?.str()?, rows.column("regime")?.str()?);
+            for (name, regime) in names.iter().flatten().zip(regimes.iter().flatten()) {
+                let at = self.objectives.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+                    self.objectives.push((name.to_owned(), Vec::new()));
+                    self.objectives.len() - 1
+                });
+                self.objectives[at].1.extend(Regime::named(regime));
+            }
+            Ok(())
+        };
+        add().map_err(|e| Error::new(Path::new("objectives.parquet"), e))
     }
 
     fn add_layers(&mut self, params: &DataFrame) -> PolarsResult<()> {
@@ -98,17 +126,18 @@ impl fmt::Display for Summary {
         if self.undefined > 0 {
             writeln!(f, "no cosine        {} pairs with a zero gradient", self.undefined)?;
         }
-        let shares: Vec<String> = Regime::ALL
-            .iter()
-            .map(|regime| (regime.name(), self.regimes.iter().filter(|r| *r == regime).count()))
-            .filter(|(_, n)| *n > 0)
-            .map(|(name, n)| format!("{name} {:.1}%", 100.0 * n as f64 / pairs as f64))
-            .collect();
-        writeln!(f, "DPO regimes      {}", shares.join(", "))?;
+        writeln!(f, "DPO regimes      {}", shares(&self.regimes))?;
         let layers: Vec<String> =
             self.layers().iter().take(3).map(|(layer, cosine)| format!("{layer} ({cosine:.4})")).collect();
         if !layers.is_empty() {
             writeln!(f, "highest layers   {} by median cosine", layers.join(", "))?;
+        }
+        let width = self.objectives.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        if width > 0 {
+            writeln!(f, "\none step on each objective, to first order")?;
+        }
+        for (name, regimes) in &self.objectives {
+            writeln!(f, "{name:<width$}  {}", shares(regimes))?;
         }
         Ok(())
     }

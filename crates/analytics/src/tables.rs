@@ -1,6 +1,6 @@
 //! The tables of a run, as data frames (docs/formats.md).
-use crate::entanglement::PairGram;
 use polars_core::prelude::{Column, DataFrame};
+use tanglescope_objectives::PairGram;
 
 /// A row of pairs.parquet.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,8 +15,24 @@ pub struct PairRow {
     pub logp_chosen: f64,
     /// log π(rejected | prompt).
     pub logp_rejected: f64,
+    /// The same under the reference model, chosen first, where there is one.
+    pub reference: Option<[f64; 2]>,
     /// Inner products over all parameters in scope.
     pub gram: PairGram,
+    /// What an objective of contrast tokens asks for.
+    pub contrast: Option<Contrast>,
+}
+
+/// A pair's log-probabilities summed over its contrast tokens, those that its responses do not share, and the gradients of
+/// the two sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Contrast {
+    /// Of the policy, chosen first.
+    pub logps: [f64; 2],
+    /// Of the reference.
+    pub reference: [f64; 2],
+    /// `inner[i][j]`: ⟨gradient of the sum over response i's contrast tokens, gradient of log π(response j)⟩.
+    pub inner: [[f64; 2]; 2],
 }
 
 /// Lengths in tokens.
@@ -49,7 +65,7 @@ pub struct ParamRow {
     pub gram: PairGram,
 }
 
-fn column<R, T>(name: &str, rows: &[R], value: impl Fn(&R) -> T) -> Column
+pub(crate) fn column<R, T>(name: &str, rows: &[R], value: impl Fn(&R) -> T) -> Column
 where
     Vec<T>: Into<Values>,
 {
@@ -58,7 +74,7 @@ where
 }
 
 /// The types of column that the tables use.
-enum Values {
+pub(crate) enum Values {
     U64(Vec<u64>),
     U32(Vec<u32>),
     U32Null(Vec<Option<u32>>),
@@ -82,14 +98,37 @@ macro_rules! values {
 }
 values!(U64: u64, U32: u32, U32Null: Option<u32>, F64: f64, F64Null: Option<f64>, Text: String, TextNull: Option<String>);
 
-fn frame(columns: Vec<Column>) -> DataFrame {
+pub(crate) fn frame(columns: Vec<Column>) -> DataFrame {
     DataFrame::new_infer_height(columns).unwrap_or_else(|e| unreachable!("columns of one list of rows: {e}"))
 }
 
-/// pairs.parquet.
+/// Names of the columns that hold a [`Contrast`]: its sums, the reference's, and `inner` row by row.
+pub(crate) const CONTRAST: [&str; 8] = [
+    "contrast_logp_chosen",
+    "contrast_logp_rejected",
+    "ref_contrast_logp_chosen",
+    "ref_contrast_logp_rejected",
+    "contrast_w_w",
+    "contrast_w_l",
+    "contrast_l_w",
+    "contrast_l_l",
+];
+
+impl Contrast {
+    fn values(&self) -> [f64; 8] {
+        let ([a, b], [c, d], [[e, f], [g, h]]) = (self.logps, self.reference, self.inner);
+        [a, b, c, d, e, f, g, h]
+    }
+
+    pub(crate) fn of([a, b, c, d, e, f, g, h]: [f64; 8]) -> Self {
+        Self { logps: [a, b], reference: [c, d], inner: [[e, f], [g, h]] }
+    }
+}
+
+/// pairs.parquet. The columns of a reference and of contrast tokens are there where every row has them.
 #[must_use]
 pub fn pairs(rows: &[PairRow]) -> DataFrame {
-    frame(vec![
+    let mut columns = vec![
         column("pair", rows, |r| r.pair),
         column("id", rows, |r| r.id.clone()),
         column("prompt_tokens", rows, |r| r.tokens.prompt),
@@ -99,6 +138,13 @@ pub fn pairs(rows: &[PairRow]) -> DataFrame {
         column("truncated_tokens", rows, |r| r.tokens.truncated),
         column("logp_chosen", rows, |r| r.logp_chosen),
         column("logp_rejected", rows, |r| r.logp_rejected),
+    ];
+    let reference: Option<Vec<[f64; 2]>> = rows.iter().map(|r| r.reference).collect();
+    if let Some(reference) = reference {
+        columns.push(column("ref_logp_chosen", &reference, |r| r[0]));
+        columns.push(column("ref_logp_rejected", &reference, |r| r[1]));
+    }
+    columns.extend([
         column("ww", rows, |r| r.gram.ww),
         column("wl", rows, |r| r.gram.wl),
         column("ll", rows, |r| r.gram.ll),
@@ -107,7 +153,12 @@ pub fn pairs(rows: &[PairRow]) -> DataFrame {
         column("band_low", rows, |r| r.gram.band().map(|band| band.0)),
         column("band_high", rows, |r| r.gram.band().map(|band| band.1)),
         column("regime_dpo", rows, |r| r.gram.regime(1.0, 1.0).name().to_owned()),
-    ])
+    ]);
+    let contrast: Option<Vec<[f64; 8]>> = rows.iter().map(|r| r.contrast.map(|c| c.values())).collect();
+    if let Some(contrast) = contrast {
+        columns.extend(CONTRAST.iter().enumerate().map(|(i, name)| column(name, &contrast, |r| r[i])));
+    }
+    frame(columns)
 }
 
 /// params.parquet.

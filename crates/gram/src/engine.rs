@@ -54,15 +54,24 @@ pub fn grams_of_batches<B: Kernels>(
     (batches, at_once): (&[Vec<usize>], usize),
     done: impl Fn(&[usize]) + Sync,
 ) -> Vec<GroupResult> {
-    let run = |batch: &[usize], turn: Option<Begun<'_>>| -> Vec<(usize, GroupResult)> {
+    side_by_side(batches, at_once, |batch, turn| {
         let items: Vec<(&Group, &[Cotangent])> = batch.iter().map(|&g| groups[g]).collect();
         let found = grams_in_turn(model, scope, &items, turn);
         done(batch);
-        batch.iter().copied().zip(found).collect()
-    };
-    let mut found: Vec<(usize, GroupResult)> = if at_once == 1 {
+        found
+    })
+}
+
+/// What `run` finds for the members of all batches, in the members' order.
+fn side_by_side<R: Send>(
+    batches: &[Vec<usize>],
+    at_once: usize,
+    run: impl Fn(&[usize], Option<Begun<'_>>) -> Vec<R> + Sync,
+) -> Vec<R> {
+    let of = |batch: &Vec<usize>, turn| batch.iter().copied().zip(run(batch, turn)).collect::<Vec<_>>();
+    let mut found: Vec<(usize, R)> = if at_once == 1 {
         // a device orders the work of one thread
-        batches.iter().flat_map(|batch| run(batch, None)).collect()
+        batches.iter().flat_map(|batch| of(batch, None)).collect()
     } else {
         let (turn, left) = (Turn::default(), Mutex::new(batches.iter()));
         let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -71,12 +80,12 @@ pub fn grams_of_batches<B: Kernels>(
             loop {
                 let begun = turn.take();
                 let Some(batch) = next() else { return found };
-                found.extend(run(batch, Some(begun)));
+                found.extend(of(batch, Some(begun)));
             }
         };
         (0..at_once).into_par_iter().with_max_len(1).flat_map_iter(row).collect()
     };
-    found.sort_by_key(|(g, _)| *g);
+    found.sort_by_key(|(member, _)| *member);
     found.into_iter().map(|(_, result)| result).collect()
 }
 
@@ -142,6 +151,20 @@ pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec
     let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, Keep::Nothing);
     let y = model.head_inputs(&trace, &batch.predicting);
     by_branch(&batch, &B::head(&y, model.head(), &batch.targets, None).logp)
+}
+
+/// [`token_logps`] of all groups, in their order, batch by batch, `at_once` of them side by side.
+pub fn token_logps_of_batches<B: Kernels>(
+    model: &Decoder<B>,
+    groups: &[Group],
+    batches: &[Vec<usize>],
+    at_once: usize,
+) -> Vec<Vec<Vec<f64>>> {
+    side_by_side(batches, at_once, |batch, turn| {
+        // nothing is kept, so that the next one may begin
+        drop(turn);
+        token_logps(model, &batch.iter().map(|&g| &groups[g]).collect::<Vec<_>>())
+    })
 }
 
 fn by_branch(batch: &Batch, logp: &[f64]) -> Vec<Vec<Vec<f64>>> {

@@ -13,6 +13,6 @@ mod turn;
 
 pub use batch::{Batch, Cotangent, Group};
 pub use count::{Count, count};
-pub use engine::{GroupResult, grams, grams_across, grams_of_batches, run, token_logps};
+pub use engine::{GroupResult, grams, grams_across, grams_of_batches, run, token_logps, token_logps_of_batches};
 pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;

@@ -196,6 +196,23 @@ impl<B: Kernels> Decoder<B> {
         Self::build(base, content_hash, description, folder, source, dtype, device, resident)
     }
 
+    /// The base model under the adapter, sharing its tensors; `None` where the adapter replaced some of them
+    /// (`modules_to_save`).
+    #[must_use]
+    pub fn base(&self) -> Option<Self> {
+        if !self.saved.is_empty() {
+            return None;
+        }
+        let mut base = Self { adapter_hash: None, ..self.clone() };
+        for place in &mut base.blocks {
+            match place {
+                Place::Device(block) => block.maps_mut().for_each(|map| map.lora = None),
+                Place::Host(block) => block.maps_mut().for_each(|map| map.lora = None),
+            }
+        }
+        Some(base)
+    }
+
     /// A model of given dimensions with made-up weights, for measurements of speed.
     ///
     /// # Errors

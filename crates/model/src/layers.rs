@@ -309,6 +309,12 @@ impl<B: Kernels> Block<B> {
         }
     }
 
+    /// Every linear map.
+    pub(crate) fn maps_mut(&mut self) -> impl Iterator<Item = &mut Linear<B>> {
+        let attention = self.qkv.maps_mut().iter_mut().chain([&mut self.o]);
+        attention.chain(self.gate.as_mut()).chain([&mut self.up, &mut self.down])
+    }
+
     /// Forward pass over rows `x[N, d]`; without a trace nothing is kept.
     pub fn forward(
         &self,

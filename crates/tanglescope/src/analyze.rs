@@ -4,17 +4,20 @@ use crate::device::OnDevice;
 use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::manifest::{Identity, Manifest, Plan};
+use crate::objectives::{Asked, Loaded, Reference};
 use crate::options::{ModelOptions, Placement, dtype_name, group, limits, reading};
 use crate::progress::{Amount, Progress};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use tanglescope_analytics::tables::{PairLengths, PairRow, ParamRow};
-use tanglescope_analytics::{PairGram, Summary, Table, tables};
+use tanglescope_analytics::objectives::{self, Measured};
+use tanglescope_analytics::tables::{Contrast, PairLengths, PairRow, ParamRow};
+use tanglescope_analytics::{Summary, Table, tables};
 use tanglescope_data::{Dataset, Pair};
-use tanglescope_gram::{Cotangent, Group, GroupResult, grams_of_batches, plan};
+use tanglescope_gram::{Cotangent, Group, GroupResult, grams_of_batches, plan, token_logps_of_batches};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
+use tanglescope_objectives::{Objective, PairGram, contrast};
 
 /// Pairs of a part: few enough that little is lost when a run is killed, many enough that batches of like length fill.
 const ROWS_PER_PART: usize = 64;
@@ -22,13 +25,15 @@ const ROWS_PER_PART: usize = 64;
 /// Runs the command, and returns what it found.
 pub fn run(args: &Analyze) -> Result<Summary> {
     let options = ModelOptions::new(&args.model)?;
+    let asked = Asked::new(args, &options)?;
     options.announce();
-    options.device.run(Work { args, options: &options })
+    options.device.run(Work { args, options: &options, asked: &asked })
 }
 
 /// Says what the command would do.
 pub fn dry_run(args: &Analyze) -> Result<()> {
     let options = ModelOptions::new(&args.model)?;
+    let asked = Asked::new(args, &options)?;
     options.announce();
     let outline = options.outline()?;
     let scope = outline.in_scope(&options.scope)?;
@@ -37,6 +42,9 @@ pub fn dry_run(args: &Analyze) -> Result<()> {
     let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(pair.tokens)).collect();
     let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
     dry_run::report(&options, &outline, &scope, &groups, rows);
+    if matches!(asked.reference, Reference::Base | Reference::Folder(_)) {
+        println!("and a forward pass of the reference over the same rows");
+    }
     println!("nothing was computed, and nothing written to {}", args.out.display());
     Ok(())
 }
@@ -44,13 +52,14 @@ pub fn dry_run(args: &Analyze) -> Result<()> {
 struct Work<'a> {
     args: &'a Analyze,
     options: &'a ModelOptions,
+    asked: &'a Asked,
 }
 
 impl OnDevice for Work<'_> {
     type Output = Result<Summary>;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
-        let Self { args, options } = self;
+        let Self { args, options, asked } = self;
         let mut model = options.load::<B>(options.dtype, device)?;
         let scope = model.in_scope(&options.scope)?;
         let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model.description))?;
@@ -66,10 +75,24 @@ impl OnDevice for Work<'_> {
         let _lock = lock(out)?;
         let outline = options.outline()?;
         let placement = Placement::of(options, &outline);
-        let rows = placement.rows_per_batch(options, &outline);
-        let manifest = open(args, options, (&model, &data), rows)?;
+        let reference = asked.reference.load(options, &model)?;
+        let identity = identity(options, &model, &data, asked, &reference);
+        let plan = Plan {
+            rows_per_part: ROWS_PER_PART,
+            forward_rows_per_batch: placement.rows_per_batch(options, &outline),
+            rates: model.rates.into(),
+        };
+        let manifest = open(args, options, &data, identity, plan, &asked.objectives)?;
         model.rates = manifest.plan.rates.into();
-        let run = Run { model: &model, scope: &scope, plan: manifest.plan, at_once: placement.at_once };
+        let run = Run {
+            model: &model,
+            scope: &scope,
+            reference,
+            contrast: manifest.identity.contrast,
+            objectives: &asked.objectives,
+            plan: manifest.plan,
+            at_once: placement.at_once,
+        };
         run.parts(&data, out)
     }
 }
@@ -85,31 +108,55 @@ fn lock(out: &Path) -> Result<File> {
     }
 }
 
-/// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
-fn open<B: Kernels>(
-    args: &Analyze,
+/// What decides the rows.
+fn identity<B: Kernels>(
     options: &ModelOptions,
-    (model, data): (&Decoder<B>, &Dataset),
-    forward_rows_per_batch: usize,
-) -> Result<Manifest> {
-    let (adapter, adapter_folder, seed) = match &options.adapter {
-        AdapterSource::None => (None, None, None),
-        AdapterSource::Saved(folder) => (model.adapter_hash.clone(), Some(folder.clone()), None),
-        AdapterSource::Fresh(fresh) => (Some(format!("fresh {fresh:?}")), None, Some(fresh.seed)),
-    };
-    let identity = Identity {
+    model: &Decoder<B>,
+    data: &Dataset,
+    asked: &Asked,
+    reference: &Loaded<B>,
+) -> Identity {
+    Identity {
         model: model.content_hash.clone(),
-        adapter,
+        adapter: match &options.adapter {
+            AdapterSource::None => None,
+            AdapterSource::Saved(_) => model.adapter_hash.clone(),
+            AdapterSource::Fresh(fresh) => Some(format!("fresh {fresh:?}")),
+        },
+        reference: reference.identity(&asked.reference),
         data: data.content_hash.clone(),
         scope: options.scope.to_string(),
         dtype: dtype_name(options.dtype).to_owned(),
+        contrast: asked.contrast(),
+    }
+}
+
+/// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
+fn open(
+    args: &Analyze,
+    options: &ModelOptions,
+    data: &Dataset,
+    identity: Identity,
+    plan: Plan,
+    objectives: &[Objective],
+) -> Result<Manifest> {
+    let (adapter, seed) = match &options.adapter {
+        AdapterSource::None => (None, None),
+        AdapterSource::Saved(folder) => (Some(folder.clone()), None),
+        AdapterSource::Fresh(fresh) => (None, Some(fresh.seed)),
     };
     let device = options.device.to_string();
+    let objectives: Vec<String> = objectives.iter().map(Objective::to_string).collect();
     let manifest = match Manifest::read(&args.out)? {
         Some(mut manifest) => {
             manifest.same_run(&identity, &args.out)?;
             if !manifest.devices.contains(&device) {
                 manifest.devices.push(device);
+            }
+            if !objectives.is_empty() && manifest.objectives != objectives {
+                // made again from pairs.parquet
+                Table::create(&args.out, "objectives.parquet")?.clear()?;
+                manifest.objectives = objectives;
             }
             manifest
         }
@@ -117,14 +164,15 @@ fn open<B: Kernels>(
             tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
             command: std::env::args().collect(),
             model: options.folder.clone(),
-            adapter: adapter_folder,
+            adapter,
             data: data.path.clone(),
             pairs: data.pairs.len(),
             skipped: data.skipped.clone(),
             devices: vec![device],
             seed,
             identity,
-            plan: Plan { rows_per_part: ROWS_PER_PART, forward_rows_per_batch, rates: model.rates.into() },
+            plan,
+            objectives,
         },
     };
     manifest.write(&args.out)?;
@@ -135,6 +183,10 @@ fn open<B: Kernels>(
 struct Run<'a, B: Kernels> {
     model: &'a Decoder<B>,
     scope: &'a InScope,
+    reference: Loaded<B>,
+    /// Whether gradients over contrast tokens are measured too.
+    contrast: bool,
+    objectives: &'a [Objective],
     plan: Plan,
     /// Batches that run side by side.
     at_once: usize,
@@ -144,6 +196,7 @@ impl<B: Kernels> Run<'_, B> {
     /// Makes every part that is not there yet, and sums up all of them.
     fn parts(&self, data: &Dataset, out: &Path) -> Result<Summary> {
         let (pairs, params) = (Table::create(out, "pairs.parquet")?, Table::create(out, "params.parquet")?);
+        let outcomes = if self.objectives.is_empty() { None } else { Some(Table::create(out, "objectives.parquet")?) };
         let windows: Vec<&[Pair]> = data.pairs.chunks(self.plan.rows_per_part).collect();
         // pairs.parquet is written last, so its part says that both are there
         let is_done = |part: usize| pairs.has(part) && params.has(part);
@@ -158,22 +211,48 @@ impl<B: Kernels> Run<'_, B> {
         let total = Amount { pairs: data.pairs.len(), rows: rows(&data.pairs) };
         let mut progress = Progress::new(total, before);
         let mut summary = Summary::default();
+        let mut all: Vec<Measured> = Vec::new();
         for (part, window) in windows.iter().enumerate() {
             if !is_done(part) {
                 let (pair_rows, param_rows) = self.window(window, &mut progress)?;
                 params.write(part, tables::params(&param_rows))?;
                 pairs.write(part, tables::pairs(&pair_rows))?;
             }
-            summary.add(&pairs.read(part)?, &params.read(part)?)?;
+            let of_pairs = pairs.read(part)?;
+            summary.add(&of_pairs, &params.read(part)?)?;
+            if let Some(outcomes) = &outcomes {
+                let measured = objectives::measured(&of_pairs)?;
+                if !outcomes.has(part) {
+                    outcomes.write(part, objectives::of_pairs(&measured, self.objectives))?;
+                }
+                summary.add_objectives(&outcomes.read(part)?)?;
+                all.extend(measured);
+            }
         }
         progress.finish();
+        // objectives of a batch take the whole data as theirs
+        if let (Some(outcomes), Some(of_all)) = (&outcomes, objectives::of_all(&all, self.objectives)) {
+            outcomes.write(windows.len(), of_all)?;
+            summary.add_objectives(&outcomes.read(windows.len())?)?;
+        }
         Ok(summary)
     }
 
     /// The rows of a part, in data order.
     fn window(&self, window: &[Pair], progress: &mut Progress) -> Result<(Vec<PairRow>, Vec<ParamRow>)> {
         let groups: Vec<Group> = window.iter().map(|pair| group(pair.tokens.clone())).collect();
-        let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
+        let masks: Vec<[Vec<bool>; 2]> =
+            groups.iter().map(|group| contrast(&group.responses[0], &group.responses[1])).collect();
+        let cotangents = groups.iter().zip(&masks).map(|(group, masks)| {
+            let mut cotangents = Cotangent::log_probabilities(group);
+            if self.contrast {
+                let weights = |mask: &Vec<bool>| mask.iter().map(|contrast| f64::from(u8::from(*contrast))).collect();
+                let of = |(branch, mask)| Cotangent { branch, weights: weights(mask) };
+                cotangents.extend(masks.iter().enumerate().map(of));
+            }
+            cotangents
+        });
+        let cotangents: Vec<Vec<Cotangent>> = cotangents.collect();
         let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
         let batches = plan::batches(&lengths, self.plan.forward_rows_per_batch);
         let items: Vec<(&Group, &[Cotangent])> =
@@ -183,14 +262,22 @@ impl<B: Kernels> Run<'_, B> {
             let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
             progress.add(Amount { pairs: batch.len(), rows: batch.iter().map(|&g| lengths[g]).sum() });
         });
+        let reference: Option<Vec<Vec<Vec<f64>>>> = match &self.reference {
+            Loaded::None => None,
+            Loaded::Itself => Some(results.iter().map(|result| result.token_logps.clone()).collect()),
+            Loaded::Model(model) => Some(token_logps_of_batches(model, &groups, &batches, self.at_once)),
+        };
         let mut pair_rows = Vec::with_capacity(window.len());
         let mut param_rows = Vec::with_capacity(window.len() * self.scope.parameters.len());
-        for (pair, result) in window.iter().zip(results) {
-            if !result.total().iter().chain(&[result.logp(0), result.logp(1)]).all(|x| x.is_finite()) {
+        for (at, (pair, result)) in window.iter().zip(&results).enumerate() {
+            let reference = reference.as_ref().map(|all| &all[at]);
+            let row = pair_row(pair, result, reference, &masks[at]);
+            let numbers = result.total().into_iter().chain([row.logp_chosen, row.logp_rejected]);
+            if !numbers.chain(row.reference.into_iter().flatten()).all(f64::is_finite) {
                 let problem = "a log-probability or inner product is not finite: the model overflows this number type";
                 return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", pair.row)));
             }
-            pair_rows.push(pair_row(pair, &result));
+            pair_rows.push(row);
             for (parameter, gram) in self.scope.parameters.iter().zip(&result.grams) {
                 param_rows.push(ParamRow {
                     pair: pair.row,
@@ -210,12 +297,25 @@ fn rows(pairs: &[Pair]) -> usize {
     pairs.iter().map(|pair| group(pair.tokens.clone()).forward_rows()).sum()
 }
 
+/// The inner products of g_w and g_l, which come first among a pair's two or four cotangents.
 fn pair_gram(gram: &[f64]) -> PairGram {
-    PairGram { ww: gram[0], wl: gram[1], ll: gram[3] }
+    let k = if gram.len() == 4 { 2 } else { 4 };
+    PairGram { ww: gram[0], wl: gram[1], ll: gram[k + 1] }
 }
 
-fn pair_row(pair: &Pair, result: &GroupResult) -> PairRow {
+/// Log-probabilities of both responses, summed over the tokens that `mask` keeps.
+fn masked(token_logps: &[Vec<f64>], masks: &[Vec<bool>; 2]) -> [f64; 2] {
+    [0, 1].map(|k| token_logps[k].iter().zip(&masks[k]).filter(|(_, kept)| **kept).map(|(logp, _)| logp).sum())
+}
+
+fn pair_row(pair: &Pair, result: &GroupResult, reference: Option<&Vec<Vec<f64>>>, masks: &[Vec<bool>; 2]) -> PairRow {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let total = result.total();
+    let of_contrast = |reference: &Vec<Vec<f64>>| Contrast {
+        logps: masked(&result.token_logps, masks),
+        reference: masked(reference, masks),
+        inner: [[total[8], total[9]], [total[12], total[13]]],
+    };
     PairRow {
         pair: pair.row,
         id: pair.id.clone(),
@@ -228,6 +328,8 @@ fn pair_row(pair: &Pair, result: &GroupResult) -> PairRow {
         },
         logp_chosen: result.logp(0),
         logp_rejected: result.logp(1),
-        gram: pair_gram(&result.total()),
+        reference: reference.map(|of| [of[0].iter().sum(), of[1].iter().sum()]),
+        gram: pair_gram(&total),
+        contrast: reference.filter(|_| total.len() == 16).map(of_contrast),
     }
 }

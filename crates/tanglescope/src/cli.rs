@@ -18,6 +18,8 @@ pub enum Command {
     Analyze(Analyze),
     /// Check a model and data: gradients against differences in f64, the working precision against f64
     Verify(Verify),
+    /// List the objectives: keys with defaults, formula, source
+    Objectives,
     /// List the devices of this machine: memory, number types, what they offer
     Devices(Devices),
     /// Measure a device: its rates, each kernel against the roofline that those give, and the whole pass
@@ -121,6 +123,13 @@ pub struct Analyze {
     /// Folder for the results; an unfinished run in it goes on where it stopped
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
+    /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
+    #[arg(long, value_name = "NAME[:K=V,…]")]
+    pub objective: Vec<String>,
+    /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
+    /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
+    #[arg(long, value_name = "FOLDER|base|self")]
+    pub reference: Option<String>,
     #[command(flatten)]
     pub dry: DryRun,
 }
@@ -135,6 +144,9 @@ pub struct Verify {
     /// Pairs to check
     #[arg(long, default_value_t = 2)]
     pub pairs: usize,
+    /// Losses whose real steps are checked against what the Gram says they do; the policy is its own reference
+    #[arg(long, value_name = "NAME[:K=V,…]", default_values_t = ["dpo", "simpo", "cpo", "normalised"].map(str::to_owned))]
+    pub objective: Vec<String>,
     #[command(flatten)]
     pub dry: DryRun,
 }

@@ -7,6 +7,7 @@ mod device;
 mod dry_run;
 mod error;
 mod manifest;
+mod objectives;
 mod options;
 mod progress;
 mod rates;
@@ -35,6 +36,10 @@ fn main() -> ExitCode {
         Command::Analyze(args) if args.dry.dry_run => analyze::dry_run(&args),
         Command::Analyze(args) => analyze::run(&args).map(|summary| print!("{summary}")),
         Command::Verify(args) => verify::run(&args),
+        Command::Objectives => {
+            objectives::list();
+            Ok(())
+        }
         Command::Devices(args) => {
             device::list(args);
             Ok(())

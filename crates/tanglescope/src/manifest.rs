@@ -13,12 +13,18 @@ pub struct Identity {
     pub model: String,
     /// SHA-256 of a saved adapter, or the settings of a fresh one.
     pub adapter: Option<String>,
+    /// SHA-256 of the reference model's weights and config, `base` under an adapter, or `self`.
+    #[serde(default)]
+    pub reference: Option<String>,
     /// SHA-256 of the token ids of all rows.
     pub data: String,
     /// The scope as given.
     pub scope: String,
     /// Number type.
     pub dtype: String,
+    /// Whether gradients over contrast tokens are measured too.
+    #[serde(default)]
+    pub contrast: bool,
 }
 
 /// How rows are cut into parts and batches.
@@ -57,6 +63,9 @@ pub struct Manifest {
     pub identity: Identity,
     /// How they are cut.
     pub plan: Plan,
+    /// The objectives of objectives.parquet, as they were given.
+    #[serde(default)]
+    pub objectives: Vec<String>,
 }
 
 /// The name of the file.
@@ -96,11 +105,16 @@ impl Manifest {
         let pairs = [
             ("model", &old.model, &new.model),
             ("adapter", old.adapter.as_ref().unwrap_or(&none), new.adapter.as_ref().unwrap_or(&none)),
+            ("reference", old.reference.as_ref().unwrap_or(&none), new.reference.as_ref().unwrap_or(&none)),
             ("data or tokenisation", &old.data, &new.data),
             ("scope", &old.scope, &new.scope),
             ("dtype", &old.dtype, &new.dtype),
         ];
         match pairs.iter().find(|(_, old, new)| old != new) {
+            None if new.contrast && !old.contrast => Err(Error::option(
+                format!("--out {}", folder.display()),
+                "holds a run that did not measure contrast tokens, which an objective needs; choose another folder",
+            )),
             None => Ok(()),
             Some((what, old, new)) => Err(Error::option(
                 format!("--out {}", folder.display()),

@@ -1,11 +1,13 @@
 //! `tanglescope verify`: a user's model and data against independent arithmetic, before a long run.
 //!
 //! In f64 (or, where memory does not hold that, f32): log-probabilities along lines through parameter space, whose
-//! central differences must be what the Gram says. Then the Gram in the working precision against that one.
+//! central differences must be what the Gram says; and real steps down each loss, which must change both log-probabilities
+//! by what is predicted to first order. Then the Gram in the working precision against that one.
 use crate::cli::Verify;
 use crate::device::OnDevice;
 use crate::dry_run;
 use crate::error::{Error, Result};
+use crate::objectives;
 use crate::options::{ModelOptions, dtype_name, group, limits, reading};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -15,6 +17,7 @@ use tanglescope_data::Dataset;
 use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, GroupResult, grams, run as run_batch, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
 use tanglescope_model::{Decoder, InScope};
+use tanglescope_objectives::{Lengths, Needs, Objective, Outcome, PairGram, PairLogps};
 
 /// How differences are taken in a number type, and how far they may be off.
 struct Arithmetic {
@@ -38,6 +41,7 @@ const WORKING_TOLERANCE: f64 = 1e-4;
 /// Runs the command.
 pub fn run(args: &Verify) -> Result<()> {
     let options = ModelOptions::new(&args.model)?;
+    let objectives = args.objective.iter().map(|name| one_pair(name)).collect::<Result<Vec<_>>>()?;
     options.announce();
     if args.dry.dry_run {
         let outline = options.outline()?;
@@ -48,7 +52,8 @@ pub fn run(args: &Verify) -> Result<()> {
             data.pairs.into_iter().take(args.pairs.max(1)).map(|pair| group(pair.tokens)).collect();
         dry_run::report(&options, &outline, &scope, &groups, 1);
         println!(
-            "and for each pair 13 forward passes of each response in f64 on the CPU, and two gradients kept whole"
+            "and for each pair {} forward passes of each response in f64 on the CPU, and two gradients kept whole",
+            13 + 3 * objectives.len()
         );
         return Ok(());
     }
@@ -68,7 +73,7 @@ pub fn run(args: &Verify) -> Result<()> {
         F32
     };
     let mut checks = Checks::default();
-    let reference = differences(args, &options, &exact, &mut checks)?;
+    let reference = differences(args, &options, &exact, &objectives, &mut checks)?;
     let working = options.device.run(Working { args, options: &options })?;
     for (i, (got, want)) in working.iter().zip(&reference).enumerate() {
         let (got, want) = (got.total(), want.total());
@@ -148,6 +153,7 @@ fn differences(
     args: &Verify,
     options: &ModelOptions,
     arithmetic: &Arithmetic,
+    objectives: &[Objective],
     checks: &mut Checks,
 ) -> Result<Vec<GroupResult>> {
     let (model, scope, groups) = load::<Flex>(args, options, arithmetic.dtype, &FlexDevice)?;
@@ -186,6 +192,16 @@ fn differences(
                 checks.add(&what, want, slopes[other], length * lengths[other], arithmetic.tolerance);
             }
         }
+        for objective in objectives {
+            let outcome = outcome(objective, group, result);
+            let direction = combined(&sink, [outcome.d_w, -outcome.d_l]);
+            let found = limit(&model, &scope, &direction, &total, outcome, arithmetic, group);
+            for (k, name) in ["chosen", "rejected"].into_iter().enumerate() {
+                let (terms, got) = (terms(&total, outcome)[k], found[k]);
+                let what = format!("pair {i}: change of logp_{name} by a step on {objective}, per unit of step");
+                checks.add(&what, terms[0] - terms[1], got, terms[0].abs() + terms[1].abs(), arithmetic.tolerance);
+            }
+        }
         let random = random_direction(&model, &scope, i as u64);
         let (norm, along) = (size(&random), dots(&sink, &random));
         let expected = lengths[0].max(lengths[1]) * norm / (parameters(&random) as f64).sqrt();
@@ -219,6 +235,67 @@ fn slopes(
     let at = |steps: f64| logps(&model.moved(scope, direction, steps * step), group);
     let (m2, m1, p1, p2) = (at(-2.0), at(-1.0), at(1.0), at(2.0));
     [0, 1].map(|b| (8.0 * (p1[b] - m1[b]) - (p2[b] - m2[b])) / (12.0 * step))
+}
+
+/// An objective of one pair.
+fn one_pair(name: &str) -> Result<Objective> {
+    let objective = objectives::parse(name, true)?;
+    if objective.needs() == Needs::Pair {
+        return Ok(objective);
+    }
+    Err(Error::option(
+        format!("--objective {name}"),
+        "is no loss of a pair's two log-probabilities; choose one that is",
+    ))
+}
+
+/// What an objective makes of a pair whose policy is its own reference.
+fn outcome(objective: &Objective, group: &Group, result: &GroupResult) -> Outcome {
+    let tokens = |k: usize| u32::try_from(group.responses[k].len()).unwrap_or(u32::MAX);
+    let (chosen, rejected, total) = (result.logp(0), result.logp(1), result.total());
+    let lengths = Lengths { chosen: tokens(0), rejected: tokens(1) };
+    let pair = PairLogps { chosen, rejected, reference: Some([chosen, rejected]), lengths };
+    let gram = PairGram { ww: total[0], wl: total[1], ll: total[3] };
+    objective.of_pair(&pair, &gram).unwrap_or_else(|| unreachable!("{objective} is a loss of a pair"))
+}
+
+/// The two terms of the predicted changes, d_w·ww − d_l·wl and d_w·wl − d_l·ll.
+fn terms(total: &[f64], Outcome { d_w, d_l, .. }: Outcome) -> [[f64; 2]; 2] {
+    [[d_w * total[0], d_l * total[1]], [d_w * total[1], d_l * total[3]]]
+}
+
+/// Change of both log-probabilities by a step along a direction, per unit of step, in the limit of small steps: from steps
+/// of three sizes, each half the last. What one step measures is off by cη + c′η² + O(η³); the combination leaves O(η³).
+fn limit(
+    model: &Decoder<Flex>,
+    scope: &InScope,
+    direction: &HashMap<String, FloatTensor<Flex>>,
+    total: &[f64],
+    outcome: Outcome,
+    arithmetic: &Arithmetic,
+    group: &Group,
+) -> [f64; 2] {
+    let most = terms(total, outcome).iter().flatten().fold(0.0, |most: f64, term| most.max(term.abs()));
+    if most == 0.0 {
+        return [0.0; 2];
+    }
+    let before = logps(model, group);
+    let measured = |eta: f64| {
+        let after = logps(&model.moved(scope, direction, eta), group);
+        [0, 1].map(|k| (after[k] - before[k]) / eta)
+    };
+    let eta = arithmetic.change / most;
+    let [a, b, c] = [eta, eta / 2.0, eta / 4.0].map(measured);
+    [0, 1].map(|k| (a[k] - 6.0 * b[k] + 8.0 * c[k]) / 3.0)
+}
+
+/// `c_w g_w + c_l g_l`.
+fn combined(sink: &GradientSink<'_, Flex>, [c_w, c_l]: [f64; 2]) -> HashMap<String, FloatTensor<Flex>> {
+    let of = |gradients: &Vec<FloatTensor<Flex>>| {
+        let zero = Flex::add_scaled(gradients[0].clone(), &gradients[0], -1.0);
+        Flex::add_scaled(Flex::add_scaled(zero, &gradients[0], c_w), &gradients[1], c_l)
+    };
+    sink.gradients.iter().map(|(name, gradients)| (name.clone(), of(gradients))).collect()
 }
 
 fn direction_of(sink: &GradientSink<'_, Flex>, branch: usize) -> HashMap<String, FloatTensor<Flex>> {

@@ -30,6 +30,28 @@ impl Regime {
     /// The regimes, in the order in which they are shown.
     pub const ALL: [Self; 5] = [Self::Ideal, Self::BothUp, Self::BothDown, Self::Inverted, Self::None];
 
+    /// The regime of a name in tables.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|regime| regime.name() == name)
+    }
+
+    /// The regime of two changes, log π(chosen) first, each the difference of two terms; a difference within 1e-12 of its
+    /// terms is zero.
+    #[must_use]
+    pub fn of(changes: [[f64; 2]; 2]) -> Self {
+        let sign = |[a, b]: [f64; 2]| if (a - b).abs() <= 1e-12 * (a.abs() + b.abs()) { 0.0 } else { (a - b).signum() };
+        let [up_w, up_l] = changes.map(sign);
+        // a single zero counts as the ideal sign
+        match (up_w >= 0.0, up_l > 0.0) {
+            _ if up_w == 0.0 && up_l == 0.0 => Self::None,
+            (true, false) => Self::Ideal,
+            (true, true) => Self::BothUp,
+            (false, false) => Self::BothDown,
+            (false, true) => Self::Inverted,
+        }
+    }
+
     /// Its name in tables.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -75,24 +97,27 @@ impl PairGram {
     /// arXiv 2410.13828, section 3).
     ///
     /// ```
-    /// use tanglescope_analytics::{PairGram, Regime};
+    /// use tanglescope_objectives::{PairGram, Regime};
     /// let gram = PairGram { ww: 1.0, wl: 2.0, ll: 9.0 };
     /// assert_eq!(gram.regime(1.0, 1.0), Regime::BothDown);
     /// assert_eq!(gram.regime(3.0, 1.0), Regime::Ideal); // inside the band
     /// ```
     #[must_use]
     pub fn regime(&self, d_w: f64, d_l: f64) -> Regime {
-        // a difference within 1e-12 of its terms is zero
-        let sign = |a: f64, b: f64| if (a - b).abs() <= 1e-12 * (a.abs() + b.abs()) { 0.0 } else { (a - b).signum() };
-        let (up_w, up_l) = (sign(d_w * self.ww, d_l * self.wl), sign(d_w * self.wl, d_l * self.ll));
-        // a single zero counts as the ideal sign
-        match (up_w >= 0.0, up_l > 0.0) {
-            _ if up_w == 0.0 && up_l == 0.0 => Regime::None,
-            (true, false) => Regime::Ideal,
-            (true, true) => Regime::BothUp,
-            (false, false) => Regime::BothDown,
-            (false, true) => Regime::Inverted,
+        Regime::of([[d_w * self.ww, d_l * self.wl], [d_w * self.wl, d_l * self.ll]])
+    }
+
+    /// How far, in logarithms, d_w/d_l is inside the disentanglement band: −ln ρ − |ln(d_w‖g_w‖ / (d_l‖g_l‖))|, negative
+    /// outside and infinite where every ratio is inside; `None` unless both coefficients are positive and both gradients
+    /// are not zero (Chen et al., arXiv 2604.18239).
+    #[must_use]
+    pub fn band_slack(&self, d_w: f64, d_l: f64) -> Option<f64> {
+        let cosine = self.cosine().filter(|_| d_w > 0.0 && d_l > 0.0)?;
+        if cosine <= 0.0 {
+            return Some(f64::INFINITY);
         }
+        let off_centre = d_w.ln() - d_l.ln() + 0.5 * (self.ww.ln() - self.ll.ln());
+        Some(-cosine.ln() - off_centre.abs())
     }
 }
 
@@ -127,6 +152,20 @@ mod tests {
             prop_assert_eq!(gram.regime(low + t * (high - low), 1.0), Regime::Ideal);
             prop_assert_eq!(gram.regime(low * 0.99, 1.0), Regime::BothDown);
             prop_assert_eq!(gram.regime(high * 1.01, 1.0), Regime::BothUp);
+        }
+    }
+
+    proptest! {
+        /// The slack's sign is the band, whatever the sizes of the coefficients.
+        #[test]
+        fn slack_is_positive_where_the_regime_is_ideal(
+            w in 0.1f64..10.0, l in 0.1f64..10.0, cosine in -0.99f64..0.99, d_w in 0.01f64..10.0, d_l in 0.01f64..10.0,
+        ) {
+            let gram = PairGram { ww: w * w, wl: cosine * w * l, ll: l * l };
+            let slack = gram.band_slack(d_w, d_l).unwrap();
+            prop_assume!(slack.abs() > 1e-9);
+            prop_assert_eq!(slack > 0.0, gram.regime(d_w, d_l) == Regime::Ideal);
+            prop_assert_eq!(gram.band_slack(-d_w, d_l), None);
         }
     }
 

@@ -1,0 +1,496 @@
+//! The objectives: names, hyper-parameters with defaults, formulas, sources.
+use crate::dual::{Dual, log_sigmoid as ls, sigmoid};
+use crate::{Outcome, PairGram, PairLogps, batch, gradients};
+use std::ops::Index;
+
+/// Hyper-parameters by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hyper(pub(crate) Vec<(&'static str, f64)>);
+
+impl Index<&str> for Hyper {
+    type Output = f64;
+
+    fn index(&self, key: &str) -> &f64 {
+        match self.0.iter().find(|(name, _)| *name == key) {
+            Some((_, value)) => value,
+            None => unreachable!("formulas use the keys of their definition, which {key} is not"),
+        }
+    }
+}
+
+/// The scalars of a pair, in the letters of the formulas.
+pub struct Scalars {
+    /// log π of both responses.
+    pub pw: Dual,
+    pub pl: Dual,
+    /// Of the reference, and the lengths in tokens.
+    pub rw: f64,
+    pub rl: f64,
+    pub nw: f64,
+    pub nl: f64,
+}
+
+impl Scalars {
+    /// Without a reference its log-probabilities are 0; only objectives that do not use them run then.
+    pub fn new(pair: &PairLogps) -> Self {
+        let [rw, rl] = pair.reference.unwrap_or([0.0; 2]);
+        let (nw, nl) = (f64::from(pair.lengths.chosen), f64::from(pair.lengths.rejected));
+        Self { pw: Dual::chosen(pair.chosen), pl: Dual::rejected(pair.rejected), rw, rl, nw, nl }
+    }
+
+    /// Log-ratio of the chosen response to the reference.
+    pub fn hw(&self) -> Dual {
+        self.pw - self.rw
+    }
+
+    /// Log-ratio of the rejected response to the reference.
+    pub fn hl(&self) -> Dual {
+        self.pl - self.rl
+    }
+
+    /// D, the margin of log-ratios.
+    pub fn margin(&self) -> Dual {
+        self.hw() - self.hl()
+    }
+
+    /// log π(chosen) a token.
+    pub fn aw(&self) -> Dual {
+        self.pw / self.nw
+    }
+
+    /// log π(rejected) a token.
+    pub fn al(&self) -> Dual {
+        self.pl / self.nl
+    }
+}
+
+/// How an objective's outcome is found.
+#[derive(Clone, Copy)]
+pub enum Rule {
+    /// From the scalars of a pair.
+    Pair(fn(&Scalars, &Hyper) -> Dual),
+    /// From the scalars and the Gram of a pair: its direction is not that of a loss's gradient.
+    Gradients(fn(&PairLogps, &Hyper, &PairGram) -> Outcome),
+    /// From the scalars of all pairs of a batch.
+    Batch(fn(&[PairLogps], &Hyper) -> Vec<Outcome>),
+    /// [`Rule::Pair`] on log-probabilities summed over the tokens outside the longest common subsequence.
+    Contrast(fn(&Scalars, &Hyper) -> Dual),
+    /// Has parameters of its own that are learned.
+    Training,
+}
+
+/// What is known of an objective.
+pub struct Definition {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Names of its hyper-parameters and their defaults; those without one have to be given.
+    pub hyper: &'static [(&'static str, Option<f64>)],
+    /// The loss of a pair.
+    pub formula: &'static str,
+    /// Where it is from.
+    pub source: &'static str,
+    /// Whether it uses the reference model's log-probabilities.
+    pub reference: bool,
+    pub(crate) rule: Rule,
+}
+
+/// DPO's loss; several objectives change only its gradient.
+pub fn dpo(s: &Scalars, h: &Hyper) -> Dual {
+    -ls(h["beta"] * s.margin())
+}
+
+/// All objectives. In formulas: pw, pl the policy's log-probabilities, rw, rl the reference's, nw, nl lengths in tokens,
+/// hw = pw − rw, hl = pl − rl, D = hw − hl, aw = pw/nw, al = pl/nl, s the sigmoid, ls its logarithm.
+#[must_use]
+pub fn all() -> &'static [Definition] {
+    ALL
+}
+
+macro_rules! definition {
+    ($name:literal, [$($key:ident $(= $default:literal)?),*], $reference:expr, $formula:literal, $source:literal, $rule:expr) => {
+        Definition {
+            name: $name,
+            hyper: &[$((stringify!($key), definition!(@ $($default)?))),*],
+            formula: $formula,
+            source: $source,
+            reference: $reference,
+            rule: $rule,
+        }
+    };
+    (@ $default:literal) => { Some($default) };
+    (@) => { None };
+}
+
+const ALL: &[Definition] = &[
+    definition!("dpo", [beta = 0.1], true, "-ls(beta*D)", "Rafailov et al. 2023, arXiv 2305.18290", Rule::Pair(dpo)),
+    definition!(
+        "cdpo",
+        [beta = 0.1, eps = 0.1],
+        true,
+        "-(1-eps)*ls(beta*D) - eps*ls(-beta*D)",
+        "Mitchell 2023, conservative DPO; TRL's label_smoothing",
+        Rule::Pair(|s, h| {
+            let u = h["beta"] * s.margin();
+            -(1.0 - h["eps"]) * ls(u) - h["eps"] * ls(-u)
+        })
+    ),
+    definition!(
+        "robust_dpo",
+        [beta = 0.1, eps = 0.1],
+        true,
+        "[-(1-eps)*ls(beta*D) + eps*ls(-beta*D)]/(1-2eps)",
+        "Chowdhury et al. 2024, arXiv 2403.00409; TRL robust",
+        Rule::Pair(|s, h| {
+            let u = h["beta"] * s.margin();
+            (-(1.0 - h["eps"]) * ls(u) + h["eps"] * ls(-u)) / (1.0 - 2.0 * h["eps"])
+        })
+    ),
+    definition!(
+        "ipo",
+        [tau = 0.1],
+        true,
+        "(D - 1/(2 tau))^2",
+        "Azar et al. 2023, arXiv 2310.12036, eq. 17",
+        Rule::Pair(|s, h| (s.margin() - 0.5 / h["tau"]).square())
+    ),
+    definition!(
+        "ipo_avg",
+        [tau = 0.1],
+        true,
+        "(hw/nw - hl/nl - 1/(2 tau))^2",
+        "TRL ipo (length-normalised)",
+        Rule::Pair(|s, h| (s.hw() / s.nw - s.hl() / s.nl - 0.5 / h["tau"]).square())
+    ),
+    definition!(
+        "slic_hf",
+        [delta = 1.0, lam = 0.1],
+        false,
+        "max(0, delta - pw + pl) - lam*pw",
+        "Zhao et al. 2023, arXiv 2305.10425",
+        Rule::Pair(|s, h| (h["delta"] - s.pw + s.pl).positive_part() - h["lam"] * s.pw)
+    ),
+    definition!(
+        "hinge",
+        [beta = 0.1],
+        true,
+        "max(0, 1 - beta*D)",
+        "TRL hinge (SLiC with a reference)",
+        Rule::Pair(|s, h| (1.0 - h["beta"] * s.margin()).positive_part())
+    ),
+    definition!(
+        "simpo",
+        [beta = 2.0, gamma = 0.5],
+        false,
+        "-ls(beta*aw - beta*al - gamma)",
+        "Meng et al. 2024, arXiv 2405.14734",
+        Rule::Pair(|s, h| -ls(h["beta"] * s.aw() - h["beta"] * s.al() - h["gamma"]))
+    ),
+    definition!(
+        "cpo",
+        [beta = 0.1, lam = 1.0],
+        false,
+        "-ls(beta*(pw - pl)) - lam*pw",
+        "Xu et al. 2024, arXiv 2401.08417, NLL summed over tokens",
+        Rule::Pair(|s, h| -ls(h["beta"] * (s.pw - s.pl)) - h["lam"] * s.pw)
+    ),
+    definition!(
+        "cpo_avg_nll",
+        [beta = 0.1, lam = 1.0],
+        false,
+        "-ls(beta*(pw - pl)) - lam*aw",
+        "TRL cpo_trainer (batch of one: token-mean NLL of the response)",
+        Rule::Pair(|s, h| -ls(h["beta"] * (s.pw - s.pl)) - h["lam"] * s.aw())
+    ),
+    definition!(
+        "rrhf",
+        [lam = 1.0],
+        false,
+        "max(0, al - aw) - lam*pw",
+        "Yuan et al. 2023, arXiv 2304.05302, NLL summed over tokens",
+        Rule::Pair(|s, h| (s.al() - s.aw()).positive_part() - h["lam"] * s.pw)
+    ),
+    definition!(
+        "rrhf_avg_nll",
+        [lam = 1.0],
+        false,
+        "max(0, al - aw) - lam*aw",
+        "RRHF with a token-mean NLL",
+        Rule::Pair(|s, h| (s.al() - s.aw()).positive_part() - h["lam"] * s.aw())
+    ),
+    definition!(
+        "r_dpo",
+        [beta = 0.1, alpha = 0.05],
+        true,
+        "-ls(beta*D + alpha*nw - alpha*nl)",
+        "Park et al. 2024, arXiv 2403.19159, eq. 9",
+        Rule::Pair(length_regularised)
+    ),
+    definition!(
+        "dpop",
+        [beta = 0.3, lam = 5.0],
+        true,
+        "-ls(beta*(D - lam*max(0, rw - pw)))",
+        "Pal et al. 2024, arXiv 2402.13228 (Smaug)",
+        Rule::Pair(positive)
+    ),
+    definition!(
+        "kto_pair",
+        [beta = 0.1, z = 0.5, lam_w = 1.0, lam_l = 1.33],
+        true,
+        "lam_w*(1 - s(beta*(hw - z))) + lam_l*(1 - s(beta*(z - hl)))",
+        "Ethayarajh et al. 2024, arXiv 2402.01306, z given and constant",
+        Rule::Pair(|s, h| {
+            // 1 − s(x) = s(−x)
+            let (chosen, rejected) = (h["z"] - s.hw(), s.hl() - h["z"]);
+            h["lam_w"] * sigmoid(h["beta"] * chosen) + h["lam_l"] * sigmoid(h["beta"] * rejected)
+        })
+    ),
+    definition!(
+        "sppo",
+        [beta = 0.1],
+        true,
+        "(beta*hw - 1/2)^2 + (beta*hl + 1/2)^2",
+        "Wu et al. 2024, arXiv 2405.00675, hard labels, as in the table of Yuan et al.",
+        Rule::Pair(|s, h| (h["beta"] * s.hw() - 0.5).square() + (h["beta"] * s.hl() + 0.5).square())
+    ),
+    definition!(
+        "sppo_hard_trl",
+        [beta = 0.1],
+        true,
+        "(hw - 1/(2beta))^2 + (hl + 1/(2beta))^2",
+        "TRL sppo_hard (sppo / beta^2)",
+        Rule::Pair(half_margins)
+    ),
+    definition!(
+        "sppo_official",
+        [beta = 0.1],
+        true,
+        "[(hw - 1/(2beta))^2 + (hl + 1/(2beta))^2]/2",
+        "Understand_MarginPO, dpo.py, sppo",
+        Rule::Pair(|s, h| half_margins(s, h) / 2.0)
+    ),
+    definition!(
+        "rdpo_official",
+        [beta = 0.1, alpha = 0.2],
+        true,
+        "-ls(beta*D + alpha*(nw - nl))",
+        "Understand_MarginPO, dpo.py, rdpo",
+        Rule::Pair(length_regularised)
+    ),
+    definition!(
+        "pdpo_official",
+        [beta = 0.1, lam = 50.0],
+        true,
+        "-ls(beta*(D - lam*max(0, rw - pw)))",
+        "Understand_MarginPO, dpo.py, pdpo (DPOP)",
+        Rule::Pair(positive)
+    ),
+    definition!(
+        "rrhf_official",
+        [],
+        false,
+        "max(0, al - aw)",
+        "Understand_MarginPO, cpo.py, rrhf without its NLL term",
+        Rule::Pair(|s, _| (s.al() - s.aw()).positive_part())
+    ),
+    definition!(
+        "orpo",
+        [lam = 0.1],
+        false,
+        "-aw - lam*ls(logodds_w - logodds_l), logodds = a - log(1-e^a)",
+        "Hong et al. 2024, arXiv 2403.07691; TRL orpo",
+        Rule::Pair(|s, h| {
+            let log_odds = |a: Dual| a - a.ln_1m_exp();
+            -s.aw() - h["lam"] * ls(log_odds(s.aw()) - log_odds(s.al()))
+        })
+    ),
+    definition!(
+        "rpo",
+        [beta = 0.1, alpha = 1.0],
+        true,
+        "-ls(beta*D) - alpha*aw",
+        "Pang et al. 2024, arXiv 2404.19733; TRL rpo_alpha",
+        Rule::Pair(|s, h| dpo(s, h) - h["alpha"] * s.aw())
+    ),
+    definition!(
+        "exo_pair",
+        [beta = 0.1, eps = 0.001],
+        true,
+        "q*(log q - log(1-eps)) + (1-q)*(log(1-q) - log eps), q = s(beta*D)",
+        "Ji et al. 2024, arXiv 2402.00856; TRL exo_pair",
+        Rule::Pair(|s, h| {
+            let u = h["beta"] * s.margin();
+            sigmoid(u) * (ls(u) - (-h["eps"]).ln_1p()) + sigmoid(-u) * (ls(-u) - h["eps"].ln())
+        })
+    ),
+    definition!(
+        "nca_pair",
+        [beta = 0.1],
+        true,
+        "-ls(beta*hw) - 0.5*ls(-beta*hw) - 0.5*ls(-beta*hl)",
+        "Chen et al. 2024, arXiv 2402.05369; TRL nca_pair",
+        Rule::Pair(|s, h| {
+            let (w, l) = (h["beta"] * s.hw(), h["beta"] * s.hl());
+            -ls(w) - 0.5 * ls(-w) - 0.5 * ls(-l)
+        })
+    ),
+    definition!(
+        "bco_pair",
+        [beta = 0.1, delta = 0.0],
+        true,
+        "-ls(beta*hw - delta) - ls(-(beta*hl - delta))",
+        "Jung et al. 2024, arXiv 2404.04656; TRL bco_pair",
+        Rule::Pair(shifted)
+    ),
+    definition!(
+        "bco_pair_delta",
+        [beta = 0.1, delta = 0.7],
+        true,
+        "-ls(beta*hw - delta) - ls(-(beta*hl - delta))",
+        "BCO with a given reward shift",
+        Rule::Pair(shifted)
+    ),
+    definition!(
+        "apo_zero",
+        [beta = 0.1],
+        true,
+        "1 - s(beta*hw) + s(beta*hl)",
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7",
+        Rule::Pair(|s, h| sigmoid(-h["beta"] * s.hw()) + sigmoid(h["beta"] * s.hl()))
+    ),
+    definition!(
+        "apo_down",
+        [beta = 0.1],
+        true,
+        "s(beta*hw) + 1 - s(beta*D)",
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8",
+        Rule::Pair(|s, h| sigmoid(h["beta"] * s.hw()) + sigmoid(-h["beta"] * s.margin()))
+    ),
+    definition!(
+        "aot",
+        [beta = 0.1, eps = 0.0],
+        true,
+        "of a batch: d = sort(pw-pl) - sort(rw-rl); -(1-eps)*ls(beta*d) - eps*ls(-beta*d)",
+        "Melnyk et al. 2024, arXiv 2406.05882; TRL aot",
+        Rule::Batch(batch::aot)
+    ),
+    definition!(
+        "aot_unpaired",
+        [beta = 0.1, eps = 0.0],
+        true,
+        "of a batch: d = sort(hw) - sort(hl); as aot",
+        "Melnyk et al. 2024, arXiv 2406.05882; TRL aot_unpaired",
+        Rule::Batch(batch::aot_unpaired)
+    ),
+    definition!(
+        "cal_dpo",
+        [beta = 0.1],
+        true,
+        "-ls(D) + (hw - 1/(2beta))^2 + (hl + 1/(2beta))^2",
+        "Xiao et al. 2024, arXiv 2412.14516 (released pseudocode)",
+        Rule::Pair(|s, h| -ls(s.margin()) + half_margins(s, h))
+    ),
+    definition!(
+        "beta_dpo",
+        [beta0 = 0.1, alpha = 0.6, M0 = 0.3],
+        true,
+        "of a batch: b = max(1e-3, beta0*(1 + alpha*(mean(beta0*D) - M0))) held constant; -ls(b*D)",
+        "Wu et al. 2024, arXiv 2407.08639, batch-level beta without filtering; the floor of 1e-3 is unverified",
+        Rule::Batch(batch::beta_dpo)
+    ),
+    definition!(
+        "discopop",
+        [beta = 0.1, tau = 0.05],
+        true,
+        "(1-m)*(-ls(x)) + m*e^-x, x = beta*D, m = s(x/tau)",
+        "Lu et al. 2024, arXiv 2406.08414; TRL discopop",
+        Rule::Pair(|s, h| {
+            let x = h["beta"] * s.margin();
+            // m·e^−x with one exponential: for large −x the two factors are 0 and ∞
+            sigmoid(-x / h["tau"]) * -ls(x) + (ls(x / h["tau"]) - x).exp()
+        })
+    ),
+    definition!(
+        "dpo_norm",
+        [beta = 2.0],
+        true,
+        "-ls(beta*(hw/nw - hl/nl))",
+        "TRL sigmoid_norm (length-normalised DPO)",
+        Rule::Pair(|s, h| -ls(h["beta"] * (s.hw() / s.nw - s.hl() / s.nl)))
+    ),
+    definition!(
+        "odpo",
+        [beta = 0.1, offset = 1.0],
+        true,
+        "-ls(beta*D - offset)",
+        "Amini et al. 2024, arXiv 2402.10571, constant offset",
+        Rule::Pair(|s, h| -ls(h["beta"] * s.margin() - h["offset"]))
+    ),
+    definition!(
+        "dpo_shift",
+        [beta = 0.1, lam = 0.75],
+        true,
+        "-ls(beta*(hw - lam*hl))",
+        "DPO-Shift 2025, arXiv 2502.07599, constant lam",
+        Rule::Pair(|s, h| -ls(h["beta"] * (s.hw() - h["lam"] * s.hl())))
+    ),
+    definition!("sft", [], false, "-aw", "token-mean NLL of the chosen response", Rule::Pair(|s, _| -s.aw())),
+    definition!(
+        "normalised",
+        [beta = 0.1],
+        true,
+        "DPO's, with d_w = beta*s(-beta*D)/|g_w|, d_l = beta*s(-beta*D)/|g_l|",
+        "Yuan et al. 2024, arXiv 2410.13828, section 5: pairwise normalised gradient",
+        Rule::Gradients(gradients::normalised)
+    ),
+    definition!(
+        "calibrated",
+        [beta = 0.1, ema = 0.98],
+        true,
+        "DPO's, with d_w*c, d_l/c, c = sqrt((|g_l|/|g_w|)/(d_w/d_l)); in training a moving average of log c",
+        "Chen et al. 2026, arXiv 2604.18239: reward calibration",
+        Rule::Gradients(gradients::calibrated)
+    ),
+    definition!(
+        "gate_dpo",
+        [beta = 0.1, alpha, tau],
+        true,
+        "DPO's, with d_l*g, g = s(alpha*(e^al - tau)) held constant",
+        "arXiv 2605.02626",
+        Rule::Gradients(gradients::gate_dpo)
+    ),
+    definition!(
+        "sparse_hard",
+        [beta = 0.1],
+        true,
+        "-ls(beta*D) over the tokens outside the responses' longest common subsequence",
+        "after Yuan et al. 2024, arXiv 2410.13828, section 5: sparse token masking with a given mask",
+        Rule::Contrast(dpo)
+    ),
+    definition!(
+        "sparse",
+        [beta = 0.1, lam],
+        true,
+        "-ls(beta*D) + lam*sum(m), every token of the sums in D times its mask m in [0, 1], which is learned",
+        "our reading of Yuan et al. 2024, arXiv 2410.13828, section 5; for training only",
+        Rule::Training
+    ),
+];
+
+/// The log-ratios' squared distances from ±1/(2β).
+fn half_margins(s: &Scalars, h: &Hyper) -> Dual {
+    let half = 0.5 / h["beta"];
+    (s.hw() - half).square() + (s.hl() + half).square()
+}
+
+fn length_regularised(s: &Scalars, h: &Hyper) -> Dual {
+    -ls(h["beta"] * s.margin() + h["alpha"] * s.nw - h["alpha"] * s.nl)
+}
+
+fn positive(s: &Scalars, h: &Hyper) -> Dual {
+    -ls(h["beta"] * (s.margin() - h["lam"] * (s.rw - s.pw).positive_part()))
+}
+
+fn shifted(s: &Scalars, h: &Hyper) -> Dual {
+    -ls(h["beta"] * s.hw() - h["delta"]) - ls(-(h["beta"] * s.hl() - h["delta"]))
+}

@@ -1,0 +1,36 @@
+//! Objectives that change DPO's direction by the size of the two gradients, or by the rejected response's probability.
+use crate::catalogue::{Hyper, Scalars, dpo};
+use crate::dual::sigmoid_of;
+use crate::objective::outcome;
+use crate::{Outcome, PairGram, PairLogps};
+
+fn of_dpo(pair: &PairLogps, h: &Hyper) -> Outcome {
+    outcome(dpo(&Scalars::new(pair), h))
+}
+
+/// d_w = βσ(−u)/‖g_w‖, d_l = βσ(−u)/‖g_l‖ (Yuan et al., arXiv 2410.13828, section 5). A gradient of length zero has no
+/// direction to follow, and gets 0.
+pub fn normalised(pair: &PairLogps, h: &Hyper, gram: &PairGram) -> Outcome {
+    let of = of_dpo(pair, h);
+    let over = |d: f64, square: f64| if square > 0.0 { d / square.sqrt() } else { 0.0 };
+    Outcome { d_w: over(of.d_w, gram.ww), d_l: over(of.d_l, gram.ll), ..of }
+}
+
+/// d_w·c and d_l/c with ln c = ½(ln(‖g_l‖/‖g_w‖) − ln(d_w/d_l)), and d_w = d_l for DPO (Chen et al., arXiv 2604.18239).
+/// Without both gradients nothing is calibrated.
+pub fn calibrated(pair: &PairLogps, h: &Hyper, gram: &PairGram) -> Outcome {
+    let of = of_dpo(pair, h);
+    if gram.ww <= 0.0 || gram.ll <= 0.0 {
+        return of;
+    }
+    // norms are roots of squares: a quarter of the squares' logarithms
+    let c = (0.25 * (gram.ll.ln() - gram.ww.ln())).exp();
+    Outcome { d_w: of.d_w * c, d_l: of.d_l / c, ..of }
+}
+
+/// d_l times g = σ(α(p − τ)), p the geometric mean of the rejected tokens' probabilities (arXiv 2605.02626).
+pub fn gate_dpo(pair: &PairLogps, h: &Hyper, _gram: &PairGram) -> Outcome {
+    let of = of_dpo(pair, h);
+    let p = (pair.rejected / f64::from(pair.lengths.rejected)).exp();
+    Outcome { d_l: of.d_l * sigmoid_of(h["alpha"] * (p - h["tau"])), ..of }
+}

@@ -1,0 +1,64 @@
+//! Preference losses as pure functions: value, and how strongly each pulls on the two gradients of a pair.
+//!
+//! Every pairwise loss ℓ(log π(chosen), log π(rejected)) has −∇ℓ = d_w g_w − d_l g_l with d_w = −∂ℓ/∂log π(chosen) and
+//! d_l = ∂ℓ/∂log π(rejected). [`Objective`] parses `name:key=value,…` and gives loss, d_w and d_l; [`PairGram`] says what a
+//! step along that direction does to both log-probabilities (docs/mathematics.md, sections 1 and 7).
+//!
+//! ```
+//! use tanglescope_objectives::{Lengths, Objective, PairGram, PairLogps, Regime};
+//! let dpo: Objective = "dpo:beta=0.1".parse().unwrap();
+//! let lengths = Lengths { chosen: 32, rejected: 45 };
+//! let pair = PairLogps { chosen: -41.25, rejected: -63.5, reference: Some([-40.0, -60.0]), lengths };
+//! let gram = PairGram { ww: 4.0, wl: 5.0, ll: 9.0 };
+//! let outcome = dpo.of_pair(&pair, &gram).unwrap();
+//! assert_eq!(outcome.d_w, outcome.d_l);
+//! // both fall, although the loss wants the chosen response up
+//! assert_eq!(gram.regime(outcome.d_w, outcome.d_l), Regime::BothDown);
+//! ```
+mod batch;
+mod catalogue;
+mod contrast;
+mod dual;
+mod entanglement;
+mod error;
+mod gradients;
+mod objective;
+
+pub use catalogue::{Definition, all};
+pub use contrast::contrast;
+pub use entanglement::{PairGram, Regime};
+pub use error::{Error, Result};
+pub use objective::{Needs, Objective};
+
+/// Tokens of both responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// Of the chosen response.
+    pub chosen: u32,
+    /// Of the rejected response.
+    pub rejected: u32,
+}
+
+/// What an objective sees of a pair: log-probabilities summed over the tokens of a response, in nats.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PairLogps {
+    /// log π(chosen).
+    pub chosen: f64,
+    /// log π(rejected).
+    pub rejected: f64,
+    /// The same under the reference model, chosen first.
+    pub reference: Option<[f64; 2]>,
+    /// Lengths of the responses.
+    pub lengths: Lengths,
+}
+
+/// What an objective makes of a pair.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// ℓ.
+    pub loss: f64,
+    /// −∂ℓ/∂log π(chosen): how strongly g_w is followed.
+    pub d_w: f64,
+    /// ∂ℓ/∂log π(rejected): how strongly g_l is fled.
+    pub d_l: f64,
+}

@@ -1,0 +1,206 @@
+//! An objective with its hyper-parameters, as `name:key=value,…`.
+use crate::catalogue::{Definition, Hyper, Rule, Scalars, all};
+use crate::dual::Dual;
+use crate::error::{Error, Result};
+use crate::{Outcome, PairGram, PairLogps};
+use std::fmt;
+use std::str::FromStr;
+
+/// An objective that was asked for.
+#[derive(Clone)]
+pub struct Objective {
+    given: String,
+    definition: &'static Definition,
+    hyper: Hyper,
+}
+
+/// What an objective has to be given, beside the log-probabilities of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing, or the Gram that every pass finds: [`Objective::of_pair`].
+    Pair,
+    /// All pairs of a batch: [`Objective::of_batch`].
+    Batch,
+    /// Log-probabilities over contrast tokens, and their gradients: [`Objective::of_contrast`].
+    Contrast,
+    /// A training run.
+    Training,
+}
+
+/// Loss and coefficients from a loss with its slopes.
+pub fn outcome(loss: Dual) -> Outcome {
+    Outcome { loss: loss.value, d_w: -loss.w, d_l: loss.l }
+}
+
+impl Objective {
+    /// As it was written.
+    #[must_use]
+    pub fn given(&self) -> &str {
+        &self.given
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn definition(&self) -> &'static Definition {
+        self.definition
+    }
+
+    /// What it has to be given.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        match self.definition.rule {
+            Rule::Pair(_) | Rule::Gradients(_) => Needs::Pair,
+            Rule::Batch(_) => Needs::Batch,
+            Rule::Contrast(_) => Needs::Contrast,
+            Rule::Training => Needs::Training,
+        }
+    }
+
+    /// Loss and coefficients of a pair; `None` where the objective [needs](Self::needs) something else.
+    ///
+    /// Without a reference, an objective that uses one is wrong: see [`Definition::reference`].
+    #[must_use]
+    pub fn of_pair(&self, pair: &PairLogps, gram: &PairGram) -> Option<Outcome> {
+        match self.definition.rule {
+            Rule::Pair(loss) => Some(outcome(loss(&Scalars::new(pair), &self.hyper))),
+            Rule::Gradients(rule) => Some(rule(pair, &self.hyper, gram)),
+            Rule::Batch(_) | Rule::Contrast(_) | Rule::Training => None,
+        }
+    }
+
+    /// Loss and coefficients of every pair of a batch, the coefficients being those of the sum of losses; `None` where the
+    /// objective is not one of batches.
+    #[must_use]
+    pub fn of_batch(&self, pairs: &[PairLogps]) -> Option<Vec<Outcome>> {
+        match self.definition.rule {
+            Rule::Batch(rule) => Some(rule(pairs, &self.hyper)),
+            _ => None,
+        }
+    }
+
+    /// Loss and coefficients of the gradients over contrast tokens, from log-probabilities summed over them; `None` where
+    /// the objective is not one of contrast tokens.
+    #[must_use]
+    pub fn of_contrast(&self, contrast: &PairLogps) -> Option<Outcome> {
+        match self.definition.rule {
+            Rule::Contrast(loss) => Some(outcome(loss(&Scalars::new(contrast), &self.hyper))),
+            _ => None,
+        }
+    }
+
+    /// Every objective with its defaults that can be used in an analysis, and the names of the others with the reason why not.
+    #[must_use]
+    pub fn every(reference: bool) -> (Vec<Self>, Vec<(&'static str, String)>) {
+        let (mut usable, mut left_out) = (Vec::new(), Vec::new());
+        for definition in all() {
+            match definition.name.parse::<Self>() {
+                _ if matches!(definition.rule, Rule::Training) => {
+                    left_out.push((definition.name, "for training only".to_owned()));
+                }
+                Ok(objective) if reference || !objective.definition.reference => usable.push(objective),
+                Ok(_) => left_out.push((definition.name, "needs a reference".to_owned())),
+                Err(error) => left_out.push((definition.name, error.problem)),
+            }
+        }
+        (usable, left_out)
+    }
+}
+
+/// `a, b and c`.
+fn list(names: &[&str]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        [one] => (*one).to_owned(),
+        [rest @ .., last] => format!("{} and {last}", rest.join(", ")),
+    }
+}
+
+impl FromStr for Objective {
+    type Err = Error;
+
+    fn from_str(given: &str) -> Result<Self> {
+        let refuse = |problem: String| Error { given: given.to_owned(), problem };
+        let (name, settings) = given.split_once(':').unwrap_or((given, ""));
+        let Some(definition) = all().iter().find(|definition| definition.name == name) else {
+            let names: Vec<&str> = all().iter().map(|definition| definition.name).collect();
+            return Err(refuse(format!("there is no `{name}`; there are {}", list(&names))));
+        };
+        let keys: Vec<&str> = definition.hyper.iter().map(|(key, _)| *key).collect();
+        let mut found: Vec<(&'static str, Option<f64>)> = definition.hyper.to_vec();
+        let mut seen = Vec::new();
+        for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
+            let Some((key, value)) = setting.split_once('=') else {
+                return Err(refuse(format!("`{setting}` is not of the form key=value")));
+            };
+            let Some((_, slot)) = found.iter_mut().find(|(name, _)| *name == key) else {
+                return Err(refuse(format!("`{name}` has no `{key}`; its keys are {}", list(&keys))));
+            };
+            if seen.contains(&key) {
+                return Err(refuse(format!("`{key}` is given twice")));
+            }
+            seen.push(key);
+            let number = value.parse::<f64>().ok().filter(|number| number.is_finite());
+            *slot = Some(number.ok_or_else(|| refuse(format!("`{key}={value}`: expected a number")))?);
+        }
+        let missing: Vec<&str> = found.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| *key).collect();
+        if !missing.is_empty() {
+            return Err(refuse(format!(
+                "has no default for {}; write {name}:{}=…",
+                list(&missing),
+                missing.join("=…,")
+            )));
+        }
+        let hyper = Hyper(found.into_iter().filter_map(|(key, value)| Some((key, value?))).collect());
+        Ok(Self { given: given.to_owned(), definition, hyper })
+    }
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.given)
+    }
+}
+
+impl fmt::Debug for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Objective({})", self.given)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(given: &str) -> String {
+        given.parse::<Objective>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn unknown_names_and_keys_say_what_there_is() {
+        assert!(problem("dpoo").contains("dpo, cdpo, robust_dpo"), "{}", problem("dpoo"));
+        assert!(problem("cdpo:tau=1").contains("its keys are beta and eps"), "{}", problem("cdpo:tau=1"));
+        assert!(problem("sft:beta=1").contains("its keys are none"));
+        assert!(problem("dpo:beta").contains("key=value"));
+        assert!(problem("dpo:beta=x").contains("expected a number"));
+        assert!(problem("dpo:beta=nan").contains("expected a number"));
+        assert!(problem("dpo:beta=1,beta=2").contains("twice"));
+        assert!(problem("gate_dpo:alpha=1").contains("tau"), "{}", problem("gate_dpo:alpha=1"));
+    }
+
+    #[test]
+    fn settings_replace_defaults() {
+        let objective: Objective = "kto_pair:z=2,lam_l=3".parse().unwrap();
+        assert_eq!(objective.hyper.0, [("beta", 0.1), ("z", 2.0), ("lam_w", 1.0), ("lam_l", 3.0)]);
+        assert_eq!(objective.to_string(), "kto_pair:z=2,lam_l=3");
+    }
+
+    #[test]
+    fn every_objective_is_used_or_left_out_with_a_reason() {
+        for reference in [true, false] {
+            let (usable, left_out) = Objective::every(reference);
+            assert_eq!(usable.len() + left_out.len(), all().len());
+            assert!(left_out.iter().any(|(name, _)| *name == "sparse"));
+            assert_eq!(usable.iter().any(|objective| objective.given() == "dpo"), reference);
+        }
+    }
+}

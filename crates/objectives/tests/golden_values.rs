@@ -1,0 +1,174 @@
+//! Value, d_w and d_l of every objective against values of float64 automatic differentiation, and the coefficients against
+//! differences.
+use proptest::prelude::*;
+use serde_json::Value;
+use tanglescope_objectives::{Lengths, Needs, Objective, Outcome, PairGram, PairLogps, all};
+
+fn golden() -> Value {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/losses.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn cases(golden: &Value) -> Vec<PairLogps> {
+    let of = |case: &Value| {
+        let number = |key: &str| case[key].as_f64().unwrap();
+        let tokens = |key: &str| u32::try_from(case[key].as_u64().unwrap()).unwrap();
+        let lengths = Lengths { chosen: tokens("nw"), rejected: tokens("nl") };
+        PairLogps {
+            chosen: number("pw"),
+            rejected: number("pl"),
+            reference: Some([number("rw"), number("rl")]),
+            lengths,
+        }
+    };
+    golden["cases"].as_array().unwrap().iter().map(of).collect()
+}
+
+fn close(got: f64, want: f64) -> bool {
+    (got - want).abs() <= 1e-12 * want.abs() + 1e-20
+}
+
+const GRAM: PairGram = PairGram { ww: 4.0, wl: 1.0, ll: 9.0 };
+
+#[test]
+fn every_golden_objective_agrees() {
+    let golden = golden();
+    let cases = cases(&golden);
+    let losses = golden["losses"].as_object().unwrap();
+    assert_eq!(losses.len(), 38);
+    for (name, want) in losses {
+        let objective: Objective = name.parse().unwrap();
+        let defaults =
+            objective.definition().hyper.iter().map(|(key, value)| ((*key).to_owned(), value.unwrap().into()));
+        assert_eq!(want["hyper"], Value::Object(defaults.collect()), "{name}");
+        let outcomes: Vec<Outcome> = match objective.needs() {
+            Needs::Batch => objective.of_batch(&cases).unwrap(),
+            _ => cases.iter().map(|case| objective.of_pair(case, &GRAM).unwrap()).collect(),
+        };
+        let numbers =
+            |key: &str| -> Vec<f64> { want[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
+        let mut losses: Vec<f64> = outcomes.iter().map(|o| o.loss).collect();
+        let mut wanted = numbers("loss");
+        if name.starts_with("aot") {
+            // listed by rank there, by pair here
+            losses.sort_by(f64::total_cmp);
+            wanted.sort_by(f64::total_cmp);
+        }
+        for (i, (got, want)) in losses.iter().zip(wanted).enumerate() {
+            assert!(close(*got, want), "{name}, case {i}: loss {got:e}, expected {want:e}");
+        }
+        for (i, (got, (d_w, d_l))) in outcomes.iter().zip(numbers("d_w").into_iter().zip(numbers("d_l"))).enumerate() {
+            assert!(close(got.d_w, d_w), "{name}, case {i}: d_w {:e}, expected {d_w:e}", got.d_w);
+            assert!(close(got.d_l, d_l), "{name}, case {i}: d_l {:e}, expected {d_l:e}", got.d_l);
+        }
+    }
+}
+
+/// Objectives whose coefficients are slopes of their loss.
+fn with_slopes() -> Vec<Objective> {
+    let objectives = all().iter().filter_map(|definition| definition.name.parse::<Objective>().ok());
+    objectives
+        .filter(|o| !["normalised", "calibrated", "sparse"].contains(&o.given()) && o.needs() != Needs::Batch)
+        .collect()
+}
+
+fn of(objective: &Objective, pair: &PairLogps) -> Outcome {
+    objective.of_pair(pair, &GRAM).or_else(|| objective.of_contrast(pair)).unwrap()
+}
+
+proptest! {
+    /// Central differences of step 1e-4 are off by the third derivative times 1e-8/6 and by rounding, 1e-16·|ℓ|/1e-4:
+    /// with |ℓ| up to 1e5 (squared log-ratios over β²) below 1e-6 relative to 1 + |d| + 1e-11·|ℓ|/1e-6.
+    #[test]
+    fn coefficients_are_the_slopes_of_the_loss(
+        w in 0.5f64..120.0, l in 0.5f64..120.0, rw in 0.5f64..120.0, rl in 0.5f64..120.0, nw in 1u32..80, nl in 1u32..80,
+    ) {
+        let lengths = Lengths { chosen: nw, rejected: nl };
+        let pair = PairLogps { chosen: -w, rejected: -l, reference: Some([-rw, -rl]), lengths };
+        // away from the kinks, where there is no slope
+        prop_assume!((w - rw).abs() > 1e-3 && (1.0 - 0.1 * (rw - w - rl + l)).abs() > 1e-3 && (1.0 + w - l).abs() > 1e-3);
+        prop_assume!((w / f64::from(nw) - l / f64::from(nl)).abs() > 1e-2);
+        let step = 1e-4;
+        for objective in with_slopes() {
+            let loss = |dw: f64, dl: f64| {
+                of(&objective, &PairLogps { chosen: -w + dw, rejected: -l + dl, ..pair }).loss
+            };
+            let here = of(&objective, &pair);
+            let d_w = -(loss(step, 0.0) - loss(-step, 0.0)) / (2.0 * step);
+            let d_l = (loss(0.0, step) - loss(0.0, -step)) / (2.0 * step);
+            let scale = 1.0 + here.d_w.abs() + here.d_l.abs() + 1e-5 * here.loss.abs();
+            prop_assert!((d_w - here.d_w).abs() <= 1e-6 * scale, "{objective}: d_w {} against {d_w}", here.d_w);
+            prop_assert!((d_l - here.d_l).abs() <= 1e-6 * scale, "{objective}: d_l {} against {d_l}", here.d_l);
+        }
+    }
+
+    #[test]
+    fn extreme_margins_do_not_overflow(up in any::<bool>(), base in 1.0f64..2000.0, nw in 1u32..400, nl in 1u32..400) {
+        let margin: f64 = if up { 1000.0 } else { -1000.0 };
+        let lengths = Lengths { chosen: nw, rejected: nl };
+        // a margin of ±1,000 at β = 1, and the same at every other place where one enters
+        let pair = PairLogps {
+            chosen: -base + margin.min(0.0),
+            rejected: -base - margin.max(0.0),
+            reference: Some([-base, -base]),
+            lengths,
+        };
+        for definition in all() {
+            let settings = if definition.hyper.iter().any(|(key, _)| *key == "beta") { ":beta=1" } else { "" };
+            let Ok(objective) = format!("{}{settings}", definition.name).parse::<Objective>() else { continue };
+            let outcomes = match objective.needs() {
+                Needs::Batch => objective.of_batch(&[pair, pair]).unwrap(),
+                Needs::Training => continue,
+                Needs::Pair | Needs::Contrast => vec![of(&objective, &pair)],
+            };
+            for Outcome { loss, d_w, d_l } in outcomes {
+                prop_assert!(loss.is_finite() && d_w.is_finite() && d_l.is_finite(), "{objective}: {loss} {d_w} {d_l}");
+            }
+        }
+    }
+
+    /// The normalised gradient sits in the middle of the band (Yuan et al., section 5), the calibrated one as well.
+    #[test]
+    fn remedies_are_at_the_centre_of_the_band(
+        ww in 1e-3f64..1e3, ll in 1e-3f64..1e3, cosine in 0.01f64..0.99, chosen in -90.0f64..-1.0, rejected in -90.0f64..-1.0,
+    ) {
+        let lengths = Lengths { chosen: 7, rejected: 9 };
+        let pair = PairLogps { chosen, rejected, reference: Some([-30.0, -40.0]), lengths };
+        let gram = PairGram { ww, wl: cosine * (ww * ll).sqrt(), ll };
+        for name in ["normalised", "calibrated"] {
+            let outcome = name.parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap();
+            let slack = gram.band_slack(outcome.d_w, outcome.d_l).unwrap();
+            prop_assert!((slack + cosine.ln()).abs() < 1e-9, "{name}: {slack}");
+        }
+        let dpo = "dpo".parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap();
+        let calibrated = "calibrated".parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap();
+        // what is calibrated keeps the product of the coefficients
+        prop_assert!((calibrated.d_w * calibrated.d_l / (dpo.d_w * dpo.d_l) - 1.0).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn a_gradient_of_length_zero_is_not_followed() {
+    let lengths = Lengths { chosen: 1, rejected: 1 };
+    let pair = PairLogps { chosen: -1.0, rejected: -2.0, reference: Some([-1.0, -1.0]), lengths };
+    let gram = PairGram { ww: 0.0, wl: 0.0, ll: 4.0 };
+    let normalised = "normalised".parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap();
+    assert_eq!(normalised.d_w.to_bits(), 0);
+    assert!(normalised.d_l > 0.0);
+    let dpo = "dpo".parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap();
+    assert_eq!("calibrated".parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap(), dpo);
+}
+
+#[test]
+fn the_gate_closes_on_improbable_rejected_responses() {
+    let objective: Objective = "gate_dpo:alpha=50,tau=0.2".parse().unwrap();
+    let dpo: Objective = "dpo".parse().unwrap();
+    let lengths = Lengths { chosen: 2, rejected: 4 };
+    let pair = |rejected: f64| PairLogps { chosen: -3.0, rejected, reference: Some([-3.0, -5.0]), lengths };
+    for (rejected, gate) in [(-0.4f64, 1.0), (-400.0, (-10.0f64).exp())] {
+        let (got, of_dpo) = (of(&objective, &pair(rejected)), of(&dpo, &pair(rejected)));
+        assert_eq!([got.loss, got.d_w].map(f64::to_bits), [of_dpo.loss, of_dpo.d_w].map(f64::to_bits));
+        // σ(50·(0.9 − 0.2)) rounds to 1; σ(−10) is e⁻¹⁰ to 5e-5
+        assert!((got.d_l / of_dpo.d_l / gate - 1.0).abs() < 1e-3, "{} {}", got.d_l, of_dpo.d_l);
+    }
+}

@@ -1,0 +1,272 @@
+//! Objectives as a user runs them, and the first-order law of each on a small model.
+mod support;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use support::{analyze, error_line, ids_row, llama, numbers, repository, run, succeed, write_model};
+use tanglescope_analytics::Table;
+use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, run as run_batch, token_logps};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels};
+use tanglescope_model::{AdapterSource, Decoder, InScope};
+use tanglescope_objectives::{Lengths, Needs, Objective, PairGram, PairLogps, all, contrast};
+
+struct Inputs {
+    _folder: tempfile::TempDir,
+    model: PathBuf,
+    data: PathBuf,
+    out: PathBuf,
+}
+
+fn inputs(rows: &[String]) -> Inputs {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data, out) =
+        (folder.path().join("model"), folder.path().join("pairs.jsonl"), folder.path().join("out"));
+    write_model(&model, &llama(1, true));
+    std::fs::write(&data, rows.join("\n")).unwrap();
+    Inputs { _folder: folder, model, data, out }
+}
+
+fn rows(n: u32) -> Vec<String> {
+    let ids = |from: u32, n: u32| (from..from + n).map(|t| t % 40).collect::<Vec<u32>>();
+    (0..n).map(|i| ids_row(&ids(i, 1 + i % 4), &ids(2 * i, 1 + i % 5), &ids(3 * i + 1, 1 + i % 3))).collect()
+}
+
+impl Inputs {
+    fn args(&self, more: &[&str]) -> Vec<String> {
+        let mut args = analyze(&self.model, &self.data, &self.out);
+        args.extend(["--scope", "full", "--dtype", "f64"].iter().chain(more).map(|&word| word.to_owned()));
+        args
+    }
+}
+
+/// A row of objectives.parquet.
+struct Row {
+    objective: String,
+    pair: u64,
+    numbers: HashMap<&'static str, Option<f64>>,
+}
+
+/// The rows of one part.
+fn outcomes(out: &Path, part: usize) -> Vec<Row> {
+    let frame = Table::create(out, "objectives.parquet").unwrap().read(part).unwrap();
+    let names = frame.column("objective").unwrap().str().unwrap();
+    let pairs: Vec<u64> = frame.column("pair").unwrap().u64().unwrap().iter().flatten().collect();
+    (0..frame.height())
+        .map(|i| {
+            let number = |name: &'static str| (name, frame.column(name).unwrap().f64().unwrap().get(i));
+            let columns = ["loss", "d_w", "d_l", "delta_w", "delta_l", "band_slack"].map(number);
+            Row { objective: names.get(i).unwrap().to_owned(), pair: pairs[i], numbers: columns.into() }
+        })
+        .collect()
+}
+
+#[test]
+fn one_pass_serves_all_objectives() {
+    let inputs = inputs(&rows(70));
+    let asked = ["dpo", "simpo:beta=1", "sparse_hard", "aot", "normalised"];
+    let options: Vec<&str> =
+        asked.iter().flat_map(|name| ["--objective", name]).chain(["--reference", "self"]).collect();
+    let summary = succeed(inputs.args(&options));
+    for name in asked {
+        assert!(summary.lines().any(|line| line.starts_with(name)), "{summary}");
+    }
+    let column = |name: &str| -> Vec<f64> {
+        numbers(&inputs.out, "pairs.parquet", name).into_iter().map(Option::unwrap).collect()
+    };
+    assert_eq!(column("ref_logp_chosen"), column("logp_chosen"));
+    assert_eq!(column("ref_logp_rejected"), column("logp_rejected"));
+    let (ww, wl, ll) = (column("ww"), column("wl"), column("ll"));
+    let first = outcomes(&inputs.out, 0);
+    assert_eq!(first.len(), 64 * 4, "every pair and objective, but for those of a batch");
+    for Row { objective: name, pair, numbers } in &first {
+        let i = usize::try_from(*pair).unwrap();
+        let of = |name: &str| numbers[name].unwrap();
+        match name.as_str() {
+            "dpo" => {
+                // a policy that is its own reference has u = 0
+                assert!((of("loss") - std::f64::consts::LN_2).abs() < 1e-15);
+                assert_eq!(["d_w", "d_l"].map(|name| of(name).to_bits()), [0.05f64.to_bits(); 2]);
+            }
+            "normalised" => assert!((of("d_w") * ww[i].sqrt() - 0.05).abs() < 1e-12),
+            _ => {}
+        }
+        if name == "sparse_hard" {
+            assert_eq!(numbers["band_slack"], None);
+        } else {
+            let step = [of("d_w") * ww[i] - of("d_l") * wl[i], of("d_w") * wl[i] - of("d_l") * ll[i]];
+            assert_eq!(["delta_w", "delta_l"].map(|name| of(name).to_bits()), step.map(f64::to_bits), "{name} {i}");
+        }
+    }
+    // two windows of pairs, then the batch
+    assert_eq!(outcomes(&inputs.out, 1).len(), 6 * 4);
+    let last = outcomes(&inputs.out, 2);
+    let batch: Vec<(&str, u64)> = last.iter().map(|row| (row.objective.as_str(), row.pair)).collect();
+    assert_eq!(batch, (0..70).map(|pair| ("aot", pair)).collect::<Vec<_>>());
+}
+
+#[test]
+fn other_objectives_are_added_without_another_pass() {
+    let inputs = inputs(&rows(5));
+    succeed(inputs.args(&["--objective", "dpo", "--reference", "self"]));
+    let pairs = std::fs::read(inputs.out.join("pairs.parquet/00000.parquet")).unwrap();
+    let output = run(inputs.args(&["--objective", "ipo", "--objective", "sft", "--reference", "self"]));
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("5 of 5 pairs are there already"));
+    assert_eq!(std::fs::read(inputs.out.join("pairs.parquet/00000.parquet")).unwrap(), pairs);
+    let names: Vec<String> = outcomes(&inputs.out, 0).into_iter().map(|row| row.objective).collect();
+    assert_eq!(names, ["ipo", "sft"].repeat(5));
+    // contrast tokens were not measured, and another reference is another run
+    for (options, says) in [
+        (vec!["--objective", "sparse_hard", "--reference", "self"], "contrast tokens"),
+        (vec!["--objective", "sft"], "another reference"),
+    ] {
+        let output = run(inputs.args(&options));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(error_line(&output).contains(says), "{}", error_line(&output));
+    }
+}
+
+#[test]
+fn objectives_that_cannot_be_used_are_refused() {
+    let inputs = inputs(&rows(2));
+    for (options, says) in [
+        (vec!["--objective", "dpo"], "needs a reference|uses a reference model"),
+        (vec!["--objective", "dpoo"], "there is no `dpoo`; there are dpo, cdpo"),
+        (vec!["--objective", "ipo:beta=1", "--reference", "self"], "its keys are tau"),
+        (vec!["--objective", "sparse:lam=1", "--reference", "self"], "only training learns"),
+        (vec!["--objective", "dpo", "--reference", "base"], "there is no adapter"),
+        (vec!["--objective", "dpo", "--reference", "/nowhere"], "/nowhere"),
+    ] {
+        let output = run(inputs.args(&options));
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+        let error = error_line(&output);
+        assert!(says.split('|').any(|says| error.contains(says)), "{error}");
+    }
+    let output = run(inputs.args(&["--objective", "all"]));
+    assert!(output.status.success());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    for left_out in ["leaves out dpo: needs a reference", "leaves out gate_dpo", "leaves out sparse: for training"] {
+        assert!(stderr.contains(left_out), "{stderr}");
+    }
+    let names: Vec<String> = outcomes(&inputs.out, 0).into_iter().map(|row| row.objective).collect();
+    assert!(names.contains(&"simpo".to_owned()) && !names.contains(&"dpo".to_owned()), "{names:?}");
+}
+
+#[test]
+fn the_base_under_an_adapter_is_its_reference() {
+    let golden = repository("tests/golden/llama3_tied");
+    let values: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden.join("golden.json")).unwrap()).unwrap();
+    let pairs = values["pairs"].as_array().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (folder.path().join("pairs.jsonl"), folder.path().join("out"));
+    let lines: Vec<String> = pairs.iter().map(serde_json::Value::to_string).collect();
+    std::fs::write(&data, lines.join("\n")).unwrap();
+    let mut args = analyze(&golden, &data, &out);
+    let adapter = golden.join("adapter").display().to_string();
+    args.extend(["--adapter", &adapter, "--dtype", "f64", "--objective", "dpo"].map(str::to_owned));
+    succeed(args);
+    for (column, of, branch) in [
+        ("ref_logp_chosen", "logp_base", "logp_w"),
+        ("ref_logp_rejected", "logp_base", "logp_l"),
+        ("logp_chosen", "logp_lora", "logp_w"),
+    ] {
+        for (got, pair) in numbers(&out, "pairs.parquet", column).into_iter().zip(pairs) {
+            let want = pair[of][branch].as_f64().unwrap();
+            // the goldens' own tolerance
+            assert!((got.unwrap() / want - 1.0).abs() < 1e-10, "{column}: {got:?}, expected {want}");
+        }
+    }
+}
+
+/// Log-probabilities of all tokens and of the contrast tokens, chosen first.
+fn sums(model: &Decoder<Flex>, group: &Group, masks: &[Vec<bool>; 2]) -> [[f64; 2]; 2] {
+    let logps = &token_logps(model, &[group])[0];
+    let kept = |k: usize| logps[k].iter().zip(&masks[k]).filter(|(_, kept)| **kept).map(|(logp, _)| logp).sum();
+    [[logps[0].iter().sum(), logps[1].iter().sum()], [kept(0), kept(1)]]
+}
+
+/// `Σ_k c_k gradient_k` of every parameter.
+fn direction(
+    sink: &GradientSink<'_, Flex>,
+    coefficients: [f64; 2],
+    first: usize,
+) -> HashMap<String, FloatTensor<Flex>> {
+    let of = |gradients: &[FloatTensor<Flex>]| {
+        let zero = Flex::add_scaled(gradients[first].clone(), &gradients[first], -1.0);
+        let w = Flex::add_scaled(zero, &gradients[first], coefficients[0]);
+        Flex::add_scaled(w, &gradients[first + 1], coefficients[1])
+    };
+    sink.gradients.iter().map(|(name, gradients)| (name.clone(), of(gradients))).collect()
+}
+
+/// One step of plain gradient descent on each loss changes both log-probabilities by what the Gram says, the more exactly
+/// the smaller the step: the quotient of measured and predicted change is 1 + cη + O(η²).
+#[test]
+fn the_first_order_law_holds_for_every_objective() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &llama(4, true));
+    let load = |source: &AdapterSource| -> Decoder<Flex> {
+        Decoder::load(folder.path(), source, DType::F64, &FlexDevice, usize::MAX).unwrap()
+    };
+    let model = load(&AdapterSource::None);
+    let scope: InScope = model.in_scope(&"full".parse().unwrap()).unwrap();
+    let group = Group { prompt: vec![1, 2, 3], responses: vec![vec![4, 5, 6, 9], vec![4, 7, 6]] };
+    let masks = contrast(&group.responses[0], &group.responses[1]);
+    let mut cotangents = Cotangent::log_probabilities(&group);
+    for (branch, mask) in masks.iter().enumerate() {
+        let weights = mask.iter().map(|kept| f64::from(u8::from(*kept))).collect();
+        cotangents.push(Cotangent { branch, weights });
+    }
+    let batch = Batch::new(&[(&group, &cotangents)]);
+    let mut sink = GradientSink::<Flex>::new(&scope, 4);
+    run_batch(&model, &batch, &mut sink);
+    let total = tanglescope_gram::grams(&model, &scope, &[(&group, &cotangents)])[0].total();
+    let [before, kept] = sums(&model, &group, &masks);
+    let lengths = Lengths { chosen: 4, rejected: 3 };
+    // a policy that has moved away from its reference, so that no margin is 0
+    let logps = PairLogps {
+        chosen: before[0],
+        rejected: before[1],
+        reference: Some([before[0] + 1.5, before[1] - 2.0]),
+        lengths,
+    };
+    let over =
+        PairLogps { chosen: kept[0], rejected: kept[1], reference: Some([kept[0] + 1.0, kept[1] - 0.5]), lengths };
+    let gram = PairGram { ww: total[0], wl: total[1], ll: total[5] };
+    let mut checked = 0;
+    for definition in all() {
+        let settings = if definition.name == "gate_dpo" { ":alpha=5,tau=0.1" } else { "" };
+        let Ok(objective) = format!("{}{settings}", definition.name).parse::<Objective>() else { continue };
+        let (outcome, first) = match objective.needs() {
+            Needs::Pair => (objective.of_pair(&logps, &gram).unwrap(), 0),
+            Needs::Contrast => (objective.of_contrast(&over).unwrap(), 2),
+            // of a batch of one
+            Needs::Batch => (objective.of_batch(&[logps]).unwrap()[0], 0),
+            Needs::Training => continue,
+        };
+        let d = [outcome.d_w, -outcome.d_l];
+        let predicted: Vec<f64> =
+            (0..2).map(|k| d[0] * total[4 * first + k] + d[1] * total[4 * (first + 1) + k]).collect();
+        let step = direction(&sink, d, first);
+        for k in 0..2 {
+            if predicted[k] == 0.0 {
+                assert!(d.iter().all(|d| d.to_bits() << 1 == 0), "{objective}: no change is predicted of a step");
+                continue;
+            }
+            // steps that change log π by about 1e-3, half and a quarter of it; its rounding is 1e-14/1e-3
+            let eta = 1e-3 / predicted[k].abs();
+            let quotient = |eta: f64| {
+                let [after, _] = sums(&model.moved(&scope, &step, eta), &group, &masks);
+                (after[k] - before[k]) / (eta * predicted[k])
+            };
+            let off = [eta, eta / 2.0, eta / 4.0].map(|eta| quotient(eta) - 1.0);
+            // the first order is off by cη, and what is left when that is taken off by O(η²)
+            assert!(off[0].abs() < 0.3, "{objective}, response {k}: {off:?}");
+            let left = (off[0] - 2.0 * off[1]).abs().max((off[1] - 2.0 * off[2]).abs());
+            assert!(left < 0.05 * off[0].abs() + 1e-9, "{objective}, response {k}: not linear, {off:?}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 70, "{checked}");
+}
