@@ -61,6 +61,11 @@ def draw(found, path):
             line, = axis.loglog(x, seconds, "o-", label=scope)
             axis.loglog(x, [w * seconds[0] / work[0] for w in work], ":", color=line.get_color())
         axis.set_xlabel({"prompt": "prompt tokens", "response": "response tokens", "rank": "LoRA rank", "pairs": "pairs"}[name])
+        # one scale of seconds for all, so that what hardly grows looks flat
+        axis.set_ylim(0.05, 20)
+        ticks = sorted({x for (of, _), points in found.items() if of == name for x, *_ in points})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axis.set_xticks([], minor=True)
         axis.legend(frameon=False)
     axes[0].set_ylabel("seconds a pass")
     figure.savefig(path, dpi=110)
