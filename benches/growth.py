@@ -66,6 +66,7 @@ def draw(found, path):
         ticks = sorted({x for (of, _), points in found.items() if of == name for x, *_ in points})
         axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axis.set_xticks([], minor=True)
+        axis.tick_params(axis="x", labelrotation=45)
         axis.legend(frameon=False)
     axes[0].set_ylabel("seconds a pass")
     figure.savefig(path, dpi=110)

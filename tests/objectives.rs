@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use support::{analyze, error_line, ids_row, llama, numbers, repository, run, succeed, write_model};
 use tanglescope_analytics::Table;
 use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, run as run_batch, token_logps};
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels};
+use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::{AdapterSource, Decoder, InScope};
 use tanglescope_objectives::{Lengths, Needs, Objective, PairGram, PairLogps, all, contrast};
 
@@ -186,20 +186,6 @@ fn sums(model: &Decoder<Flex>, group: &Group, masks: &[Vec<bool>; 2]) -> [[f64; 
     [[logps[0].iter().sum(), logps[1].iter().sum()], [kept(0), kept(1)]]
 }
 
-/// `Σ_k c_k gradient_k` of every parameter.
-fn direction(
-    sink: &GradientSink<'_, Flex>,
-    coefficients: [f64; 2],
-    first: usize,
-) -> HashMap<String, FloatTensor<Flex>> {
-    let of = |gradients: &[FloatTensor<Flex>]| {
-        let zero = Flex::add_scaled(gradients[first].clone(), &gradients[first], -1.0);
-        let w = Flex::add_scaled(zero, &gradients[first], coefficients[0]);
-        Flex::add_scaled(w, &gradients[first + 1], coefficients[1])
-    };
-    sink.gradients.iter().map(|(name, gradients)| (name.clone(), of(gradients))).collect()
-}
-
 /// One step of plain gradient descent on each loss changes both log-probabilities by what the Gram says, the more exactly
 /// the smaller the step: the quotient of measured and predicted change is 1 + cη + O(η²).
 #[test]
@@ -215,8 +201,7 @@ fn the_first_order_law_holds_for_every_objective() {
     let masks = contrast(&group.responses[0], &group.responses[1]);
     let mut cotangents = Cotangent::log_probabilities(&group);
     for (branch, mask) in masks.iter().enumerate() {
-        let weights = mask.iter().map(|kept| f64::from(u8::from(*kept))).collect();
-        cotangents.push(Cotangent { branch, weights });
+        cotangents.push(Cotangent::over(branch, mask));
     }
     let batch = Batch::new(&[(&group, &cotangents)]);
     let mut sink = GradientSink::<Flex>::new(&scope, 4);
@@ -233,14 +218,14 @@ fn the_first_order_law_holds_for_every_objective() {
     };
     let over =
         PairLogps { chosen: kept[0], rejected: kept[1], reference: Some([kept[0] + 1.0, kept[1] - 0.5]), lengths };
-    let gram = PairGram { ww: total[0], wl: total[1], ll: total[5] };
+    let gram = PairGram::of(&total);
     let mut checked = 0;
     for definition in all() {
         let settings = if definition.name == "gate_dpo" { ":alpha=5,tau=0.1" } else { "" };
         let Ok(objective) = format!("{}{settings}", definition.name).parse::<Objective>() else { continue };
         let (outcome, first) = match objective.needs() {
-            Needs::Pair => (objective.of_pair(&logps, &gram).unwrap(), 0),
-            Needs::Contrast => (objective.of_contrast(&over).unwrap(), 2),
+            Needs::Pair | Needs::Gram => (objective.of_pair(&logps, &gram).unwrap(), 0),
+            Needs::Contrast => (objective.of_masked(&over).unwrap(), 2),
             // of a batch of one
             Needs::Batch => (objective.of_batch(&[logps]).unwrap()[0], 0),
             Needs::Training => continue,
@@ -248,7 +233,7 @@ fn the_first_order_law_holds_for_every_objective() {
         let d = [outcome.d_w, -outcome.d_l];
         let predicted: Vec<f64> =
             (0..2).map(|k| d[0] * total[4 * first + k] + d[1] * total[4 * (first + 1) + k]).collect();
-        let step = direction(&sink, d, first);
+        let step = sink.combined(&if first == 0 { [d[0], d[1], 0.0, 0.0] } else { [0.0, 0.0, d[0], d[1]] });
         for k in 0..2 {
             if predicted[k] == 0.0 {
                 assert!(d.iter().all(|d| d.to_bits() << 1 == 0), "{objective}: no change is predicted of a step");

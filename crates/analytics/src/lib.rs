@@ -4,6 +4,7 @@ pub mod objectives;
 mod parts;
 mod summary;
 pub mod tables;
+pub mod training;
 
 pub use error::{Error, Result};
 pub use parts::Table;

@@ -69,18 +69,28 @@ fn read(pairs: &DataFrame) -> PolarsResult<Vec<Measured>> {
 }
 
 impl Row {
+    /// The row of an outcome and of the terms of both changes.
+    fn new(
+        pair: u64,
+        objective: &Objective,
+        outcome: Outcome,
+        changes: [[f64; 2]; 2],
+        band_slack: Option<f64>,
+    ) -> Self {
+        Self {
+            pair,
+            objective: objective.given().to_owned(),
+            outcome,
+            step: changes.map(|[a, b]| a - b),
+            regime: Regime::of(changes),
+            band_slack,
+        }
+    }
+
     /// The row of coefficients of g_w and g_l.
     fn of(measured: &Measured, objective: &Objective, outcome: Outcome) -> Self {
         let (gram, Outcome { d_w, d_l, .. }) = (measured.gram, outcome);
-        let (delta_w, delta_l) = gram.step(d_w, d_l);
-        Self {
-            pair: measured.pair,
-            objective: objective.given().to_owned(),
-            outcome,
-            step: [delta_w, delta_l],
-            regime: gram.regime(d_w, d_l),
-            band_slack: gram.band_slack(d_w, d_l),
-        }
+        Self::new(measured.pair, objective, outcome, gram.changes(d_w, d_l), gram.band_slack(d_w, d_l))
     }
 
     /// The row of coefficients of the gradients over contrast tokens. The band is one of g_w and g_l, and says nothing here.
@@ -88,14 +98,7 @@ impl Row {
         let Outcome { d_w, d_l, .. } = outcome;
         let [[w_w, w_l], [l_w, l_l]] = contrast.inner;
         let changes = [[d_w * w_w, d_l * l_w], [d_w * w_l, d_l * l_l]];
-        Self {
-            pair: measured.pair,
-            objective: objective.given().to_owned(),
-            outcome,
-            step: changes.map(|[a, b]| a - b),
-            regime: Regime::of(changes),
-            band_slack: None,
-        }
+        Self::new(measured.pair, objective, outcome, changes, None)
     }
 }
 
@@ -125,7 +128,7 @@ pub fn of_pairs(pairs: &[Measured], objectives: &[Objective]) -> DataFrame {
                     reference: Some(contrast.reference),
                     ..m.logps
                 };
-                Some(Row::of_contrast(m, contrast, objective, objective.of_contrast(&sums)?))
+                Some(Row::of_contrast(m, contrast, objective, objective.of_masked(&sums)?))
             }
             _ => Some(Row::of(m, objective, objective.of_pair(&m.logps, &m.gram)?)),
         })

@@ -1,6 +1,6 @@
 //! A data file as token ids that a model can take.
 use crate::error::{Error, Result};
-use crate::preference::{Preference, parse_row};
+use crate::preference::{Form, Preference, parse_row};
 use crate::rows::read_lines;
 use crate::tokens::{PairTokens, TextTokens};
 use rayon::prelude::*;
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 /// How rows are read and tokenised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// Plain text is a user turn and an assistant turn.
-    pub chat: bool,
+    /// How a row is understood.
+    pub form: Form,
     /// Plain-text responses end with EOS.
     pub append_eos: bool,
     /// Longest prompt and response together, in tokens.
@@ -79,7 +79,7 @@ impl Dataset {
         if lines.is_empty() {
             return Err(Error::file(path, "has no rows"));
         }
-        let rows: Vec<_> = lines.par_iter().map(|line| parse_row(line, reading.chat)).collect();
+        let rows: Vec<_> = lines.par_iter().map(|line| parse_row(line, reading.form)).collect();
         drop(lines);
         let is_text = |row: &Result<_, _>| matches!(row, Ok((_, Preference::Text { .. } | Preference::Chat { .. })));
         let tokenizer = rows.iter().any(is_text).then(|| TextTokens::open(model)).transpose()?;

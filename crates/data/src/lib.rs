@@ -11,6 +11,6 @@ mod tokens;
 
 pub use dataset::{Dataset, Limits, Pair, Reading, Skipped};
 pub use error::{Error, Result};
-pub use preference::{Message, Preference, parse_row};
+pub use preference::{Form, Message, Preference, parse_row};
 pub use template::ChatTemplate;
 pub use tokens::{PairTokens, TextTokens};

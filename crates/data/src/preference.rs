@@ -37,7 +37,7 @@ pub enum Preference {
     },
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(untagged, expecting = "expected text or a list of messages with `role` and `content`")]
 enum Content {
     Text(String),
@@ -48,6 +48,7 @@ enum Content {
 struct Row {
     id: Option<Value>,
     prompt: Option<Content>,
+    #[serde(alias = "completion")]
     chosen: Option<Content>,
     rejected: Option<Content>,
     prompt_ids: Option<Vec<u32>>,
@@ -58,21 +59,30 @@ struct Row {
 /// Marks the start of an assistant turn in Anthropic's HH dialogues.
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// Reads one JSON row: its `id` as text, and the pair. With `chat`, plain text becomes a user and an assistant turn.
+/// How a row is understood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Plain text becomes a user and an assistant turn.
+    pub chat: bool,
+    /// Only the chosen response is used: where there is no other, it stands for both.
+    pub chosen_only: bool,
+}
+
+/// Reads one JSON row: its `id` as text, and the pair. `completion` is another name of `chosen`.
 ///
 /// # Errors
 /// Says what is missing or of the wrong type.
 ///
 /// ```
-/// use tanglescope_data::{Preference, parse_row};
+/// use tanglescope_data::{Form, Preference, parse_row};
 /// let row = br#"{"id": 7, "chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}"#;
-/// let (id, pair) = parse_row(row, false)?;
+/// let (id, pair) = parse_row(row, Form::default())?;
 /// assert_eq!(id.as_deref(), Some("7"));
 /// let Preference::Text { prompt, chosen, .. } = pair else { unreachable!() };
 /// assert_eq!((prompt.as_str(), chosen.as_str()), ("\n\nHuman: Hi\n\nAssistant:", " Hello"));
 /// # Ok::<(), String>(())
 /// ```
-pub fn parse_row(line: &[u8], chat: bool) -> Result<(Option<String>, Preference), String> {
+pub fn parse_row(line: &[u8], form: Form) -> Result<(Option<String>, Preference), String> {
     let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8: {e}"))?;
     let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
     let row = Row::deserialize(value).map_err(|e| e.to_string())?;
@@ -84,10 +94,12 @@ pub fn parse_row(line: &[u8], chat: bool) -> Result<(Option<String>, Preference)
     if row.prompt_ids.is_some() || row.chosen_ids.is_some() || row.rejected_ids.is_some() {
         let need = |ids: Option<Vec<u32>>, key: &str| ids.ok_or_else(|| format!("no `{key}` beside the other ids"));
         let (prompt, chosen) = (need(row.prompt_ids, "prompt_ids")?, need(row.chosen_ids, "chosen_ids")?);
-        return Ok((id, Preference::Ids { prompt, chosen, rejected: need(row.rejected_ids, "rejected_ids")? }));
+        let rejected = row.rejected_ids.or_else(|| form.chosen_only.then(|| chosen.clone()));
+        return Ok((id, Preference::Ids { prompt, chosen, rejected: need(rejected, "rejected_ids")? }));
     }
     let need = |content: Option<Content>, key: &str| content.ok_or_else(|| format!("no `{key}`"));
-    let (chosen, rejected) = (need(row.chosen, "chosen")?, need(row.rejected, "rejected")?);
+    let chosen = need(row.chosen, "chosen")?;
+    let rejected = need(row.rejected.or_else(|| form.chosen_only.then(|| chosen.clone())), "rejected")?;
     let pair = match (row.prompt, chosen, rejected) {
         (Some(Content::Text(prompt)), Content::Text(chosen), Content::Text(rejected)) => {
             Preference::Text { prompt, chosen, rejected }
@@ -109,7 +121,7 @@ pub fn parse_row(line: &[u8], chat: bool) -> Result<(Option<String>, Preference)
         }
         (None, ..) => return Err("`chosen` and `rejected` are of different forms, and there is no `prompt`".to_owned()),
     };
-    Ok((id, if chat { as_chat(pair) } else { pair }))
+    Ok((id, if form.chat { as_chat(pair) } else { pair }))
 }
 
 /// Whether a message list holds more than the response.
@@ -173,7 +185,7 @@ mod tests {
     use super::*;
 
     fn chat(line: &str) -> (Vec<String>, Vec<String>, Vec<String>) {
-        let (_, pair) = parse_row(line.as_bytes(), false).unwrap();
+        let (_, pair) = parse_row(line.as_bytes(), Form::default()).unwrap();
         let Preference::Chat { prompt, chosen, rejected } = pair else { panic!("{pair:?}") };
         let text = |list: Vec<Message>| list.iter().map(|m| m["content"].as_str().unwrap().to_owned()).collect();
         (text(prompt), text(chosen), text(rejected))
@@ -201,13 +213,23 @@ mod tests {
 
     #[test]
     fn a_missing_branch_is_named() {
-        let error = parse_row(br#"{"prompt": "Q", "chosen": "A"}"#, false).unwrap_err();
+        let error = parse_row(br#"{"prompt": "Q", "chosen": "A"}"#, Form::default()).unwrap_err();
         assert_eq!(error, "no `rejected`");
     }
 
     #[test]
+    fn a_chosen_response_alone_stands_for_both() {
+        let form = Form { chosen_only: true, ..Form::default() };
+        let of = |line: &str| parse_row(line.as_bytes(), form).unwrap().1;
+        let text = Preference::Text { prompt: "Q".into(), chosen: "A".into(), rejected: "A".into() };
+        assert_eq!(of(r#"{"prompt": "Q", "completion": "A"}"#), text);
+        let ids = Preference::Ids { prompt: vec![1], chosen: vec![2], rejected: vec![2] };
+        assert_eq!(of(r#"{"prompt_ids": [1], "chosen_ids": [2]}"#), ids);
+    }
+
+    #[test]
     fn dialogues_that_differ_in_the_first_turn_are_refused() {
-        let error = parse_row(br#"{"chosen": "a", "rejected": "b"}"#, false).unwrap_err();
+        let error = parse_row(br#"{"chosen": "a", "rejected": "b"}"#, Form::default()).unwrap_err();
         assert!(error.contains("Assistant"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! Where special tokens go, and where a response begins, with a tokenizer of whole words.
 use serde_json::json;
 use std::path::Path;
-use tanglescope_data::{Preference, TextTokens, parse_row};
+use tanglescope_data::{Form, Preference, TextTokens, parse_row};
 
 const BOS: u32 = 0;
 const EOS: u32 = 1;
@@ -81,7 +81,7 @@ fn a_chat_response_is_what_the_whole_rendering_adds() {
     let tokens = tokenizer(folder.path(), &around(&["<s>"], &[]), Some(template));
     let row = br#"{"prompt": [{"role": "user", "content": "b"}], "chosen": [{"role": "assistant", "content": "c"}],
         "rejected": [{"role": "assistant", "content": "d e"}]}"#;
-    let (_, pair) = parse_row(row, false).unwrap();
+    let (_, pair) = parse_row(row, Form::default()).unwrap();
     let pair = tokens.pair(&pair, false).unwrap();
     // the template's BOS, not the tokenizer's as well; `u` is unknown
     assert_eq!(pair.prompt, [BOS, 12, 3, EOS, 2]);
@@ -94,6 +94,6 @@ fn a_template_whose_prompt_is_no_prefix_is_refused() {
     let template = "{% if add_generation_prompt %}a{% else %}b{% endif %}";
     let tokens = tokenizer(folder.path(), &serde_json::Value::Null, Some(template));
     let row = br#"{"prompt": [{"role": "user", "content": "b"}], "chosen": "c", "rejected": "d"}"#;
-    let (_, pair) = parse_row(row, false).unwrap();
+    let (_, pair) = parse_row(row, Form::default()).unwrap();
     assert!(tokens.pair(&pair, false).unwrap_err().contains("no prefix"));
 }

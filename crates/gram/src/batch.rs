@@ -1,7 +1,7 @@
 //! Rows of a batch: the forward rows of every group (trunk, then suffixes) and the backward rows of every cotangent
 //! (docs/mathematics.md, section 2).
 use std::ops::Range;
-use tanglescope_kernels::{RowSet, Segment, Span};
+use tanglescope_kernels::{HeadCotangents, RowSet, Segment, Span};
 
 /// One prompt and its responses, as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,12 @@ pub struct Cotangent {
 }
 
 impl Cotangent {
+    /// The sum over the tokens of a branch that a mask keeps.
+    #[must_use]
+    pub fn over(branch: usize, mask: &[bool]) -> Self {
+        Self { branch, weights: mask.iter().map(|kept| f64::from(u8::from(*kept))).collect() }
+    }
+
     /// log π(y|x) of every branch of a group: all weights one.
     #[must_use]
     pub fn log_probabilities(group: &Group) -> Vec<Self> {
@@ -76,7 +82,8 @@ pub struct Batch {
     pub weights: Vec<Vec<(usize, f64)>>,
 }
 
-fn as_row(row: usize) -> u32 {
+/// A row's number as devices index it.
+pub(crate) fn as_row(row: usize) -> u32 {
     u32::try_from(row).unwrap_or(u32::MAX)
 }
 
@@ -154,6 +161,11 @@ impl Batch {
         self.active.blocks.push(block);
         self.predictions.push(first_prediction..self.targets.len());
         self.branches.push(branches);
+    }
+
+    /// The cotangents as the head takes them.
+    pub(crate) fn head_cotangents(&self) -> HeadCotangents<'_> {
+        HeadCotangents { weights: &self.weights, blocks: &self.full.blocks, block_rows: &self.predictions }
     }
 
     /// The same rows with one Gram over the cotangents of all groups, each group still with a trunk of its own.

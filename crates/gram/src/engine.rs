@@ -5,8 +5,8 @@ use crate::plan;
 use crate::turn::{Begun, Turn};
 use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
-use tanglescope_kernels::{BlockGram, FloatTensor, HeadCotangents, Kernels};
-use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Sink};
+use tanglescope_kernels::{BlockGram, FloatTensor, HeadOutput, Kernels};
+use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Sink, Trace};
 
 /// What a run finds about one group.
 #[derive(Clone, Debug)]
@@ -122,26 +122,55 @@ pub fn grams_across<B: Kernels>(
 
 /// Runs a batch into a sink; returns the token log-probabilities of each group's branches.
 pub fn run<B: Kernels>(model: &Decoder<B>, batch: &Batch, sink: &mut dyn Sink<B>) -> Vec<Vec<Vec<f64>>> {
-    let (forward, backward) = (batch.tokens.len(), batch.full.rows());
-    let keep = plan::keep(&model.description, model.dtype, forward, backward, model.activation_bytes);
-    let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, keep);
-    let y = model.head_inputs(&trace, &batch.predicting);
-    let head_name = model.head_name();
-    let cotangents =
-        HeadCotangents { weights: &batch.weights, blocks: &batch.full.blocks, block_rows: &batch.predictions };
-    let wants_head = sink.wants(head_name);
-    let wants_gram = wants_head && sink.wants_head_gram();
-    let mut out = B::head(&y, model.head(), &batch.targets, wants_gram.then_some(&cotangents));
-    if wants_head {
-        let (targets, log_normaliser) = (&batch.targets, &out.log_normaliser);
-        let head = HeadRows { y: &y, targets, log_normaliser, w: model.head(), cotangents };
-        sink.head(head_name, &head, out.gram.take());
+    let pass = ForwardPass::new(model, batch, sink.wants(model.head_name()) && sink.wants_head_gram());
+    let token_logps = pass.token_logps();
+    pass.backward(sink);
+    token_logps
+}
+
+/// A batch between its forward and its backward pass, when its log-probabilities are known and its gradients not yet.
+pub struct ForwardPass<'a, B: Kernels> {
+    model: &'a Decoder<B>,
+    batch: &'a Batch,
+    trace: Trace<B>,
+    /// Inputs of the head, `[predictions, hidden]`.
+    y: FloatTensor<B>,
+    head: HeadOutput<FloatTensor<B>, B::Pending>,
+}
+
+impl<'a, B: Kernels> ForwardPass<'a, B> {
+    /// Runs a batch up to its log-probabilities, with the output matrix's Gram where it is wanted.
+    pub fn new(model: &'a Decoder<B>, batch: &'a Batch, wants_head_gram: bool) -> Self {
+        let (forward, backward) = (batch.tokens.len(), batch.full.rows());
+        let keep = plan::keep(&model.description, model.dtype, forward, backward, model.activation_bytes);
+        let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, keep);
+        let y = model.head_inputs(&trace, &batch.predicting);
+        let cotangents = batch.head_cotangents();
+        let head = B::head(&y, model.head(), &batch.targets, wants_head_gram.then_some(&cotangents));
+        Self { model, batch, trace, y, head }
     }
-    let (source, weight): (Vec<u32>, Vec<f64>) = batch.sources.iter().copied().unzip();
-    let delta: FloatTensor<B> = B::gather(&out.back, &source, Some(&weight));
-    let rows = BackwardRows { full: &batch.full, segments: &batch.segments, active: Some(&batch.active) };
-    model.backward(trace, &delta, &batch.tokens, &batch.positions, rows, sink);
-    by_branch(batch, &out.logp)
+
+    /// Log-probability of each token of each group's branches.
+    #[must_use]
+    pub fn token_logps(&self) -> Vec<Vec<Vec<f64>>> {
+        by_branch(self.batch, &self.head.logp)
+    }
+
+    /// Carries all cotangents down, into a sink.
+    pub fn backward(self, sink: &mut dyn Sink<B>) {
+        let Self { model, batch, trace, y, mut head } = self;
+        let name = model.head_name();
+        if sink.wants(name) {
+            let (targets, log_normaliser) = (&batch.targets, &head.log_normaliser);
+            let cotangents = batch.head_cotangents();
+            let rows = HeadRows { y: &y, targets, log_normaliser, w: model.head(), cotangents };
+            sink.head(name, &rows, head.gram.take());
+        }
+        let (source, weight): (Vec<u32>, Vec<f64>) = batch.sources.iter().copied().unzip();
+        let delta: FloatTensor<B> = B::gather(&head.back, &source, Some(&weight));
+        let rows = BackwardRows { full: &batch.full, segments: &batch.segments, active: Some(&batch.active) };
+        model.backward(trace, &delta, &batch.tokens, &batch.positions, rows, sink);
+    }
 }
 
 /// Token log-probabilities of each group's branches, by a forward pass alone.
@@ -156,14 +185,14 @@ pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec
 /// [`token_logps`] of all groups, in their order, batch by batch, `at_once` of them side by side.
 pub fn token_logps_of_batches<B: Kernels>(
     model: &Decoder<B>,
-    groups: &[Group],
+    groups: &[&Group],
     batches: &[Vec<usize>],
     at_once: usize,
 ) -> Vec<Vec<Vec<f64>>> {
     side_by_side(batches, at_once, |batch, turn| {
         // nothing is kept, so that the next one may begin
         drop(turn);
-        token_logps(model, &batch.iter().map(|&g| &groups[g]).collect::<Vec<_>>())
+        token_logps(model, &batch.iter().map(|&g| groups[g]).collect::<Vec<_>>())
     })
 }
 

@@ -1,4 +1,5 @@
 //! The sink that keeps whole gradients, one a cotangent: for checks against differences, on models that fit.
+use crate::batch::as_row;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorData, TensorMetadata};
 use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Sink};
@@ -18,6 +19,16 @@ impl<'a, B: Kernels> GradientSink<'a, B> {
         Self { scope, cotangents, gradients: HashMap::new() }
     }
 
+    /// `Σ_k c_k ∂L_k/∂p` of every parameter.
+    #[must_use]
+    pub fn combined(&self, coefficients: &[f64]) -> HashMap<String, FloatTensor<B>> {
+        let of = |gradients: &Vec<FloatTensor<B>>| {
+            let zero = B::add_scaled(gradients[0].clone(), &gradients[0], -1.0);
+            gradients.iter().zip(coefficients).fold(zero, |sum, (gradient, &c)| B::add_scaled(sum, gradient, c))
+        };
+        self.gradients.iter().map(|(name, gradients)| (name.clone(), of(gradients))).collect()
+    }
+
     fn add(&mut self, name: &str, gradients: Vec<FloatTensor<B>>) {
         let sum = match self.gradients.remove(name) {
             None => gradients,
@@ -25,6 +36,27 @@ impl<'a, B: Kernels> GradientSink<'a, B> {
         };
         self.gradients.insert(name.to_owned(), sum);
     }
+}
+
+/// Rows of logits that exist together.
+const HEAD_ROWS: usize = 256;
+
+/// `Σ_r c_r e_r y_rᵀ` of the output matrix over some rows and their weights, e the one-hot target less the probabilities.
+pub(crate) fn head_gradient<B: Kernels>(head: &HeadRows<'_, B>, weights: &[(usize, f64)]) -> FloatTensor<B> {
+    let vocabulary = head.w.shape()[0];
+    let part = |weights: &[(usize, f64)]| {
+        let y = B::gather(head.y, &weights.iter().map(|(r, _)| as_row(*r)).collect::<Vec<_>>(), None);
+        let mut e = B::download(&B::matmul(&y, head.w, true, 1.0, None));
+        for (row, &(r, c)) in e.chunks_exact_mut(vocabulary).zip(weights) {
+            row.iter_mut().for_each(|z| *z = -c * (*z - head.log_normaliser[r]).exp());
+            row[head.targets[r] as usize] += c;
+        }
+        let e = upload_like::<B>(e, &[weights.len(), vocabulary], &y);
+        B::weight_gradient(&e, &y, 0..weights.len())
+    };
+    let first = part(&weights[..weights.len().min(HEAD_ROWS)]);
+    let rest = weights.chunks(HEAD_ROWS).skip(1);
+    rest.fold(first, |sum, weights| B::add_scaled(sum, &part(weights), 1.0))
 }
 
 fn upload_like<B: Kernels>(values: Vec<f64>, shape: &[usize], like: &FloatTensor<B>) -> FloatTensor<B> {
@@ -52,7 +84,7 @@ impl<B: Kernels> Sink<B> for GradientSink<'_, B> {
         let sums = B::segment_sums(terms, &rows.offsets);
         let width = sums.shape()[1];
         let of = |k: usize| {
-            let sum = B::gather(&sums, &[u32::try_from(k).unwrap_or(u32::MAX)], None);
+            let sum = B::gather(&sums, &[as_row(k)], None);
             B::float_reshape(sum, [width].into())
         };
         self.add(name, (0..self.cotangents).map(of).collect());
@@ -63,25 +95,12 @@ impl<B: Kernels> Sink<B> for GradientSink<'_, B> {
     }
 
     fn head(&mut self, name: &str, head: &HeadRows<'_, B>, _gram: Option<B::Pending>) {
-        let vocabulary = head.w.shape()[0];
-        let mut gradients = Vec::with_capacity(self.cotangents);
-        for weights in head.cotangents.weights {
-            let rows: Vec<u32> = weights.iter().map(|(r, _)| u32::try_from(*r).unwrap_or(u32::MAX)).collect();
-            let y = B::gather(head.y, &rows, None);
-            let mut e = B::download(&B::matmul(&y, head.w, true, 1.0, None));
-            for (row, &(r, c)) in e.chunks_exact_mut(vocabulary).zip(weights) {
-                row.iter_mut().for_each(|z| *z = -c * (*z - head.log_normaliser[r]).exp());
-                row[head.targets[r] as usize] += c;
-            }
-            let e = upload_like::<B>(e, &[rows.len(), vocabulary], &y);
-            gradients.push(B::weight_gradient(&e, &y, 0..rows.len()));
-        }
-        self.add(name, gradients);
+        self.add(name, head.cotangents.weights.iter().map(|weights| head_gradient(head, weights)).collect());
     }
 
     fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
         let of = |k: usize| {
-            let own: Vec<u32> = rows.of(k).map(|r| u32::try_from(r).unwrap_or(u32::MAX)).collect();
+            let own: Vec<u32> = rows.of(k).map(as_row).collect();
             let places: Vec<u32> = rows.index[rows.of(k)].iter().map(|&row| ids[row as usize]).collect();
             B::scatter_add(&B::gather(delta, &own, None), &places, table.table.shape()[0])
         };

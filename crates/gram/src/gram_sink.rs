@@ -1,4 +1,5 @@
 //! The sink that reduces every parameter to the inner products of its gradients (docs/mathematics.md, section 4).
+use crate::batch::as_row;
 use crate::turn::Begun;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -83,7 +84,7 @@ impl<'a, B: Kernels> GramSink<'a, B> {
 }
 
 fn as_rows(range: Range<usize>) -> Vec<u32> {
-    range.map(|row| u32::try_from(row).unwrap_or(u32::MAX)).collect()
+    range.map(as_row).collect()
 }
 
 impl<B: Kernels> Sink<B> for GramSink<'_, B> {
@@ -162,7 +163,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
             total += block.len() * order.len();
             distinct.push(order);
         }
-        let place: Vec<u32> = place.into_iter().map(|p| u32::try_from(p).unwrap_or(u32::MAX)).collect();
+        let place: Vec<u32> = place.into_iter().map(as_row).collect();
         let by_id = B::scatter_add(delta, &place, total);
         let tied = self.tied.take().filter(|head| head.name == table.name);
         let (mut vectors, mut crosses, mut first) = (Vec::with_capacity(rows.cotangents()), Vec::new(), 0);

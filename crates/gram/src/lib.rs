@@ -3,16 +3,25 @@
 //! A [`Group`] is one prompt and its responses; a [`Cotangent`] is a weighted sum of one response's token
 //! log-probabilities. [`grams`] runs many groups as one batch: one forward pass over shared trunks and suffixes, one
 //! backward pass for all cotangents, and no gradient is ever stored.
+mod along_sink;
 mod batch;
 mod count;
 mod engine;
 mod gradient_sink;
 mod gram_sink;
 pub mod plan;
+mod sum_sink;
+mod together;
 mod turn;
+mod update;
 
+pub use along_sink::AlongSink;
 pub use batch::{Batch, Cotangent, Group};
 pub use count::{Count, count};
-pub use engine::{GroupResult, grams, grams_across, grams_of_batches, run, token_logps, token_logps_of_batches};
+pub use engine::{
+    ForwardPass, GroupResult, grams, grams_across, grams_of_batches, run, token_logps, token_logps_of_batches,
+};
 pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;
+pub use sum_sink::SumSink;
+pub use update::{Coefficients, Of, Update, update};

@@ -69,14 +69,16 @@ impl Scalars {
 pub enum Rule {
     /// From the scalars of a pair.
     Pair(fn(&Scalars, &Hyper) -> Dual),
-    /// From the scalars and the Gram of a pair: its direction is not that of a loss's gradient.
-    Gradients(fn(&PairLogps, &Hyper, &PairGram) -> Outcome),
+    /// From the scalars of a pair: its direction is not that of a loss's gradient.
+    Gradients(fn(&PairLogps, &Hyper) -> Outcome),
+    /// The same, from the Gram too.
+    Gram(fn(&PairLogps, &Hyper, &PairGram) -> Outcome),
     /// From the scalars of all pairs of a batch.
     Batch(fn(&[PairLogps], &Hyper) -> Vec<Outcome>),
     /// [`Rule::Pair`] on log-probabilities summed over the tokens outside the longest common subsequence.
     Contrast(fn(&Scalars, &Hyper) -> Dual),
-    /// Has parameters of its own that are learned.
-    Training,
+    /// [`Rule::Pair`] on log-probabilities whose tokens are weighted by a mask that is learned.
+    Training(fn(&Scalars, &Hyper) -> Dual),
 }
 
 /// What is known of an objective.
@@ -441,7 +443,7 @@ const ALL: &[Definition] = &[
         true,
         "DPO's, with d_w = beta*s(-beta*D)/|g_w|, d_l = beta*s(-beta*D)/|g_l|",
         "Yuan et al. 2024, arXiv 2410.13828, section 5: pairwise normalised gradient",
-        Rule::Gradients(gradients::normalised)
+        Rule::Gram(gradients::normalised)
     ),
     definition!(
         "calibrated",
@@ -449,7 +451,7 @@ const ALL: &[Definition] = &[
         true,
         "DPO's, with d_w*c, d_l/c, c = sqrt((|g_l|/|g_w|)/(d_w/d_l)); in training a moving average of log c",
         "Chen et al. 2026, arXiv 2604.18239: reward calibration",
-        Rule::Gradients(gradients::calibrated)
+        Rule::Gram(gradients::calibrated)
     ),
     definition!(
         "gate_dpo",
@@ -473,7 +475,7 @@ const ALL: &[Definition] = &[
         true,
         "-ls(beta*D) + lam*sum(m), every token of the sums in D times its mask m in [0, 1], which is learned",
         "our reading of Yuan et al. 2024, arXiv 2410.13828, section 5; for training only",
-        Rule::Training
+        Rule::Training(dpo)
     ),
 ];
 

@@ -66,6 +66,20 @@ impl Regime {
 }
 
 impl PairGram {
+    /// The inner products of g_w and g_l, the first two of the K cotangents of a Gram `[K, K]`.
+    #[must_use]
+    pub fn of(gram: &[f64]) -> Self {
+        Self { ww: gram[0], wl: gram[1], ll: gram[gram.len().isqrt() + 1] }
+    }
+
+    /// ln c = ½ ln(‖g_l‖/‖g_w‖): what brings d_w/d_l = 1 to the centre of the band when it multiplies d_w and divides d_l;
+    /// `None` where a gradient is zero (Chen et al., arXiv 2604.18239).
+    #[must_use]
+    pub fn calibration(&self) -> Option<f64> {
+        // norms are roots of squares: a quarter of the squares' logarithms
+        (self.ww > 0.0 && self.ll > 0.0).then(|| 0.25 * (self.ll.ln() - self.ww.ln()))
+    }
+
     /// wl / √(ww·ll), within ±1; `None` where a gradient is zero.
     #[must_use]
     pub fn cosine(&self) -> Option<f64> {
@@ -87,10 +101,10 @@ impl PairGram {
         Some(if cosine > 0.0 { (cosine * ratio, ratio / cosine) } else { (0.0, f64::INFINITY) })
     }
 
-    /// ΔL_w = d_w·ww − d_l·wl and ΔL_l = d_w·wl − d_l·ll, per unit of step size.
+    /// The terms of ΔL_w = d_w·ww − d_l·wl and of ΔL_l = d_w·wl − d_l·ll, per unit of step size.
     #[must_use]
-    pub fn step(&self, d_w: f64, d_l: f64) -> (f64, f64) {
-        (d_w * self.ww - d_l * self.wl, d_w * self.wl - d_l * self.ll)
+    pub fn changes(&self, d_w: f64, d_l: f64) -> [[f64; 2]; 2] {
+        [[d_w * self.ww, d_l * self.wl], [d_w * self.wl, d_l * self.ll]]
     }
 
     /// The regime for coefficients of the two gradients; `(1, 1)` is the paper's condition for DPO (Yuan et al.,
@@ -104,7 +118,7 @@ impl PairGram {
     /// ```
     #[must_use]
     pub fn regime(&self, d_w: f64, d_l: f64) -> Regime {
-        Regime::of([[d_w * self.ww, d_l * self.wl], [d_w * self.wl, d_l * self.ll]])
+        Regime::of(self.changes(d_w, d_l))
     }
 
     /// How far, in logarithms, d_w/d_l is inside the disentanglement band: −ln ρ − |ln(d_w‖g_w‖ / (d_l‖g_l‖))|, negative

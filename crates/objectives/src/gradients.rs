@@ -19,17 +19,17 @@ pub fn normalised(pair: &PairLogps, h: &Hyper, gram: &PairGram) -> Outcome {
 /// d_w·c and d_l/c with ln c = ½(ln(‖g_l‖/‖g_w‖) − ln(d_w/d_l)), and d_w = d_l for DPO (Chen et al., arXiv 2604.18239).
 /// Without both gradients nothing is calibrated.
 pub fn calibrated(pair: &PairLogps, h: &Hyper, gram: &PairGram) -> Outcome {
-    let of = of_dpo(pair, h);
-    if gram.ww <= 0.0 || gram.ll <= 0.0 {
-        return of;
-    }
-    // norms are roots of squares: a quarter of the squares' logarithms
-    let c = (0.25 * (gram.ll.ln() - gram.ww.ln())).exp();
+    calibrated_by(pair, h, gram.calibration().unwrap_or(0.0))
+}
+
+/// [`calibrated`] with a given ln c.
+pub fn calibrated_by(pair: &PairLogps, h: &Hyper, ln_c: f64) -> Outcome {
+    let (of, c) = (of_dpo(pair, h), ln_c.exp());
     Outcome { d_w: of.d_w * c, d_l: of.d_l / c, ..of }
 }
 
 /// d_l times g = σ(α(p − τ)), p the geometric mean of the rejected tokens' probabilities (arXiv 2605.02626).
-pub fn gate_dpo(pair: &PairLogps, h: &Hyper, _gram: &PairGram) -> Outcome {
+pub fn gate_dpo(pair: &PairLogps, h: &Hyper) -> Outcome {
     let of = of_dpo(pair, h);
     let p = (pair.rejected / f64::from(pair.lengths.rejected)).exp();
     Outcome { d_l: of.d_l * sigmoid_of(h["alpha"] * (p - h["tau"])), ..of }

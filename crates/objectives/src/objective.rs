@@ -2,7 +2,7 @@
 use crate::catalogue::{Definition, Hyper, Rule, Scalars, all};
 use crate::dual::Dual;
 use crate::error::{Error, Result};
-use crate::{Outcome, PairGram, PairLogps};
+use crate::{Outcome, PairGram, PairLogps, gradients};
 use std::fmt;
 use std::str::FromStr;
 
@@ -17,13 +17,15 @@ pub struct Objective {
 /// What an objective has to be given, beside the log-probabilities of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// Nothing, or the Gram that every pass finds: [`Objective::of_pair`].
+    /// Nothing: [`Objective::of_pair`].
     Pair,
+    /// The Gram that every pass finds: [`Objective::of_pair`].
+    Gram,
     /// All pairs of a batch: [`Objective::of_batch`].
     Batch,
-    /// Log-probabilities over contrast tokens, and their gradients: [`Objective::of_contrast`].
+    /// Log-probabilities over contrast tokens, and their gradients: [`Objective::of_masked`].
     Contrast,
-    /// A training run.
+    /// A training run, which learns the mask of [`Objective::of_masked`].
     Training,
 }
 
@@ -50,9 +52,10 @@ impl Objective {
     pub fn needs(&self) -> Needs {
         match self.definition.rule {
             Rule::Pair(_) | Rule::Gradients(_) => Needs::Pair,
+            Rule::Gram(_) => Needs::Gram,
             Rule::Batch(_) => Needs::Batch,
             Rule::Contrast(_) => Needs::Contrast,
-            Rule::Training => Needs::Training,
+            Rule::Training(_) => Needs::Training,
         }
     }
 
@@ -63,8 +66,9 @@ impl Objective {
     pub fn of_pair(&self, pair: &PairLogps, gram: &PairGram) -> Option<Outcome> {
         match self.definition.rule {
             Rule::Pair(loss) => Some(outcome(loss(&Scalars::new(pair), &self.hyper))),
-            Rule::Gradients(rule) => Some(rule(pair, &self.hyper, gram)),
-            Rule::Batch(_) | Rule::Contrast(_) | Rule::Training => None,
+            Rule::Gradients(rule) => Some(rule(pair, &self.hyper)),
+            Rule::Gram(rule) => Some(rule(pair, &self.hyper, gram)),
+            Rule::Batch(_) | Rule::Contrast(_) | Rule::Training(_) => None,
         }
     }
 
@@ -78,14 +82,28 @@ impl Objective {
         }
     }
 
-    /// Loss and coefficients of the gradients over contrast tokens, from log-probabilities summed over them; `None` where
-    /// the objective is not one of contrast tokens.
+    /// Loss and coefficients of the gradients of masked sums, from log-probabilities summed under the mask: over contrast
+    /// tokens, or under a mask that training learns; `None` where the objective has no mask.
     #[must_use]
-    pub fn of_contrast(&self, contrast: &PairLogps) -> Option<Outcome> {
+    pub fn of_masked(&self, masked: &PairLogps) -> Option<Outcome> {
         match self.definition.rule {
-            Rule::Contrast(loss) => Some(outcome(loss(&Scalars::new(contrast), &self.hyper))),
+            Rule::Contrast(loss) | Rule::Training(loss) => Some(outcome(loss(&Scalars::new(masked), &self.hyper))),
             _ => None,
         }
+    }
+
+    /// Loss and coefficients of a pair calibrated by a moving average of [`PairGram::calibration`], and the average's decay;
+    /// `None` where the objective calibrates nothing.
+    #[must_use]
+    pub fn of_calibrated(&self, pair: &PairLogps, ln_c: f64) -> Option<(Outcome, f64)> {
+        let decay = self.hyper("ema")?;
+        Some((gradients::calibrated_by(pair, &self.hyper, ln_c), decay))
+    }
+
+    /// A hyper-parameter, where the objective has one of that name.
+    #[must_use]
+    pub fn hyper(&self, key: &str) -> Option<f64> {
+        self.hyper.0.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
     }
 
     /// Every objective with its defaults that can be used in an analysis, and the names of the others with the reason why not.
@@ -94,7 +112,7 @@ impl Objective {
         let (mut usable, mut left_out) = (Vec::new(), Vec::new());
         for definition in all() {
             match definition.name.parse::<Self>() {
-                _ if matches!(definition.rule, Rule::Training) => {
+                _ if matches!(definition.rule, Rule::Training(_)) => {
                     left_out.push((definition.name, "for training only".to_owned()));
                 }
                 Ok(objective) if reference || !objective.definition.reference => usable.push(objective),

@@ -73,7 +73,7 @@ fn with_slopes() -> Vec<Objective> {
 }
 
 fn of(objective: &Objective, pair: &PairLogps) -> Outcome {
-    objective.of_pair(pair, &GRAM).or_else(|| objective.of_contrast(pair)).unwrap()
+    objective.of_pair(pair, &GRAM).or_else(|| objective.of_masked(pair)).unwrap()
 }
 
 proptest! {
@@ -119,7 +119,7 @@ proptest! {
             let outcomes = match objective.needs() {
                 Needs::Batch => objective.of_batch(&[pair, pair]).unwrap(),
                 Needs::Training => continue,
-                Needs::Pair | Needs::Contrast => vec![of(&objective, &pair)],
+                Needs::Pair | Needs::Gram | Needs::Contrast => vec![of(&objective, &pair)],
             };
             for Outcome { loss, d_w, d_l } in outcomes {
                 prop_assert!(loss.is_finite() && d_w.is_finite() && d_l.is_finite(), "{objective}: {loss} {d_w} {d_l}");

@@ -98,7 +98,7 @@ impl OnDevice for Work<'_> {
 }
 
 /// Keeps a second process out of the folder until it is dropped.
-fn lock(out: &Path) -> Result<File> {
+pub fn lock(out: &Path) -> Result<File> {
     let path = out.join(".lock");
     let file = File::create(&path).map_err(|e| Error::output(&path, format!("cannot be written: {e}")))?;
     match file.try_lock() {
@@ -241,16 +241,14 @@ impl<B: Kernels> Run<'_, B> {
     /// The rows of a part, in data order.
     fn window(&self, window: &[Pair], progress: &mut Progress) -> Result<(Vec<PairRow>, Vec<ParamRow>)> {
         let groups: Vec<Group> = window.iter().map(|pair| group(pair.tokens.clone())).collect();
-        let masks: Vec<[Vec<bool>; 2]> =
-            groups.iter().map(|group| contrast(&group.responses[0], &group.responses[1])).collect();
+        let masks: Vec<Option<Masks>> = groups
+            .iter()
+            .map(|group| self.contrast.then(|| contrast(&group.responses[0], &group.responses[1])))
+            .collect();
         let cotangents = groups.iter().zip(&masks).map(|(group, masks)| {
-            let mut cotangents = Cotangent::log_probabilities(group);
-            if self.contrast {
-                let weights = |mask: &Vec<bool>| mask.iter().map(|contrast| f64::from(u8::from(*contrast))).collect();
-                let of = |(branch, mask)| Cotangent { branch, weights: weights(mask) };
-                cotangents.extend(masks.iter().enumerate().map(of));
-            }
-            cotangents
+            let over = |masks: &Masks| masks.iter().enumerate().map(|(k, mask)| Cotangent::over(k, mask)).collect();
+            let contrast: Vec<Cotangent> = masks.as_ref().map(over).unwrap_or_default();
+            Cotangent::log_probabilities(group).into_iter().chain(contrast).collect()
         });
         let cotangents: Vec<Vec<Cotangent>> = cotangents.collect();
         let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
@@ -265,13 +263,15 @@ impl<B: Kernels> Run<'_, B> {
         let reference: Option<Vec<Vec<Vec<f64>>>> = match &self.reference {
             Loaded::None => None,
             Loaded::Itself => Some(results.iter().map(|result| result.token_logps.clone()).collect()),
-            Loaded::Model(model) => Some(token_logps_of_batches(model, &groups, &batches, self.at_once)),
+            Loaded::Model(model) => {
+                Some(token_logps_of_batches(model, &groups.iter().collect::<Vec<_>>(), &batches, self.at_once))
+            }
         };
         let mut pair_rows = Vec::with_capacity(window.len());
         let mut param_rows = Vec::with_capacity(window.len() * self.scope.parameters.len());
         for (at, (pair, result)) in window.iter().zip(&results).enumerate() {
             let reference = reference.as_ref().map(|all| &all[at]);
-            let row = pair_row(pair, result, reference, &masks[at]);
+            let row = pair_row(pair, result, reference, masks[at].as_ref());
             let numbers = result.total().into_iter().chain([row.logp_chosen, row.logp_rejected]);
             if !numbers.chain(row.reference.into_iter().flatten()).all(f64::is_finite) {
                 let problem = "a log-probability or inner product is not finite: the model overflows this number type";
@@ -284,7 +284,7 @@ impl<B: Kernels> Run<'_, B> {
                     param: parameter.name.clone(),
                     layer: parameter.layer.and_then(|layer| u32::try_from(layer).ok()),
                     module: parameter.module.clone(),
-                    gram: pair_gram(gram),
+                    gram: PairGram::of(gram),
                 });
             }
         }
@@ -297,25 +297,22 @@ fn rows(pairs: &[Pair]) -> usize {
     pairs.iter().map(|pair| group(pair.tokens.clone()).forward_rows()).sum()
 }
 
-/// The inner products of g_w and g_l, which come first among a pair's two or four cotangents.
-fn pair_gram(gram: &[f64]) -> PairGram {
-    let k = if gram.len() == 4 { 2 } else { 4 };
-    PairGram { ww: gram[0], wl: gram[1], ll: gram[k + 1] }
-}
+/// The contrast tokens of both responses.
+type Masks = [Vec<bool>; 2];
 
 /// Log-probabilities of both responses, summed over the tokens that `mask` keeps.
-fn masked(token_logps: &[Vec<f64>], masks: &[Vec<bool>; 2]) -> [f64; 2] {
+fn masked(token_logps: &[Vec<f64>], masks: &Masks) -> [f64; 2] {
     [0, 1].map(|k| token_logps[k].iter().zip(&masks[k]).filter(|(_, kept)| **kept).map(|(logp, _)| logp).sum())
 }
 
-fn pair_row(pair: &Pair, result: &GroupResult, reference: Option<&Vec<Vec<f64>>>, masks: &[Vec<bool>; 2]) -> PairRow {
+fn pair_row(pair: &Pair, result: &GroupResult, reference: Option<&Vec<Vec<f64>>>, masks: Option<&Masks>) -> PairRow {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let total = result.total();
-    let of_contrast = |reference: &Vec<Vec<f64>>| Contrast {
+    let contrast = reference.zip(masks).map(|(reference, masks)| Contrast {
         logps: masked(&result.token_logps, masks),
         reference: masked(reference, masks),
         inner: [[total[8], total[9]], [total[12], total[13]]],
-    };
+    });
     PairRow {
         pair: pair.row,
         id: pair.id.clone(),
@@ -329,7 +326,7 @@ fn pair_row(pair: &Pair, result: &GroupResult, reference: Option<&Vec<Vec<f64>>>
         logp_chosen: result.logp(0),
         logp_rejected: result.logp(1),
         reference: reference.map(|of| [of[0].iter().sum(), of[1].iter().sum()]),
-        gram: pair_gram(&total),
-        contrast: reference.filter(|_| total.len() == 16).map(of_contrast),
+        gram: PairGram::of(&total),
+        contrast,
     }
 }

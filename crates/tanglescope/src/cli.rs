@@ -16,6 +16,8 @@ pub struct Cli {
 pub enum Command {
     /// Entanglement of every preference pair: log-probabilities and inner products of their gradients
     Analyze(Analyze),
+    /// Train on any objective: LoRA or all parameters, with every step's entanglement recorded
+    Train(Box<Train>),
     /// Check a model and data: gradients against differences in f64, the working precision against f64
     Verify(Verify),
     /// List the objectives: keys with defaults, formula, source
@@ -130,6 +132,100 @@ pub struct Analyze {
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
     #[arg(long, value_name = "FOLDER|base|self")]
     pub reference: Option<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// How the learning rate moves after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScheduleName {
+    /// It stays.
+    Constant,
+    /// In a straight line to 0.
+    Linear,
+    /// Along half a cosine to 0.
+    Cosine,
+}
+
+/// Options of `train`.
+#[derive(Args, Clone, Debug)]
+#[command(args_override_self = true)]
+pub struct Train {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Folder of the run; an unfinished run in it goes on from its last checkpoint
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// TOML file with any of these options under their names, without the dashes; options given here come before it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The loss: name:key=value,… (see `tanglescope objectives`)
+    #[arg(long, value_name = "NAME[:K=V,…]")]
+    pub objective: String,
+    /// Reference model of objectives that use one: self (the model as training starts), base (without its adapter), or a
+    /// model folder
+    #[arg(long, value_name = "FOLDER|base|self", default_value = "self")]
+    pub reference: String,
+    /// Times that every pair is seen
+    #[arg(long, default_value_t = 1.0, value_name = "N", allow_negative_numbers = true)]
+    pub epochs: f64,
+    /// Steps of the run, whatever the epochs
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<usize>,
+    /// Pairs of a batch
+    #[arg(long, default_value_t = 8, value_name = "PAIRS")]
+    pub batch_size: usize,
+    /// Batches of a step
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub accumulate: usize,
+    /// Largest learning rate
+    #[arg(long, default_value_t = 1e-5, value_name = "RATE", allow_negative_numbers = true)]
+    pub learning_rate: f64,
+    /// How the learning rate moves after the warm-up
+    #[arg(long, value_enum, default_value_t = ScheduleName::Linear)]
+    pub schedule: ScheduleName,
+    /// Steps over which the learning rate rises from 0 [default: a tenth of the run]
+    #[arg(long, value_name = "N")]
+    pub warmup_steps: Option<usize>,
+    /// AdamW's decay of the first moment
+    #[arg(long, default_value_t = 0.9, value_name = "BETA1")]
+    pub adam_beta1: f32,
+    /// AdamW's decay of the second moment
+    #[arg(long, default_value_t = 0.999, value_name = "BETA2")]
+    pub adam_beta2: f32,
+    /// AdamW's ε
+    #[arg(long, default_value_t = 1e-8, value_name = "EPSILON")]
+    pub adam_epsilon: f32,
+    /// AdamW's weight decay, on matrices
+    #[arg(long, default_value_t = 0.0, value_name = "DECAY")]
+    pub weight_decay: f32,
+    /// Longest gradient; longer ones are scaled down to it. 0: none is
+    #[arg(long, default_value_t = 1.0, value_name = "LENGTH")]
+    pub max_grad_norm: f64,
+    /// Learning rate of the masks of objective `sparse`
+    #[arg(long, default_value_t = 1.0, value_name = "RATE")]
+    pub mask_learning_rate: f64,
+    /// Pairs that are held out, for evaluation
+    #[arg(long, value_name = "FILE")]
+    pub eval_data: Option<PathBuf>,
+    /// Share of the pairs that is held out, chosen by the seed
+    #[arg(long, value_name = "SHARE", conflicts_with = "eval_data", allow_negative_numbers = true)]
+    pub eval_fraction: Option<f64>,
+    /// Steps between evaluations of the pairs that are held out [default: a tenth of the run]
+    #[arg(long, value_name = "STEPS")]
+    pub eval_every: Option<usize>,
+    /// Steps between checkpoints; the first and the last step have one in any case [default: a tenth of the run]
+    #[arg(long, value_name = "STEPS")]
+    pub save_every: Option<usize>,
+    /// Steps between records of every pair's inner products; 0 for none
+    #[arg(long, default_value_t = 1, value_name = "STEPS")]
+    pub gram_every: usize,
+    /// Steps between predictions of what a step does to the log-probabilities of its pairs and of pairs held out, beside what
+    /// it does; 0 for none
+    #[arg(long, default_value_t = 0, value_name = "STEPS")]
+    pub predict_every: usize,
     #[command(flatten)]
     pub dry: DryRun,
 }

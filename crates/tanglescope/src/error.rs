@@ -14,6 +14,9 @@ pub enum Error {
     /// The results.
     #[error(transparent)]
     Results(#[from] tanglescope_analytics::Error),
+    /// A training run.
+    #[error(transparent)]
+    Train(#[from] tanglescope_train::Error),
     /// An option that cannot be used as it was given.
     #[error("{option}: {problem}")]
     Option {
@@ -61,7 +64,9 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Model(_) | Self::Data(_) | Self::Option { .. } => ExitCode::from(2),
-            Self::Results(_) | Self::Output { .. } | Self::Device { .. } | Self::Failed(_) => ExitCode::from(1),
+            Self::Results(_) | Self::Train(_) | Self::Output { .. } | Self::Device { .. } | Self::Failed(_) => {
+                ExitCode::from(1)
+            }
         }
     }
 }

@@ -11,10 +11,11 @@ mod objectives;
 mod options;
 mod progress;
 mod rates;
+mod train;
+mod train_config;
 mod verify;
 
-use clap::Parser;
-use cli::{Cli, Command};
+use cli::Command;
 use std::process::ExitCode;
 
 /// Keeps freed memory for the next result; the system's gives large blocks back and faults them in again.
@@ -32,9 +33,18 @@ fn keep_memory() {
 
 fn main() -> ExitCode {
     keep_memory();
-    let result = match Cli::parse().command {
+    let command = match train_config::parse() {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return error.exit_code();
+        }
+    };
+    let result = match command {
         Command::Analyze(args) if args.dry.dry_run => analyze::dry_run(&args),
         Command::Analyze(args) => analyze::run(&args).map(|summary| print!("{summary}")),
+        Command::Train(args) if args.dry.dry_run => train::dry_run(&args),
+        Command::Train(args) => train::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Objectives => {
             objectives::list();

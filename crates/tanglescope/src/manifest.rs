@@ -1,6 +1,7 @@
 //! manifest.json: what a results folder was made from, and by what plan, so that a run can go on.
 use crate::error::{Error, Result};
 use crate::rates::StoredRates;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -74,28 +75,12 @@ const NAME: &str = "manifest.json";
 impl Manifest {
     /// The manifest of a folder, if it has one.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(NAME);
-        match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| {
-                Error::output(&path, format!("not a manifest of this program ({e}); choose another --out"))
-            }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::output(&path, e)),
-        }
+        read(folder)
     }
 
     /// Writes it whole.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(NAME);
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
-            file.write_all(b"\n")?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            Ok(())
-        };
-        write().map_err(|e| Error::output(&path, format!("cannot be written: {e}")))
+        write_whole(folder, self)
     }
 
     /// Refuses to go on with a run of another identity.
@@ -128,7 +113,33 @@ impl Manifest {
     }
 }
 
+/// The manifest of a folder, if it has one.
+pub fn read<T: DeserializeOwned>(folder: &Path) -> Result<Option<T>> {
+    let path = folder.join(NAME);
+    match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| {
+            Error::output(&path, format!("not a manifest of this kind of run ({e}); choose another --out"))
+        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::output(&path, e)),
+    }
+}
+
+/// Writes a folder's manifest whole or not at all.
+pub fn write_whole(folder: &Path, manifest: &impl Serialize) -> Result<()> {
+    let path = folder.join(NAME);
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer_pretty(&mut file, manifest)?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    write().map_err(|e| Error::output(&path, format!("cannot be written: {e}")))
+}
+
 /// The beginning of a hash, or the whole of anything shorter.
-fn short(text: &str) -> &str {
+pub fn short(text: &str) -> &str {
     if text.len() > 40 { text.get(..12).unwrap_or(text) } else { text }
 }

@@ -3,7 +3,7 @@ use crate::cli::{Bench, DataArgs, ModelArgs, OnBadRow, Precision};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::rates;
-use tanglescope_data::{Limits, PairTokens, Reading};
+use tanglescope_data::{Form, Limits, PairTokens, Reading};
 use tanglescope_gram::{Group, plan};
 use tanglescope_kernels::{DType, Kernels};
 use tanglescope_model::architectures::Description;
@@ -192,7 +192,7 @@ pub fn reading(args: &DataArgs) -> Result<Reading> {
         return Err(Error::option("--limit 0", "leaves no row"));
     }
     Ok(Reading {
-        chat: args.chat,
+        form: Form { chat: args.chat, chosen_only: false },
         append_eos: args.append_eos,
         max_tokens: args.max_tokens,
         truncate_prompt: args.truncate_prompt,

@@ -42,11 +42,16 @@ impl Progress {
 
     /// Adds what is done.
     pub fn add(&mut self, more: Amount) {
+        self.add_with(more, "");
+    }
+
+    /// Adds what is done, and says something about it.
+    pub fn add_with(&mut self, more: Amount, note: &str) {
         self.done.pairs += more.pairs;
         self.done.rows += more.rows;
         let seconds = self.start.elapsed().as_secs_f64();
         let rate = (self.done.pairs - self.before.pairs) as f64 / seconds;
-        let said = format!("{} of {} pairs, {rate:.2} pairs/s", self.done.pairs, self.total.pairs);
+        let said = format!("{note}{} of {} pairs, {rate:.2} pairs/s", self.done.pairs, self.total.pairs);
         if let Some(bar) = &self.bar {
             bar.set_message(said);
             bar.inc(more.rows as u64);

@@ -193,13 +193,17 @@ fn differences(
             }
         }
         for objective in objectives {
-            let outcome = outcome(objective, group, result);
-            let direction = combined(&sink, [outcome.d_w, -outcome.d_l]);
-            let found = limit(&model, &scope, &direction, &total, outcome, arithmetic, group);
+            let gram = PairGram::of(&total);
+            let Outcome { d_w, d_l, .. } = outcome(objective, group, result, &gram);
+            let changes = gram.changes(d_w, d_l);
+            let most = changes.iter().flatten().fold(0.0, |most: f64, term| most.max(term.abs()));
+            let direction = sink.combined(&[d_w, -d_l]);
+            let found =
+                if most > 0.0 { limit(&model, &scope, &direction, arithmetic.change / most, group) } else { [0.0; 2] };
             for (k, name) in ["chosen", "rejected"].into_iter().enumerate() {
-                let (terms, got) = (terms(&total, outcome)[k], found[k]);
+                let [a, b] = changes[k];
                 let what = format!("pair {i}: change of logp_{name} by a step on {objective}, per unit of step");
-                checks.add(&what, terms[0] - terms[1], got, terms[0].abs() + terms[1].abs(), arithmetic.tolerance);
+                checks.add(&what, a - b, found[k], a.abs() + b.abs(), arithmetic.tolerance);
             }
         }
         let random = random_direction(&model, &scope, i as u64);
@@ -240,7 +244,7 @@ fn slopes(
 /// An objective of one pair.
 fn one_pair(name: &str) -> Result<Objective> {
     let objective = objectives::parse(name, true)?;
-    if objective.needs() == Needs::Pair {
+    if matches!(objective.needs(), Needs::Pair | Needs::Gram) {
         return Ok(objective);
     }
     Err(Error::option(
@@ -250,52 +254,30 @@ fn one_pair(name: &str) -> Result<Objective> {
 }
 
 /// What an objective makes of a pair whose policy is its own reference.
-fn outcome(objective: &Objective, group: &Group, result: &GroupResult) -> Outcome {
+fn outcome(objective: &Objective, group: &Group, result: &GroupResult, gram: &PairGram) -> Outcome {
     let tokens = |k: usize| u32::try_from(group.responses[k].len()).unwrap_or(u32::MAX);
-    let (chosen, rejected, total) = (result.logp(0), result.logp(1), result.total());
+    let (chosen, rejected) = (result.logp(0), result.logp(1));
     let lengths = Lengths { chosen: tokens(0), rejected: tokens(1) };
     let pair = PairLogps { chosen, rejected, reference: Some([chosen, rejected]), lengths };
-    let gram = PairGram { ww: total[0], wl: total[1], ll: total[3] };
-    objective.of_pair(&pair, &gram).unwrap_or_else(|| unreachable!("{objective} is a loss of a pair"))
-}
-
-/// The two terms of the predicted changes, d_w·ww − d_l·wl and d_w·wl − d_l·ll.
-fn terms(total: &[f64], Outcome { d_w, d_l, .. }: Outcome) -> [[f64; 2]; 2] {
-    [[d_w * total[0], d_l * total[1]], [d_w * total[1], d_l * total[3]]]
+    objective.of_pair(&pair, gram).unwrap_or_else(|| unreachable!("{objective} is a loss of a pair"))
 }
 
 /// Change of both log-probabilities by a step along a direction, per unit of step, in the limit of small steps: from steps
-/// of three sizes, each half the last. What one step measures is off by cη + c′η² + O(η³); the combination leaves O(η³).
+/// of three sizes, `eta` and its halves. What one step measures is off by cη + c′η² + O(η³); the combination leaves O(η³).
 fn limit(
     model: &Decoder<Flex>,
     scope: &InScope,
     direction: &HashMap<String, FloatTensor<Flex>>,
-    total: &[f64],
-    outcome: Outcome,
-    arithmetic: &Arithmetic,
+    eta: f64,
     group: &Group,
 ) -> [f64; 2] {
-    let most = terms(total, outcome).iter().flatten().fold(0.0, |most: f64, term| most.max(term.abs()));
-    if most == 0.0 {
-        return [0.0; 2];
-    }
     let before = logps(model, group);
     let measured = |eta: f64| {
         let after = logps(&model.moved(scope, direction, eta), group);
         [0, 1].map(|k| (after[k] - before[k]) / eta)
     };
-    let eta = arithmetic.change / most;
     let [a, b, c] = [eta, eta / 2.0, eta / 4.0].map(measured);
     [0, 1].map(|k| (a[k] - 6.0 * b[k] + 8.0 * c[k]) / 3.0)
-}
-
-/// `c_w g_w + c_l g_l`.
-fn combined(sink: &GradientSink<'_, Flex>, [c_w, c_l]: [f64; 2]) -> HashMap<String, FloatTensor<Flex>> {
-    let of = |gradients: &Vec<FloatTensor<Flex>>| {
-        let zero = Flex::add_scaled(gradients[0].clone(), &gradients[0], -1.0);
-        Flex::add_scaled(Flex::add_scaled(zero, &gradients[0], c_w), &gradients[1], c_l)
-    };
-    sink.gradients.iter().map(|(name, gradients)| (name.clone(), of(gradients))).collect()
 }
 
 fn direction_of(sink: &GradientSink<'_, Flex>, branch: usize) -> HashMap<String, FloatTensor<Flex>> {

@@ -66,7 +66,7 @@ fn panel<E: Real>(
 ) -> BlockGram {
     let (of_block, k) = (rows.of_block(block), block.len());
     let mut gram = vec![0.0; k * k];
-    let mut dd = unwritten(panel.len() * COLUMNS);
+    let mut dd = unwritten(panel.len() * COLUMNS.min(panel.end - of_block.start));
     for (rows_of, columns) in parts(&panel, of_block.start) {
         let width = columns.len();
         let left = View::rows(delta, m).from(rows_of.start, 0);

@@ -1,0 +1,55 @@
+//! The tables of a training run, as data frames (docs/formats.md).
+use crate::tables::{column, frame};
+use polars_core::prelude::DataFrame;
+use tanglescope_train::{PairStep, Prediction, Split};
+
+fn number(n: usize) -> u64 {
+    n as u64
+}
+
+/// steps.parquet: one row a step and pair that it trained on.
+#[must_use]
+pub fn steps(rows: &[PairStep]) -> DataFrame {
+    let change = |r: &PairStep, branch: usize| {
+        let [a, b] = r.gram?.changes(r.outcome.d_w, r.outcome.d_l)[branch];
+        Some(a - b)
+    };
+    frame(vec![
+        column("step", rows, |r| number(r.step)),
+        column("pair", rows, |r| r.pair),
+        column("logp_chosen", rows, |r| r.logp_chosen),
+        column("logp_rejected", rows, |r| r.logp_rejected),
+        column("ref_logp_chosen", rows, |r| r.reference.map(|of| of[0])),
+        column("ref_logp_rejected", rows, |r| r.reference.map(|of| of[1])),
+        column("loss", rows, |r| r.outcome.loss),
+        column("d_w", rows, |r| r.outcome.d_w),
+        column("d_l", rows, |r| r.outcome.d_l),
+        column("ww", rows, |r| r.gram.map(|g| g.ww)),
+        column("wl", rows, |r| r.gram.map(|g| g.wl)),
+        column("ll", rows, |r| r.gram.map(|g| g.ll)),
+        column("cosine", rows, |r| r.gram.and_then(|g| g.cosine())),
+        column("delta_w", rows, |r| change(r, 0)),
+        column("delta_l", rows, |r| change(r, 1)),
+        column("regime", rows, |r| r.gram.map(|g| g.regime(r.outcome.d_w, r.outcome.d_l).name().to_owned())),
+    ])
+}
+
+/// predictions.parquet: one row a pair and response whose change was predicted and measured.
+#[must_use]
+pub fn predictions(rows: &[Prediction]) -> DataFrame {
+    let each: Vec<(&Prediction, usize)> =
+        rows.iter().flat_map(|r| (0..r.measured.len()).map(move |k| (r, k))).collect();
+    let split = |split: Split| match split {
+        Split::Batch => "batch",
+        Split::HeldOut => "held_out",
+    };
+    frame(vec![
+        column("step", &each, |(r, _)| number(r.step)),
+        column("split", &each, |(r, _)| split(r.split).to_owned()),
+        column("pair", &each, |(r, _)| r.pair),
+        column("branch", &each, |(_, k)| ["w", "l"][*k].to_owned()),
+        column("predicted", &each, |(r, k)| r.predicted[*k]),
+        column("measured", &each, |(r, k)| r.measured[*k]),
+        column("own_gram", &each, |(r, k)| r.own.map(|own| own[*k])),
+    ])
+}

@@ -1,0 +1,242 @@
+//! Checkpoints written as Hugging Face folders and PEFT adapters, and read back into a model that is loaded.
+use crate::adapter::{AdapterSource, FreshLora};
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use crate::scope::{Parameter, ParameterKind};
+use crate::weights::{Layout, Weights};
+use half::{bf16, f16};
+use safetensors::{Dtype, View};
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::path::Path;
+use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorMetadata};
+
+/// Files of a model folder, beside its weights, that a copy of the model needs.
+const COPIED: &[&str] = &[
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+/// A tensor under the name and in the layout that a file has it in.
+struct Stored<B: Kernels> {
+    tensor: FloatTensor<B>,
+    layout: Layout,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+impl<B: Kernels> Stored<B> {
+    fn new(tensor: FloatTensor<B>, layout: Layout) -> Self {
+        let mut shape: Vec<usize> = tensor.shape().to_vec();
+        if layout == Layout::Transposed {
+            shape.reverse();
+        }
+        let dtype = match tensor.dtype() {
+            DType::F64 => Dtype::F64,
+            DType::BF16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            _ => Dtype::F32,
+        };
+        Self { tensor, layout, shape, dtype }
+    }
+}
+
+impl<B: Kernels> View for &Stored<B> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut values = B::download(&self.tensor);
+        if let (Layout::Transposed, &[rows, columns]) = (self.layout, self.shape.as_slice()) {
+            values = (0..values.len()).map(|i| values[i % columns * rows + i / columns]).collect();
+        }
+        let mut bytes = Vec::with_capacity(self.data_len());
+        // to the type that they came from, so nothing is rounded
+        #[allow(clippy::cast_possible_truncation)]
+        for value in values {
+            match self.dtype {
+                Dtype::F64 => bytes.extend(value.to_le_bytes()),
+                Dtype::BF16 => bytes.extend(bf16::from_f64(value).to_le_bytes()),
+                Dtype::F16 => bytes.extend(f16::from_f64(value).to_le_bytes()),
+                _ => bytes.extend((value as f32).to_le_bytes()),
+            }
+        }
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        let size = match self.dtype {
+            Dtype::F64 => 8,
+            Dtype::BF16 | Dtype::F16 => 2,
+            _ => 4,
+        };
+        self.shape.iter().product::<usize>() * size
+    }
+}
+
+/// Writes tensors in their own number types to a safetensors file, and flushes it to the disk.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_tensors<B: Kernels>(path: &Path, tensors: Vec<(String, FloatTensor<B>)>) -> Result<()> {
+    write(path, tensors.into_iter().map(|(name, tensor)| (name, Stored::<B>::new(tensor, Layout::Same))).collect())
+}
+
+fn write<B: Kernels>(path: &Path, mut tensors: Vec<(String, Stored<B>)>) -> Result<()> {
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    let views = tensors.iter().map(|(name, stored)| (name, stored));
+    let refuse = |problem: String| Error::file(path, format!("cannot be written: {problem}"));
+    safetensors::serialize_to_file(views, metadata, path).map_err(|e| refuse(e.to_string()))?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(|e| refuse(e.to_string()))
+}
+
+/// Reads tensors of a safetensors file `STEM.safetensors` back, under their names, in the shape and number type of others.
+///
+/// # Errors
+/// Where one is missing, of another shape, or not finite.
+pub fn read_tensors<B: Kernels>(
+    folder: &Path,
+    stem: &str,
+    like: Vec<(String, FloatTensor<B>)>,
+    device: &B::Device,
+) -> Result<HashMap<String, FloatTensor<B>>> {
+    let mut weights = Weights::open(folder, stem)?;
+    let take = |(name, like): (String, FloatTensor<B>)| {
+        let tensor = weights.take::<B>(&name, &like.shape(), Layout::Same, like.dtype(), device)?;
+        Ok((name, tensor))
+    };
+    let read = like.into_iter().map(take).collect::<Result<_>>()?;
+    weights.finish()?;
+    Ok(read)
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
+    std::fs::write(path, text + "\n").map_err(|e| Error::file(path, format!("cannot be written: {e}")))
+}
+
+/// PEFT's description of a fresh adapter.
+fn adapter_config<B: Kernels>(model: &Decoder<B>, base: &Path, of: &FreshLora) -> Value {
+    let factors = model.parameters().into_iter().filter(|p| p.kind == ParameterKind::Lora);
+    let targets: BTreeSet<String> = factors.map(|p| p.module).collect();
+    json!({
+        "base_model_name_or_path": base.display().to_string(),
+        "bias": "none",
+        "fan_in_fan_out": model.description.names.conv1d,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "lora_alpha": of.lora_alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": of.r,
+        "target_modules": targets,
+        "task_type": "CAUSAL_LM",
+    })
+}
+
+impl<B: Kernels> Decoder<B> {
+    /// Whether a parameter is a matrix that files hold with rows and columns exchanged.
+    fn layout(&self, parameter: &Parameter, tensor: &FloatTensor<B>) -> Layout {
+        let linear = parameter.layer.is_some() && tensor.shape().num_dims() == 2;
+        let as_stored = parameter.kind != ParameterKind::Lora && self.description.names.conv1d;
+        if linear && !as_stored { Layout::Transposed } else { Layout::Same }
+    }
+
+    /// The stored form of some parameters.
+    fn stored(&self, chosen: impl Fn(&Parameter) -> bool) -> Vec<(String, Stored<B>)> {
+        let parameters: HashMap<String, Parameter> =
+            self.parameters().into_iter().map(|parameter| (parameter.name.clone(), parameter)).collect();
+        let mut out = Vec::new();
+        self.clone().visit(&mut |name, _, tensor| {
+            let parameter = &parameters[name];
+            if chosen(parameter) {
+                out.push((name.to_owned(), Stored::new(tensor.clone(), self.layout(parameter, tensor))));
+            }
+        });
+        out
+    }
+
+    /// Writes the model into a folder, as transformers and PEFT load it: the adapter alone where there is one, else all
+    /// weights, with the config and tokenizer of the folder that it was loaded from.
+    ///
+    /// # Errors
+    /// Where a file cannot be read or written.
+    pub fn save(&self, base: &Path, source: &AdapterSource, folder: &Path) -> Result<()> {
+        let config = match source {
+            AdapterSource::None => return self.save_model(base, folder),
+            AdapterSource::Fresh(fresh) => adapter_config(self, base, fresh),
+            AdapterSource::Saved(adapter) => read_json(&adapter.join("adapter_config.json"))?,
+        };
+        let adapter = self.stored(|parameter| parameter.kind != ParameterKind::Base);
+        let named = adapter.into_iter().map(|(name, stored)| (format!("base_model.model.{name}"), stored)).collect();
+        write(&folder.join("adapter_model.safetensors"), named)?;
+        write_json(&folder.join("adapter_config.json"), &config)
+    }
+
+    fn save_model(&self, base: &Path, folder: &Path) -> Result<()> {
+        write(&folder.join("model.safetensors"), self.stored(|_| true))?;
+        let mut config = read_json(&base.join("config.json"))?;
+        // transformers loads weights in the type that the config names
+        let dtype = if self.dtype == DType::F64 { "float64" } else { "float32" };
+        let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.get(key).is_some()).collect();
+        for key in if keys.is_empty() { vec!["dtype"] } else { keys } {
+            config[key] = json!(dtype);
+        }
+        write_json(&folder.join("config.json"), &config)?;
+        for name in COPIED {
+            let from = base.join(name);
+            if from.is_file() {
+                std::fs::copy(&from, folder.join(name)).map_err(|e| Error::file(&from, format!("not copied: {e}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads back what [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// Where a tensor is missing, of another shape, or not finite.
+    pub fn restore(&mut self, source: &AdapterSource, folder: &Path) -> Result<()> {
+        let (stem, prefix) = match source {
+            AdapterSource::None => ("model", ""),
+            _ => ("adapter_model", "base_model.model."),
+        };
+        let mut weights = Weights::open(folder, stem)?;
+        let whole = *source == AdapterSource::None;
+        let mut found = HashMap::new();
+        for (name, stored) in self.stored(|parameter| whole || parameter.kind != ParameterKind::Base) {
+            let dtype = stored.tensor.dtype();
+            let (path, device) = (format!("{prefix}{name}"), &self.device);
+            found.insert(name, weights.take::<B>(&path, &stored.shape, stored.layout, dtype, device)?);
+        }
+        weights.finish()?;
+        self.visit(&mut |name, _, tensor| {
+            if let Some(found) = found.remove(name) {
+                *tensor = found;
+            }
+        });
+        Ok(())
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read(path).map_err(|e| Error::file(path, e))?;
+    let object: Map<String, Value> = serde_json::from_slice(&text).map_err(|e| Error::file(path, e))?;
+    Ok(Value::Object(object))
+}

@@ -1,0 +1,94 @@
+//! burn's AdamW over named tensors.
+use burn_optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, SimpleOptimizer};
+use burn_tensor::{Tensor, TensorPrimitive};
+use std::collections::HashMap;
+use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
+
+use crate::settings::Settings;
+
+/// AdamW, and the moments of every parameter that it has moved.
+pub struct Optimizer<B: Kernels> {
+    matrices: AdamW,
+    vectors: AdamW,
+    moments: HashMap<String, AdamWState<B, 2>>,
+}
+
+/// A matrix or a vector as burn's tensor of two dimensions.
+fn matrix<B: Kernels>(x: &FloatTensor<B>) -> Tensor<B, 2> {
+    let shape = x.shape();
+    let (rows, columns) = if shape.num_dims() == 1 { (1, shape[0]) } else { (shape[0], shape[1]) };
+    Tensor::from_primitive(TensorPrimitive::Float(B::float_reshape(x.clone(), [rows, columns].into())))
+}
+
+fn primitive<B: Kernels>(x: Tensor<B, 2>, like: &FloatTensor<B>) -> FloatTensor<B> {
+    B::float_reshape(x.into_primitive().tensor(), like.shape())
+}
+
+impl<B: Kernels> Optimizer<B> {
+    /// Before the first step.
+    pub fn new(settings: &Settings) -> Self {
+        let config = AdamWConfig::new()
+            .with_beta_1(settings.beta1)
+            .with_beta_2(settings.beta2)
+            .with_epsilon(settings.epsilon)
+            .with_weight_decay(settings.weight_decay);
+        // gains and biases do not decay, as in transformers' trainer
+        Self {
+            vectors: config.clone().with_weight_decay(0.0).build(),
+            matrices: config.build(),
+            moments: HashMap::new(),
+        }
+    }
+
+    /// A parameter after a step against a gradient of the loss.
+    pub fn step(&mut self, name: &str, x: &FloatTensor<B>, gradient: &FloatTensor<B>, rate: f64) -> FloatTensor<B> {
+        let adamw = if x.shape().num_dims() == 1 { &self.vectors } else { &self.matrices };
+        let (moved, state) = adamw.step(rate, matrix::<B>(x), matrix::<B>(gradient), self.moments.remove(name));
+        self.moments.extend(state.map(|state| (name.to_owned(), state)));
+        primitive(moved, x)
+    }
+
+    /// Both moments of every parameter, each under `moment_1.` or `moment_2.` and its name, as matrices.
+    pub fn tensors(&self) -> Vec<(String, FloatTensor<B>)> {
+        let of = |(name, state): (&String, &AdamWState<B, 2>)| {
+            let tensor = |x: &Tensor<B, 2>| x.clone().into_primitive().tensor();
+            let momentum = &state.momentum;
+            [("moment_1", &momentum.moment_1), ("moment_2", &momentum.moment_2)]
+                .map(|(moment, x)| (format!("{moment}.{name}"), tensor(x)))
+        };
+        self.moments.iter().flat_map(of).collect()
+    }
+
+    /// Takes moments back, after some steps.
+    pub fn restore(&mut self, steps: usize, mut tensors: HashMap<String, FloatTensor<B>>) {
+        let names: Vec<String> =
+            tensors.keys().filter_map(|name| name.strip_prefix("moment_1.")).map(str::to_owned).collect();
+        for name in names {
+            let mut take = |moment: &str| tensors.remove(&format!("{moment}.{name}")).map(|x| matrix::<B>(&x));
+            if let (Some(first), Some(second)) = (take("moment_1"), take("moment_2")) {
+                let momentum = AdaptiveMomentumState::new(steps, first, second);
+                self.moments.insert(name, AdamWState::new(momentum));
+            }
+        }
+    }
+}
+
+/// `scale·x`.
+pub fn scaled<B: Kernels>(x: FloatTensor<B>, scale: f64) -> FloatTensor<B> {
+    let shape = x.shape();
+    let scaled = matrix::<B>(&x).mul_scalar(scale);
+    B::float_reshape(scaled.into_primitive().tensor(), shape)
+}
+
+/// Σ x² over all tensors, summed in f64 across tensors.
+pub fn squared_norm<B: Kernels>(tensors: &HashMap<String, FloatTensor<B>>) -> f64 {
+    let mut names: Vec<&String> = tensors.keys().collect();
+    // the order of a map is random, and sums depend on theirs
+    names.sort();
+    let pending = names.into_iter().map(|name| {
+        let x = matrix::<B>(&tensors[name]).into_primitive().tensor();
+        let rows = x.shape()[0];
+        B::dots(&x, &[0..rows], &[0..1])
+    });
+    B::collect(pending.collect()).iter().map(|grams| grams[0][0]).sum()
+}

@@ -1,0 +1,399 @@
+//! The loop's body: one step, one evaluation, one prediction.
+use crate::error::{Error, Result};
+use crate::masks::Masks;
+use crate::optimizer::{Optimizer, scaled, squared_norm};
+use crate::order;
+use crate::records::{Evaluation, PairStep, Prediction, Split, StepLog, means, prediction_means};
+use crate::settings::Settings;
+use crate::signal::{Example, OfBatch, Reference, Signal};
+use serde_json::json;
+use std::collections::HashMap;
+use tanglescope_gram::{
+    AlongSink, Coefficients, Cotangent, Group, GroupResult, Update, plan, token_logps_of_batches, update,
+};
+use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
+use tanglescope_model::{Decoder, InScope};
+use tanglescope_objectives::{Needs, Objective, PairGram};
+
+/// How work is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Forward rows that run together.
+    pub rows: usize,
+    /// Batches that run side by side.
+    pub at_once: usize,
+}
+
+/// What a step leaves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Every pair as the step saw it.
+    pub pairs: Vec<PairStep>,
+    /// Predicted and measured changes, where the step was one of those.
+    pub predictions: Vec<Prediction>,
+    /// The means.
+    pub log: StepLog,
+}
+
+/// A model in training.
+pub struct Trainer<'a, B: Kernels> {
+    /// The model as it is after the steps so far; all parameters in scope are in its number type.
+    pub model: Decoder<B>,
+    scope: &'a InScope,
+    objective: &'a Objective,
+    settings: &'a Settings,
+    plan: Plan,
+    examples: &'a [Example],
+    held_out: &'a [Example],
+    /// Of the examples, then of those held out.
+    reference: Option<[Vec<Reference>; 2]>,
+    pub(crate) optimizer: Optimizer<B>,
+    pub(crate) masks: Option<Masks>,
+    pub(crate) calibration: Option<f64>,
+    /// Steps taken.
+    pub(crate) steps: usize,
+}
+
+impl<'a, B: Kernels> Trainer<'a, B> {
+    /// A run before its first step. `reference` holds token log-probabilities of the examples and of those held out.
+    #[must_use]
+    pub fn new(
+        mut model: Decoder<B>,
+        scope: &'a InScope,
+        objective: &'a Objective,
+        settings: &'a Settings,
+        plan: Plan,
+        [examples, held_out]: [&'a [Example]; 2],
+        reference: Option<[Vec<Reference>; 2]>,
+    ) -> Self {
+        let dtype = model.dtype;
+        model.visit(&mut |name, _, tensor| {
+            if scope.contains(name) {
+                *tensor = B::cast(tensor.clone(), dtype);
+            }
+        });
+        let lengths = |example: &Example| [0, 1].map(|k| example.group.responses.get(k).map_or(0, Vec::len));
+        let masks = (objective.needs() == Needs::Training).then(|| Masks::ones(examples.iter().map(lengths)));
+        let optimizer = Optimizer::new(settings);
+        Self {
+            model,
+            scope,
+            objective,
+            settings,
+            plan,
+            examples,
+            held_out,
+            reference,
+            optimizer,
+            masks,
+            calibration: None,
+            steps: 0,
+        }
+    }
+
+    /// Steps taken so far.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Examples seen, in epochs.
+    #[must_use]
+    pub fn epoch(&self) -> f64 {
+        let per_epoch = order::steps_per_epoch(self.examples.len(), self.settings.pairs_per_step());
+        self.steps as f64 / per_epoch as f64
+    }
+
+    /// Numbers of the examples that a step, counted from 0, trains on.
+    #[must_use]
+    pub fn examples_of(&self, step: usize) -> Vec<usize> {
+        order::of_step(step, self.examples.len(), self.settings.pairs_per_step(), self.settings.seed)
+    }
+
+    /// Steps of the whole run.
+    pub(crate) fn max_steps(&self) -> usize {
+        self.settings.max_steps
+    }
+
+    fn signal(&self) -> Signal<'_> {
+        Signal {
+            objective: self.objective,
+            reference: self.reference.as_ref().map(|of| of[0].as_slice()),
+            masks: self.masks.as_ref(),
+            calibration: self.calibration,
+        }
+    }
+
+    /// Takes the next step.
+    ///
+    /// # Errors
+    /// Where a pair's loss or coefficients, or the gradient's length, is NaN or infinite; no parameter has moved then.
+    pub fn step(&mut self) -> Result<Step> {
+        let (settings, number) = (self.settings, self.steps + 1);
+        let chosen = self.examples_of(self.steps);
+        let due = |every: usize| every > 0 && (number % every == 0 || number == 1);
+        let groups: Vec<&Group> = chosen.iter().map(|&e| &self.examples[e].group).collect();
+        let pairs_of_two = groups.iter().all(|group| group.responses.len() == 2);
+        let grams = pairs_of_two && due(settings.gram_every);
+        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
+        let batches = plan::batches(&lengths, self.plan.rows);
+        let of_batch = self.of_batch(&chosen, &groups, &batches);
+        let mut update = self.direction(&chosen, &groups, &batches, of_batch.as_ref(), grams);
+        let pairs = self.pair_steps(&chosen, &update.results, of_batch.as_ref(), grams)?;
+        let norm = squared_norm::<B>(&update.gradient).sqrt();
+        if !norm.is_finite() {
+            return Err(self.not_finite("all pairs", format!("the gradient's length is {norm}")));
+        }
+        let clip = if settings.max_grad_norm > 0.0 { (settings.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let rate = settings.rate(self.steps);
+        let before = due(settings.predict_every).then(|| self.model.clone());
+        // optimizers go against the gradient of the loss, and the engine gives the direction that lowers it
+        let gradient = std::mem::take(&mut update.gradient);
+        let gradient = gradient.into_iter().map(|(name, g)| (name, scaled::<B>(g, -clip))).collect();
+        self.move_along(gradient, rate);
+        self.learn(&chosen, &pairs, &update.results);
+        self.steps = number;
+        let own = rate * clip / chosen.len() as f64;
+        let predictions = before.map_or_else(Vec::new, |before| self.predictions(&before, &chosen, &pairs, own));
+        let mut log = means(&pairs, self.beta(), "");
+        log.insert("grad_norm".to_owned(), json!(norm));
+        log.insert("learning_rate".to_owned(), json!(rate));
+        log.extend(prediction_means(&predictions));
+        Ok(Step { pairs, predictions, log: StepLog(log) })
+    }
+
+    /// What rewards are scaled by: the objective's β.
+    fn beta(&self) -> f64 {
+        ["beta", "beta0"].into_iter().find_map(|key| self.objective.hyper(key)).unwrap_or(1.0)
+    }
+
+    /// Outcomes of an objective that is defined on batches: log-probabilities of all pairs come before any coefficient.
+    fn of_batch(&self, chosen: &[usize], groups: &[&Group], batches: &[Vec<usize>]) -> Option<OfBatch> {
+        if self.objective.needs() != Needs::Batch {
+            return None;
+        }
+        let token_logps = token_logps_of_batches(&self.model, groups, batches, self.plan.at_once);
+        let signal = self.signal();
+        let sums: Vec<_> = chosen.iter().zip(&token_logps).map(|(&e, logps)| signal.sums(e, logps)).collect();
+        let size = self.settings.batch_size;
+        let outcomes = sums.chunks(size).flat_map(|sums| self.objective.of_batch(sums).unwrap_or_default());
+        Some(chosen.iter().copied().zip(outcomes).collect())
+    }
+
+    /// `Σ (d_w g_w − d_l g_l)` over the pairs of a step, divided by their number.
+    fn direction(
+        &self,
+        chosen: &[usize],
+        groups: &[&Group],
+        batches: &[Vec<usize>],
+        of_batch: Option<&OfBatch>,
+        grams: bool,
+    ) -> Update<B> {
+        let signal = self.signal();
+        let cotangents: Vec<Vec<Cotangent>> =
+            chosen.iter().zip(groups).map(|(&e, group)| signal.cotangents(e, group, grams)).collect();
+        let items: Vec<(&Group, &[Cotangent])> =
+            groups.iter().zip(&cotangents).map(|(group, cotangents)| (*group, cotangents.as_slice())).collect();
+        let coefficients = |g: usize, token_logps: &[Vec<f64>], gram: Option<&PairGram>| {
+            let outcome = signal.outcome(chosen[g], groups[g], token_logps, of_batch, gram);
+            Signal::coefficients(outcome, groups[g].responses.len(), cotangents[g].len(), chosen.len())
+        };
+        let of_logps = |g: usize, token_logps: &Vec<Vec<f64>>| coefficients(g, token_logps, None);
+        let of_gram =
+            |g: usize, result: &GroupResult| coefficients(g, &result.token_logps, Some(&PairGram::of(&result.total())));
+        let when = match self.objective.needs() {
+            Needs::Gram => Coefficients::OfGram(&of_gram),
+            _ => Coefficients::OfLogps(&of_logps),
+        };
+        update(&self.model, self.scope, &items, (batches, self.plan.at_once), &when, grams)
+    }
+
+    fn pair_steps(
+        &self,
+        chosen: &[usize],
+        results: &[GroupResult],
+        of_batch: Option<&OfBatch>,
+        grams: bool,
+    ) -> Result<Vec<PairStep>> {
+        let signal = self.signal();
+        let mut out = Vec::with_capacity(chosen.len());
+        for (&e, result) in chosen.iter().zip(results) {
+            let example = &self.examples[e];
+            let gram = (!result.grams.is_empty()).then(|| PairGram::of(&result.total()));
+            let outcome = signal.outcome(e, &example.group, &result.token_logps, of_batch, gram.as_ref());
+            let sums = signal.sums(e, &result.token_logps);
+            let of_gram = gram.map_or([0.0; 2], |gram| [gram.ww, gram.ll]);
+            for (name, value) in [
+                ("log π(chosen)", sums.chosen),
+                ("log π(rejected)", sums.rejected),
+                ("loss", outcome.loss),
+                ("d_w", outcome.d_w),
+                ("d_l", outcome.d_l),
+                ("‖g_w‖²", of_gram[0]),
+                ("‖g_l‖²", of_gram[1]),
+            ] {
+                if !value.is_finite() {
+                    return Err(self.not_finite(&format!("row {}", example.row), format!("{name} is {value}")));
+                }
+            }
+            out.push(PairStep {
+                step: self.steps + 1,
+                pair: example.row,
+                logp_chosen: sums.chosen,
+                logp_rejected: (example.group.responses.len() == 2).then_some(sums.rejected),
+                reference: sums.reference,
+                outcome,
+                gram: gram.filter(|_| grams),
+            });
+        }
+        Ok(out)
+    }
+
+    fn not_finite(&self, what: &str, found: String) -> Error {
+        let problem = format!(
+            "{found}; the run has stopped, and its checkpoints up to here are kept. A lower --learning-rate, \
+             --max-grad-norm, or --dtype f64 may help"
+        );
+        Error::NotFinite { step: self.steps + 1, what: what.to_owned(), problem }
+    }
+
+    /// Moves every parameter in scope against the gradient of the loss.
+    fn move_along(&mut self, mut gradient: HashMap<String, FloatTensor<B>>, rate: f64) {
+        let Self { model, scope, optimizer, .. } = self;
+        model.visit(&mut |name, _, tensor| {
+            if scope.contains(name) {
+                // nothing was found where all coefficients were zero; moments decay all the same
+                let zero = || B::add_scaled(tensor.clone(), tensor, -1.0);
+                let gradient = gradient.remove(name).unwrap_or_else(zero);
+                *tensor = optimizer.step(name, tensor, &gradient, rate);
+            }
+        });
+    }
+
+    /// What is learned beside the model: masks, and the moving average of the calibration.
+    fn learn(&mut self, chosen: &[usize], pairs: &[PairStep], results: &[GroupResult]) {
+        let (rate, lam) = (self.settings.mask_learning_rate, self.objective.hyper("lam").unwrap_or(0.0));
+        if let Some(mut masks) = self.masks.take() {
+            for ((&e, pair), result) in chosen.iter().zip(pairs).zip(results) {
+                if let Some(ratios) = self.signal().ratios(e, &result.token_logps) {
+                    masks.step(e, [pair.outcome.d_w, pair.outcome.d_l], &ratios, lam, rate);
+                }
+            }
+            self.masks = Some(masks);
+        }
+        if let (Needs::Gram, Some(decay)) = (self.objective.needs(), self.objective.hyper("ema")) {
+            let found: Vec<f64> = results.iter().filter_map(|r| PairGram::of(&r.total()).calibration()).collect();
+            if !found.is_empty() {
+                let mean = found.iter().sum::<f64>() / found.len() as f64;
+                self.calibration = Some(self.calibration.map_or(mean, |old| decay * old + (1.0 - decay) * mean));
+            }
+        }
+    }
+
+    /// Predicted and measured changes by the step from `before` to the model as it is, on the step's pairs and on as many
+    /// that are held out.
+    fn predictions(&self, before: &Decoder<B>, chosen: &[usize], pairs: &[PairStep], own: f64) -> Vec<Prediction> {
+        let mut old: HashMap<String, FloatTensor<B>> = HashMap::new();
+        before.clone().visit(&mut |name, _, tensor| {
+            if self.scope.contains(name) {
+                old.insert(name.to_owned(), tensor.clone());
+            }
+        });
+        let mut step: HashMap<String, FloatTensor<B>> = HashMap::new();
+        self.model.clone().visit(&mut |name, _, tensor| {
+            if let Some(old) = old.get(name) {
+                step.insert(name.to_owned(), B::add_scaled(tensor.clone(), old, -1.0));
+            }
+        });
+        let held_out = &self.held_out[..self.held_out.len().min(self.settings.pairs_per_step())];
+        let batch = chosen.iter().map(|&e| (Split::Batch, &self.examples[e]));
+        let all: Vec<(Split, &Example)> =
+            batch.chain(held_out.iter().map(|example| (Split::HeldOut, example))).collect();
+        let groups: Vec<&Group> = all.iter().map(|(_, example)| &example.group).collect();
+        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
+        let batches = plan::batches(&lengths, self.plan.rows);
+        let predicted = AlongSink::of_groups(before, self.scope, &groups, &batches, &step);
+        let logps = |model: &Decoder<B>| token_logps_of_batches(model, &groups, &batches, self.plan.at_once);
+        let (old, new) = (logps(before), logps(&self.model));
+        let own = |pair: &PairStep| {
+            let changes = pair.gram?.changes(own * pair.outcome.d_w, own * pair.outcome.d_l);
+            Some(changes.map(|[a, b]| a - b))
+        };
+        let mut own = pairs.iter().map(own);
+        let sum = |of: &Vec<f64>| of.iter().sum::<f64>();
+        let changes =
+            old.iter().zip(&new).map(|(old, new)| old.iter().zip(new).map(|(o, n)| sum(n) - sum(o)).collect());
+        let found = all.iter().zip(predicted).zip(changes);
+        found
+            .map(|(((split, example), predicted), measured)| Prediction {
+                step: self.steps,
+                split: *split,
+                pair: example.row,
+                predicted,
+                measured,
+                own: own.next().flatten(),
+            })
+            .collect()
+    }
+
+    /// Means over all examples that are held out, by forward passes alone.
+    #[must_use]
+    pub fn evaluate(&self) -> Evaluation {
+        let groups: Vec<&Group> = self.held_out.iter().map(|example| &example.group).collect();
+        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
+        let batches = plan::batches(&lengths, self.plan.rows);
+        let token_logps = token_logps_of_batches(&self.model, &groups, &batches, self.plan.at_once);
+        // a mask that was learned belongs to the examples, so those held out have none: all ones
+        let ones = Masks::ones(token_logps.iter().map(|of| [0, 1].map(|k| of.get(k).map_or(0, Vec::len))));
+        let signal = Signal {
+            reference: self.reference.as_ref().map(|of| of[1].as_slice()),
+            masks: Some(&ones),
+            ..self.signal()
+        };
+        let sums: Vec<_> = token_logps.iter().enumerate().map(|(e, logps)| signal.sums(e, logps)).collect();
+        let of_batch = self.objective.of_batch(&sums).map(|outcomes| outcomes.into_iter().enumerate().collect());
+        let pairs: Vec<PairStep> = self
+            .held_out
+            .iter()
+            .enumerate()
+            .map(|(e, example)| PairStep {
+                step: self.steps,
+                pair: example.row,
+                logp_chosen: sums[e].chosen,
+                logp_rejected: (example.group.responses.len() == 2).then_some(sums[e].rejected),
+                reference: sums[e].reference,
+                outcome: signal.outcome(e, &example.group, &token_logps[e], of_batch.as_ref(), None),
+                gram: None,
+            })
+            .collect();
+        StepLog(means(&pairs, self.beta(), "eval_"))
+    }
+
+    /// The parameters in scope, by name.
+    #[must_use]
+    pub fn parameters(&self) -> HashMap<String, FloatTensor<B>> {
+        let mut out = HashMap::new();
+        self.model.clone().visit(&mut |name, _, tensor| {
+            if self.scope.contains(name) {
+                out.insert(name.to_owned(), tensor.clone());
+            }
+        });
+        out
+    }
+
+    /// Shapes of the optimizer's tensors, once there are any.
+    pub(crate) fn moments_like(&self) -> Vec<(String, FloatTensor<B>)> {
+        let matrix = |x: FloatTensor<B>| match x.shape().num_dims() {
+            1 => {
+                let n = x.shape()[0];
+                B::float_reshape(x, [1, n].into())
+            }
+            _ => x,
+        };
+        let both = |(name, x): (String, FloatTensor<B>)| {
+            let x = matrix(x);
+            ["moment_1", "moment_2"].map(|moment| (format!("{moment}.{name}"), x.clone()))
+        };
+        self.parameters().into_iter().flat_map(both).collect()
+    }
+}
