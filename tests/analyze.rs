@@ -326,6 +326,13 @@ fn the_demo_runs_offline_and_keeps_its_results_where_asked() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().display().to_string();
     let said = succeed(["demo", "--out", &out]);
-    assert!(said.contains("pairs            42"), "{said}");
-    assert!(folder.path().join("results/pairs.parquet/00000.parquet").is_file());
+    // what the paper saw is there to be seen
+    assert_eq!(said.matches("\n  yes  ").count(), 3, "{said}");
+    for remedy in ["dpop", "normalised"] {
+        assert!(said.lines().any(|line| line.contains("do not fall under") && line.contains(remedy)), "{said}");
+    }
+    for run in ["dpo-single", "dpo-short", "dpo-long", "sparse-long"] {
+        assert!(folder.path().join("runs").join(run).join("checkpoint-18/model.safetensors").is_file());
+        assert!(folder.path().join("analysis").join(run).join("step-18/pairs.parquet/00000.parquet").is_file());
+    }
 }

@@ -26,6 +26,12 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
 }
 
+/// The median; NaN of nothing.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    if values.is_empty() { f64::NAN } else { quantile(&values, 0.5) }
+}
+
 /// The share of each regime that occurs.
 fn shares(regimes: &[Regime]) -> String {
     let count = |regime: &Regime| regimes.iter().filter(|r| *r == regime).count();
@@ -104,13 +110,8 @@ impl Summary {
     /// Layers by their median cosine over the pairs, highest first.
     #[must_use]
     pub fn layers(&self) -> Vec<(u32, f64)> {
-        let median = |cosines: &Vec<f64>| {
-            let mut sorted = cosines.clone();
-            sorted.sort_by(f64::total_cmp);
-            quantile(&sorted, 0.5)
-        };
         let filled = self.layers.iter().filter(|(_, cosines)| !cosines.is_empty());
-        let mut layers: Vec<(u32, f64)> = filled.map(|(layer, cosines)| (*layer, median(cosines))).collect();
+        let mut layers: Vec<(u32, f64)> = filled.map(|(layer, cosines)| (*layer, median(cosines.clone()))).collect();
         layers.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         layers
     }

@@ -27,7 +27,14 @@ pub fn run(args: &Analyze) -> Result<Summary> {
     let options = ModelOptions::new(&args.model)?;
     let asked = Asked::new(args, &options)?;
     options.announce();
-    options.device.run(Work { args, options: &options, asked: &asked })
+    options.device.run(Work { args, options: &options, asked: &asked, quiet: false })
+}
+
+/// Runs the command as a part of another, which says what is done.
+pub fn quietly(args: &Analyze) -> Result<Summary> {
+    let options = ModelOptions::new(&args.model)?;
+    let asked = Asked::new(args, &options)?;
+    options.device.run(Work { args, options: &options, asked: &asked, quiet: true })
 }
 
 /// Says what the command would do.
@@ -53,13 +60,14 @@ struct Work<'a> {
     args: &'a Analyze,
     options: &'a ModelOptions,
     asked: &'a Asked,
+    quiet: bool,
 }
 
 impl OnDevice for Work<'_> {
     type Output = Result<Summary>;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
-        let Self { args, options, asked } = self;
+        let Self { args, options, asked, quiet } = self;
         let mut model = options.load::<B>(options.dtype, device)?;
         let scope = model.in_scope(&options.scope)?;
         let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model.description))?;
@@ -92,6 +100,7 @@ impl OnDevice for Work<'_> {
             objectives: &asked.objectives,
             plan: manifest.plan,
             at_once: placement.at_once,
+            quiet,
         };
         run.parts(&data, out)
     }
@@ -190,6 +199,7 @@ struct Run<'a, B: Kernels> {
     plan: Plan,
     /// Batches that run side by side.
     at_once: usize,
+    quiet: bool,
 }
 
 impl<B: Kernels> Run<'_, B> {
@@ -209,7 +219,7 @@ impl<B: Kernels> Run<'_, B> {
             eprintln!("{}: {} of {} pairs are there already", out.display(), before.pairs, data.pairs.len());
         }
         let total = Amount { pairs: data.pairs.len(), rows: rows(&data.pairs) };
-        let mut progress = Progress::new(total, before);
+        let mut progress = Progress::new(total, before, self.quiet);
         let mut summary = Summary::default();
         let mut all: Vec<Measured> = Vec::new();
         for (part, window) in windows.iter().enumerate() {

@@ -18,6 +18,7 @@ pub struct Amount {
 /// Counts what is done.
 pub struct Progress {
     bar: Option<ProgressBar>,
+    quiet: bool,
     total: Amount,
     done: Amount,
     /// What an earlier run had done.
@@ -27,8 +28,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts with `before` of `total` done.
-    pub fn new(total: Amount, before: Amount) -> Self {
+    /// Starts with `before` of `total` done; a quiet one says nothing where there is no terminal, and nothing at the end.
+    pub fn new(total: Amount, before: Amount, quiet: bool) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new((total.rows - before.rows) as u64);
             if let Ok(style) = ProgressStyle::with_template("{wide_bar} {msg}, {eta} left") {
@@ -37,7 +38,7 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { bar, total, done: before, before, start: now, said: now }
+        Self { bar, quiet, total, done: before, before, start: now, said: now }
     }
 
     /// Adds what is done.
@@ -55,7 +56,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_message(said);
             bar.inc(more.rows as u64);
-        } else if self.said.elapsed() >= QUIET {
+        } else if !self.quiet && self.said.elapsed() >= QUIET {
             self.said = Instant::now();
             let (left, done) = (self.total.rows - self.done.rows, self.done.rows - self.before.rows);
             eprintln!("{said}, {:.0} s left", seconds * left as f64 / done as f64);
@@ -68,7 +69,7 @@ impl Progress {
             bar.finish_and_clear();
         }
         let (pairs, seconds) = (self.done.pairs - self.before.pairs, self.start.elapsed().as_secs_f64());
-        if pairs > 0 {
+        if pairs > 0 && !self.quiet {
             eprintln!("{pairs} pairs in {seconds:.1} s, {:.2} pairs/s", pairs as f64 / seconds);
         }
     }

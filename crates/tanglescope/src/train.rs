@@ -85,7 +85,13 @@ struct Examples {
 pub fn run(args: &Train) -> Result<()> {
     let (options, objective) = checked(args)?;
     options.announce();
-    options.device.run(Work { args, options: &options, objective: &objective })
+    options.device.run(Work { args, options: &options, objective: &objective, quiet: false })
+}
+
+/// Runs the command as a part of another, which says what is done.
+pub fn quietly(args: &Train) -> Result<()> {
+    let (options, objective) = checked(args)?;
+    options.device.run(Work { args, options: &options, objective: &objective, quiet: true })
 }
 
 /// Says what the command would do.
@@ -224,13 +230,14 @@ struct Work<'a> {
     args: &'a Train,
     options: &'a ModelOptions,
     objective: &'a Objective,
+    quiet: bool,
 }
 
 impl OnDevice for Work<'_> {
     type Output = Result<()>;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<()> {
-        let Self { args, options, objective } = self;
+        let Self { args, options, objective, quiet } = &self;
         let mut model = options.load::<B>(options.dtype, device)?;
         let scope = model.in_scope(&options.scope)?;
         let examples = Examples::read(args, options, objective, limits(&model.description))?;
@@ -243,12 +250,15 @@ impl OnDevice for Work<'_> {
         let manifest = self.manifest(&model, &examples, &settings, &reference)?;
         model.rates = manifest.rates.into();
         let plan = Plan { rows: manifest.forward_rows_per_batch, at_once: manifest.at_once };
-        let logps = reference_logps(&reference, options, &model, &examples, plan, out)?;
+        let logps = self.reference_logps(&reference, &model, &examples, plan)?;
         let place = Place { run: out, base: &options.folder, source: &options.adapter };
         let sets = [examples.train.as_slice(), examples.held_out.as_slice()];
         let trainer = Trainer::new(model, &scope, objective, &settings, plan, sets, logps);
-        say_parameters(&trainer, &scope);
-        Run { trainer, settings: &settings, place, manifest: &manifest, examples: &examples, history: Vec::new() }.go()
+        if !*quiet {
+            say_parameters(&trainer, &scope);
+        }
+        let (settings, manifest, examples) = (&settings, &manifest, &examples);
+        Run { trainer, settings, place, manifest, examples, quiet: *quiet, history: Vec::new() }.go()
     }
 }
 
@@ -280,63 +290,61 @@ fn reference(args: &Train, options: &ModelOptions, objective: &Objective) -> Res
     })
 }
 
-/// Token log-probabilities under the reference, of the examples and of those held out: computed once, and kept in the run's
-/// folder.
-fn reference_logps<B: Kernels>(
-    reference: &Reference,
-    options: &ModelOptions,
-    model: &Decoder<B>,
-    examples: &Examples,
-    plan: Plan,
-    out: &Path,
-) -> Result<Option<[Vec<Logps>; 2]>> {
-    const NAME: &str = "reference";
-    let loaded = match reference {
-        Reference::None => return Ok(None),
-        _ => reference.load(options, model)?,
-    };
-    let sets = [("examples", &examples.train), ("held_out", &examples.held_out)];
-    let tokens = |set: &Vec<Example>| set.iter().flat_map(|e| &e.group.responses).map(Vec::len).sum::<usize>();
-    let tensor = |values: Vec<f64>| {
-        let shape = [values.len()];
-        Flex::upload(TensorData::new(values, shape).convert_dtype(DType::F64), &FlexDevice)
-    };
-    let used = sets.iter().filter(|(_, set)| !set.is_empty());
-    if !out.join(format!("{NAME}.safetensors")).exists() {
-        eprintln!(
-            "reference: {}",
-            match loaded {
-                Loaded::Itself => "the model as training starts",
-                _ => "another model",
-            }
-        );
-        let model = match &loaded {
-            Loaded::Model(model) => model,
-            Loaded::Itself | Loaded::None => model,
-        };
-        let mut tensors = Vec::new();
-        for (name, set) in used.clone() {
-            let groups: Vec<&Group> = set.iter().map(|example| &example.group).collect();
-            let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
-            let logps = token_logps_of_batches(model, &groups, &plan::batches(&lengths, plan.rows), plan.at_once);
-            tensors.push(((*name).to_owned(), tensor(logps.into_iter().flatten().flatten().collect())));
-        }
-        let unfinished = out.join(format!(".{NAME}.unfinished"));
-        write_tensors::<Flex>(&unfinished, tensors)?;
-        let path = out.join(format!("{NAME}.safetensors"));
-        std::fs::rename(&unfinished, &path).map_err(|e| Error::output(&path, e))?;
-    }
-    let like = used.map(|(name, set)| ((*name).to_owned(), tensor(vec![0.0; tokens(set)]))).collect();
-    let mut read = read_tensors::<Flex>(out, NAME, like, &FlexDevice)?;
-    Ok(Some(sets.map(|(name, set)| {
-        let mut values = read.remove(name).map(|x| Flex::download(&x)).unwrap_or_default().into_iter();
-        let of = |r: &Vec<u32>| values.by_ref().take(r.len()).collect();
-        let mut of = of;
-        set.iter().map(|example| example.group.responses.iter().map(&mut of).collect()).collect()
-    })))
-}
-
 impl Work<'_> {
+    /// Token log-probabilities under the reference, of the examples and of those held out: computed once, and kept in the run's
+    /// folder.
+    fn reference_logps<B: Kernels>(
+        &self,
+        reference: &Reference,
+        model: &Decoder<B>,
+        examples: &Examples,
+        plan: Plan,
+    ) -> Result<Option<[Vec<Logps>; 2]>> {
+        const NAME: &str = "reference";
+        let out = &self.args.out;
+        let loaded = match reference {
+            Reference::None => return Ok(None),
+            _ => reference.load(self.options, model)?,
+        };
+        let sets = [("examples", &examples.train), ("held_out", &examples.held_out)];
+        let tokens = |set: &Vec<Example>| set.iter().flat_map(|e| &e.group.responses).map(Vec::len).sum::<usize>();
+        let tensor = |values: Vec<f64>| {
+            let shape = [values.len()];
+            Flex::upload(TensorData::new(values, shape).convert_dtype(DType::F64), &FlexDevice)
+        };
+        let used = sets.iter().filter(|(_, set)| !set.is_empty());
+        if !out.join(format!("{NAME}.safetensors")).exists() {
+            if !self.quiet {
+                let which =
+                    if matches!(loaded, Loaded::Itself) { "the model as training starts" } else { "another model" };
+                eprintln!("reference: {which}");
+            }
+            let model = match &loaded {
+                Loaded::Model(model) => model,
+                Loaded::Itself | Loaded::None => model,
+            };
+            let mut tensors = Vec::new();
+            for (name, set) in used.clone() {
+                let groups: Vec<&Group> = set.iter().map(|example| &example.group).collect();
+                let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
+                let logps = token_logps_of_batches(model, &groups, &plan::batches(&lengths, plan.rows), plan.at_once);
+                tensors.push(((*name).to_owned(), tensor(logps.into_iter().flatten().flatten().collect())));
+            }
+            let unfinished = out.join(format!(".{NAME}.unfinished"));
+            write_tensors::<Flex>(&unfinished, tensors)?;
+            let path = out.join(format!("{NAME}.safetensors"));
+            std::fs::rename(&unfinished, &path).map_err(|e| Error::output(&path, e))?;
+        }
+        let like = used.map(|(name, set)| ((*name).to_owned(), tensor(vec![0.0; tokens(set)]))).collect();
+        let mut read = read_tensors::<Flex>(out, NAME, like, &FlexDevice)?;
+        Ok(Some(sets.map(|(name, set)| {
+            let mut values = read.remove(name).map(|x| Flex::download(&x)).unwrap_or_default().into_iter();
+            let of = |r: &Vec<u32>| values.by_ref().take(r.len()).collect();
+            let mut of = of;
+            set.iter().map(|example| example.group.responses.iter().map(&mut of).collect()).collect()
+        })))
+    }
+
     /// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
     fn manifest<B: Kernels>(
         &self,
@@ -345,7 +353,7 @@ impl Work<'_> {
         settings: &Settings,
         reference: &Reference,
     ) -> Result<Manifest> {
-        let Self { args, options, objective } = self;
+        let Self { args, options, objective, .. } = self;
         let tenth = (settings.max_steps / 10).max(1);
         let identity = Identity {
             model: model.content_hash.clone(),
@@ -443,6 +451,7 @@ struct Run<'a, B: Kernels> {
     place: Place<'a>,
     manifest: &'a Manifest,
     examples: &'a Examples,
+    quiet: bool,
     /// The log so far.
     history: Vec<Value>,
 }
@@ -469,7 +478,7 @@ impl<B: Kernels> Run<'_, B> {
         let amounts: Vec<Amount> = (0..self.settings.max_steps).map(of).collect();
         let sum =
             |of: &[Amount]| Amount { pairs: of.iter().map(|a| a.pairs).sum(), rows: of.iter().map(|a| a.rows).sum() };
-        let mut progress = Progress::new(sum(&amounts), sum(&amounts[..self.trainer.steps()]));
+        let mut progress = Progress::new(sum(&amounts), sum(&amounts[..self.trainer.steps()]), self.quiet);
         let (mut pairs, mut predicted): (Vec<_>, Vec<Prediction>) = (Vec::new(), Vec::new());
         let max_steps = self.settings.max_steps;
         while self.trainer.steps() < max_steps {
@@ -493,7 +502,9 @@ impl<B: Kernels> Run<'_, B> {
             }
         }
         progress.finish();
-        println!("{}", checkpoint::folder(out, max_steps).display());
+        if !self.quiet {
+            println!("{}", checkpoint::folder(out, max_steps).display());
+        }
         Ok(())
     }
 
