@@ -5,6 +5,7 @@ pub mod objectives;
 mod parts;
 mod summary;
 pub mod tables;
+pub mod tokens;
 pub mod training;
 
 pub use comparison::Comparison;

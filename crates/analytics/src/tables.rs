@@ -82,6 +82,7 @@ pub(crate) enum Values {
     F64Null(Vec<Option<f64>>),
     Text(Vec<String>),
     TextNull(Vec<Option<String>>),
+    Bool(Vec<bool>),
 }
 
 macro_rules! values {
@@ -96,7 +97,7 @@ macro_rules! values {
         }
     };
 }
-values!(U64: u64, U32: u32, U32Null: Option<u32>, F64: f64, F64Null: Option<f64>, Text: String, TextNull: Option<String>);
+values!(U64: u64, U32: u32, U32Null: Option<u32>, F64: f64, F64Null: Option<f64>, Text: String, TextNull: Option<String>, Bool: bool);
 
 pub(crate) fn frame(columns: Vec<Column>) -> DataFrame {
     DataFrame::new_infer_height(columns).unwrap_or_else(|e| unreachable!("columns of one list of rows: {e}"))

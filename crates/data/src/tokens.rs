@@ -129,6 +129,16 @@ impl TextTokens {
         }
     }
 
+    /// What a token stands for: its text, or its own name where it is a part of a character; `None` for an unknown id.
+    #[must_use]
+    pub fn text(&self, token: u32) -> Option<String> {
+        let name = self.tokenizer.id_to_token(token)?;
+        match self.tokenizer.decode(&[token], false) {
+            Ok(text) if !text.is_empty() && !text.contains('\u{FFFD}') => Some(text),
+            _ => Some(name),
+        }
+    }
+
     /// Ids of a text without special tokens.
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         self.tokenizer

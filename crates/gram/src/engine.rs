@@ -1,6 +1,6 @@
 //! One forward and one backward pass over a batch: log-probabilities, and what a sink makes of the gradients.
 use crate::batch::{Batch, Cotangent, Group};
-use crate::gram_sink::GramSink;
+use crate::gram_sink::{Detail, GramSink};
 use crate::plan;
 use crate::turn::{Begun, Turn};
 use rayon::prelude::*;
@@ -15,7 +15,7 @@ pub struct GroupResult {
     pub trunk_tokens: usize,
     /// Log-probability of each token of each branch's response.
     pub token_logps: Vec<Vec<f64>>,
-    /// K×K Gram of each parameter in scope, in the scope's order.
+    /// K×K Gram of each parameter in scope, in the scope's order; or one, their sum, where no more was asked for.
     pub grams: Vec<BlockGram>,
 }
 
@@ -39,7 +39,7 @@ impl GroupResult {
 
 /// Log-probabilities and Grams of groups, each with its own list of cotangents, run as one batch.
 pub fn grams<B: Kernels>(model: &Decoder<B>, scope: &InScope, groups: &[(&Group, &[Cotangent])]) -> Vec<GroupResult> {
-    grams_in_turn(model, scope, groups, None)
+    grams_in_turn(model, scope, groups, None, Detail::Parameters)
 }
 
 /// [`grams`] of all groups, in their order, batch by batch (each a list of groups), `at_once` of them side by side; `done`
@@ -51,12 +51,35 @@ pub fn grams_of_batches<B: Kernels>(
     model: &Decoder<B>,
     scope: &InScope,
     groups: &[(&Group, &[Cotangent])],
+    plan: (&[Vec<usize>], usize),
+    done: impl Fn(&[usize]) + Sync,
+) -> Vec<GroupResult> {
+    in_detail(model, scope, groups, plan, Detail::Parameters, done)
+}
+
+/// [`grams_of_batches`] where each group's Grams are summed over the parameters as they are found: of many cotangents the
+/// Grams of all parameters would fill the memory.
+pub(crate) fn totals_of_batches<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    groups: &[(&Group, &[Cotangent])],
+    plan: (&[Vec<usize>], usize),
+    done: impl Fn(&[usize]) + Sync,
+) -> Vec<GroupResult> {
+    in_detail(model, scope, groups, plan, Detail::Total, done)
+}
+
+fn in_detail<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    groups: &[(&Group, &[Cotangent])],
     (batches, at_once): (&[Vec<usize>], usize),
+    detail: Detail,
     done: impl Fn(&[usize]) + Sync,
 ) -> Vec<GroupResult> {
     side_by_side(batches, at_once, |batch, turn| {
         let items: Vec<(&Group, &[Cotangent])> = batch.iter().map(|&g| groups[g]).collect();
-        let found = grams_in_turn(model, scope, &items, turn);
+        let found = grams_in_turn(model, scope, &items, turn, detail);
         done(batch);
         found
     })
@@ -95,9 +118,10 @@ fn grams_in_turn<B: Kernels>(
     scope: &InScope,
     groups: &[(&Group, &[Cotangent])],
     turn: Option<Begun<'_>>,
+    detail: Detail,
 ) -> Vec<GroupResult> {
     let batch = Batch::new(groups);
-    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates);
+    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates).keeping(detail);
     // a forward pass takes a third of the time, and a quarter of the backward pass as much as half of that
     sink.turn = turn.map(|turn| (model.description.layers * 3 / 4, turn));
     let token_logps = run(model, &batch, &mut sink);

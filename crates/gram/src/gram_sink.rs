@@ -18,6 +18,18 @@ struct TiedHead<B: Kernels> {
     block_rows: Vec<Range<usize>>,
 }
 
+/// What is kept of the Grams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// One for each parameter.
+    Parameters,
+    /// Their sum.
+    Total,
+}
+
+/// What a sum over all parameters is kept under; no parameter has this name.
+const TOTAL: &str = "";
+
 /// Bytes of partial sums that may stay on the device before the pass waits for them.
 const PENDING_BYTES: usize = 256 << 20;
 
@@ -26,6 +38,7 @@ pub struct GramSink<'a, B: Kernels> {
     scope: &'a InScope,
     blocks: Vec<Range<usize>>,
     rates: Rates,
+    detail: Detail,
     found: HashMap<String, Vec<BlockGram>>,
     /// Names and Grams that may still be sums on the device, and the bytes that they keep there.
     pending: (Vec<String>, Vec<B::Pending>, usize),
@@ -39,7 +52,13 @@ impl<'a, B: Kernels> GramSink<'a, B> {
     #[must_use]
     pub fn new(scope: &'a InScope, blocks: &[Range<usize>], rates: Rates) -> Self {
         let (found, pending) = (HashMap::new(), (Vec::new(), Vec::new(), 0));
-        Self { scope, blocks: blocks.to_vec(), rates, found, pending, tied: None, turn: None }
+        let (blocks, detail) = (blocks.to_vec(), Detail::Parameters);
+        Self { scope, blocks, rates, detail, found, pending, tied: None, turn: None }
+    }
+
+    /// The same sink, which keeps as much as is said.
+    pub(crate) fn keeping(self, detail: Detail) -> Self {
+        Self { detail, ..self }
     }
 
     /// The Grams of every block, each in the scope's order of parameters.
@@ -47,9 +66,13 @@ impl<'a, B: Kernels> GramSink<'a, B> {
     pub fn finish(mut self) -> Vec<Vec<BlockGram>> {
         self.collect();
         let zero = |block: &Range<usize>| vec![0.0; block.len() * block.len()];
+        let names: Vec<&str> = match self.detail {
+            Detail::Parameters => self.scope.parameters.iter().map(|p| p.name.as_str()).collect(),
+            Detail::Total => vec![TOTAL],
+        };
         let of = |b: usize, block: &Range<usize>| {
-            let parameters = self.scope.parameters.iter();
-            parameters.map(|p| self.found.get(&p.name).map_or_else(|| zero(block), |grams| grams[b].clone())).collect()
+            let found = |name: &&str| self.found.get(*name).map_or_else(|| zero(block), |grams| grams[b].clone());
+            names.iter().map(found).collect()
         };
         self.blocks.iter().enumerate().map(|(b, block)| of(b, block)).collect()
     }
@@ -73,6 +96,7 @@ impl<'a, B: Kernels> GramSink<'a, B> {
     }
 
     fn add_known(&mut self, name: &str, grams: Vec<BlockGram>) {
+        let name = if self.detail == Detail::Total { TOTAL } else { name };
         if let Some(sum) = self.found.get_mut(name) {
             for (sum, gram) in sum.iter_mut().zip(grams) {
                 sum.iter_mut().zip(gram).for_each(|(s, x)| *s += x);

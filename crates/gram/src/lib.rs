@@ -12,6 +12,7 @@ mod gram_sink;
 pub mod plan;
 mod sum_sink;
 mod together;
+mod token_matrix;
 mod turn;
 mod update;
 
@@ -24,4 +25,5 @@ pub use engine::{
 pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;
 pub use sum_sink::SumSink;
+pub use token_matrix::{TokenMatrix, token_matrices, token_rows};
 pub use update::{Coefficients, Of, Update, update};

@@ -9,6 +9,9 @@ pub const ENOUGH_ROWS: usize = 512;
 /// The same on a device: rows that fill a large GPU's products several times over.
 pub const ENOUGH_ROWS_ON_DEVICE: usize = 8192;
 
+/// Backward rows beyond which a larger pass over single tokens no longer runs faster.
+pub const ENOUGH_BACKWARD_ROWS: usize = 32_768;
+
 /// Batches that run side by side on a processor, so that no core waits for another (docs/benchmarks.md).
 pub const AT_ONCE: usize = 2;
 
@@ -37,6 +40,12 @@ pub fn bytes_per_row(model: &Description, dtype: DType) -> usize {
 #[must_use]
 pub fn least_bytes_per_row(model: &Description, dtype: DType) -> usize {
     (model.hidden * model.layers + kept(model) + 2 * passing(model)) * dtype.size()
+}
+
+/// Bytes that one backward row takes at the peak of a pass over single tokens, whose forward rows are few beside it.
+#[must_use]
+pub fn bytes_per_backward_row(model: &Description, dtype: DType) -> usize {
+    2 * passing(model) * dtype.size()
 }
 
 /// How many of the top blocks keep what their vjp needs, so that a batch of some rows stays within some bytes. What the

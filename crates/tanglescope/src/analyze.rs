@@ -88,9 +88,10 @@ impl OnDevice for Work<'_> {
         let plan = Plan {
             rows_per_part: ROWS_PER_PART,
             forward_rows_per_batch: placement.rows_per_batch(options, &outline),
+            backward_rows_per_pass: None,
             rates: model.rates.into(),
         };
-        let manifest = open(args, options, &data, identity, plan, &asked.objectives)?;
+        let manifest = open(out, options, &data, identity, plan, &asked.objectives)?;
         model.rates = manifest.plan.rates.into();
         let run = Run {
             model: &model,
@@ -118,7 +119,7 @@ pub fn lock(out: &Path) -> Result<File> {
 }
 
 /// What decides the rows.
-fn identity<B: Kernels>(
+pub fn identity<B: Kernels>(
     options: &ModelOptions,
     model: &Decoder<B>,
     data: &Dataset,
@@ -141,8 +142,8 @@ fn identity<B: Kernels>(
 }
 
 /// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
-fn open(
-    args: &Analyze,
+pub fn open(
+    out: &Path,
     options: &ModelOptions,
     data: &Dataset,
     identity: Identity,
@@ -156,15 +157,15 @@ fn open(
     };
     let device = options.device.to_string();
     let objectives: Vec<String> = objectives.iter().map(Objective::to_string).collect();
-    let manifest = match Manifest::read(&args.out)? {
+    let manifest = match Manifest::read(out)? {
         Some(mut manifest) => {
-            manifest.same_run(&identity, &args.out)?;
+            manifest.same_run(&identity, out)?;
             if !manifest.devices.contains(&device) {
                 manifest.devices.push(device);
             }
             if !objectives.is_empty() && manifest.objectives != objectives {
                 // made again from pairs.parquet
-                Table::create(&args.out, "objectives.parquet")?.clear()?;
+                Table::create(out, "objectives.parquet")?.clear()?;
                 manifest.objectives = objectives;
             }
             manifest
@@ -184,7 +185,7 @@ fn open(
             objectives,
         },
     };
-    manifest.write(&args.out)?;
+    manifest.write(out)?;
     Ok(manifest)
 }
 

@@ -16,6 +16,8 @@ pub struct Cli {
 pub enum Command {
     /// Entanglement of every preference pair: log-probabilities and inner products of their gradients
     Analyze(Analyze),
+    /// Inner products of the gradients of single response tokens: which tokens entangle a pair
+    Tokens(Tokens),
     /// Train on any objective: LoRA or all parameters, with every step's entanglement recorded
     Train(Box<Train>),
     /// Check a model and data: gradients against differences in f64, the working precision against f64
@@ -132,6 +134,20 @@ pub struct Analyze {
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
     #[arg(long, value_name = "FOLDER|base|self")]
     pub reference: Option<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// Options of `tokens`.
+#[derive(Args, Clone, Debug)]
+pub struct Tokens {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Folder for the results, which may be that of an analysis of the same; an unfinished run in it goes on
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
     #[command(flatten)]
     pub dry: DryRun,
 }

@@ -11,6 +11,7 @@ mod objectives;
 mod options;
 mod progress;
 mod rates;
+mod tokens;
 mod train;
 mod train_config;
 mod verify;
@@ -43,6 +44,8 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Analyze(args) if args.dry.dry_run => analyze::dry_run(&args),
         Command::Analyze(args) => analyze::run(&args).map(|summary| print!("{summary}")),
+        Command::Tokens(args) if args.dry.dry_run => tokens::dry_run(&args),
+        Command::Tokens(args) => tokens::run(&args),
         Command::Train(args) if args.dry.dry_run => train::dry_run(&args),
         Command::Train(args) => train::run(&args),
         Command::Verify(args) => verify::run(&args),

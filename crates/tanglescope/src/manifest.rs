@@ -35,6 +35,9 @@ pub struct Plan {
     pub rows_per_part: usize,
     /// Forward rows of a batch.
     pub forward_rows_per_batch: usize,
+    /// Backward rows of a pass over single tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backward_rows_per_pass: Option<usize>,
     /// Rates of the device that decided between the Gram reductions of each map.
     pub rates: StoredRates,
 }

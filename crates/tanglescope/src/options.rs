@@ -65,6 +65,12 @@ impl Placement {
         Self { weights, resident, activations: Some(memory.saturating_sub(outside + block * resident)), at_once }
     }
 
+    /// Backward rows that a pass over single tokens may have.
+    pub fn backward_rows(&self, options: &ModelOptions, outline: &Outline) -> usize {
+        let bytes = self.activations.unwrap_or(usize::MAX);
+        (bytes / plan::bytes_per_backward_row(&outline.description, options.dtype)).clamp(1, plan::ENOUGH_BACKWARD_ROWS)
+    }
+
     /// Forward rows that a batch may have.
     pub fn rows_per_batch(&self, options: &ModelOptions, outline: &Outline) -> usize {
         let enough = if options.device.is_cpu() { plan::ENOUGH_ROWS } else { plan::ENOUGH_ROWS_ON_DEVICE };

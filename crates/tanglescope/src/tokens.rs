@@ -1,0 +1,158 @@
+//! `tanglescope tokens`: the inner products of the gradients of single response tokens.
+use crate::analyze::{identity, lock, open};
+use crate::cli::Tokens;
+use crate::device::OnDevice;
+use crate::error::{Error, Result};
+use crate::manifest::Plan;
+use crate::objectives::{Asked, Loaded, Reference};
+use crate::options::{ModelOptions, Placement, group, limits, reading};
+use crate::progress::{Amount, Progress};
+use std::sync::{Mutex, PoisonError};
+use tanglescope_analytics::Table;
+use tanglescope_analytics::tokens::{self, PositionRow, Shares, TokenBlock};
+use tanglescope_data::{Dataset, Pair, TextTokens};
+use tanglescope_gram::{Group, TokenMatrix, token_matrices, token_rows};
+use tanglescope_kernels::Kernels;
+use tanglescope_objectives::contrast;
+
+/// Pairs of a part: a matrix has as many entries as the square of a pair's response tokens.
+const PAIRS_PER_PART: usize = 8;
+
+/// Runs the command.
+pub fn run(args: &Tokens) -> Result<()> {
+    let options = ModelOptions::new(&args.model)?;
+    options.announce();
+    options.device.run(Work { args, options: &options })
+}
+
+/// Says what the command would do.
+pub fn dry_run(args: &Tokens) -> Result<()> {
+    let options = ModelOptions::new(&args.model)?;
+    options.announce();
+    let outline = options.outline()?;
+    let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&outline.description))?;
+    let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(pair.tokens)).collect();
+    let most = Placement::of(&options, &outline).backward_rows(&options, &outline);
+    let count = |f: &dyn Fn(&Group) -> usize| groups.iter().map(f).sum::<usize>();
+    let tokens = |g: &Group| g.responses.iter().map(Vec::len).sum::<usize>();
+    println!("device          {}", options.device);
+    println!("groups          {} pairs, {} response tokens", groups.len(), count(&tokens));
+    println!("entries         {} inner products", count(&|g| tokens(g).pow(2)));
+    println!("rows            {} backward, in passes of at most {most}", count(&token_rows));
+    let large = groups.iter().filter(|g| token_rows(g) > most).count();
+    println!("                {large} pairs are put together from several passes");
+    println!("nothing was computed, and nothing written to {}", args.out.display());
+    Ok(())
+}
+
+struct Work<'a> {
+    args: &'a Tokens,
+    options: &'a ModelOptions,
+}
+
+impl OnDevice for Work<'_> {
+    type Output = Result<()>;
+
+    fn run<B: Kernels>(self, device: &B::Device) -> Result<()> {
+        let Self { args, options } = self;
+        let mut model = options.load::<B>(options.dtype, device)?;
+        let scope = model.in_scope(&options.scope)?;
+        let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model.description))?;
+        let tokenizer = match options.folder.join("tokenizer.json").is_file() {
+            true => Some(TextTokens::open(&options.folder)?),
+            false => None,
+        };
+        let out = &args.out;
+        std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
+        let _lock = lock(out)?;
+        let outline = options.outline()?;
+        let placement = Placement::of(options, &outline);
+        let none = Asked { objectives: Vec::new(), reference: Reference::None };
+        let identity = identity(options, &model, &data, &none, &Loaded::None);
+        let forward_rows_per_batch = placement.rows_per_batch(options, &outline);
+        let backward_rows_per_pass = Some(placement.backward_rows(options, &outline));
+        let plan = Plan {
+            rows_per_part: PAIRS_PER_PART,
+            forward_rows_per_batch,
+            backward_rows_per_pass,
+            rates: model.rates.into(),
+        };
+        let manifest = open(out, options, &data, identity, plan, &[])?;
+        model.rates = manifest.plan.rates.into();
+        // a folder of `analyze` has no such number
+        let most = manifest.plan.backward_rows_per_pass.or(backward_rows_per_pass).unwrap_or(1);
+
+        let (matrices, positions) = (Table::create(out, "tokens.parquet")?, Table::create(out, "positions.parquet")?);
+        let windows: Vec<&[Pair]> = data.pairs.chunks(PAIRS_PER_PART).collect();
+        // positions.parquet is written last, so its part says that both are there
+        let is_done = |part: usize| matrices.has(part) && positions.has(part);
+        let amount = |window: &[Pair]| Amount {
+            pairs: window.len(),
+            rows: window.iter().map(|pair| token_rows(&group(pair.tokens.clone()))).sum(),
+        };
+        let mut before = Amount::default();
+        for (_, window) in windows.iter().enumerate().filter(|(part, _)| is_done(*part)) {
+            before.pairs += window.len();
+            before.rows += amount(window).rows;
+        }
+        if before.pairs > 0 {
+            eprintln!("{}: {} of {} pairs are there already", out.display(), before.pairs, data.pairs.len());
+        }
+        let progress = Mutex::new(Progress::new(amount(&data.pairs), before, false));
+        let mut shares = Shares::default();
+        for (part, window) in windows.iter().enumerate() {
+            if !is_done(part) {
+                let groups: Vec<Group> = window.iter().map(|pair| group(pair.tokens.clone())).collect();
+                let lent: Vec<&Group> = groups.iter().collect();
+                let found = token_matrices(&model, &scope, &lent, (most, placement.at_once), |done| {
+                    let rows = done.iter().map(|&g| token_rows(&groups[g])).sum();
+                    let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                    progress.add(Amount { pairs: done.len(), rows });
+                });
+                if let Some((pair, _)) = window.iter().zip(&found).find(|(_, m)| !m.inner.iter().all(|x| x.is_finite()))
+                {
+                    let problem = "an inner product is not finite: the model overflows this number type";
+                    return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", pair.row)));
+                }
+                matrices.write(part, tokens::matrices(&blocks(window, &found)))?;
+                positions.write(part, tokens::positions(&rows(window, &found, tokenizer.as_ref())))?;
+            }
+            shares.add(&matrices.read(part)?, &positions.read(part)?)?;
+        }
+        progress.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
+        print!("{shares}");
+        Ok(())
+    }
+}
+
+/// The matrices of some pairs: chosen against rejected, and each against itself.
+fn blocks(window: &[Pair], found: &[TokenMatrix]) -> Vec<TokenBlock> {
+    let of = |(pair, matrix): (&Pair, &TokenMatrix)| {
+        let block = |name, a, b| TokenBlock { pair: pair.row, block: name, inner: matrix.block(a, b) };
+        [block("wl", 0, 1), block("ww", 0, 0), block("ll", 1, 1)]
+    };
+    window.iter().zip(found).flat_map(of).collect()
+}
+
+/// What is known of each response token.
+fn rows(window: &[Pair], found: &[TokenMatrix], tokenizer: Option<&TextTokens>) -> Vec<PositionRow> {
+    let mut out = Vec::new();
+    for (pair, matrix) in window.iter().zip(found) {
+        let responses = [&pair.tokens.chosen, &pair.tokens.rejected];
+        let masks = contrast(responses[0], responses[1]);
+        for (k, branch) in ["w", "l"].into_iter().enumerate() {
+            for (position, &token) in responses[k].iter().enumerate() {
+                out.push(PositionRow {
+                    pair: pair.row,
+                    branch,
+                    position: u32::try_from(position).unwrap_or(u32::MAX),
+                    token,
+                    text: tokenizer.and_then(|tokenizer| tokenizer.text(token)),
+                    logp: matrix.token_logps[k][position],
+                    shared: !masks[k][position],
+                });
+            }
+        }
+    }
+    out
+}

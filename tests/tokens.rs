@@ -1,0 +1,91 @@
+//! `tokens` as a user runs it.
+mod support;
+
+use std::path::Path;
+use support::{analyze, demo, error_line, run, succeed};
+use tanglescope_analytics::Table;
+
+fn args(model: &Path, data: &Path, out: &Path, more: &[&str]) -> Vec<String> {
+    let mut args = analyze(model, data, out);
+    "tokens".clone_into(&mut args[0]);
+    args.extend(more.iter().map(|&word| word.to_owned()));
+    args
+}
+
+/// A column over all parts, its values read by `read`.
+fn column<T>(out: &Path, table: &str, name: &str, read: fn(&polars_core::prelude::Column) -> Vec<T>) -> Vec<T> {
+    let table = Table::create(out, table).unwrap();
+    let parts = (0..).take_while(|part| table.has(*part));
+    parts.flat_map(|part| read(table.read(part).unwrap().column(name).unwrap())).collect()
+}
+
+fn reals(out: &Path, table: &str, name: &str) -> Vec<f64> {
+    column(out, table, name, |column| column.f64().unwrap().iter().map(Option::unwrap).collect())
+}
+
+fn numbers(out: &Path, table: &str, name: &str) -> Vec<usize> {
+    let read = |column: &polars_core::prelude::Column| {
+        column.u64().unwrap().iter().map(|x| usize::try_from(x.unwrap()).unwrap()).collect()
+    };
+    column(out, table, name, read)
+}
+
+fn words(out: &Path, table: &str, name: &str) -> Vec<String> {
+    column(out, table, name, |column| column.str().unwrap().iter().map(|x| x.unwrap_or("").to_owned()).collect())
+}
+
+#[test]
+fn entries_sum_to_the_pair_and_tokens_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let data = demo().join("pairs.jsonl");
+    let more = ["--scope", "full", "--dtype", "f64", "--limit", "10"];
+    let mut both = analyze(&demo(), &data, &out);
+    both.extend(more.map(str::to_owned));
+    succeed(both);
+    // into the folder of an analysis of the same
+    let said = succeed(args(&demo(), &data, &out, &more));
+    assert!(said.contains("pairs                   10") && said.contains("contrast, contrast"), "{said}");
+    let pairs = numbers(&out, "tokens.parquet", "pair");
+    let (blocks, inner) = (words(&out, "tokens.parquet", "block"), reals(&out, "tokens.parquet", "inner"));
+    for key in ["ww", "wl", "ll"] {
+        for (pair, want) in reals(&out, "pairs.parquet", key).into_iter().enumerate() {
+            let of = pairs.iter().zip(&blocks).zip(&inner).filter(|((p, b), _)| **p == pair && *b == key);
+            let sum: f64 = of.map(|(_, inner)| inner).sum();
+            let size = reals(&out, "pairs.parquet", "ww")[pair].max(reals(&out, "pairs.parquet", "ll")[pair]);
+            // two orders of the same sums in f64
+            assert!((sum - want).abs() <= 1e-10 * size, "{key} of pair {pair}: {sum} instead of {want}");
+        }
+    }
+    let logps = reals(&out, "positions.parquet", "logp");
+    let (branches, texts) = (words(&out, "positions.parquet", "branch"), words(&out, "positions.parquet", "text"));
+    let of_pair = numbers(&out, "positions.parquet", "pair");
+    let chosen = reals(&out, "pairs.parquet", "logp_chosen");
+    for (pair, want) in chosen.iter().enumerate() {
+        let rows = (0..logps.len()).filter(|i| of_pair[*i] == pair && branches[*i] == "w");
+        let sum: f64 = rows.map(|i| logps[i]).sum();
+        assert!((sum - want).abs() <= 1e-12 * want.abs());
+    }
+    let first: String =
+        (0..texts.len()).filter(|i| of_pair[*i] == 0 && branches[*i] == "w").map(|i| texts[i].as_str()).collect();
+    assert_eq!(first, " positive");
+}
+
+#[test]
+fn an_unfinished_run_goes_on_and_another_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, data) = (folder.path().join("out"), demo().join("pairs.jsonl"));
+    let more = ["--limit", "20"];
+    succeed(args(&demo(), &data, &out, &more));
+    let whole = std::fs::read(out.join("tokens.parquet/00001.parquet")).unwrap();
+    std::fs::remove_file(out.join("positions.parquet/00001.parquet")).unwrap();
+    let again = run(args(&demo(), &data, &out, &more));
+    assert!(again.status.success());
+    assert!(String::from_utf8_lossy(&again.stderr).contains("12 of 20 pairs are there already"));
+    assert_eq!(std::fs::read(out.join("tokens.parquet/00001.parquet")).unwrap(), whole);
+    let other = run(args(&demo(), &data, &out, &["--limit", "20", "--scope", "full"]));
+    assert_eq!(other.status.code(), Some(2));
+    assert!(error_line(&other).contains("another adapter"), "{}", error_line(&other));
+    let said = succeed(args(&demo(), &data, &folder.path().join("none"), &["--dry-run"]));
+    assert!(said.contains("nothing was computed") && !folder.path().join("none").exists(), "{said}");
+}
