@@ -28,7 +28,6 @@ for set in single short long; do
     --save-every 14 --eval-every 14 --predict-every 14
   analyze "dpo-$set" "$out/$set-held-out.jsonl" 0 28 56
 done
-gunzip -c "$data/hh-harmless-test.jsonl.gz" | head -n 512 >"$out/hh-train.jsonl"
-gunzip -c "$data/hh-harmless-test.jsonl.gz" | tail -n 32 >"$out/hh-held-out.jsonl"
-train --data "$out/hh-train.jsonl" --eval-data "$out/hh-held-out.jsonl" --out "$out/dpo-hh" --objective dpo \
-  --learning-rate 1e-4 --batch-size 8 --save-every 16 --eval-every 16 --predict-every 16 --max-tokens 512 --on-bad-row skip
+# 512 pairs to train on, 32 held out
+train --data "$data/hh-harmless-test.jsonl.gz" --limit 544 --eval-fraction 0.0588 --out "$out/dpo-hh" --objective dpo \
+  --learning-rate 1e-4 --batch-size 8 --save-every 16 --eval-every 16 --predict-every 16 --max-tokens 512 --truncate-prompt --on-bad-row skip

@@ -18,6 +18,7 @@ use tanglescope_gram::{
 };
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
 use tanglescope_model::{AdapterSource, Decoder, FreshLora};
+use tanglescope_objectives::{Lengths, Needs, Objective, PairGram, PairLogps};
 
 struct Inputs {
     folder: tempfile::TempDir,
@@ -352,17 +353,18 @@ fn a_run_goes_on_only_as_what_it_was() {
 fn an_overflow_names_step_and_pair_and_keeps_the_last_checkpoint() {
     let inputs = inputs(6);
     let out = inputs.out("run");
-    let more = ["--scope", "full", "--learning-rate", "1e30", "--max-grad-norm", "0", "--max-steps", "9"];
-    let more = [more.as_slice(), &["--save-every", "1", "--warmup-steps", "1", "--batch-size", "2"]].concat();
+    let more = ["--scope", "full", "--learning-rate", "1e38", "--max-grad-norm", "0", "--max-steps", "9"];
+    let more = [more.as_slice(), &["--save-every", "1", "--warmup-steps", "3", "--batch-size", "2"]].concat();
     let output = run(inputs.args(&out, "dpo", &more));
     assert_eq!(output.status.code(), Some(1));
     let line = error_line(&output);
-    assert!(line.contains("step 3, row "), "{line}");
+    assert!(line.contains("step ") && line.contains("row "), "{line}");
     assert!(line.contains("NaN") || line.contains("inf"), "{line}");
-    // the last step that was taken is saved, and the one before it is sound
-    assert!(out.join("checkpoint-1/model.safetensors").is_file());
-    let model = Decoder::<Flex>::load(&out.join("checkpoint-1"), &AdapterSource::None, DType::F32, &FlexDevice, 99);
-    model.unwrap();
+    // the newest checkpoint is sound: nothing that overflowed was saved
+    let steps = tanglescope_train::checkpoint::steps(&out).unwrap();
+    let newest = tanglescope_train::checkpoint::folder(&out, *steps.last().unwrap());
+    Decoder::<Flex>::load(&newest, &AdapterSource::None, DType::F32, &FlexDevice, 99).unwrap();
+    assert!(steps.len() > 1, "{steps:?}");
 }
 
 /// A limit on the size of files stands for a full disk: both end a write with an error.
@@ -403,6 +405,13 @@ fn options_that_cannot_be_used_are_refused() {
         ("dpo", vec!["--batch-size", "0"], "--batch-size 0"),
         ("dpo", vec!["--learning-rate", "nan"], "--learning-rate NaN"),
         ("dpo", vec!["--eval-fraction", "2"], "between 0 and 1"),
+        ("dpo", vec!["--epochs", "0"], "--epochs 0"),
+        ("dpo", vec!["--adam-beta2", "1"], "--adam-beta2 1"),
+        ("dpo", vec!["--adam-epsilon", "0"], "--adam-epsilon 0"),
+        ("dpo", vec!["--save-every", "0"], "--save-every 0"),
+        ("dpo", vec!["--batch-size", "4294967296", "--accumulate", "4294967296"], "too many pairs"),
+        ("dpo", vec!["--lora-alpha", "nan"], "--lora-alpha"),
+        ("calibrated:ema=2", vec![], "`ema` is at least 0 and below 1"),
         ("dpo", vec!["--reference", "base", "--scope", "full"], "there is no adapter"),
         ("dpo", vec!["--config", &config], "`learning` is no option of train; they are model"),
     ] {
@@ -418,16 +427,87 @@ fn a_config_file_stands_for_options_and_the_command_line_comes_first() {
     let (config, out) = (inputs.out("config.toml"), inputs.out("run"));
     let text = format!(
         "model = {:?}\ndata = {:?}\nout = {:?}\nobjective = \"ipo:tau=0.2\"\nscope = \"full\"\nmax_steps = 3\n\
-         learning-rate = 1e-4\ndevice = \"cpu\"\nchat = false\n",
+         learning-rate = 1e-4\ndevice = \"cpu\"\nchat = false\nlora_targets = [\"q_proj\"]\n",
         inputs.model, inputs.data, out
     );
     std::fs::write(&config, text).unwrap();
-    succeed(["train", "--config", &config.display().to_string(), "--max-steps", "2"]);
+    let config = config.display().to_string();
+    succeed(["train", "--config", &config, "--max-steps", "2", "--scope=lora", "--lora-targets", "v_proj"]);
     let manifest: serde_json::Value = serde_json::from_slice(&bytes(&out.join("manifest.json"))).unwrap();
     assert_eq!(manifest["identity"]["objective"], "ipo:tau=0.2");
     assert_eq!(manifest["identity"]["max_steps"], 2);
     assert_eq!(manifest["identity"]["learning_rate"], 1e-4);
+    let adapter: serde_json::Value =
+        serde_json::from_slice(&bytes(&out.join("checkpoint-2/adapter_config.json"))).unwrap();
+    assert_eq!(adapter["target_modules"], serde_json::json!(["self_attn.v_proj"]));
     assert!(out.join("checkpoint-2").is_dir());
+}
+
+/// Compares the rows of steps.parquet with what the objective makes of their log-probabilities and Grams.
+fn check_outcomes(given: &str, steps: &polars_core::prelude::DataFrame, data: &Path) {
+    let objective: Objective = given.parse().unwrap();
+    let rows: Vec<serde_json::Value> =
+        std::fs::read_to_string(data).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let length = |pair: u64, key: &str| {
+        u32::try_from(rows[usize::try_from(pair).unwrap()][key].as_array().unwrap().len()).unwrap()
+    };
+    let column = |name: &str, row: usize| steps.column(name).unwrap().f64().unwrap().get(row);
+    for row in 0..steps.height() {
+        let pair = steps.column("pair").unwrap().u64().unwrap().get(row).unwrap();
+        let lengths = Lengths { chosen: length(pair, "chosen_ids"), rejected: length(pair, "rejected_ids") };
+        let both = |w: &str, l: &str| Some([column(w, row)?, column(l, row)?]);
+        let reference = both("ref_logp_chosen", "ref_logp_rejected");
+        let chosen = column("logp_chosen", row).unwrap();
+        let logps = PairLogps { chosen, rejected: column("logp_rejected", row).unwrap_or(0.0), reference, lengths };
+        let value = |name: &str| column(name, row);
+        let gram = match (value("ww"), value("wl"), value("ll")) {
+            (Some(ww), Some(wl), Some(ll)) => PairGram { ww, wl, ll },
+            _ => PairGram::default(),
+        };
+        let step = steps.column("step").unwrap().u64().unwrap().get(row).unwrap();
+        // batches and masks see more than a row; a moving average is the pair's own at the first step only
+        if !matches!(objective.needs(), Needs::Pair | Needs::Gram) || objective.hyper("ema").is_some() && step > 1 {
+            continue;
+        }
+        let want = objective.of_pair(&logps, &gram).unwrap();
+        for (name, want) in [("loss", want.loss), ("d_w", want.d_w), ("d_l", want.d_l)] {
+            let got = value(name).unwrap();
+            assert!((got - want).abs() <= 1e-9 * want.abs().max(1e-9), "{given}: {name} is {got}, not {want}");
+        }
+        if gram.ww > 0.0 {
+            for (name, [a, b]) in ["delta_w", "delta_l"].into_iter().zip(gram.changes(want.d_w, want.d_l)) {
+                let got = value(name).unwrap();
+                assert!((got - (a - b)).abs() <= 1e-9 * (a.abs() + b.abs()), "{given}: {name} is {got}, not {}", a - b);
+            }
+        }
+    }
+}
+
+/// What a step on contrast tokens does to a pair is what `analyze` says of it.
+#[test]
+fn masked_steps_say_what_an_analysis_says() {
+    let inputs = inputs(5);
+    let out = inputs.out("run");
+    let more = ["--scope", "full", "--dtype", "f64", "--max-steps", "1", "--batch-size", "5"];
+    succeed(inputs.args(&out, "sparse_hard", &more));
+    let steps = Table::create(&out, "steps.parquet").unwrap().read(1).unwrap();
+    let analysis = inputs.out("analysis");
+    let mut args = support::analyze(&inputs.model, &inputs.data, &analysis);
+    let objective = ["--scope", "full", "--dtype", "f64", "--objective", "sparse_hard", "--reference", "self"];
+    args.extend(objective.map(str::to_owned));
+    succeed(args);
+    let want = Table::create(&analysis, "objectives.parquet").unwrap().read(0).unwrap();
+    for row in 0..5 {
+        let pair = steps.column("pair").unwrap().u64().unwrap().get(row).unwrap();
+        let at = usize::try_from(pair).unwrap();
+        for name in ["loss", "d_w", "d_l", "delta_w", "delta_l"] {
+            let of = |frame: &polars_core::prelude::DataFrame, row| {
+                frame.column(name).unwrap().f64().unwrap().get(row).unwrap()
+            };
+            let (got, want) = (of(&steps, row), of(&want, at));
+            assert!((got - want).abs() <= 1e-9 * want.abs().max(1e-6), "{name} of pair {pair}: {got}, not {want}");
+        }
+    }
 }
 
 /// Every objective runs, with low-rank factors and with all parameters; what its first step says is what the objectives say
@@ -451,6 +531,7 @@ fn every_objective_trains() {
             succeed(inputs.args(&out, &given, &rest));
             let steps = Table::create(&out, "steps.parquet").unwrap().read(2).unwrap();
             assert_eq!(steps.height(), 10);
+            check_outcomes(&given, &steps, &inputs.data);
             let predictions = Table::create(&out, "predictions.parquet").unwrap().read(2).unwrap();
             let column = |name: &str| -> Vec<f64> {
                 predictions.column(name).unwrap().f64().unwrap().iter().map(Option::unwrap).collect()
@@ -458,6 +539,7 @@ fn every_objective_trains() {
             let (predicted, measured) = (column("predicted"), column("measured"));
             // what is left is of second order: a hundredth of the change at most, for steps of 1e-5 on weights of size 0.1
             let size = measured.iter().map(|x| x.abs()).fold(0.0, f64::max);
+            assert!(size > 0.0, "{given}, {scope}: nothing moved");
             for (p, m) in predicted.iter().zip(&measured) {
                 assert!((p - m).abs() <= 1e-2 * size, "{given}, {scope}: {p} predicted, {m} measured");
             }

@@ -52,7 +52,9 @@ impl Table {
             let mut file = File::create(&beside).map_err(|e| e.to_string())?;
             ParquetWriter::new(&mut file).finish(&mut rows).map_err(|e| e.to_string())?;
             file.sync_all().map_err(|e| e.to_string())?;
-            std::fs::rename(&beside, &path).map_err(|e| e.to_string())
+            std::fs::rename(&beside, &path).map_err(|e| e.to_string())?;
+            // the name is on the disk too, before anything is built on it
+            File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(|e| e.to_string())
         };
         let mut write = write;
         write().map_err(|problem| {

@@ -1,6 +1,7 @@
 //! The tables of a training run, as data frames (docs/formats.md).
 use crate::tables::{column, frame};
 use polars_core::prelude::DataFrame;
+use tanglescope_objectives::Regime;
 use tanglescope_train::{PairStep, Prediction, Split};
 
 fn number(n: usize) -> u64 {
@@ -10,10 +11,7 @@ fn number(n: usize) -> u64 {
 /// steps.parquet: one row a step and pair that it trained on.
 #[must_use]
 pub fn steps(rows: &[PairStep]) -> DataFrame {
-    let change = |r: &PairStep, branch: usize| {
-        let [a, b] = r.gram?.changes(r.outcome.d_w, r.outcome.d_l)[branch];
-        Some(a - b)
-    };
+    let change = |r: &PairStep, branch: usize| r.changes.map(|changes| changes[branch][0] - changes[branch][1]);
     frame(vec![
         column("step", rows, |r| number(r.step)),
         column("pair", rows, |r| r.pair),
@@ -30,7 +28,7 @@ pub fn steps(rows: &[PairStep]) -> DataFrame {
         column("cosine", rows, |r| r.gram.and_then(|g| g.cosine())),
         column("delta_w", rows, |r| change(r, 0)),
         column("delta_l", rows, |r| change(r, 1)),
-        column("regime", rows, |r| r.gram.map(|g| g.regime(r.outcome.d_w, r.outcome.d_l).name().to_owned())),
+        column("regime", rows, |r| r.changes.map(|changes| Regime::of(changes).name().to_owned())),
     ])
 }
 

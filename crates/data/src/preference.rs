@@ -64,7 +64,7 @@ const ASSISTANT: &str = "\n\nAssistant:";
 pub struct Form {
     /// Plain text becomes a user and an assistant turn.
     pub chat: bool,
-    /// Only the chosen response is used: where there is no other, it stands for both.
+    /// Only the chosen response is used: it stands for both, whether there is another or not.
     pub chosen_only: bool,
 }
 
@@ -94,12 +94,12 @@ pub fn parse_row(line: &[u8], form: Form) -> Result<(Option<String>, Preference)
     if row.prompt_ids.is_some() || row.chosen_ids.is_some() || row.rejected_ids.is_some() {
         let need = |ids: Option<Vec<u32>>, key: &str| ids.ok_or_else(|| format!("no `{key}` beside the other ids"));
         let (prompt, chosen) = (need(row.prompt_ids, "prompt_ids")?, need(row.chosen_ids, "chosen_ids")?);
-        let rejected = row.rejected_ids.or_else(|| form.chosen_only.then(|| chosen.clone()));
+        let rejected = if form.chosen_only { Some(chosen.clone()) } else { row.rejected_ids };
         return Ok((id, Preference::Ids { prompt, chosen, rejected: need(rejected, "rejected_ids")? }));
     }
     let need = |content: Option<Content>, key: &str| content.ok_or_else(|| format!("no `{key}`"));
     let chosen = need(row.chosen, "chosen")?;
-    let rejected = need(row.rejected.or_else(|| form.chosen_only.then(|| chosen.clone())), "rejected")?;
+    let rejected = need(if form.chosen_only { Some(chosen.clone()) } else { row.rejected }, "rejected")?;
     let pair = match (row.prompt, chosen, rejected) {
         (Some(Content::Text(prompt)), Content::Text(chosen), Content::Text(rejected)) => {
             Preference::Text { prompt, chosen, rejected }

@@ -206,17 +206,20 @@ pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec
     by_branch(&batch, &B::head(&y, model.head(), &batch.targets, None).logp)
 }
 
-/// [`token_logps`] of all groups, in their order, batch by batch, `at_once` of them side by side.
+/// [`token_logps`] of all groups, in their order, batch by batch, `at_once` of them side by side; `done` is told which groups
+/// are through.
 pub fn token_logps_of_batches<B: Kernels>(
     model: &Decoder<B>,
     groups: &[&Group],
-    batches: &[Vec<usize>],
-    at_once: usize,
+    (batches, at_once): (&[Vec<usize>], usize),
+    done: impl Fn(&[usize]) + Sync,
 ) -> Vec<Vec<Vec<f64>>> {
     side_by_side(batches, at_once, |batch, turn| {
         // nothing is kept, so that the next one may begin
         drop(turn);
-        token_logps(model, &batch.iter().map(|&g| groups[g]).collect::<Vec<_>>())
+        let found = token_logps(model, &batch.iter().map(|&g| groups[g]).collect::<Vec<_>>());
+        done(batch);
+        found
     })
 }
 

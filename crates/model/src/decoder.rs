@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::layers::{Angles, BackwardRows, Block, BlockTrace, Linear, Norm, QkvProjection};
 use crate::scope::{InScope, Parameter, ParameterKind, Scope};
 use crate::sink::{Embedding, Sink};
-use crate::weights::{Layout, Weights, file_hash};
+use crate::weights::{Layout, Weights, content_hash};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use tanglescope_kernels::cost::Rates;
@@ -192,8 +192,7 @@ impl<B: Kernels> Decoder<B> {
         }
         let description = architectures::describe(&Config::read(&config_path)?)?;
         let base = Weights::open(folder, "model")?;
-        let content_hash = format!("{}+{}", base.content_hash()?, file_hash(&config_path)?);
-        Self::build(base, content_hash, description, folder, source, dtype, device, resident)
+        Self::build(base, content_hash(folder)?, description, folder, source, dtype, device, resident)
     }
 
     /// The base model under the adapter, sharing its tensors; `None` where the adapter replaced some of them

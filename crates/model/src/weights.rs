@@ -237,6 +237,15 @@ fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// SHA-256 of a model folder's weights and config, which stand for the model.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub fn content_hash(folder: &Path) -> Result<String> {
+    let weights = Weights::open(folder, "model")?.content_hash()?;
+    Ok(format!("{weights}+{}", file_hash(&folder.join("config.json"))?))
+}
+
 /// SHA-256 of a file.
 ///
 /// # Errors

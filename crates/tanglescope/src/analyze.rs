@@ -275,7 +275,8 @@ impl<B: Kernels> Run<'_, B> {
             Loaded::None => None,
             Loaded::Itself => Some(results.iter().map(|result| result.token_logps.clone()).collect()),
             Loaded::Model(model) => {
-                Some(token_logps_of_batches(model, &groups.iter().collect::<Vec<_>>(), &batches, self.at_once))
+                let groups: Vec<&Group> = groups.iter().collect();
+                Some(token_logps_of_batches(model, &groups, (&batches, self.at_once), |_| ()))
             }
         };
         let mut pair_rows = Vec::with_capacity(window.len());

@@ -28,7 +28,7 @@ pub enum Command {
     Devices(Devices),
     /// Measure a device: its rates, each kernel against the roofline that those give, and the whole pass
     Bench(Bench),
-    /// Run `analyze` on a small model and pairs that the program carries
+    /// The paper's experiment in miniature: train a small model on many objectives, and see whose probabilities fall
     Demo(Demo),
 }
 
@@ -165,7 +165,6 @@ pub enum ScheduleName {
 
 /// Options of `train`.
 #[derive(Args, Clone, Debug)]
-#[command(args_override_self = true)]
 pub struct Train {
     #[command(flatten)]
     pub model: ModelArgs,

@@ -44,8 +44,10 @@ pub fn run(args: &Demo) -> Result<()> {
         temporary = tempfile::tempdir().map_err(|e| Error::output(&std::env::temp_dir(), e))?;
         temporary.path()
     };
-    let demo = Experiment { folder, device: args.device.as_deref(), dry_run: args.dry.dry_run };
-    demo.write_files()?;
+    let demo = Experiment { folder, device: args.device.as_deref() };
+    if !args.dry.dry_run {
+        demo.write_files()?;
+    }
     eprintln!("device: {}", Device::choose(args.device.as_deref())?);
     println!("A model of a million parameters, and three sets of pairs (Yuan et al., arXiv 2410.13828, section 4):");
     for (name, rows) in SETS {
@@ -56,12 +58,20 @@ pub fn run(args: &Demo) -> Result<()> {
         .map(|(set, _)| (*set, "dpo"))
         .chain(OBJECTIVES.iter().map(|objective| ("long", *objective)))
         .collect();
+    if args.dry.dry_run {
+        println!(
+            "\n{} fine-tunings, then {} runs on preferences, each with its checkpoints analysed:",
+            SETS.len(),
+            runs.len()
+        );
+        for (set, objective) in &runs {
+            println!("  {STEPS} steps of 16 pairs on {objective}, {set}");
+        }
+        println!("nothing was computed, and nothing is left");
+        return Ok(());
+    }
     for (set, _) in SETS {
         demo.fine_tune(set)?;
-        if args.dry.dry_run {
-            println!("and {} runs on preferences after that, each with its checkpoints analysed", runs.len());
-            return Ok(());
-        }
     }
     for (number, (set, objective)) in runs.iter().enumerate() {
         demo.run(set, objective, &format!("{} of {}", number + 1, runs.len()))?;
@@ -77,7 +87,6 @@ pub fn run(args: &Demo) -> Result<()> {
 struct Experiment<'a> {
     folder: &'a Path,
     device: Option<&'a str>,
-    dry_run: bool,
 }
 
 impl Experiment<'_> {
@@ -113,7 +122,6 @@ impl Experiment<'_> {
         }
         match Cli::parse_from(words).command {
             Command::Analyze(args) => analyze::quietly(&args).map(|_| ()),
-            Command::Train(args) if self.dry_run => train::dry_run(&args),
             Command::Train(args) => train::quietly(&args),
             _ => unreachable!("the demo trains and analyses"),
         }

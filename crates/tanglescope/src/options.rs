@@ -121,6 +121,9 @@ impl ModelOptions {
                 if args.lora_r == 0 {
                     return Err(Error::option("--lora-r 0", "a rank is at least 1"));
                 }
+                if args.lora_alpha.is_some_and(|alpha| !(alpha.is_finite() && alpha > 0.0)) {
+                    return Err(Error::option("--lora-alpha", "expected a positive number"));
+                }
                 AdapterSource::Fresh(FreshLora {
                     r: args.lora_r,
                     lora_alpha: args.lora_alpha.unwrap_or(2.0 * args.lora_r as f64),

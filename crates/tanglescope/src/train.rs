@@ -17,11 +17,15 @@ use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::{Table, training};
 use tanglescope_data::{Dataset, Form, Limits, Pair, Reading, Skipped};
 use tanglescope_gram::{Group, plan, token_logps_of_batches};
 use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels, TensorData};
-use tanglescope_model::{AdapterSource, Decoder, InScope, ParameterKind, Scope, read_tensors, write_tensors};
+use tanglescope_model::{
+    AdapterSource, Decoder, InScope, Map as LinearMap, Outline, ParameterKind, Scope, content_hash, read_tensors,
+    write_tensors,
+};
 use tanglescope_objectives::Objective;
 use tanglescope_train::checkpoint::{self, Place};
 use tanglescope_train::{Example, Plan, Prediction, Reference as Logps, Schedule, Settings, StepLog, Trainer};
@@ -62,6 +66,7 @@ struct Manifest {
     pairs: usize,
     held_out: usize,
     skipped: Vec<Skipped>,
+    eval_skipped: Vec<Skipped>,
     devices: Vec<String>,
     epochs: f64,
     identity: Identity,
@@ -79,6 +84,7 @@ struct Examples {
     data: String,
     eval_data: Option<String>,
     skipped: Vec<Skipped>,
+    eval_skipped: Vec<Skipped>,
 }
 
 /// Runs the command.
@@ -102,21 +108,46 @@ pub fn dry_run(args: &Train) -> Result<()> {
     let scope = outline.in_scope(&options.scope)?;
     let examples = Examples::read(args, &options, &objective, limits(&outline.description))?;
     let settings = settings(args, examples.train.len())?;
-    let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
+    let rows = placement(&options, &outline).rows_per_batch(&options, &outline);
     let groups: Vec<Group> = examples.train.iter().map(|example| example.group.clone()).collect();
     println!("one epoch:");
     dry_run::report(&options, &outline, &scope, &groups, rows);
     let epochs = settings.max_steps as f64 * settings.pairs_per_step() as f64 / groups.len() as f64;
     println!("steps           {} of {} pairs: {epochs:.2} epochs", settings.max_steps, settings.pairs_per_step());
+    let held = held_bytes(&options, &outline) as f64 / 2f64.powi(30);
+    println!("training holds  at most {held:.2} GiB more: a gradient and two moments of what is trained");
+    if objective.definition().reference {
+        println!("and a forward pass of the reference over every pair, once");
+    }
     println!("held out        {} pairs", examples.held_out.len());
     println!("nothing was computed, and nothing written to {}", args.out.display());
     Ok(())
+}
+
+/// Bytes of a gradient and two moments of all that is trained, at most; activations get what is left.
+fn held_bytes(options: &ModelOptions, outline: &Outline) -> usize {
+    let factors = |map: &LinearMap| map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
+    let low_rank: usize = outline.maps.iter().map(factors).sum();
+    let (outside, block) = outline.values();
+    let all = outside + block * outline.description.layers;
+    3 * options.dtype.size() * if matches!(options.scope, Scope::Lora) { low_rank } else { all }
+}
+
+/// Where a model is placed that leaves room for what training holds.
+fn placement(options: &ModelOptions, outline: &Outline) -> Placement {
+    let placement = Placement::of(options, outline);
+    let held = held_bytes(options, outline) / placement.at_once;
+    Placement { activations: placement.activations.map(|bytes| bytes.saturating_sub(held)), ..placement }
 }
 
 /// The objective, and the model to train, where they can be trained.
 fn checked(args: &Train) -> Result<(ModelOptions, Objective)> {
     let options = ModelOptions::new(&args.model)?;
     let objective: Objective = args.objective.parse().map_err(|e| Error::option("--objective", e))?;
+    checked_numbers(args)?;
+    if objective.hyper("ema").is_some_and(|ema| !(0.0..1.0).contains(&ema)) {
+        return Err(Error::option(format!("--objective {objective}"), "`ema` is at least 0 and below 1"));
+    }
     let has_adapter = options.adapter != AdapterSource::None;
     let low_rank = matches!(options.scope, Scope::Lora | Scope::Trainable);
     let scope = |problem: &str| Err(Error::option(format!("--scope {}", options.scope), problem));
@@ -148,17 +179,50 @@ fn at_least_0(option: &str, value: f64) -> Result<f64> {
     }
 }
 
+fn below_1(option: &str, value: f32) -> Result<f32> {
+    match (0.0..1.0).contains(&value) {
+        true => Ok(value),
+        false => Err(Error::option(format!("{option} {value}"), "expected a number of at least 0 and below 1")),
+    }
+}
+
+/// Pairs of a step, and all that has to be right before a model is loaded.
+fn checked_numbers(args: &Train) -> Result<usize> {
+    let (batch_size, accumulate) =
+        (positive("--batch-size", args.batch_size)?, positive("--accumulate", args.accumulate)?);
+    for (option, value) in [
+        ("--learning-rate", args.learning_rate),
+        ("--max-grad-norm", args.max_grad_norm),
+        ("--mask-learning-rate", args.mask_learning_rate),
+        ("--weight-decay", f64::from(args.weight_decay)),
+    ] {
+        at_least_0(option, value)?;
+    }
+    below_1("--adam-beta1", args.adam_beta1)?;
+    below_1("--adam-beta2", args.adam_beta2)?;
+    if !(args.adam_epsilon.is_finite() && args.adam_epsilon > 0.0) {
+        return Err(Error::option(format!("--adam-epsilon {}", args.adam_epsilon), "expected a positive number"));
+    }
+    if !(args.epochs.is_finite() && args.epochs > 0.0) {
+        return Err(Error::option(format!("--epochs {}", args.epochs), "expected a positive number"));
+    }
+    for (option, value) in
+        [("--max-steps", args.max_steps), ("--eval-every", args.eval_every), ("--save-every", args.save_every)]
+    {
+        value.map(|value| positive(option, value)).transpose()?;
+    }
+    let pairs = batch_size.checked_mul(accumulate);
+    pairs.ok_or_else(|| Error::option(format!("--accumulate {accumulate}"), "makes steps of too many pairs"))
+}
+
 /// The settings of a run over some pairs, with defaults filled in.
 fn settings(args: &Train, pairs: usize) -> Result<Settings> {
-    let batch_size = positive("--batch-size", args.batch_size)?;
-    let accumulate = positive("--accumulate", args.accumulate)?;
-    let per_epoch = pairs.div_ceil(batch_size * accumulate);
-    let epochs = at_least_0("--epochs", args.epochs)?;
+    let per_epoch = pairs.div_ceil(checked_numbers(args)?);
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let of_epochs = ((per_epoch as f64 * epochs).ceil() as usize).max(1);
-    let max_steps = positive("--max-steps", args.max_steps.unwrap_or(of_epochs))?;
+    let of_epochs = ((per_epoch as f64 * args.epochs).ceil() as usize).max(1);
+    let max_steps = args.max_steps.unwrap_or(of_epochs);
     Ok(Settings {
-        learning_rate: at_least_0("--learning-rate", args.learning_rate)?,
+        learning_rate: args.learning_rate,
         schedule: match args.schedule {
             ScheduleName::Constant => Schedule::Constant,
             ScheduleName::Linear => Schedule::Linear,
@@ -166,14 +230,14 @@ fn settings(args: &Train, pairs: usize) -> Result<Settings> {
         },
         warmup_steps: args.warmup_steps.unwrap_or(max_steps / 10),
         max_steps,
-        batch_size,
-        accumulate,
+        batch_size: args.batch_size,
+        accumulate: args.accumulate,
         beta1: args.adam_beta1,
         beta2: args.adam_beta2,
         epsilon: args.adam_epsilon,
         weight_decay: args.weight_decay,
-        max_grad_norm: at_least_0("--max-grad-norm", args.max_grad_norm)?,
-        mask_learning_rate: at_least_0("--mask-learning-rate", args.mask_learning_rate)?,
+        max_grad_norm: args.max_grad_norm,
+        mask_learning_rate: args.mask_learning_rate,
         seed: args.model.seed,
         gram_every: args.gram_every,
         predict_every: args.predict_every,
@@ -192,20 +256,23 @@ impl Examples {
             }
             Example { row: pair.row, group }
         };
-        let read = |path: &Path, reading: &Reading| Dataset::read(path, &options.folder, reading, limits);
+        let read = |path: &Path, reading: &Reading| -> Result<Dataset> {
+            let data = Dataset::read(path, &options.folder, reading, limits)?;
+            for skipped in &data.skipped {
+                eprintln!("{}: row {} left out: {}", path.display(), skipped.row, skipped.problem);
+            }
+            let truncated = data.pairs.iter().filter(|pair| pair.truncated_tokens > 0).count();
+            if truncated > 0 {
+                eprintln!("{}: {truncated} prompts were cut from the left", path.display());
+            }
+            Ok(data)
+        };
         let data = read(&args.data.data, &reading)?;
-        for skipped in &data.skipped {
-            eprintln!("{}: row {} left out: {}", data.path.display(), skipped.row, skipped.problem);
-        }
-        let truncated = data.pairs.iter().filter(|pair| pair.truncated_tokens > 0).count();
-        if truncated > 0 {
-            eprintln!("{truncated} prompts were cut from the left");
-        }
         let mut train: Vec<Example> = data.pairs.into_iter().map(example).collect();
-        let (mut held_out, mut eval_data) = (Vec::new(), None);
+        let (mut held_out, mut eval_data, mut eval_skipped) = (Vec::new(), None, Vec::new());
         if let Some(path) = &args.eval_data {
             let data = read(path, &Reading { limit: None, ..reading })?;
-            eval_data = Some(data.content_hash);
+            (eval_data, eval_skipped) = (Some(data.content_hash), data.skipped);
             held_out = data.pairs.into_iter().map(example).collect();
         } else if let Some(share) = args.eval_fraction {
             let bad = |problem: String| Error::option(format!("--eval-fraction {share}"), problem);
@@ -222,7 +289,7 @@ impl Examples {
             held_out.sort_by_key(|example| example.row);
             train.sort_by_key(|example| example.row);
         }
-        Ok(Self { train, held_out, data: data.content_hash, eval_data, skipped: data.skipped })
+        Ok(Self { train, held_out, data: data.content_hash, eval_data, skipped: data.skipped, eval_skipped })
     }
 }
 
@@ -239,6 +306,7 @@ impl OnDevice for Work<'_> {
     fn run<B: Kernels>(self, device: &B::Device) -> Result<()> {
         let Self { args, options, objective, quiet } = &self;
         let mut model = options.load::<B>(options.dtype, device)?;
+        model.activation_bytes = placement(options, &options.outline()?).activations;
         let scope = model.in_scope(&options.scope)?;
         let examples = Examples::read(args, options, objective, limits(&model.description))?;
         let settings = settings(args, examples.train.len())?;
@@ -302,10 +370,9 @@ impl Work<'_> {
     ) -> Result<Option<[Vec<Logps>; 2]>> {
         const NAME: &str = "reference";
         let out = &self.args.out;
-        let loaded = match reference {
-            Reference::None => return Ok(None),
-            _ => reference.load(self.options, model)?,
-        };
+        if *reference == Reference::None {
+            return Ok(None);
+        }
         let sets = [("examples", &examples.train), ("held_out", &examples.held_out)];
         let tokens = |set: &Vec<Example>| set.iter().flat_map(|e| &e.group.responses).map(Vec::len).sum::<usize>();
         let tensor = |values: Vec<f64>| {
@@ -314,6 +381,7 @@ impl Work<'_> {
         };
         let used = sets.iter().filter(|(_, set)| !set.is_empty());
         if !out.join(format!("{NAME}.safetensors")).exists() {
+            let loaded = reference.load(self.options, model)?;
             if !self.quiet {
                 let which =
                     if matches!(loaded, Loaded::Itself) { "the model as training starts" } else { "another model" };
@@ -324,12 +392,22 @@ impl Work<'_> {
                 Loaded::Itself | Loaded::None => model,
             };
             let mut tensors = Vec::new();
+            let all: usize = used.clone().map(|(_, set)| set.len()).sum();
+            let rows: usize = used.clone().flat_map(|(_, set)| set.iter()).map(|e| e.group.forward_rows()).sum();
+            let progress = Progress::new(Amount { pairs: all, rows }, Amount::default(), self.quiet);
+            let progress = Mutex::new(progress);
             for (name, set) in used.clone() {
                 let groups: Vec<&Group> = set.iter().map(|example| &example.group).collect();
                 let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
-                let logps = token_logps_of_batches(model, &groups, &plan::batches(&lengths, plan.rows), plan.at_once);
+                let batches = plan::batches(&lengths, plan.rows);
+                let logps = token_logps_of_batches(model, &groups, (&batches, plan.at_once), |batch| {
+                    let rows = batch.iter().map(|&g| lengths[g]).sum();
+                    let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                    progress.add(Amount { pairs: batch.len(), rows });
+                });
                 tensors.push(((*name).to_owned(), tensor(logps.into_iter().flatten().flatten().collect())));
             }
+            progress.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
             let unfinished = out.join(format!(".{NAME}.unfinished"));
             write_tensors::<Flex>(&unfinished, tensors)?;
             let path = out.join(format!("{NAME}.safetensors"));
@@ -372,10 +450,10 @@ impl Work<'_> {
                 Reference::None => None,
                 Reference::Itself => Some("self".to_owned()),
                 Reference::Base => Some("base".to_owned()),
-                Reference::Folder(folder) => Some(folder.display().to_string()),
+                Reference::Folder(folder) => Some(content_hash(folder)?),
             },
-            eval_every: positive("--eval-every", args.eval_every.unwrap_or(tenth))?,
-            save_every: positive("--save-every", args.save_every.unwrap_or(tenth))?,
+            eval_every: args.eval_every.unwrap_or(tenth),
+            save_every: args.save_every.unwrap_or(tenth),
             settings: settings.clone(),
         };
         let device = options.device.to_string();
@@ -389,7 +467,7 @@ impl Work<'_> {
             }
             None => {
                 let outline = options.outline()?;
-                let placement = Placement::of(options, &outline);
+                let placement = placement(options, &outline);
                 let adapter = match &options.adapter {
                     AdapterSource::Saved(folder) => Some(folder.clone()),
                     _ => None,
@@ -404,6 +482,7 @@ impl Work<'_> {
                     pairs: examples.train.len(),
                     held_out: examples.held_out.len(),
                     skipped: examples.skipped.clone(),
+                    eval_skipped: examples.eval_skipped.clone(),
                     devices: vec![device],
                     epochs: args.epochs,
                     identity,
@@ -470,21 +549,16 @@ impl<B: Kernels> Run<'_, B> {
             self.evaluate(&mut log)?;
             self.save()?;
         }
-        let rows: Vec<usize> = self.examples.train.iter().map(|e| e.group.forward_rows()).collect();
-        let of = |step: usize| {
-            let chosen = self.trainer.examples_of(step);
-            Amount { pairs: chosen.len(), rows: chosen.iter().map(|&e| rows[e]).sum() }
-        };
-        let amounts: Vec<Amount> = (0..self.settings.max_steps).map(of).collect();
-        let sum =
-            |of: &[Amount]| Amount { pairs: of.iter().map(|a| a.pairs).sum(), rows: of.iter().map(|a| a.rows).sum() };
-        let mut progress = Progress::new(sum(&amounts), sum(&amounts[..self.trainer.steps()]), self.quiet);
+        let (all, before) = (self.amount(self.settings.max_steps), self.amount(self.trainer.steps()));
+        let mut progress = Progress::new(all, before, self.quiet);
         let (mut pairs, mut predicted): (Vec<_>, Vec<Prediction>) = (Vec::new(), Vec::new());
         let max_steps = self.settings.max_steps;
         while self.trainer.steps() < max_steps {
             let step = self.trainer.step()?;
             let number = self.trainer.steps();
-            progress.add_with(amounts[number - 1], &format!("step {number} of {max_steps}: {}, ", brief(&step.log)));
+            let (before, after) = (self.amount(number - 1), self.amount(number));
+            let more = Amount { pairs: after.pairs - before.pairs, rows: after.rows - before.rows };
+            progress.add_with(more, &format!("step {number} of {max_steps}: {}, ", brief(&step.log)));
             self.note(step.log, &mut log)?;
             pairs.extend(step.pairs);
             predicted.extend(step.predictions);
@@ -506,6 +580,13 @@ impl<B: Kernels> Run<'_, B> {
             println!("{}", checkpoint::folder(out, max_steps).display());
         }
         Ok(())
+    }
+
+    /// What some steps from the first on see. Every pair counts as one row: which pairs come when is known only by shuffling
+    /// every epoch.
+    fn amount(&self, steps: usize) -> Amount {
+        let pairs = self.trainer.examples_in(steps);
+        Amount { pairs, rows: pairs }
     }
 
     fn save(&self) -> Result<()> {

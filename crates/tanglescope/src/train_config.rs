@@ -22,13 +22,18 @@ pub fn parse_from(words: Vec<OsString>) -> Result<Command> {
     let Some(config) = config else { return Ok(Cli::parse_from(words).command) };
     let at = words.iter().position(|word| word == "train").map_or(words.len(), |at| at + 1);
     let (before, after) = words.split_at(at);
-    let options = options(&config)?;
-    // of options that are given twice the last one counts
+    let given = |name: &str| {
+        after
+            .iter()
+            .filter_map(|word| word.to_str())
+            .any(|word| word.strip_prefix("--").is_some_and(|word| word.split('=').next() == Some(name)))
+    };
+    let options = options(&config, given)?;
     Ok(Cli::parse_from(before.iter().cloned().chain(options).chain(after.iter().cloned())).command)
 }
 
-/// The words that a config file stands for.
-fn options(path: &Path) -> Result<Vec<OsString>> {
+/// The words that a config file stands for, but for options that are `given` in another way.
+fn options(path: &Path, given: impl Fn(&str) -> bool) -> Result<Vec<OsString>> {
     let refuse = |problem: String| Error::option(format!("--config {}", path.display()), problem);
     let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
     let table: Table = text.parse().map_err(|e: toml::de::Error| refuse(e.to_string()))?;
@@ -40,6 +45,9 @@ fn options(path: &Path) -> Result<Vec<OsString>> {
         let name = key.replace('_', "-");
         if !names.contains(&name.as_str()) {
             return Err(refuse(format!("`{key}` is no option of train; they are {}", names.join(", "))));
+        }
+        if given(&name) {
+            continue;
         }
         let plain = |value: &Value| match value {
             Value::String(text) => Some(text.clone()),

@@ -96,6 +96,7 @@ pub fn save<B: Kernels>(trainer: &Trainer<'_, B>, place: &Place<'_>, history: &[
     // folders made by others for a while are readable by their owner alone
     #[cfg(unix)]
     std::fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(0o755)).map_err(refuse)?;
+    File::open(at).and_then(|folder| folder.sync_all()).map_err(refuse)?;
     if path.exists() {
         std::fs::remove_dir_all(&path).map_err(refuse)?;
     }

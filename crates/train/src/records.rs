@@ -19,6 +19,9 @@ pub struct PairStep {
     pub outcome: Outcome,
     /// Where it was recorded.
     pub gram: Option<PairGram>,
+    /// Beside the Gram: what a unit step on this pair's loss alone changes log π(chosen) and log π(rejected) by, each as the
+    /// difference of two terms, the pull of the chosen and of the rejected response's gradient.
+    pub changes: Option<[[f64; 2]; 2]>,
 }
 
 /// Which pairs a prediction is about.
@@ -43,7 +46,8 @@ pub struct Prediction {
     pub predicted: Vec<f64>,
     /// log π after the step less log π before.
     pub measured: Vec<f64>,
-    /// What the pair's own Gram says of a plain gradient step on this pair alone, at the step's learning rate.
+    /// What the pair's own Gram says of its share of a plain gradient step: the learning rate times the clipping over the
+    /// number of pairs, times what a unit step on the pair alone does. `None` where no Gram was recorded.
     pub own: Option<[f64; 2]>,
 }
 
@@ -82,19 +86,19 @@ pub(crate) fn means(pairs: &[PairStep], beta: f64, prefix: &str) -> Map<String, 
     add("rewards/rejected", mean(rewards.iter().map(|r| r[1])));
     add("rewards/margins", mean(rewards.iter().map(|r| r[0] - r[1])));
     add("rewards/accuracies", mean(rewards.iter().map(|r| f64::from(u8::from(r[0] > r[1])))));
-    let grams: Vec<(&PairStep, PairGram)> = pairs.iter().filter_map(|p| Some((p, p.gram?))).collect();
-    add("entanglement/ww", mean(grams.iter().map(|(_, g)| g.ww)));
-    add("entanglement/wl", mean(grams.iter().map(|(_, g)| g.wl)));
-    add("entanglement/ll", mean(grams.iter().map(|(_, g)| g.ll)));
-    add("entanglement/cosine", mean(grams.iter().filter_map(|(_, g)| g.cosine())));
+    let grams: Vec<PairGram> = pairs.iter().filter_map(|p| p.gram).collect();
+    add("entanglement/ww", mean(grams.iter().map(|g| g.ww)));
+    add("entanglement/wl", mean(grams.iter().map(|g| g.wl)));
+    add("entanglement/ll", mean(grams.iter().map(|g| g.ll)));
+    add("entanglement/cosine", mean(grams.iter().filter_map(PairGram::cosine)));
     for regime in Regime::ALL {
-        let is = |(p, g): &(&PairStep, PairGram)| g.regime(p.outcome.d_w, p.outcome.d_l) == regime;
-        add(&format!("regime/{}", regime.name()), mean(grams.iter().map(|pair| f64::from(u8::from(is(pair))))));
+        let regimes = pairs.iter().filter_map(|p| p.changes).map(Regime::of);
+        add(&format!("regime/{}", regime.name()), mean(regimes.map(|is| f64::from(u8::from(is == regime)))));
     }
     log
 }
 
-/// Means of predictions: `prediction/batch/chosen` and so on.
+/// Means of predictions: `change/batch/chosen/predicted` and so on.
 pub(crate) fn prediction_means(predictions: &[Prediction]) -> Map<String, Value> {
     let mut log = Map::new();
     for (split, of) in [(Split::Batch, "batch"), (Split::HeldOut, "held_out")] {

@@ -13,7 +13,7 @@ use tanglescope_gram::{
 };
 use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
 use tanglescope_model::{Decoder, InScope};
-use tanglescope_objectives::{Needs, Objective, PairGram};
+use tanglescope_objectives::{Needs, Objective, Outcome, PairGram};
 
 /// How work is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +110,14 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         order::of_step(step, self.examples.len(), self.settings.pairs_per_step(), self.settings.seed)
     }
 
+    /// Examples that a number of steps from the first on see.
+    #[must_use]
+    pub fn examples_in(&self, steps: usize) -> usize {
+        let (examples, per_step) = (self.examples.len(), self.settings.pairs_per_step());
+        let per_epoch = order::steps_per_epoch(examples, per_step);
+        steps / per_epoch * examples + examples.min(steps % per_epoch * per_step)
+    }
+
     /// Steps of the whole run.
     pub(crate) fn max_steps(&self) -> usize {
         self.settings.max_steps
@@ -127,7 +135,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     /// Takes the next step.
     ///
     /// # Errors
-    /// Where a pair's loss or coefficients, or the gradient's length, is NaN or infinite; no parameter has moved then.
+    /// Where a pair's loss or coefficients, the gradient's length, or the parameters' after the step is NaN or infinite.
     pub fn step(&mut self) -> Result<Step> {
         let (settings, number) = (self.settings, self.steps + 1);
         let chosen = self.examples_of(self.steps);
@@ -151,6 +159,10 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let gradient = std::mem::take(&mut update.gradient);
         let gradient = gradient.into_iter().map(|(name, g)| (name, scaled::<B>(g, -clip))).collect();
         self.move_along(gradient, rate);
+        let size = squared_norm::<B>(&self.parameters()).sqrt();
+        if !size.is_finite() {
+            return Err(self.not_finite("all pairs", format!("the parameters' length after the step is {size}")));
+        }
         self.learn(&chosen, &pairs, &update.results);
         self.steps = number;
         let own = rate * clip / chosen.len() as f64;
@@ -172,7 +184,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         if self.objective.needs() != Needs::Batch {
             return None;
         }
-        let token_logps = token_logps_of_batches(&self.model, groups, batches, self.plan.at_once);
+        let token_logps = token_logps_of_batches(&self.model, groups, (batches, self.plan.at_once), |_| ());
         let signal = self.signal();
         let sums: Vec<_> = chosen.iter().zip(&token_logps).map(|(&e, logps)| signal.sums(e, logps)).collect();
         let size = self.settings.batch_size;
@@ -201,11 +213,13 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let of_logps = |g: usize, token_logps: &Vec<Vec<f64>>| coefficients(g, token_logps, None);
         let of_gram =
             |g: usize, result: &GroupResult| coefficients(g, &result.token_logps, Some(&PairGram::of(&result.total())));
-        let when = match self.objective.needs() {
-            Needs::Gram => Coefficients::OfGram(&of_gram),
+        let needs_gram = self.objective.needs() == Needs::Gram;
+        let when = match self.calibration {
+            None if needs_gram => Coefficients::OfGram(&of_gram),
+            // a moving average is known beforehand
             _ => Coefficients::OfLogps(&of_logps),
         };
-        update(&self.model, self.scope, &items, (batches, self.plan.at_once), &when, grams)
+        update(&self.model, self.scope, &items, (batches, self.plan.at_once), &when, grams || needs_gram)
     }
 
     fn pair_steps(
@@ -244,6 +258,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
                 reference: sums.reference,
                 outcome,
                 gram: gram.filter(|_| grams),
+                changes: if grams { gram.map(|gram| changes(&outcome, &gram, &result.total())) } else { None },
             });
         }
         Ok(out)
@@ -251,8 +266,8 @@ impl<'a, B: Kernels> Trainer<'a, B> {
 
     fn not_finite(&self, what: &str, found: String) -> Error {
         let problem = format!(
-            "{found}; the run has stopped, and its checkpoints up to here are kept. A lower --learning-rate, \
-             --max-grad-norm, or --dtype f64 may help"
+            "{found}; the run has stopped, and its checkpoints up to here are kept. A lower --learning-rate or \
+             --max-grad-norm, or --dtype f64, may help, into another --out"
         );
         Error::NotFinite { step: self.steps + 1, what: what.to_owned(), problem }
     }
@@ -313,12 +328,9 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
         let batches = plan::batches(&lengths, self.plan.rows);
         let predicted = AlongSink::of_groups(before, self.scope, &groups, &batches, &step);
-        let logps = |model: &Decoder<B>| token_logps_of_batches(model, &groups, &batches, self.plan.at_once);
+        let logps = |model: &Decoder<B>| token_logps_of_batches(model, &groups, (&batches, self.plan.at_once), |_| ());
         let (old, new) = (logps(before), logps(&self.model));
-        let own = |pair: &PairStep| {
-            let changes = pair.gram?.changes(own * pair.outcome.d_w, own * pair.outcome.d_l);
-            Some(changes.map(|[a, b]| a - b))
-        };
+        let own = |pair: &PairStep| pair.changes.map(|changes| changes.map(|[a, b]| own * (a - b)));
         let mut own = pairs.iter().map(own);
         let sum = |of: &Vec<f64>| of.iter().sum::<f64>();
         let changes =
@@ -342,7 +354,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let groups: Vec<&Group> = self.held_out.iter().map(|example| &example.group).collect();
         let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
         let batches = plan::batches(&lengths, self.plan.rows);
-        let token_logps = token_logps_of_batches(&self.model, &groups, &batches, self.plan.at_once);
+        let token_logps = token_logps_of_batches(&self.model, &groups, (&batches, self.plan.at_once), |_| ());
         // a mask that was learned belongs to the examples, so those held out have none: all ones
         let ones = Masks::ones(token_logps.iter().map(|of| [0, 1].map(|k| of.get(k).map_or(0, Vec::len))));
         let signal = Signal {
@@ -351,7 +363,8 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             ..self.signal()
         };
         let sums: Vec<_> = token_logps.iter().enumerate().map(|(e, logps)| signal.sums(e, logps)).collect();
-        let of_batch = self.objective.of_batch(&sums).map(|outcomes| outcomes.into_iter().enumerate().collect());
+        let batches = sums.chunks(self.settings.batch_size).map(|sums| self.objective.of_batch(sums));
+        let of_batch = batches.collect::<Option<Vec<_>>>().map(|of| of.into_iter().flatten().enumerate().collect());
         let pairs: Vec<PairStep> = self
             .held_out
             .iter()
@@ -364,6 +377,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
                 reference: sums[e].reference,
                 outcome: signal.outcome(e, &example.group, &token_logps[e], of_batch.as_ref(), None),
                 gram: None,
+                changes: None,
             })
             .collect();
         StepLog(means(&pairs, self.beta(), "eval_"))
@@ -395,5 +409,15 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             ["moment_1", "moment_2"].map(|moment| (format!("{moment}.{name}"), x.clone()))
         };
         self.parameters().into_iter().flat_map(both).collect()
+    }
+}
+
+/// What a unit step on an outcome changes both log-probabilities by. Where the objective moves masked sums, the Gram's last two
+/// cotangents of four are theirs, and the step goes along their gradients.
+fn changes(outcome: &Outcome, gram: &PairGram, total: &[f64]) -> [[f64; 2]; 2] {
+    let Outcome { d_w, d_l, .. } = *outcome;
+    match total.len() {
+        16 => [[d_w * total[8], d_l * total[12]], [d_w * total[9], d_l * total[13]]],
+        _ => gram.changes(d_w, d_l),
     }
 }
