@@ -5,7 +5,7 @@
 
 PyTorch's side is the step of TRL's DPOTrainer: chosen and rejected sequences padded into one batch, one forward pass of the
 reference (the adapter switched off, or a frozen copy) and of the policy, one backward pass, clipping, AdamW. Its seconds are those
-of the steps alone. Tanglescope's are those of the whole process, with loading, the reference pass and two checkpoints; it
+of the steps alone. Tanglescope's are what twice as many steps take longer, reference pass included, loading and checkpoints not; it
 runs as it does by default, with every pair's Gram at every step, and once more without (--gram-every 0).
 Needs torch, transformers, peft.
 """
@@ -86,10 +86,14 @@ class PyTorch:
 
 
 def tanglescope(args, *more):
+    return process(args, 2 * args.steps, *more) - process(args, args.steps, *more)
+
+
+def process(args, steps, *more):
     with tempfile.TemporaryDirectory() as out:
         command = [args.binary, "train", "--device", "cpu", "--model", args.model, "--data", args.data, "--out", out]
         command += ["--objective", "dpo", "--scope", args.scope, "--batch-size", str(args.batch)]
-        command += ["--max-steps", str(args.steps), "--limit", str(args.steps * args.batch), "--save-every", "1000", *more]
+        command += ["--max-steps", str(steps), "--limit", str(steps * args.batch), "--save-every", "1000", *more]
         start = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         return time.perf_counter() - start
