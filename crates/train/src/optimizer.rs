@@ -1,6 +1,7 @@
 //! burn's AdamW over named tensors.
 use burn_optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, SimpleOptimizer};
 use burn_tensor::{Tensor, TensorPrimitive};
+use rayon::prelude::*;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
 
@@ -11,6 +12,14 @@ pub struct Optimizer<B: Kernels> {
     matrices: AdamW,
     vectors: AdamW,
     moments: HashMap<String, AdamWState<B, 2>>,
+}
+
+/// A parameter that is to move.
+pub struct Moving<B: Kernels> {
+    pub name: String,
+    pub x: FloatTensor<B>,
+    /// None where all coefficients of a step were zero.
+    pub gradient: Option<FloatTensor<B>>,
 }
 
 /// A matrix or a vector as burn's tensor of two dimensions.
@@ -40,12 +49,29 @@ impl<B: Kernels> Optimizer<B> {
         }
     }
 
-    /// A parameter after a step against a gradient of the loss.
-    pub fn step(&mut self, name: &str, x: &FloatTensor<B>, gradient: &FloatTensor<B>, rate: f64) -> FloatTensor<B> {
-        let adamw = if x.shape().num_dims() == 1 { &self.vectors } else { &self.matrices };
-        let (moved, state) = adamw.step(rate, matrix::<B>(x), matrix::<B>(gradient), self.moments.remove(name));
-        self.moments.extend(state.map(|state| (name.to_owned(), state)));
-        primitive(moved, x)
+    /// Parameters after a step against a gradient of the loss; of one without a gradient only the moments decay.
+    ///
+    /// `side_by_side` runs several at once: on a processor burn's operations each take one thread.
+    pub fn step(&mut self, parameters: Vec<Moving<B>>, rate: f64, side_by_side: bool) -> Vec<(String, FloatTensor<B>)> {
+        let with_moments: Vec<(Moving<B>, Option<AdamWState<B, 2>>)> =
+            parameters.into_iter().map(|p| (self.moments.remove(&p.name), p)).map(|(m, p)| (p, m)).collect();
+        let (matrices, vectors) = (&self.matrices, &self.vectors);
+        let step = |(Moving { name, x, gradient }, moments): (Moving<B>, Option<AdamWState<B, 2>>)| {
+            let adamw = if x.shape().num_dims() == 1 { vectors } else { matrices };
+            let gradient = gradient.unwrap_or_else(|| B::add_scaled(x.clone(), &x, -1.0));
+            let (moved, state) = adamw.step(rate, matrix::<B>(&x), matrix::<B>(&gradient), moments);
+            (name, primitive(moved, &x), state)
+        };
+        let moved: Vec<_> = match side_by_side {
+            true => with_moments.into_par_iter().map(step).collect(),
+            false => with_moments.into_iter().map(step).collect(),
+        };
+        let mut out = Vec::with_capacity(moved.len());
+        for (name, x, state) in moved {
+            self.moments.extend(state.map(|state| (name.clone(), state)));
+            out.push((name, x));
+        }
+        out
     }
 
     /// Both moments of every parameter, each under `moment_1.` or `moment_2.` and its name, as matrices.

@@ -1,7 +1,7 @@
 //! The loop's body: one step, one evaluation, one prediction.
 use crate::error::{Error, Result};
 use crate::masks::Masks;
-use crate::optimizer::{Optimizer, scaled, squared_norm};
+use crate::optimizer::{Moving, Optimizer, scaled, squared_norm};
 use crate::order;
 use crate::records::{Evaluation, PairStep, Prediction, Split, StepLog, means, prediction_means};
 use crate::settings::Settings;
@@ -274,13 +274,13 @@ impl<'a, B: Kernels> Trainer<'a, B> {
 
     /// Moves every parameter in scope against the gradient of the loss.
     fn move_along(&mut self, mut gradient: HashMap<String, FloatTensor<B>>, rate: f64) {
-        let Self { model, scope, optimizer, .. } = self;
-        model.visit(&mut |name, _, tensor| {
-            if scope.contains(name) {
-                // nothing was found where all coefficients were zero; moments decay all the same
-                let zero = || B::add_scaled(tensor.clone(), tensor, -1.0);
-                let gradient = gradient.remove(name).unwrap_or_else(zero);
-                *tensor = optimizer.step(name, tensor, &gradient, rate);
+        let parameters = self.parameters().into_iter();
+        let moving = parameters.map(|(name, x)| Moving { gradient: gradient.remove(&name), name, x }).collect();
+        let moved = self.optimizer.step(moving, rate, self.plan.at_once > 1);
+        let mut moved: HashMap<String, FloatTensor<B>> = moved.into_iter().collect();
+        self.model.visit(&mut |name, _, tensor| {
+            if let Some(moved) = moved.remove(name) {
+                *tensor = moved;
             }
         });
     }
