@@ -128,11 +128,7 @@ pub fn identity<B: Kernels>(
 ) -> Identity {
     Identity {
         model: model.content_hash.clone(),
-        adapter: match &options.adapter {
-            AdapterSource::None => None,
-            AdapterSource::Saved(_) => model.adapter_hash.clone(),
-            AdapterSource::Fresh(fresh) => Some(format!("fresh {fresh:?}")),
-        },
+        adapter: options.adapter_identity(model),
         reference: reference.identity(&asked.reference),
         data: data.content_hash.clone(),
         scope: options.scope.to_string(),

@@ -152,6 +152,15 @@ impl ModelOptions {
         })
     }
 
+    /// What stands for a model's adapter: the hash of a saved one, or the settings of a fresh one.
+    pub fn adapter_identity<B: Kernels>(&self, model: &Decoder<B>) -> Option<String> {
+        match &self.adapter {
+            AdapterSource::None => None,
+            AdapterSource::Saved(_) => model.adapter_hash.clone(),
+            AdapterSource::Fresh(fresh) => Some(format!("fresh {fresh:?}")),
+        }
+    }
+
     /// The model's dimensions, read without its weights.
     pub fn outline(&self) -> Result<Outline> {
         Ok(Outline::read(&self.folder, &self.adapter)?)

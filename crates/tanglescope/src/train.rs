@@ -435,11 +435,7 @@ impl Work<'_> {
         let tenth = (settings.max_steps / 10).max(1);
         let identity = Identity {
             model: model.content_hash.clone(),
-            adapter: match &options.adapter {
-                AdapterSource::None => None,
-                AdapterSource::Saved(_) => model.adapter_hash.clone(),
-                AdapterSource::Fresh(fresh) => Some(format!("fresh {fresh:?}")),
-            },
+            adapter: options.adapter_identity(model),
             data: examples.data.clone(),
             eval_data: examples.eval_data.clone(),
             eval_fraction: args.eval_fraction,

@@ -22,11 +22,16 @@ pub struct Moving<B: Kernels> {
     pub gradient: Option<FloatTensor<B>>,
 }
 
-/// A matrix or a vector as burn's tensor of two dimensions.
-fn matrix<B: Kernels>(x: &FloatTensor<B>) -> Tensor<B, 2> {
+/// A matrix as it is, a vector as one row.
+pub fn matrix<B: Kernels>(x: &FloatTensor<B>) -> FloatTensor<B> {
     let shape = x.shape();
     let (rows, columns) = if shape.num_dims() == 1 { (1, shape[0]) } else { (shape[0], shape[1]) };
-    Tensor::from_primitive(TensorPrimitive::Float(B::float_reshape(x.clone(), [rows, columns].into())))
+    B::float_reshape(x.clone(), [rows, columns].into())
+}
+
+/// The same as burn's tensor.
+fn tensor<B: Kernels>(x: &FloatTensor<B>) -> Tensor<B, 2> {
+    Tensor::from_primitive(TensorPrimitive::Float(matrix::<B>(x)))
 }
 
 fn primitive<B: Kernels>(x: Tensor<B, 2>, like: &FloatTensor<B>) -> FloatTensor<B> {
@@ -59,7 +64,7 @@ impl<B: Kernels> Optimizer<B> {
         let step = |(Moving { name, x, gradient }, moments): (Moving<B>, Option<AdamWState<B, 2>>)| {
             let adamw = if x.shape().num_dims() == 1 { vectors } else { matrices };
             let gradient = gradient.unwrap_or_else(|| B::add_scaled(x.clone(), &x, -1.0));
-            let (moved, state) = adamw.step(rate, matrix::<B>(&x), matrix::<B>(&gradient), moments);
+            let (moved, state) = adamw.step(rate, tensor::<B>(&x), tensor::<B>(&gradient), moments);
             (name, primitive(moved, &x), state)
         };
         let moved: Vec<_> = match side_by_side {
@@ -90,7 +95,7 @@ impl<B: Kernels> Optimizer<B> {
         let names: Vec<String> =
             tensors.keys().filter_map(|name| name.strip_prefix("moment_1.")).map(str::to_owned).collect();
         for name in names {
-            let mut take = |moment: &str| tensors.remove(&format!("{moment}.{name}")).map(|x| matrix::<B>(&x));
+            let mut take = |moment: &str| tensors.remove(&format!("{moment}.{name}")).map(|x| tensor::<B>(&x));
             if let (Some(first), Some(second)) = (take("moment_1"), take("moment_2")) {
                 let momentum = AdaptiveMomentumState::new(steps, first, second);
                 self.moments.insert(name, AdamWState::new(momentum));
@@ -101,9 +106,7 @@ impl<B: Kernels> Optimizer<B> {
 
 /// `scale·x`.
 pub fn scaled<B: Kernels>(x: FloatTensor<B>, scale: f64) -> FloatTensor<B> {
-    let shape = x.shape();
-    let scaled = matrix::<B>(&x).mul_scalar(scale);
-    B::float_reshape(scaled.into_primitive().tensor(), shape)
+    primitive(tensor::<B>(&x).mul_scalar(scale), &x)
 }
 
 /// Σ x² over all tensors, summed in f64 across tensors.
@@ -112,7 +115,7 @@ pub fn squared_norm<B: Kernels>(tensors: &HashMap<String, FloatTensor<B>>) -> f6
     // the order of a map is random, and sums depend on theirs
     names.sort();
     let pending = names.into_iter().map(|name| {
-        let x = matrix::<B>(&tensors[name]).into_primitive().tensor();
+        let x = matrix::<B>(&tensors[name]);
         let rows = x.shape()[0];
         B::dots(&x, &[0..rows], &[0..1])
     });

@@ -1,7 +1,7 @@
 //! The loop's body: one step, one evaluation, one prediction.
 use crate::error::{Error, Result};
 use crate::masks::Masks;
-use crate::optimizer::{Moving, Optimizer, scaled, squared_norm};
+use crate::optimizer::{Moving, Optimizer, matrix, scaled, squared_norm};
 use crate::order;
 use crate::records::{Evaluation, PairStep, Prediction, Split, StepLog, means, prediction_means};
 use crate::settings::Settings;
@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use tanglescope_gram::{
     AlongSink, Coefficients, Cotangent, Group, GroupResult, Update, plan, token_logps_of_batches, update,
 };
-use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
+use tanglescope_kernels::{FloatTensor, Kernels};
 use tanglescope_model::{Decoder, InScope};
 use tanglescope_objectives::{Needs, Objective, Outcome, PairGram};
 
@@ -308,18 +308,14 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     /// Predicted and measured changes by the step from `before` to the model as it is, on the step's pairs and on as many
     /// that are held out.
     fn predictions(&self, before: &Decoder<B>, chosen: &[usize], pairs: &[PairStep], own: f64) -> Vec<Prediction> {
-        let mut old: HashMap<String, FloatTensor<B>> = HashMap::new();
-        before.clone().visit(&mut |name, _, tensor| {
-            if self.scope.contains(name) {
-                old.insert(name.to_owned(), tensor.clone());
-            }
-        });
-        let mut step: HashMap<String, FloatTensor<B>> = HashMap::new();
-        self.model.clone().visit(&mut |name, _, tensor| {
-            if let Some(old) = old.get(name) {
-                step.insert(name.to_owned(), B::add_scaled(tensor.clone(), old, -1.0));
-            }
-        });
+        let mut old = parameters(before, self.scope);
+        let moved = self.parameters().into_iter();
+        let step: HashMap<String, FloatTensor<B>> = moved
+            .filter_map(|(name, new)| {
+                let old = old.remove(&name)?;
+                Some((name, B::add_scaled(new, &old, -1.0)))
+            })
+            .collect();
         let held_out = &self.held_out[..self.held_out.len().min(self.settings.pairs_per_step())];
         let batch = chosen.iter().map(|&e| (Split::Batch, &self.examples[e]));
         let all: Vec<(Split, &Example)> =
@@ -386,26 +382,13 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     /// The parameters in scope, by name.
     #[must_use]
     pub fn parameters(&self) -> HashMap<String, FloatTensor<B>> {
-        let mut out = HashMap::new();
-        self.model.clone().visit(&mut |name, _, tensor| {
-            if self.scope.contains(name) {
-                out.insert(name.to_owned(), tensor.clone());
-            }
-        });
-        out
+        parameters(&self.model, self.scope)
     }
 
     /// Shapes of the optimizer's tensors, once there are any.
     pub(crate) fn moments_like(&self) -> Vec<(String, FloatTensor<B>)> {
-        let matrix = |x: FloatTensor<B>| match x.shape().num_dims() {
-            1 => {
-                let n = x.shape()[0];
-                B::float_reshape(x, [1, n].into())
-            }
-            _ => x,
-        };
         let both = |(name, x): (String, FloatTensor<B>)| {
-            let x = matrix(x);
+            let x = matrix::<B>(&x);
             ["moment_1", "moment_2"].map(|moment| (format!("{moment}.{name}"), x.clone()))
         };
         self.parameters().into_iter().flat_map(both).collect()
@@ -420,4 +403,15 @@ fn changes(outcome: &Outcome, gram: &PairGram, total: &[f64]) -> [[f64; 2]; 2] {
         16 => [[d_w * total[8], d_l * total[12]], [d_w * total[9], d_l * total[13]]],
         _ => gram.changes(d_w, d_l),
     }
+}
+
+/// The parameters of a model that are in scope, by name.
+fn parameters<B: Kernels>(model: &Decoder<B>, scope: &InScope) -> HashMap<String, FloatTensor<B>> {
+    let mut out = HashMap::new();
+    model.clone().visit(&mut |name, _, tensor| {
+        if scope.contains(name) {
+            out.insert(name.to_owned(), tensor.clone());
+        }
+    });
+    out
 }
