@@ -60,6 +60,7 @@ fn the_tables_have_the_documented_columns() {
         "rejected_tokens",
         "trunk_tokens",
         "truncated_tokens",
+        "edit_distance",
         "logp_chosen",
         "logp_rejected",
         "ww",
@@ -333,6 +334,8 @@ fn the_demo_runs_offline_and_keeps_its_results_where_asked() {
     }
     for run in ["dpo-single", "dpo-short", "dpo-long", "sparse-long"] {
         assert!(folder.path().join("runs").join(run).join("checkpoint-18/model.safetensors").is_file());
-        assert!(folder.path().join("analysis").join(run).join("step-18/pairs.parquet/00000.parquet").is_file());
+        let (_, set) = run.split_once('-').unwrap();
+        let swept = format!("sweep/run={run}/step=18/dataset={set}/pairs.parquet/00000.parquet");
+        assert!(folder.path().join(swept).is_file());
     }
 }

@@ -17,9 +17,15 @@ impl Table {
     /// # Errors
     /// Where it cannot be made.
     pub fn create(run: &Path, name: &str) -> Result<Self> {
-        let folder = run.join(name);
-        std::fs::create_dir_all(&folder).map_err(|e| Error::new(&folder, e))?;
-        Ok(Self { folder })
+        let table = Self::at(run, name);
+        std::fs::create_dir_all(&table.folder).map_err(|e| Error::new(&table.folder, e))?;
+        Ok(table)
+    }
+
+    /// The table `name` of a run's folder, which may not be there yet.
+    #[must_use]
+    pub fn at(run: &Path, name: &str) -> Self {
+        Self { folder: run.join(name) }
     }
 
     fn part(&self, number: usize) -> PathBuf {
@@ -68,8 +74,46 @@ impl Table {
     /// # Errors
     /// Where it is missing or damaged.
     pub fn read(&self, number: usize) -> Result<DataFrame> {
-        let path = self.part(number);
-        let file = File::open(&path).map_err(|e| Error::new(&path, e))?;
-        ParquetReader::new(file).finish().map_err(|e| Error::new(&path, e))
+        read(&self.part(number))
     }
+
+    /// The files of the parts, in order; none where the table is not there.
+    ///
+    /// # Errors
+    /// Where the folder cannot be read.
+    pub fn parts(&self) -> Result<Vec<PathBuf>> {
+        if !self.folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let entries = std::fs::read_dir(&self.folder).map_err(|e| Error::new(&self.folder, e))?;
+        let paths = entries.flatten().map(|entry| entry.path());
+        let mut parts: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "parquet")).collect();
+        parts.sort();
+        Ok(parts)
+    }
+}
+
+fn damaged(path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::new(path, format!("cannot be read; delete it and run the command again to make it anew ({error})"))
+}
+
+/// Reads a file of a table.
+pub(crate) fn read(path: &Path) -> Result<DataFrame> {
+    let file = File::open(path).map_err(|e| Error::new(path, e))?;
+    ParquetReader::new(file).finish().map_err(|e| damaged(path, e))
+}
+
+/// Some columns of a file, so many rows at a time.
+pub(crate) fn batches<'a>(
+    path: &'a Path,
+    columns: &'a [&str],
+    rows: usize,
+) -> Result<impl Iterator<Item = Result<DataFrame>> + 'a> {
+    let open = move || File::open(path).map_err(|e| Error::new(path, e));
+    let all = ParquetReader::new(open()?).num_rows().map_err(|e| damaged(path, e))?;
+    Ok((0..all).step_by(rows).map(move |from| {
+        let names = columns.iter().map(|name| (*name).to_owned()).collect();
+        let reader = ParquetReader::new(open()?).with_columns(Some(names)).with_slice(Some((from, rows)));
+        reader.finish().map_err(|e| damaged(path, e))
+    }))
 }

@@ -1,5 +1,6 @@
 //! What a run found, in a few lines.
 use crate::error::{Error, Result};
+use crate::statistics::{median, quantile};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,21 +16,6 @@ pub struct Summary {
     layers: BTreeMap<u32, Vec<f64>>,
     /// Regimes under each objective, in the order in which the objectives came.
     objectives: Vec<(String, Vec<Regime>)>,
-}
-
-/// The value below which a share of sorted values lies, interpolated linearly.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * (sorted.len() - 1) as f64;
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let low = at.floor() as usize;
-    let high = (low + 1).min(sorted.len() - 1);
-    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
-}
-
-/// The median; NaN of nothing.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    if values.is_empty() { f64::NAN } else { quantile(&values, 0.5) }
 }
 
 /// The share of each regime that occurs.

@@ -1,5 +1,7 @@
 //! The tables of a run, as data frames (docs/formats.md).
-use polars_core::prelude::{Column, DataFrame};
+use polars_core::prelude::{
+    Column, DataFrame, DataType, Float64Type, NamedFrom, PlSmallStr, PolarsDataType, Series, StringType, UInt32Type,
+};
 use tanglescope_objectives::PairGram;
 
 /// A row of pairs.parquet.
@@ -17,6 +19,8 @@ pub struct PairRow {
     pub logp_rejected: f64,
     /// The same under the reference model, chosen first, where there is one.
     pub reference: Option<[f64; 2]>,
+    /// Insertions, deletions and exchanges of tokens that make one response the other.
+    pub edit_distance: u32,
     /// Inner products over all parameters in scope.
     pub gram: PairGram,
     /// What an objective of contrast tokens asks for.
@@ -65,6 +69,30 @@ pub struct ParamRow {
     pub gram: PairGram,
 }
 
+/// A row of responses.parquet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResponsesRow {
+    /// Number of the row in the data.
+    pub pair: u64,
+    /// Text of the prompt; `None` without a tokenizer.
+    pub prompt: Option<String>,
+    /// The preferred response.
+    pub chosen: ResponseTokens,
+    /// The other response.
+    pub rejected: ResponseTokens,
+}
+
+/// A response, token by token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResponseTokens {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// What each stands for; `None` without a tokenizer.
+    pub text: Option<Vec<String>>,
+    /// Log-probability of each.
+    pub logps: Vec<f64>,
+}
+
 pub(crate) fn column<R, T>(name: &str, rows: &[R], value: impl Fn(&R) -> T) -> Column
 where
     Vec<T>: Into<Values>,
@@ -76,6 +104,7 @@ where
 /// The types of column that the tables use.
 pub(crate) enum Values {
     U64(Vec<u64>),
+    U64Null(Vec<Option<u64>>),
     U32(Vec<u32>),
     U32Null(Vec<Option<u32>>),
     F64(Vec<f64>),
@@ -97,7 +126,7 @@ macro_rules! values {
         }
     };
 }
-values!(U64: u64, U32: u32, U32Null: Option<u32>, F64: f64, F64Null: Option<f64>, Text: String, TextNull: Option<String>, Bool: bool);
+values!(U64: u64, U64Null: Option<u64>, U32: u32, U32Null: Option<u32>, F64: f64, F64Null: Option<f64>, Text: String, TextNull: Option<String>, Bool: bool);
 
 pub(crate) fn frame(columns: Vec<Column>) -> DataFrame {
     DataFrame::new_infer_height(columns).unwrap_or_else(|e| unreachable!("columns of one list of rows: {e}"))
@@ -137,6 +166,7 @@ pub fn pairs(rows: &[PairRow]) -> DataFrame {
         column("rejected_tokens", rows, |r| r.tokens.rejected),
         column("trunk_tokens", rows, |r| r.tokens.trunk),
         column("truncated_tokens", rows, |r| r.tokens.truncated),
+        column("edit_distance", rows, |r| r.edit_distance),
         column("logp_chosen", rows, |r| r.logp_chosen),
         column("logp_rejected", rows, |r| r.logp_rejected),
     ];
@@ -160,6 +190,33 @@ pub fn pairs(rows: &[PairRow]) -> DataFrame {
         columns.extend(CONTRAST.iter().enumerate().map(|(i, name)| column(name, &contrast, |r| r[i])));
     }
     frame(columns)
+}
+
+/// A column of lists; `None` is a null.
+fn lists<R, T: PolarsDataType>(name: &str, rows: &[R], value: impl Fn(&R) -> Option<Series>) -> Column {
+    let values: Vec<Option<Series>> = rows.iter().map(value).collect();
+    let column = Series::new(name.into(), values);
+    let typed = column.cast(&DataType::List(Box::new(T::get_static_dtype())));
+    typed.unwrap_or_else(|e| unreachable!("lists of one type: {e}")).into()
+}
+
+/// responses.parquet.
+#[must_use]
+pub fn responses(rows: &[ResponsesRow]) -> DataFrame {
+    let none = PlSmallStr::EMPTY;
+    let ids = |of: &ResponseTokens| Some(Series::new(none.clone(), &of.ids));
+    let text = |of: &ResponseTokens| of.text.as_ref().map(|text| Series::new(none.clone(), text));
+    let logps = |of: &ResponseTokens| Some(Series::new(none.clone(), &of.logps));
+    frame(vec![
+        column("pair", rows, |r| r.pair),
+        column("prompt", rows, |r| r.prompt.clone()),
+        lists::<_, UInt32Type>("chosen_ids", rows, |r| ids(&r.chosen)),
+        lists::<_, UInt32Type>("rejected_ids", rows, |r| ids(&r.rejected)),
+        lists::<_, StringType>("chosen_text", rows, |r| text(&r.chosen)),
+        lists::<_, StringType>("rejected_text", rows, |r| text(&r.rejected)),
+        lists::<_, Float64Type>("chosen_logps", rows, |r| logps(&r.chosen)),
+        lists::<_, Float64Type>("rejected_logps", rows, |r| logps(&r.rejected)),
+    ])
 }
 
 /// params.parquet.

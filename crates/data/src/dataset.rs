@@ -3,6 +3,8 @@ use crate::error::{Error, Result};
 use crate::preference::{Form, Preference, parse_row};
 use crate::rows::read_lines;
 use crate::tokens::{PairTokens, TextTokens};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -22,6 +24,27 @@ pub struct Reading {
     pub skip_bad_rows: bool,
     /// Only that many rows are read.
     pub limit: Option<usize>,
+    /// Only a sample of those is used.
+    pub sample: Option<Sample>,
+}
+
+/// Rows drawn without replacement, the same for every model and tokenizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// How many; all where there are no more.
+    pub rows: usize,
+    /// Of the draw.
+    pub seed: u64,
+}
+
+impl Sample {
+    /// Numbers of the rows, in order.
+    fn draw(self, from: usize) -> Vec<usize> {
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut rows = rand::seq::index::sample(&mut random, from, self.rows.min(from)).into_vec();
+        rows.sort_unstable();
+        rows
+    }
 }
 
 /// What a model can take.
@@ -79,14 +102,18 @@ impl Dataset {
         if lines.is_empty() {
             return Err(Error::file(path, "has no rows"));
         }
-        let rows: Vec<_> = lines.par_iter().map(|line| parse_row(line, reading.form)).collect();
+        let numbers = match reading.sample {
+            Some(sample) => sample.draw(lines.len()),
+            None => (0..lines.len()).collect(),
+        };
+        let rows: Vec<_> = numbers.par_iter().map(|&row| parse_row(&lines[row], reading.form)).collect();
         drop(lines);
         let is_text = |row: &Result<_, _>| matches!(row, Ok((_, Preference::Text { .. } | Preference::Chat { .. })));
         let tokenizer = rows.iter().any(is_text).then(|| TextTokens::open(model)).transpose()?;
         let results: Vec<Result<Pair, String>> = rows
             .into_par_iter()
-            .enumerate()
-            .map(|(row, parsed)| {
+            .zip(&numbers)
+            .map(|(parsed, &row)| {
                 let (id, preference) = parsed?;
                 let tokens = match (&tokenizer, preference) {
                     (_, Preference::Ids { prompt, chosen, rejected }) => PairTokens { prompt, chosen, rejected },
@@ -102,7 +129,7 @@ impl Dataset {
             })
             .collect();
         let (mut pairs, mut skipped) = (Vec::with_capacity(results.len()), Vec::new());
-        for (row, result) in results.into_iter().enumerate() {
+        for (result, &row) in results.into_iter().zip(&numbers) {
             let row = row as u64;
             match result {
                 Ok(pair) => pairs.push(pair),
@@ -167,4 +194,19 @@ fn hash(pairs: &[Pair]) -> String {
         }
     }
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sample;
+
+    #[test]
+    fn a_sample_is_in_order_without_repeats_and_depends_on_the_seed() {
+        let rows = Sample { rows: 20, seed: 0 }.draw(100);
+        assert_eq!(rows.len(), 20);
+        assert!(rows.is_sorted_by(|a, b| a < b) && rows[19] < 100);
+        assert_eq!(rows, Sample { rows: 20, seed: 0 }.draw(100));
+        assert_ne!(rows, Sample { rows: 20, seed: 1 }.draw(100));
+        assert_eq!(Sample { rows: 7, seed: 3 }.draw(5), [0, 1, 2, 3, 4]);
+    }
 }

@@ -9,7 +9,7 @@ mod rows;
 mod template;
 mod tokens;
 
-pub use dataset::{Dataset, Limits, Pair, Reading, Skipped};
+pub use dataset::{Dataset, Limits, Pair, Reading, Sample, Skipped};
 pub use error::{Error, Result};
 pub use preference::{Form, Message, Preference, parse_row};
 pub use template::ChatTemplate;

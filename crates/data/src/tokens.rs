@@ -139,6 +139,12 @@ impl TextTokens {
         }
     }
 
+    /// The text of a sequence, special tokens included.
+    #[must_use]
+    pub fn join(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens, false).unwrap_or_default()
+    }
+
     /// Ids of a text without special tokens.
     fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         self.tokenizer

@@ -1,7 +1,7 @@
 //! LoRA adapters: a PEFT folder, or a fresh one as PEFT would start it.
 use crate::config::Config;
 use crate::error::{Error, Result, pattern_problem};
-use crate::layers::Lora;
+use crate::layers::{Block, Lora};
 use crate::weights::{Layout, Weights, file_hash};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -9,7 +9,7 @@ use rand_distr::{Distribution, Uniform};
 use regex::Regex;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use tanglescope_kernels::{DType, Kernels, TensorData};
+use tanglescope_kernels::{DType, Kernels, TensorData, TensorMetadata};
 
 /// Where the low-rank factors come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -249,6 +249,28 @@ impl SavedAdapter {
         Ok(Some(Lora { name: module.to_owned(), a, b, scale }))
     }
 
+    /// Gives the linear maps of a block their factors; `before` is what their names lack of the full architecture's.
+    pub fn attach<B: Kernels>(
+        &mut self,
+        block: &mut Block<B>,
+        before: &str,
+        layer: usize,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<()> {
+        for map in block.maps_mut() {
+            let shape = map.weight.shape();
+            map.lora =
+                self.factors::<B>(&format!("{before}{}", map.name), layer, [shape[0], shape[1]], dtype, device)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it has its own copies of some of the base's modules.
+    pub fn saves_modules(&self) -> bool {
+        !self.modules_to_save.is_empty()
+    }
+
     /// Name under which the adapter stores its own copy of a base parameter, for `modules_to_save`.
     pub fn saved(&self, parameter: &str) -> Option<String> {
         let (module, _) = parameter.rsplit_once('.')?;
@@ -276,6 +298,14 @@ impl SavedAdapter {
             other => other,
         })
     }
+}
+
+/// SHA-256 of a saved adapter's config and weights.
+///
+/// # Errors
+/// Where a file is missing, cannot be read, or is no adapter that is supported.
+pub fn adapter_hash(folder: &Path) -> Result<String> {
+    SavedAdapter::open(folder)?.content_hash()
 }
 
 /// Gives each linear map of the blocks its adapter factors.

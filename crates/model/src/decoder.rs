@@ -1,5 +1,5 @@
 //! The decoder: embedding, blocks, final norm, head; one forward pass, and one backward pass for many cotangents.
-use crate::adapter::{Adapter, AdapterSource};
+use crate::adapter::{Adapter, AdapterSource, SavedAdapter};
 use crate::architectures::{self, Description, Qkv};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -210,6 +210,27 @@ impl<B: Kernels> Decoder<B> {
             }
         }
         Some(base)
+    }
+
+    /// This model under another saved adapter, sharing the base's tensors; `None` where this adapter or the other
+    /// replaces some of them (`modules_to_save`).
+    ///
+    /// # Errors
+    /// Names the file, key or tensor of the adapter that cannot be used.
+    pub fn adapted(&self, folder: &Path) -> Result<Option<Self>> {
+        let mut adapter = SavedAdapter::open(folder)?;
+        let Some(mut model) = self.base().filter(|_| !adapter.saves_modules()) else { return Ok(None) };
+        let names = self.description.names;
+        let before = if self.prefix == names.blocks { "" } else { names.prefix };
+        for (layer, place) in model.blocks.iter_mut().enumerate() {
+            match place {
+                Place::Device(block) => adapter.attach(block, before, layer, self.dtype, &self.device)?,
+                Place::Host(block) => adapter.attach(block, before, layer, self.dtype, &FlexDevice)?,
+            }
+        }
+        adapter.finish()?;
+        model.adapter_hash = Some(adapter.content_hash()?);
+        Ok(Some(model))
     }
 
     /// A model of given dimensions with made-up weights, for measurements of speed.

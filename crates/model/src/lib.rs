@@ -16,7 +16,7 @@ mod scope;
 mod sink;
 mod weights;
 
-pub use adapter::{AdapterSource, FreshLora};
+pub use adapter::{AdapterSource, FreshLora, adapter_hash};
 pub use config::Config;
 pub use decoder::{Decoder, Keep, Trace};
 pub use error::{Error, Result};

@@ -16,8 +16,12 @@ pub struct Cli {
 pub enum Command {
     /// Entanglement of every preference pair: log-probabilities and inner products of their gradients
     Analyze(Analyze),
+    /// Analyse every checkpoint of one or more runs on one or more data sets
+    Sweep(Sweep),
     /// Inner products of the gradients of single response tokens: which tokens entangle a pair
     Tokens(Tokens),
+    /// Say what records amount to: medians, intervals, regimes, layers, what entanglement goes with
+    Summarize(Summarize),
     /// Train on any objective: LoRA or all parameters, with every step's entanglement recorded
     Train(Box<Train>),
     /// Check a model and data: gradients against differences in f64, the working precision against f64
@@ -41,6 +45,13 @@ pub struct ModelArgs {
     /// Folder of a PEFT LoRA adapter
     #[arg(long, value_name = "FOLDER")]
     pub adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub measured: Measured,
+}
+
+/// What of a model is measured, in which precision, and where.
+#[derive(Args, Clone, Debug)]
+pub struct Measured {
     /// Parameters: lora (A and B), trainable (with `modules_to_save`), full (all of the base), head (the logits part of
     /// the output matrix), or a regular expression over names
     #[arg(long, default_value = "lora")]
@@ -75,6 +86,13 @@ pub struct DataArgs {
     /// Preference pairs as JSONL, plain or .gz
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
+    #[command(flatten)]
+    pub rows: RowArgs,
+}
+
+/// How rows become tokens.
+#[derive(Args, Clone, Debug)]
+pub struct RowArgs {
     /// Only the first N rows
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -136,6 +154,112 @@ pub struct Analyze {
     pub reference: Option<String>,
     #[command(flatten)]
     pub dry: DryRun,
+}
+
+/// Options of `sweep`.
+#[derive(Args, Clone, Debug)]
+pub struct Sweep {
+    /// Runs: folders with `checkpoint-N` folders in them, or single checkpoints; adapters and whole models. NAME=FOLDER
+    /// gives a run another name than its folder's
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<String>,
+    /// Preference pairs as JSONL, plain or .gz (repeatable); NAME=FILE gives them another name than the file's
+    #[arg(long, required = true, value_name = "FILE")]
+    pub data: Vec<String>,
+    /// Folder for the results, in run=…/step=…/dataset=… folders; what is there already is not done again
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Model under the adapters [default: the one that the run's manifest.json or the adapter names]
+    #[arg(long, value_name = "FOLDER")]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub measured: Measured,
+    #[command(flatten)]
+    pub rows: RowArgs,
+    /// Only N rows of each data set, drawn with the seed; manifest.json lists them with their ids [default: all]
+    #[arg(long, value_name = "N")]
+    pub pairs: Option<usize>,
+    /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
+    #[arg(long, value_name = "NAME[:K=V,…]")]
+    pub objective: Vec<String>,
+    /// Reference model of objectives that use one: a model folder, base (the model without its adapter), start (the model
+    /// that the run was trained from), or self (each checkpoint is its own) [default: base under adapters, start for runs
+    /// of `train`, else none]
+    #[arg(long, value_name = "FOLDER|base|start|self")]
+    pub reference: Option<String>,
+    /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// What `summarize` has a row for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SummaryBy {
+    /// Each model and data set.
+    Run,
+    /// Each metric: count, mean, quartiles, median with its 95 % interval.
+    Metric,
+    /// Each objective and regime: the share of pairs with its 95 % interval.
+    Regime,
+    /// Each objective and what it would do: loss, coefficients, predicted changes, band slack.
+    Objective,
+    /// Each layer: the cosine of its part of the gradients, and its share of wl.
+    Layer,
+    /// Each module of each layer.
+    Module,
+    /// Each measure of entanglement and property of the pairs: Spearman's correlation with its 95 % interval.
+    Relation,
+    /// The pairs that are farthest from the others.
+    Outlier,
+}
+
+/// Formats of tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    /// For reading.
+    Table,
+    /// Comma-separated values.
+    Csv,
+    /// A list of objects.
+    Json,
+    /// Markdown.
+    Md,
+    /// Parquet; needs --out.
+    Parquet,
+}
+
+/// Other programs whose output is reproduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// The published repository's analysis/grad_plot.py: Step, `InnerProduct`, Correlation, `Grad_W_Norm`, `Grad_L_Norm`,
+    /// `Grad_Condition`, the last with its slip (the norm of w used twice)
+    Official,
+}
+
+/// Options of `summarize`.
+#[derive(Args, Clone, Debug)]
+pub struct Summarize {
+    /// Folders of records, of `analyze` or `sweep`
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// What there is a row for
+    #[arg(long, value_enum, default_value_t = SummaryBy::Run)]
+    pub by: SummaryBy,
+    /// Compare with these records pair by pair: differences (DIR less these), rises, falls, sign test. Records of the same
+    /// data set belong together, and where there are several, those of the same step
+    #[arg(long, value_name = "DIR", conflicts_with = "by")]
+    pub against: Option<PathBuf>,
+    /// Reproduce the columns of another program
+    #[arg(long, value_enum, conflicts_with_all = ["by", "against"])]
+    pub compat: Option<Compat>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = TableFormat::Table)]
+    pub format: TableFormat,
+    /// File to write instead of printing
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// Options of `tokens`.

@@ -1,14 +1,13 @@
 //! `tanglescope demo`: the paper's experiment in miniature, on a small model and pairs that the program carries (made by
 //! examples/make_demo.rs): supervised fine-tuning, training on preferences, and the entanglement of every checkpoint.
-use crate::analyze;
 use crate::cli::{Cli, Command, Demo};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::train;
+use crate::{sweep, train};
 use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tanglescope_analytics::{Comparison, Table};
+use tanglescope_analytics::Comparison;
 
 /// Files of the model folder.
 const MODEL: [(&str, &[u8]); 4] = [
@@ -121,9 +120,9 @@ impl Experiment<'_> {
             println!("\n$ {}", words.join(" "));
         }
         match Cli::parse_from(words).command {
-            Command::Analyze(args) => analyze::quietly(&args).map(|_| ()),
+            Command::Sweep(args) => sweep::quietly(&args),
             Command::Train(args) => train::quietly(&args),
-            _ => unreachable!("the demo trains and analyses"),
+            _ => unreachable!("the demo trains and sweeps"),
         }
     }
 
@@ -156,28 +155,25 @@ impl Experiment<'_> {
         let steps = ["--batch-size", "16", "--max-steps", &steps, "--save-every", &every, "--predict-every", &every];
         let masks: &[&str] = if objective.starts_with("sparse:") { &["--mask-learning-rate", "10"] } else { &[] };
         self.command(&[words.as_slice(), &rest, &steps, &["--gram-every", "3"], masks].concat(), false)?;
-        for step in (0..=STEPS).step_by(SAVE_EVERY) {
-            let (checkpoint, results) =
-                (self.path(&format!("runs/{name}/checkpoint-{step}")), self.results(&name, step));
-            let results = results.display().to_string();
-            let words = ["analyze", "--model", &checkpoint, "--data", &held_out, "--out", &results, "--scope", "full"];
-            let dpo = ["--reference", &model, "--objective", "dpo"];
-            self.command(&[words.as_slice(), &dpo].concat(), true)?;
-        }
+        let (swept, data) = (self.path("sweep"), format!("{set}={held_out}"));
+        let words = ["sweep", &out, "--data", &data, "--out", &swept, "--scope", "full", "--objective", "all"];
+        self.command(&words, false)?;
         println!("run {number}: trained and analysed in {:.0} s", start.elapsed().as_secs_f64());
         Ok(())
     }
 
-    fn results(&self, run: &str, step: usize) -> PathBuf {
-        self.folder.join("analysis").join(run).join(format!("step-{step}"))
-    }
-
     /// What training did to the held-out pairs, run by run, beside what the paper saw.
     fn report(&self, runs: &[(&str, &str)]) -> Result<()> {
+        let leaves = tanglescope_analytics::find(&[self.folder.join("sweep")])?;
         let mut found = Vec::new();
         for (set, objective) in runs {
-            let read = |step| Table::create(&self.results(&name(set, objective), step), "pairs.parquet")?.read(0);
-            found.push((name(set, objective), Comparison::of(&read(0)?, &read(STEPS)?)?));
+            let run = name(set, objective);
+            let at = |step: usize| {
+                let leaf = leaves.iter().find(|leaf| leaf.run == run && leaf.step == Some(step as u64));
+                leaf.unwrap_or_else(|| unreachable!("{run} was swept at {step}"))
+            };
+            let of = Comparison::of(at(0), at(STEPS))?;
+            found.push((run, of));
         }
         println!("\nHeld-out pairs, from the first checkpoint to the last");
         println!(

@@ -1,6 +1,8 @@
 //! Tanglescope measures gradient entanglement in preference-tuned language models.
+mod analysis;
 mod analyze;
 mod bench;
+mod checkpoints;
 mod cli;
 mod demo;
 mod device;
@@ -11,6 +13,8 @@ mod objectives;
 mod options;
 mod progress;
 mod rates;
+mod summarize;
+mod sweep;
 mod tokens;
 mod train;
 mod train_config;
@@ -44,6 +48,8 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Analyze(args) if args.dry.dry_run => analyze::dry_run(&args),
         Command::Analyze(args) => analyze::run(&args).map(|summary| print!("{summary}")),
+        Command::Summarize(args) => summarize::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Tokens(args) if args.dry.dry_run => tokens::dry_run(&args),
         Command::Tokens(args) => tokens::run(&args),
         Command::Train(args) if args.dry.dry_run => train::dry_run(&args),

@@ -1,5 +1,4 @@
 //! Objectives on the command line: which are asked for, what they need, and the list of all.
-use crate::cli::Analyze;
 use crate::error::{Error, Result};
 use crate::options::ModelOptions;
 use std::path::PathBuf;
@@ -31,14 +30,14 @@ pub struct Asked {
 
 impl Asked {
     /// Checks `--objective` and `--reference`.
-    pub fn new(args: &Analyze, options: &ModelOptions) -> Result<Self> {
+    pub fn new(names: &[String], reference: Option<&str>, options: &ModelOptions) -> Result<Self> {
         let under_adapter = match &options.adapter {
             AdapterSource::None => None,
             AdapterSource::Saved(_) => Some(Reference::Base),
             // B = 0: the adapter does nothing yet
             AdapterSource::Fresh(_) => Some(Reference::Itself),
         };
-        let given = match args.reference.as_deref() {
+        let given = match reference {
             None => None,
             Some("self") => Some(Reference::Itself),
             Some("base") => Some(under_adapter.clone().ok_or_else(|| {
@@ -51,7 +50,7 @@ impl Asked {
         };
         let available = given.clone().or(under_adapter);
         let mut objectives: Vec<Objective> = Vec::new();
-        for name in &args.objective {
+        for name in names {
             let asked =
                 if name == "all" { every(available.is_some()) } else { vec![parse(name, available.is_some())?] };
             for objective in asked {

@@ -1,9 +1,10 @@
 //! The command line as it is meant: checked, with defaults filled in.
-use crate::cli::{Bench, DataArgs, ModelArgs, OnBadRow, Precision};
+use crate::cli::{Bench, Measured, ModelArgs, OnBadRow, Precision, RowArgs};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::rates;
-use tanglescope_data::{Form, Limits, PairTokens, Reading};
+use std::path::{Path, PathBuf};
+use tanglescope_data::{Dataset, Form, Limits, PairTokens, Reading, TextTokens};
 use tanglescope_gram::{Group, plan};
 use tanglescope_kernels::{DType, Kernels};
 use tanglescope_model::architectures::Description;
@@ -13,7 +14,7 @@ use tanglescope_model::{AdapterSource, Decoder, FreshLora, Outline, Scope};
 #[derive(Clone, Debug)]
 pub struct ModelOptions {
     /// Where it is.
-    pub folder: std::path::PathBuf,
+    pub folder: PathBuf,
     /// Its adapter.
     pub adapter: AdapterSource,
     /// The parameters in question.
@@ -112,11 +113,16 @@ fn memory(gib: Option<f64>) -> Result<Option<usize>> {
 impl ModelOptions {
     /// Checks options and chooses the device.
     pub fn new(args: &ModelArgs) -> Result<Self> {
+        Self::of(args.model.clone(), args.adapter.clone(), &args.measured)
+    }
+
+    /// The same for a model and its adapter.
+    pub fn of(folder: PathBuf, adapter: Option<PathBuf>, args: &Measured) -> Result<Self> {
         let scope: Scope = args.scope.parse()?;
         let device = Device::choose(args.device.as_deref())?;
         let dtype = dtype(args.dtype, &device)?;
-        let adapter = match (&args.adapter, &scope) {
-            (Some(folder), _) => AdapterSource::Saved(folder.clone()),
+        let adapter = match (adapter, &scope) {
+            (Some(folder), _) => AdapterSource::Saved(folder),
             (None, Scope::Lora | Scope::Trainable) => {
                 if args.lora_r == 0 {
                     return Err(Error::option("--lora-r 0", "a rank is at least 1"));
@@ -133,14 +139,12 @@ impl ModelOptions {
             }
             (None, _) => AdapterSource::None,
         };
-        Ok(Self { folder: args.model.clone(), adapter, scope, dtype, device, memory: memory(args.memory)? })
+        Ok(Self { folder, adapter, scope, dtype, device, memory: memory(args.memory)? })
     }
 
     /// Checks options of `bench`, whose adapter is always a fresh one.
     pub fn bench(args: &Bench) -> Result<Self> {
-        Self::new(&ModelArgs {
-            model: args.model.clone().unwrap_or_default(),
-            adapter: None,
+        let measured = Measured {
             scope: args.scope.clone(),
             lora_r: args.lora_r,
             lora_alpha: None,
@@ -149,14 +153,15 @@ impl ModelOptions {
             dtype: args.dtype,
             device: args.device.clone(),
             memory: args.memory,
-        })
+        };
+        Self::of(args.model.clone().unwrap_or_default(), None, &measured)
     }
 
     /// What stands for a model's adapter: the hash of a saved one, or the settings of a fresh one.
-    pub fn adapter_identity<B: Kernels>(&self, model: &Decoder<B>) -> Option<String> {
+    pub fn adapter_identity(&self, hash: Option<&str>) -> Option<String> {
         match &self.adapter {
             AdapterSource::None => None,
-            AdapterSource::Saved(_) => model.adapter_hash.clone(),
+            AdapterSource::Saved(_) => hash.map(str::to_owned),
             AdapterSource::Fresh(fresh) => Some(format!("fresh {fresh:?}")),
         }
     }
@@ -205,18 +210,37 @@ pub fn dtype_name(dtype: DType) -> &'static str {
 }
 
 /// How data is read.
-pub fn reading(args: &DataArgs) -> Result<Reading> {
-    if args.limit == Some(0) {
+pub fn reading(rows: &RowArgs) -> Result<Reading> {
+    if rows.limit == Some(0) {
         return Err(Error::option("--limit 0", "leaves no row"));
     }
     Ok(Reading {
-        form: Form { chat: args.chat, chosen_only: false },
-        append_eos: args.append_eos,
-        max_tokens: args.max_tokens,
-        truncate_prompt: args.truncate_prompt,
-        skip_bad_rows: args.on_bad_row == OnBadRow::Skip,
-        limit: args.limit,
+        form: Form { chat: rows.chat, chosen_only: false },
+        append_eos: rows.append_eos,
+        max_tokens: rows.max_tokens,
+        truncate_prompt: rows.truncate_prompt,
+        skip_bad_rows: rows.on_bad_row == OnBadRow::Skip,
+        limit: rows.limit,
+        sample: None,
     })
+}
+
+/// The rows of a data file for the model of a folder; says what was left out or cut.
+pub fn read_data(path: &Path, folder: &Path, reading: &Reading, limits: Limits) -> Result<Dataset> {
+    let data = Dataset::read(path, folder, reading, limits)?;
+    for skipped in &data.skipped {
+        eprintln!("{}: row {} left out: {}", path.display(), skipped.row, skipped.problem);
+    }
+    let truncated = data.pairs.iter().filter(|pair| pair.truncated_tokens > 0).count();
+    if truncated > 0 {
+        eprintln!("{}: {truncated} prompts were cut from the left", path.display());
+    }
+    Ok(data)
+}
+
+/// The tokenizer of a model's folder, where it has one.
+pub fn tokenizer(folder: &Path) -> Result<Option<TextTokens>> {
+    Ok(folder.join("tokenizer.json").is_file().then(|| TextTokens::open(folder)).transpose()?)
 }
 
 /// What a model can take.

@@ -15,10 +15,19 @@ pub struct Amount {
     pub rows: usize,
 }
 
+impl Amount {
+    /// Adds to it.
+    pub fn add(&mut self, more: Self) {
+        self.pairs += more.pairs;
+        self.rows += more.rows;
+    }
+}
+
 /// Counts what is done.
 pub struct Progress {
     bar: Option<ProgressBar>,
     quiet: bool,
+    about: String,
     total: Amount,
     done: Amount,
     /// What an earlier run had done.
@@ -38,21 +47,20 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { bar, quiet, total, done: before, before, start: now, said: now }
+        Self { bar, quiet, about: String::new(), total, done: before, before, start: now, said: now }
+    }
+
+    /// What is said in front of the amounts from now on.
+    pub fn about(&mut self, what: String) {
+        self.about = what;
     }
 
     /// Adds what is done.
     pub fn add(&mut self, more: Amount) {
-        self.add_with(more, "");
-    }
-
-    /// Adds what is done, and says something about it.
-    pub fn add_with(&mut self, more: Amount, note: &str) {
-        self.done.pairs += more.pairs;
-        self.done.rows += more.rows;
+        self.done.add(more);
         let seconds = self.start.elapsed().as_secs_f64();
         let rate = (self.done.pairs - self.before.pairs) as f64 / seconds;
-        let said = format!("{note}{} of {} pairs, {rate:.2} pairs/s", self.done.pairs, self.total.pairs);
+        let said = format!("{}{} of {} pairs, {rate:.2} pairs/s", self.about, self.done.pairs, self.total.pairs);
         if let Some(bar) = &self.bar {
             bar.set_message(said);
             bar.inc(more.rows as u64);

@@ -1,16 +1,15 @@
 //! `tanglescope tokens`: the inner products of the gradients of single response tokens.
-use crate::analyze::{identity, lock, open};
+use crate::analysis::{identity, lock, open};
 use crate::cli::Tokens;
 use crate::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::manifest::Plan;
-use crate::objectives::{Asked, Loaded, Reference};
-use crate::options::{ModelOptions, Placement, group, limits, reading};
+use crate::options::{ModelOptions, Placement, group, limits, read_data, reading, tokenizer};
 use crate::progress::{Amount, Progress};
 use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::Table;
 use tanglescope_analytics::tokens::{self, PositionRow, Shares, TokenBlock};
-use tanglescope_data::{Dataset, Pair, TextTokens};
+use tanglescope_data::{Pair, TextTokens};
 use tanglescope_gram::{Group, TokenMatrix, token_matrices, token_rows};
 use tanglescope_kernels::Kernels;
 use tanglescope_objectives::contrast;
@@ -30,7 +29,7 @@ pub fn dry_run(args: &Tokens) -> Result<()> {
     let options = ModelOptions::new(&args.model)?;
     options.announce();
     let outline = options.outline()?;
-    let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&outline.description))?;
+    let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
     let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(pair.tokens)).collect();
     let most = Placement::of(&options, &outline).backward_rows(&options, &outline);
     let count = |f: &dyn Fn(&Group) -> usize| groups.iter().map(f).sum::<usize>();
@@ -57,18 +56,15 @@ impl OnDevice for Work<'_> {
         let Self { args, options } = self;
         let mut model = options.load::<B>(options.dtype, device)?;
         let scope = model.in_scope(&options.scope)?;
-        let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model.description))?;
-        let tokenizer = match options.folder.join("tokenizer.json").is_file() {
-            true => Some(TextTokens::open(&options.folder)?),
-            false => None,
-        };
+        let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&model.description))?;
+        let tokenizer = tokenizer(&options.folder)?;
         let out = &args.out;
         std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
         let _lock = lock(out)?;
         let outline = options.outline()?;
         let placement = Placement::of(options, &outline);
-        let none = Asked { objectives: Vec::new(), reference: Reference::None };
-        let identity = identity(options, &model, &data, &none, &Loaded::None);
+        let hashes = [model.content_hash.as_str(), &data.content_hash];
+        let identity = identity(options, hashes, model.adapter_hash.as_deref(), None, false);
         let forward_rows_per_batch = placement.rows_per_batch(options, &outline);
         let backward_rows_per_pass = Some(placement.backward_rows(options, &outline));
         let plan = Plan {

@@ -1,12 +1,12 @@
 //! `tanglescope train`: steps, records, checkpoints; what it was doing when it was stopped goes on from the last checkpoint.
-use crate::analyze::lock;
+use crate::analysis::lock;
 use crate::cli::{ScheduleName, Train};
 use crate::device::OnDevice;
 use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::manifest::{self, short};
 use crate::objectives::{Loaded, Reference};
-use crate::options::{ModelOptions, Placement, dtype_name, group, limits, reading};
+use crate::options::{ModelOptions, Placement, dtype_name, group, limits, read_data, reading};
 use crate::progress::{Amount, Progress};
 use crate::rates::StoredRates;
 use rand::SeedableRng;
@@ -19,7 +19,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::{Table, training};
-use tanglescope_data::{Dataset, Form, Limits, Pair, Reading, Skipped};
+use tanglescope_data::{Form, Limits, Pair, Reading, Skipped};
 use tanglescope_gram::{Group, plan, token_logps_of_batches};
 use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels, TensorData};
 use tanglescope_model::{
@@ -238,7 +238,7 @@ fn settings(args: &Train, pairs: usize) -> Result<Settings> {
         weight_decay: args.weight_decay,
         max_grad_norm: args.max_grad_norm,
         mask_learning_rate: args.mask_learning_rate,
-        seed: args.model.seed,
+        seed: args.model.measured.seed,
         gram_every: args.gram_every,
         predict_every: args.predict_every,
     })
@@ -247,7 +247,7 @@ fn settings(args: &Train, pairs: usize) -> Result<Settings> {
 impl Examples {
     fn read(args: &Train, options: &ModelOptions, objective: &Objective, limits: Limits) -> Result<Self> {
         let chosen_only = objective.definition().name == "sft";
-        let reading = reading(&args.data)?;
+        let reading = reading(&args.data.rows)?;
         let reading = Reading { form: Form { chosen_only, ..reading.form }, ..reading };
         let example = |pair: Pair| {
             let mut group = group(pair.tokens);
@@ -256,17 +256,7 @@ impl Examples {
             }
             Example { row: pair.row, group }
         };
-        let read = |path: &Path, reading: &Reading| -> Result<Dataset> {
-            let data = Dataset::read(path, &options.folder, reading, limits)?;
-            for skipped in &data.skipped {
-                eprintln!("{}: row {} left out: {}", path.display(), skipped.row, skipped.problem);
-            }
-            let truncated = data.pairs.iter().filter(|pair| pair.truncated_tokens > 0).count();
-            if truncated > 0 {
-                eprintln!("{}: {truncated} prompts were cut from the left", path.display());
-            }
-            Ok(data)
-        };
+        let read = |path: &Path, reading: &Reading| read_data(path, &options.folder, reading, limits);
         let data = read(&args.data.data, &reading)?;
         let mut train: Vec<Example> = data.pairs.into_iter().map(example).collect();
         let (mut held_out, mut eval_data, mut eval_skipped) = (Vec::new(), None, Vec::new());
@@ -284,7 +274,7 @@ impl Examples {
             if kept == 0 || kept == train.len() {
                 return Err(bad(format!("leaves {kept} of {} pairs to train on", train.len())));
             }
-            train.shuffle(&mut ChaCha8Rng::seed_from_u64(args.model.seed));
+            train.shuffle(&mut ChaCha8Rng::seed_from_u64(args.model.measured.seed));
             held_out = train.split_off(kept);
             held_out.sort_by_key(|example| example.row);
             train.sort_by_key(|example| example.row);
@@ -435,7 +425,7 @@ impl Work<'_> {
         let tenth = (settings.max_steps / 10).max(1);
         let identity = Identity {
             model: model.content_hash.clone(),
-            adapter: options.adapter_identity(model),
+            adapter: options.adapter_identity(model.adapter_hash.as_deref()),
             data: examples.data.clone(),
             eval_data: examples.eval_data.clone(),
             eval_fraction: args.eval_fraction,
@@ -554,7 +544,8 @@ impl<B: Kernels> Run<'_, B> {
             let number = self.trainer.steps();
             let (before, after) = (self.amount(number - 1), self.amount(number));
             let more = Amount { pairs: after.pairs - before.pairs, rows: after.rows - before.rows };
-            progress.add_with(more, &format!("step {number} of {max_steps}: {}, ", brief(&step.log)));
+            progress.about(format!("step {number} of {max_steps}: {}, ", brief(&step.log)));
+            progress.add(more);
             self.note(step.log, &mut log)?;
             pairs.extend(step.pairs);
             predicted.extend(step.predictions);

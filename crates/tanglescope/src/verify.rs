@@ -8,12 +8,11 @@ use crate::device::OnDevice;
 use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::objectives;
-use crate::options::{ModelOptions, dtype_name, group, limits, reading};
+use crate::options::{ModelOptions, dtype_name, group, limits, read_data, reading};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use std::collections::HashMap;
-use tanglescope_data::Dataset;
 use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, GroupResult, grams, run as run_batch, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
 use tanglescope_model::{Decoder, InScope};
@@ -47,7 +46,7 @@ pub fn run(args: &Verify) -> Result<()> {
         let outline = options.outline()?;
         let scope = outline.in_scope(&options.scope)?;
         let data =
-            Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&outline.description))?;
+            read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
         let groups: Vec<Group> =
             data.pairs.into_iter().take(args.pairs.max(1)).map(|pair| group(pair.tokens)).collect();
         dry_run::report(&options, &outline, &scope, &groups, 1);
@@ -123,7 +122,7 @@ fn load<B: Kernels>(
 ) -> Result<(Decoder<B>, InScope, Vec<Group>)> {
     let model = options.load::<B>(dtype, device)?;
     let scope = model.in_scope(&options.scope)?;
-    let data = Dataset::read(&args.data.data, &options.folder, &reading(&args.data)?, limits(&model.description))?;
+    let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&model.description))?;
     let groups = data.pairs.into_iter().take(args.pairs.max(1)).map(|pair| group(pair.tokens));
     Ok((model, scope, groups.collect()))
 }

@@ -1,0 +1,140 @@
+//! Where records are: folders of `analyze`, and the run=…/step=…/dataset=… folders of a sweep.
+use crate::error::{Error, Result};
+use crate::parts::Table;
+use polars_core::prelude::DataFrame;
+use polars_io::HiveOptions;
+use polars_lazy::prelude::{LazyFrame, ScanArgsParquet};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The records of one model on one data set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Leaf {
+    /// The training run that the model is of, or the folder's name.
+    pub run: String,
+    /// Steps that it was trained for, where the folder says so.
+    pub step: Option<u64>,
+    /// The data set.
+    pub dataset: String,
+    /// Where the tables are.
+    pub folder: PathBuf,
+}
+
+/// The records in some folders and the folders in them, by run, step and data set.
+///
+/// # Errors
+/// Where a folder cannot be read, or has no records.
+pub fn find(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
+    let mut leaves = Vec::new();
+    for folder in folders {
+        let before = leaves.len();
+        search(folder, &mut leaves)?;
+        if leaves.len() == before {
+            return Err(Error::new(folder, "has no records: no pairs.parquet in it, or in any folder in it"));
+        }
+    }
+    leaves.sort();
+    leaves.dedup();
+    Ok(leaves)
+}
+
+fn search(folder: &Path, leaves: &mut Vec<Leaf>) -> Result<()> {
+    if folder.join("pairs.parquet").exists() {
+        leaves.push(Leaf::of(folder));
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::new(folder, e))?;
+    let inner = entries.flatten().map(|entry| entry.path());
+    let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    inner.filter(|path| path.is_dir() && !hidden(path)).try_for_each(|path| search(&path, leaves))
+}
+
+impl Leaf {
+    /// What a folder's path and manifest say of it.
+    fn of(folder: &Path) -> Self {
+        let whole = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        let names: Vec<String> = whole.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        let part = |key: &str| names.iter().rev().find_map(|name| name.strip_prefix(key)).map(str::to_owned);
+        let data = || {
+            let manifest: Value = serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).ok()?).ok()?;
+            let path = PathBuf::from(manifest.get("data")?.as_str()?);
+            let name = path.file_name()?.to_string_lossy().into_owned();
+            Some(name.split_once('.').map_or(name.clone(), |(name, _)| name.to_owned()))
+        };
+        Self {
+            run: part("run=").or_else(|| names.last().cloned()).unwrap_or_default(),
+            step: part("step=").and_then(|step| step.parse().ok()),
+            dataset: part("dataset=").or_else(data).unwrap_or_default(),
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// A name for messages.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let step = self.step.map_or(String::new(), |step| format!(", step {step}"));
+        format!("{}{step}, {}", self.run, self.dataset)
+    }
+
+    /// A table of these records; `None` where it was not written.
+    ///
+    /// # Errors
+    /// Where a part is damaged.
+    pub fn table(&self, name: &str) -> Result<Option<Records>> {
+        let mut parts = Table::at(&self.folder, name).parts()?;
+        if self.folder.join(name).is_file() {
+            parts.push(self.folder.join(name));
+        }
+        Ok((!parts.is_empty()).then_some(Records { parts }))
+    }
+
+    /// The pairs of these records.
+    ///
+    /// # Errors
+    /// Where there are none, or a part is damaged.
+    pub fn pairs(&self) -> Result<Records> {
+        let path = self.folder.join("pairs.parquet");
+        self.table("pairs.parquet")?.ok_or_else(|| Error::new(&path, "has no parts"))
+    }
+}
+
+/// A table that is read as it is needed.
+#[derive(Clone, Debug)]
+pub struct Records {
+    parts: Vec<PathBuf>,
+}
+
+impl Records {
+    /// Its files, in the order of their rows.
+    #[must_use]
+    pub fn parts(&self) -> &[PathBuf] {
+        &self.parts
+    }
+
+    /// All rows.
+    ///
+    /// # Errors
+    /// Where a file has another schema than the first.
+    pub fn scan(&self) -> Result<LazyFrame> {
+        let paths = self.parts.iter().map(|path| path.to_string_lossy().as_ref().into()).collect();
+        // what run=…, step=… and dataset=… say is known from the path already
+        let hive_options = HiveOptions::new_disabled();
+        let args = ScanArgsParquet { glob: false, hive_options, ..ScanArgsParquet::default() };
+        LazyFrame::scan_parquet_files(paths, args).map_err(|e| self.blame(e))
+    }
+
+    /// What a query on [`scan`](Self::scan) gives.
+    ///
+    /// # Errors
+    /// Names the part that is damaged.
+    pub fn collect(&self, query: LazyFrame) -> Result<DataFrame> {
+        let streaming = query.collect_with_engine(polars_lazy::prelude::Engine::Streaming);
+        streaming.map(polars_core::query_result::QueryResult::unwrap_single).map_err(|e| self.blame(e))
+    }
+
+    /// The first part that cannot be read by itself, or the first of all.
+    pub(crate) fn blame(&self, error: impl ToString) -> Error {
+        let damaged = self.parts.iter().find_map(|path| crate::parts::read(path).err());
+        damaged.unwrap_or_else(|| Error::new(self.parts.first().map_or(Path::new(""), PathBuf::as_path), error))
+    }
+}

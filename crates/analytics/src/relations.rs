@@ -1,0 +1,102 @@
+//! What entanglement goes with, and which pairs stand out.
+use crate::error::Result;
+use crate::metrics::{derived, keys};
+use crate::records::{Leaf, Records};
+use crate::statistics::{median, spearman};
+use crate::tables::{column, frame};
+use polars_core::prelude::{DataFrame, DataType};
+use polars_lazy::prelude::{LazyFrame, col};
+
+/// Measures of entanglement.
+const OF: [&str; 3] = ["cosine", "wl_over_min", "norm_ratio"];
+
+/// What they are compared with.
+const AGAINST: [&str; 9] = [
+    "length_difference",
+    "chosen_tokens",
+    "rejected_tokens",
+    "prompt_tokens",
+    "shared_prefix",
+    "edit_distance",
+    "logp_chosen",
+    "logp_rejected",
+    "margin",
+];
+
+/// Pairs that stand out by each metric.
+const OUTLIERS: usize = 10;
+
+/// Two columns where both are defined.
+fn both(of: &Records, query: LazyFrame, names: [&str; 2]) -> Result<[Vec<f64>; 2]> {
+    let rows = of.collect(query.select(names.map(|name| col(name).cast(DataType::Float64))))?;
+    let [a, b] = names.map(|name| rows.column(name).and_then(|column| column.f64()));
+    let (a, b) = (a.map_err(|e| of.blame(e))?, b.map_err(|e| of.blame(e))?);
+    let defined =
+        a.iter().zip(b.iter()).filter_map(|(a, b)| Some((a?, b?))).filter(|(a, b)| !a.is_nan() && !b.is_nan());
+    let (a, b) = defined.unzip();
+    Ok([a, b])
+}
+
+/// One row a measure of entanglement and a property of the pair: Spearman's correlation over the pairs, with its 95 % interval.
+///
+/// # Errors
+/// Where a part is damaged.
+pub fn relations(leaf: &Leaf) -> Result<DataFrame> {
+    let pairs = leaf.pairs()?;
+    let mut query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
+    let schema = query.collect_schema().map_err(|e| pairs.blame(e))?;
+    let mut rows: Vec<(&str, &str, usize, Option<[f64; 3]>)> = Vec::new();
+    for of in OF {
+        for against in AGAINST.into_iter().filter(|name| schema.get(name).is_some()) {
+            let [a, b] = both(&pairs, query.clone(), [of, against])?;
+            rows.push((of, against, a.len(), spearman(&a, &b)));
+        }
+    }
+    let columns = [
+        column("metric", &rows, |r| r.0.to_owned()),
+        column("against", &rows, |r| r.1.to_owned()),
+        column("count", &rows, |r| r.2 as u64),
+        column("spearman", &rows, |r| r.3.map(|s| s[0])),
+        column("low", &rows, |r| r.3.map(|s| s[1])),
+        column("high", &rows, |r| r.3.map(|s| s[2])),
+    ];
+    Ok(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect()))
+}
+
+/// The pairs that are farthest from the others, metric by metric: `distance` is (value − median) / (1.4826 · median absolute
+/// deviation), which is a number of standard deviations where values are normal.
+///
+/// # Errors
+/// Where a part is damaged.
+pub fn outliers(leaf: &Leaf) -> Result<DataFrame> {
+    let pairs = leaf.pairs()?;
+    let query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
+    let mut rows: Vec<(u64, Option<String>, &str, f64, f64)> = Vec::new();
+    for metric in OF {
+        let columns = [col("pair"), col("id").cast(DataType::String), col(metric).cast(DataType::Float64)];
+        let table = pairs.collect(query.clone().select(columns))?;
+        let read = || -> polars_core::prelude::PolarsResult<Vec<(u64, Option<String>, f64)>> {
+            let (pair, id) = (table.column("pair")?.cast(&DataType::UInt64)?, table.column("id")?.str()?);
+            let (pair, values) = (pair.u64()?, table.column(metric)?.f64()?);
+            let defined = values.iter().enumerate().filter_map(|(at, x)| Some((at, x.filter(|x| !x.is_nan())?)));
+            Ok(defined.filter_map(|(at, x)| Some((pair.get(at)?, id.get(at).map(str::to_owned), x))).collect())
+        };
+        let mut values = read().map_err(|e| pairs.blame(e))?;
+        let middle = median(values.iter().map(|v| v.2).collect());
+        let deviation = 1.4826 * median(values.iter().map(|v| (v.2 - middle).abs()).collect());
+        if deviation.is_nan() || deviation <= 0.0 {
+            continue;
+        }
+        let distance = |x: f64| (x - middle) / deviation;
+        values.sort_by(|a, b| distance(b.2).abs().total_cmp(&distance(a.2).abs()).then(a.0.cmp(&b.0)));
+        rows.extend(values.into_iter().take(OUTLIERS).map(|(pair, id, x)| (pair, id, metric, x, distance(x))));
+    }
+    let columns = [
+        column("pair", &rows, |r| r.0),
+        column("id", &rows, |r| r.1.clone()),
+        column("metric", &rows, |r| r.2.to_owned()),
+        column("value", &rows, |r| r.3),
+        column("distance", &rows, |r| r.4),
+    ];
+    Ok(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect()))
+}

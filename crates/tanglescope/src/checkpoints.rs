@@ -1,0 +1,176 @@
+//! Runs of checkpoints as training programs leave them: `checkpoint-N` folders with whole models or adapters in them.
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use tanglescope_train::checkpoint;
+
+/// A training run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What it is called in results.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// By step.
+    pub checkpoints: Vec<Checkpoint>,
+    /// What training started from, where the run's manifest.json says so.
+    pub start: Option<Start>,
+}
+
+/// What a run was trained from.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Folder of the model.
+    pub model: PathBuf,
+    /// Folder of the adapter that was trained on.
+    pub adapter: Option<PathBuf>,
+}
+
+/// A checkpoint of a run.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Steps that it was trained for.
+    pub step: usize,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+/// What a checkpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A Hugging Face model.
+    Whole,
+    /// A PEFT adapter.
+    Adapter,
+}
+
+/// A name and a path: `NAME=PATH`, or a path that gives the name itself.
+pub fn named(option: &str, text: &str) -> Result<(String, PathBuf)> {
+    let path = Path::new(text);
+    let (name, path) = match text.split_once('=') {
+        Some((name, rest)) if !name.contains(['/', '\\']) && !path.exists() => (name.to_owned(), PathBuf::from(rest)),
+        _ => {
+            // `.` and `..` have a name only as what they stand for
+            let file = path.file_name().map(ToOwned::to_owned);
+            let file = file.or_else(|| Some(path.canonicalize().ok()?.file_name()?.to_owned()));
+            let file = file.map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = [".gz", ".jsonl", ".json"]
+                .iter()
+                .fold(file.as_str(), |name, end| name.strip_suffix(end).unwrap_or(name));
+            (name.to_owned(), path.to_owned())
+        }
+    };
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '=']) {
+        let problem = "has no name that a folder can have; give it one: NAME=PATH, without `/`, `=` and a dot in front";
+        return Err(Error::option(format!("{option} {text}"), problem));
+    }
+    Ok((name, path))
+}
+
+impl Checkpoint {
+    /// What it is, by the config that it has.
+    pub fn kind(&self) -> Result<Kind> {
+        if self.folder.join("adapter_config.json").is_file() {
+            return Ok(Kind::Adapter);
+        }
+        if self.folder.join("config.json").is_file() {
+            return Ok(Kind::Whole);
+        }
+        Err(Error::output(&self.folder, "has neither config.json nor adapter_config.json"))
+    }
+
+    /// The model folder that an adapter says it belongs to, where there is one.
+    fn named_base(&self) -> Option<PathBuf> {
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(self.folder.join("adapter_config.json")).ok()?).ok()?;
+        let path = PathBuf::from(config.get("base_model_name_or_path")?.as_str()?);
+        path.join("config.json").is_file().then_some(path)
+    }
+}
+
+impl Run {
+    /// Finds a run's checkpoints; a checkpoint by itself is a run of one.
+    pub fn find(text: &str) -> Result<Self> {
+        let (mut name, folder) = named("RUN", text)?;
+        let refuse = |problem: String| Err(Error::option(format!("RUN {}", folder.display()), problem));
+        if !folder.is_dir() {
+            return refuse("no such folder".to_owned());
+        }
+        let steps = checkpoint::steps(&folder)?;
+        let mut checkpoints: Vec<Checkpoint> =
+            steps.into_iter().map(|step| Checkpoint { step, folder: checkpoint::folder(&folder, step) }).collect();
+        let mut manifest_at = folder.clone();
+        if checkpoints.is_empty() {
+            let whole = std::path::absolute(&folder).unwrap_or_else(|_| folder.clone());
+            let own = name.strip_prefix("checkpoint-").and_then(|step| step.parse().ok());
+            let alone = Checkpoint { step: own.unwrap_or(0), folder: folder.clone() };
+            if alone.kind().is_err() {
+                return refuse(
+                    "has no checkpoint-N folders, and is no checkpoint itself (config.json or adapter_config.json)"
+                        .to_owned(),
+                );
+            }
+            if let (Some(_), Some(parent)) = (own, whole.parent()) {
+                parent.clone_into(&mut manifest_at);
+                name = parent.file_name().map_or(name, |of| of.to_string_lossy().into_owned());
+            }
+            checkpoints.push(alone);
+        }
+        let start = start(&manifest_at);
+        Ok(Self { name, folder, checkpoints, start })
+    }
+
+    /// The model under the run's adapters.
+    pub fn base(&self, given: Option<&Path>) -> Option<PathBuf> {
+        given
+            .map(Path::to_owned)
+            .or_else(|| self.start.as_ref().map(|start| start.model.clone()))
+            .or_else(|| self.checkpoints.iter().find_map(Checkpoint::named_base))
+    }
+}
+
+/// What the manifest of `train` says that a run started from.
+fn start(run: &Path) -> Option<Start> {
+    let manifest: Value = serde_json::from_slice(&std::fs::read(run.join("manifest.json")).ok()?).ok()?;
+    if manifest.get("kind")?.as_str()? != "train" {
+        return None;
+    }
+    let path = |key: &str| manifest.get(key)?.as_str().map(PathBuf::from);
+    let model = path("model")?;
+    model.join("config.json").is_file().then(|| Start { model, adapter: path("adapter") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Run, named};
+
+    #[test]
+    fn names_come_from_the_path_or_before_the_equals_sign() {
+        let name = |text: &str| named("--data", text).map(|(name, path)| (name, path.display().to_string()));
+        assert_eq!(name("a/hh-mild.jsonl.gz").unwrap(), ("hh-mild".to_owned(), "a/hh-mild.jsonl.gz".to_owned()));
+        assert_eq!(name("mild=a/x.jsonl").unwrap(), ("mild".to_owned(), "a/x.jsonl".to_owned()));
+        assert_eq!(name("runs/dpo/").unwrap().0, "dpo");
+        for bad in ["=x", ".hidden=x", "a/b=c.jsonl"] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn checkpoints_are_ordered_by_step_and_one_alone_is_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("dpo");
+        for step in [100, 20, 3] {
+            let at = run.join(format!("checkpoint-{step}"));
+            std::fs::create_dir_all(&at).unwrap();
+            std::fs::write(at.join("config.json"), "{}").unwrap();
+        }
+        std::fs::create_dir(run.join("checkpoint-last")).unwrap();
+        let found = Run::find(run.to_str().unwrap()).unwrap();
+        assert_eq!(found.checkpoints.iter().map(|c| c.step).collect::<Vec<_>>(), [3, 20, 100]);
+        let alone = Run::find(run.join("checkpoint-20").to_str().unwrap()).unwrap();
+        assert_eq!((alone.name.as_str(), alone.checkpoints.len(), alone.checkpoints[0].step), ("dpo", 1, 20));
+        assert!(
+            Run::find(run.join("checkpoint-last").to_str().unwrap()).unwrap_err().to_string().contains("config.json")
+        );
+    }
+}

@@ -1,0 +1,165 @@
+//! `tanglescope summarize`: what records amount to, as a table in any of the usual formats.
+use crate::cli::{Compat, Summarize, SummaryBy, TableFormat};
+use crate::error::{Error, Result};
+use comfy_table::{CellAlignment, Table, presets};
+use polars_core::prelude::{AnyValue, DataFrame};
+use polars_io::prelude::{CsvWriter, JsonFormat, JsonWriter, ParquetWriter, SerWriter};
+use std::io::Write;
+use std::path::Path;
+use tanglescope_analytics::{self as analytics, By, Leaf};
+
+/// Runs the command.
+pub fn run(args: &Summarize) -> Result<()> {
+    if args.format == TableFormat::Parquet && args.out.is_none() {
+        return Err(Error::option("--format parquet", "is not for printing; add --out FILE"));
+    }
+    let leaves = analytics::find(&args.folders)?;
+    let mut table = match (&args.compat, &args.against) {
+        (Some(Compat::Official), _) => analytics::official(&leaves)?,
+        (None, Some(other)) => against(&leaves, other)?,
+        (None, None) => summary(&leaves, args.by)?,
+    };
+    let bytes = encode(&mut table, args.format)?;
+    match &args.out {
+        None => std::io::stdout().write_all(&bytes).map_err(|e| Error::Failed(format!("standard output: {e}"))),
+        Some(path) => write_whole(path, &bytes),
+    }
+}
+
+/// The rows of all records under each other.
+pub fn summary(leaves: &[Leaf], by: SummaryBy) -> Result<DataFrame> {
+    let of = |leaf: &Leaf| -> Result<Option<DataFrame>> {
+        Ok(match by {
+            SummaryBy::Run => Some(analytics::digest(leaf)?),
+            SummaryBy::Metric => Some(analytics::metrics(leaf)?),
+            SummaryBy::Regime => Some(analytics::regimes(leaf)?),
+            SummaryBy::Objective => analytics::outcomes(leaf)?,
+            SummaryBy::Layer => analytics::params(leaf, By::Layer)?,
+            SummaryBy::Module => analytics::params(leaf, By::Module)?,
+            SummaryBy::Relation => Some(analytics::relations(leaf)?),
+            SummaryBy::Outlier => Some(analytics::outliers(leaf)?),
+        })
+    };
+    let mut whole: Option<DataFrame> = None;
+    for leaf in leaves {
+        let Some(rows) = of(leaf)? else {
+            eprintln!("{}: has no objectives.parquet; analyze with --objective writes it", leaf.folder.display());
+            continue;
+        };
+        match &mut whole {
+            None => whole = Some(rows),
+            Some(whole) => {
+                whole.vstack_mut(&rows).map_err(|e| Error::Failed(e.to_string()))?;
+            }
+        }
+    }
+    whole.ok_or_else(|| Error::Failed("there is nothing to summarize".to_owned()))
+}
+
+/// Comparisons of records that belong together, with what is compared in front.
+fn against(leaves: &[Leaf], other: &Path) -> Result<DataFrame> {
+    let others = analytics::find(&[other.to_owned()])?;
+    let mut whole: Option<DataFrame> = None;
+    for leaf in leaves {
+        let of_data: Vec<&Leaf> = others.iter().filter(|other| other.dataset == leaf.dataset).collect();
+        let of_step: Vec<&Leaf> = of_data.iter().copied().filter(|other| other.step == leaf.step).collect();
+        let before = match (of_data.as_slice(), of_step.as_slice()) {
+            ([one], _) | (_, [one]) => one,
+            (_, []) => continue,
+            _ => {
+                let problem = format!("has several records that belong to {}; name the folder of one", leaf.title());
+                return Err(Error::option(format!("--against {}", other.display()), problem));
+            }
+        };
+        let rows = analytics::compare(before, leaf)?;
+        match &mut whole {
+            None => whole = Some(rows),
+            Some(whole) => {
+                whole.vstack_mut(&rows).map_err(|e| Error::Failed(e.to_string()))?;
+            }
+        }
+    }
+    let none = "has no records of the same data set and step";
+    whole.ok_or_else(|| Error::option(format!("--against {}", other.display()), none))
+}
+
+/// A table in a format.
+fn encode(table: &mut DataFrame, format: TableFormat) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let written = match format {
+        TableFormat::Csv => CsvWriter::new(&mut bytes).finish(table),
+        TableFormat::Json => JsonWriter::new(&mut bytes).with_json_format(JsonFormat::Json).finish(table),
+        TableFormat::Parquet => ParquetWriter::new(&mut bytes).finish(table).map(|_| ()),
+        TableFormat::Table => {
+            bytes = printed(table, presets::NOTHING).into_bytes();
+            Ok(())
+        }
+        TableFormat::Md => {
+            bytes = printed(table, presets::ASCII_MARKDOWN).into_bytes();
+            Ok(())
+        }
+    };
+    written.map_err(|e| Error::Failed(e.to_string()))?;
+    if format == TableFormat::Json {
+        bytes.push(b'\n');
+    }
+    Ok(bytes)
+}
+
+/// A table for reading; columns that are empty throughout are left out.
+pub fn printed(table: &DataFrame, preset: &str) -> String {
+    let columns: Vec<_> = table.columns().iter().filter(|column| column.null_count() < table.height().max(1)).collect();
+    let mut out = Table::new();
+    out.load_preset(preset).set_header(columns.iter().map(|column| column.name().as_str()));
+    for row in 0..table.height() {
+        let cell =
+            |column: &&polars_core::prelude::Column| column.get(row).map_or(String::new(), |value| shown(&value));
+        out.add_row(columns.iter().map(cell));
+    }
+    for (at, column) in columns.iter().enumerate() {
+        if column.dtype().is_primitive_numeric()
+            && let Some(column) = out.column_mut(at)
+        {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let lines: Vec<String> = out.lines().map(|line| line.trim_end().to_owned()).collect();
+    format!("{}\n", lines.join("\n"))
+}
+
+/// A value with as many digits as are read.
+fn shown(value: &AnyValue<'_>) -> String {
+    match value {
+        AnyValue::Null => String::new(),
+        AnyValue::String(text) => (*text).to_owned(),
+        AnyValue::StringOwned(text) => text.to_string(),
+        AnyValue::Float64(x) => match x.abs() {
+            0.0 => "0".to_owned(),
+            size if (1e-3..1e5).contains(&size) => {
+                let digits = if size < 10.0 {
+                    4
+                } else if size < 1000.0 {
+                    2
+                } else {
+                    0
+                };
+                format!("{x:.digits$}")
+            }
+            _ => format!("{x:.3e}"),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// Writes a file whole or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|e| Error::output(path, format!("cannot be written: {e}")))
+}
