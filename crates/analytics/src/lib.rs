@@ -21,6 +21,6 @@ pub use metrics::{METRICS, OUTCOMES, derived, digest, metrics, outcomes, regimes
 pub use official::official;
 pub use params::{By, params};
 pub use parts::Table;
-pub use records::{Leaf, Records, find};
+pub use records::{Leaf, Records, find, find_some};
 pub use relations::{outliers, relations};
 pub use summary::Summary;

@@ -3,8 +3,9 @@ use crate::error::Result;
 use crate::records::{Leaf, Records};
 use crate::statistics::{Spread, wilson};
 use crate::tables::{column, frame};
-use polars_core::prelude::{Column, DataFrame, DataType};
+use polars_core::prelude::{Column, DataFrame, DataType, PolarsResult};
 use polars_lazy::prelude::{Expr, LazyFrame, col, len, lit, min_horizontal, when};
+use std::collections::HashMap;
 use tanglescope_objectives::Regime;
 
 /// The metrics of a pair, and what each is.
@@ -26,6 +27,9 @@ pub const METRICS: [(&str, &str); 15] = [
     ("edit_distance", "insertions, deletions and exchanges of tokens between the responses"),
 ];
 
+/// Rows of objectives.parquet that are read at once: as many objectives as have them together.
+const ROWS_AT_ONCE: usize = 1 << 22;
+
 /// What is known of a pair under an objective.
 pub const OUTCOMES: [&str; 6] = ["loss", "d_w", "d_l", "delta_w", "delta_l", "band_slack"];
 
@@ -35,7 +39,7 @@ pub const OUTCOMES: [&str; 6] = ["loss", "d_w", "d_l", "delta_w", "delta_l", "ba
 ///
 /// # Errors
 /// Where the schema cannot be read.
-pub fn derived(pairs: LazyFrame) -> polars_core::prelude::PolarsResult<LazyFrame> {
+pub fn derived(pairs: LazyFrame) -> PolarsResult<LazyFrame> {
     let mut pairs = pairs;
     let schema = pairs.collect_schema()?;
     let has = |name: &str| schema.get(name).is_some();
@@ -124,7 +128,7 @@ fn counts(of: &Records, regime: &str, by: Option<&str>) -> Result<Vec<(String, V
     let mut query = of.scan()?.group_by_stable(names).agg([len().alias("n")]);
     query = query.filter(col(regime).is_not_null());
     let table = of.collect(query)?;
-    let read = || -> polars_core::prelude::PolarsResult<Vec<(String, Vec<usize>)>> {
+    let read = || -> PolarsResult<Vec<(String, Vec<usize>)>> {
         let (regimes, n) = (table.column(regime)?.str()?, table.column("n")?.cast(&DataType::UInt64)?);
         let (n, by) = (n.u64()?, by.map(|by| table.column(by)?.str().cloned()).transpose()?);
         let mut all: Vec<(String, Vec<usize>)> = Vec::new();
@@ -178,20 +182,43 @@ pub fn regimes(leaf: &Leaf) -> Result<DataFrame> {
 /// Where a part is damaged.
 pub fn outcomes(leaf: &Leaf) -> Result<Option<DataFrame>> {
     let Some(outcomes) = leaf.table("objectives.parquet")? else { return Ok(None) };
-    let names: Vec<String> =
-        counts(&outcomes, "regime", Some("objective"))?.into_iter().map(|(name, _)| name).collect();
+    let counted = counts(&outcomes, "regime", Some("objective"))?;
+    let names: Vec<&str> = counted.iter().map(|(name, _)| name.as_str()).collect();
+    let pairs = counted.iter().map(|(_, counts)| counts.iter().sum::<usize>()).max().unwrap_or(0);
     let mut rows: Vec<(&str, &str)> = Vec::new();
     let mut spreads = Vec::new();
-    for name in &names {
-        for metric in OUTCOMES {
-            let query = outcomes.scan()?.filter(col("objective").eq(lit(name.as_str())));
-            let (values, undefined) = numbers(&outcomes, query, metric)?;
+    for names in names.chunks((ROWS_AT_ONCE / pairs.max(1)).max(1)) {
+        let wanted = names.iter().map(|name| col("objective").eq(lit(*name))).reduce(Expr::or);
+        let columns: Vec<Expr> = OUTCOMES.iter().map(|name| col(*name)).chain([col("objective")]).collect();
+        let query = outcomes.scan()?.filter(wanted.unwrap_or(lit(false))).select(columns);
+        let table = outcomes.collect(query)?;
+        let mut found = by_objective(&table).map_err(|e| outcomes.blame(e))?;
+        for (name, metric) in names.iter().flat_map(|name| OUTCOMES.map(|metric| (*name, metric))) {
+            let (values, undefined) = found.remove(&(name, metric)).unwrap_or_default();
             rows.push((name, metric));
             spreads.push((Spread::of(values), undefined));
         }
     }
     let columns = [column("objective", &rows, |r| r.0.to_owned()), column("metric", &rows, |r| r.1.to_owned())];
     Ok(Some(frame(keys(leaf, rows.len()).into_iter().chain(columns).chain(spread_columns(&spreads)).collect())))
+}
+
+/// Numbers by objective and metric, and how many values are null or NaN.
+type ByObjective<'a> = HashMap<(&'a str, &'static str), (Vec<f64>, usize)>;
+
+fn by_objective(table: &DataFrame) -> PolarsResult<ByObjective<'_>> {
+    let mut found = ByObjective::new();
+    let names = table.column("objective")?.str()?;
+    for metric in OUTCOMES {
+        for (name, value) in names.iter().zip(table.column(metric)?.f64()?.iter()) {
+            let (values, undefined) = found.entry((name.unwrap_or_default(), metric)).or_default();
+            match value.filter(|x| !x.is_nan()) {
+                Some(value) => values.push(value),
+                None => *undefined += 1,
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// One row: the metrics that are looked at first, and the shares of regimes when d_w = d_l.

@@ -25,14 +25,21 @@ pub struct Leaf {
 /// # Errors
 /// Where a folder cannot be read, or has no records.
 pub fn find(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
-    let mut leaves = Vec::new();
     for folder in folders {
-        let before = leaves.len();
-        search(folder, &mut leaves)?;
-        if leaves.len() == before {
+        if find_some(std::slice::from_ref(folder))?.is_empty() {
             return Err(Error::new(folder, "has no records: no pairs.parquet in it, or in any folder in it"));
         }
     }
+    find_some(folders)
+}
+
+/// The same, where not every folder needs to have records.
+///
+/// # Errors
+/// Where a folder cannot be read.
+pub fn find_some(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
+    let mut leaves = Vec::new();
+    folders.iter().try_for_each(|folder| search(folder, &mut leaves))?;
     leaves.sort();
     leaves.dedup();
     Ok(leaves)
@@ -105,6 +112,12 @@ pub struct Records {
 }
 
 impl Records {
+    /// A table of some files.
+    #[must_use]
+    pub fn of(parts: Vec<PathBuf>) -> Self {
+        Self { parts }
+    }
+
     /// Its files, in the order of their rows.
     #[must_use]
     pub fn parts(&self) -> &[PathBuf] {
@@ -132,8 +145,8 @@ impl Records {
         streaming.map(polars_core::query_result::QueryResult::unwrap_single).map_err(|e| self.blame(e))
     }
 
-    /// The first part that cannot be read by itself, or the first of all.
-    pub(crate) fn blame(&self, error: impl ToString) -> Error {
+    /// What went wrong with a query, and in which part: the first that cannot be read by itself, or the first of all.
+    pub fn blame(&self, error: impl ToString) -> Error {
         let damaged = self.parts.iter().find_map(|path| crate::parts::read(path).err());
         damaged.unwrap_or_else(|| Error::new(self.parts.first().map_or(Path::new(""), PathBuf::as_path), error))
     }

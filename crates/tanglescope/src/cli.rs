@@ -22,6 +22,8 @@ pub enum Command {
     Tokens(Tokens),
     /// Say what records amount to: medians, intervals, regimes, layers, what entanglement goes with
     Summarize(Summarize),
+    /// One page that shows what records amount to, pair by pair and token by token; opens from the disk
+    Report(Report),
     /// Train on any objective: LoRA or all parameters, with every step's entanglement recorded
     Train(Box<Train>),
     /// Check a model and data: gradients against differences in f64, the working precision against f64
@@ -260,6 +262,29 @@ pub struct Summarize {
     /// File to write instead of printing
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+/// Formats of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// One HTML file with everything in it.
+    Html,
+    /// Markdown, with figures as SVG in a folder beside it.
+    Md,
+}
+
+/// Options of `report`.
+#[derive(Args, Clone, Debug)]
+pub struct Report {
+    /// Folders of records: of `analyze` or `sweep`, with those of `tokens` and of training runs where there are some
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// The file
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What it is
+    #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
+    pub format: ReportFormat,
 }
 
 /// Options of `tokens`.

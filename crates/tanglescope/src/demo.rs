@@ -3,11 +3,12 @@
 use crate::cli::{Cli, Command, Demo};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::{sweep, train};
+use crate::{report, sweep, tokens, train};
 use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tanglescope_analytics::Comparison;
+use tanglescope_report::Origin;
 
 /// Files of the model folder.
 const MODEL: [(&str, &[u8]); 4] = [
@@ -75,9 +76,14 @@ pub fn run(args: &Demo) -> Result<()> {
     for (number, (set, objective)) in runs.iter().enumerate() {
         demo.run(set, objective, &format!("{} of {}", number + 1, runs.len()))?;
     }
-    demo.report(&runs)?;
+    demo.say(&runs)?;
+    demo.tokens()?;
+    let report =
+        args.out.as_ref().map_or_else(|| PathBuf::from("tanglescope-demo.html"), |out| out.join("report.html"));
+    demo.page(&report)?;
+    println!("\nAll of it to look at: {}", report.display());
     if args.out.is_none() {
-        println!("\nThe results were in a temporary folder; `demo --out FOLDER` keeps them.");
+        println!("The rest of the results was in a temporary folder; `demo --out FOLDER` keeps it.");
     }
     Ok(())
 }
@@ -122,7 +128,8 @@ impl Experiment<'_> {
         match Cli::parse_from(words).command {
             Command::Sweep(args) => sweep::quietly(&args),
             Command::Train(args) => train::quietly(&args),
-            _ => unreachable!("the demo trains and sweeps"),
+            Command::Tokens(args) => tokens::quietly(&args),
+            _ => unreachable!("the demo trains, sweeps and looks at tokens"),
         }
     }
 
@@ -162,8 +169,24 @@ impl Experiment<'_> {
         Ok(())
     }
 
+    /// Which tokens entangle the held-out pairs of the long set, at the end of training with DPO.
+    fn tokens(&self) -> Result<()> {
+        let (model, data) = (self.path(&format!("runs/dpo-long/checkpoint-{STEPS}")), self.path("long-held-out.jsonl"));
+        let out = self.path("tokens");
+        self.command(&["tokens", "--model", &model, "--data", &data, "--out", &out, "--scope", "full"], false)
+    }
+
+    /// Everything on one page.
+    fn page(&self, out: &Path) -> Result<()> {
+        let (swept, tokens) = (self.path("sweep"), self.path("tokens"));
+        let words = ["tanglescope", "report", &swept, &tokens, "--out", &out.display().to_string()].map(str::to_owned);
+        println!("\n$ {}", words.join(" "));
+        let Command::Report(args) = Cli::parse_from(&words).command else { unreachable!("it is a report") };
+        report::write(&args, Origin { version: env!("CARGO_PKG_VERSION").to_owned(), command: words.to_vec() })
+    }
+
     /// What training did to the held-out pairs, run by run, beside what the paper saw.
-    fn report(&self, runs: &[(&str, &str)]) -> Result<()> {
+    fn say(&self, runs: &[(&str, &str)]) -> Result<()> {
         let leaves = tanglescope_analytics::find(&[self.folder.join("sweep")])?;
         let mut found = Vec::new();
         for (set, objective) in runs {

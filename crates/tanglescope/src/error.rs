@@ -14,6 +14,9 @@ pub enum Error {
     /// The results.
     #[error(transparent)]
     Results(#[from] tanglescope_analytics::Error),
+    /// A report.
+    #[error(transparent)]
+    Report(#[from] tanglescope_report::Error),
     /// A training run.
     #[error(transparent)]
     Train(#[from] tanglescope_train::Error),
@@ -64,9 +67,12 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Model(_) | Self::Data(_) | Self::Option { .. } => ExitCode::from(2),
-            Self::Results(_) | Self::Train(_) | Self::Output { .. } | Self::Device { .. } | Self::Failed(_) => {
-                ExitCode::from(1)
-            }
+            Self::Results(_)
+            | Self::Report(_)
+            | Self::Train(_)
+            | Self::Output { .. }
+            | Self::Device { .. }
+            | Self::Failed(_) => ExitCode::from(1),
         }
     }
 }

@@ -13,6 +13,7 @@ mod objectives;
 mod options;
 mod progress;
 mod rates;
+mod report;
 mod summarize;
 mod sweep;
 mod tokens;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Analyze(args) if args.dry.dry_run => analyze::dry_run(&args),
         Command::Analyze(args) => analyze::run(&args).map(|summary| print!("{summary}")),
+        Command::Report(args) => report::run(&args),
         Command::Summarize(args) => summarize::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Tokens(args) if args.dry.dry_run => tokens::dry_run(&args),

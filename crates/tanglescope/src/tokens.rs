@@ -21,7 +21,13 @@ const PAIRS_PER_PART: usize = 8;
 pub fn run(args: &Tokens) -> Result<()> {
     let options = ModelOptions::new(&args.model)?;
     options.announce();
-    options.device.run(Work { args, options: &options })
+    options.device.run(Work { args, options: &options, quiet: false }).map(|shares| print!("{shares}"))
+}
+
+/// Runs the command as a part of another, which says what is done.
+pub fn quietly(args: &Tokens) -> Result<()> {
+    let options = ModelOptions::new(&args.model)?;
+    options.device.run(Work { args, options: &options, quiet: true }).map(|_| ())
 }
 
 /// Says what the command would do.
@@ -47,13 +53,14 @@ pub fn dry_run(args: &Tokens) -> Result<()> {
 struct Work<'a> {
     args: &'a Tokens,
     options: &'a ModelOptions,
+    quiet: bool,
 }
 
 impl OnDevice for Work<'_> {
-    type Output = Result<()>;
+    type Output = Result<Shares>;
 
-    fn run<B: Kernels>(self, device: &B::Device) -> Result<()> {
-        let Self { args, options } = self;
+    fn run<B: Kernels>(self, device: &B::Device) -> Result<Shares> {
+        let Self { args, options, quiet } = self;
         let mut model = options.load::<B>(options.dtype, device)?;
         let scope = model.in_scope(&options.scope)?;
         let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&model.description))?;
@@ -94,7 +101,7 @@ impl OnDevice for Work<'_> {
         if before.pairs > 0 {
             eprintln!("{}: {} of {} pairs are there already", out.display(), before.pairs, data.pairs.len());
         }
-        let progress = Mutex::new(Progress::new(amount(&data.pairs), before, false));
+        let progress = Mutex::new(Progress::new(amount(&data.pairs), before, quiet));
         let mut shares = Shares::default();
         for (part, window) in windows.iter().enumerate() {
             if !is_done(part) {
@@ -116,8 +123,7 @@ impl OnDevice for Work<'_> {
             shares.add(&matrices.read(part)?, &positions.read(part)?)?;
         }
         progress.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
-        print!("{shares}");
-        Ok(())
+        Ok(shares)
     }
 }
 

@@ -1,0 +1,185 @@
+//! What a report shows, gathered from records.
+use crate::error::Result;
+use crate::texts::{self, Texts};
+use crate::training::{self, Training};
+use polars_core::prelude::{AnyValue, DataFrame};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+use tanglescope_analytics::{self as analytics, By, Leaf, derived};
+
+/// Pairs whose numbers are in a report; of more, every n-th of each model and data set is.
+const PAIRS: usize = 20_000;
+
+/// The columns of pairs that are shown.
+const COLUMNS: [&str; 17] = [
+    "pair",
+    "id",
+    "prompt_tokens",
+    "chosen_tokens",
+    "rejected_tokens",
+    "edit_distance",
+    "logp_chosen",
+    "logp_rejected",
+    "ref_logp_chosen",
+    "ref_logp_rejected",
+    "ww",
+    "wl",
+    "ll",
+    "cosine",
+    "wl_over_min",
+    "norm_ratio",
+    "regime_dpo",
+];
+
+/// Where a report comes from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Origin {
+    /// Version of the program.
+    pub version: String,
+    /// The command that made it.
+    pub command: Vec<String>,
+}
+
+/// Everything that is shown.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Models and data sets, by run, step and data set: the order that `leaf` counts in.
+    pub leaves: Vec<Value>,
+    /// Tables of what the records amount to, as lists by column. Each has `leaf`.
+    pub tables: Map<String, Value>,
+    /// Pairs, as lists by column, with `leaf`.
+    pub pairs: Map<String, Value>,
+    /// Pairs of all records, where not all are shown.
+    pub pairs_in_all: usize,
+    /// What training recorded.
+    pub training: Vec<Training>,
+    /// Texts and matrices of some pairs.
+    pub texts: Texts,
+}
+
+impl Report {
+    /// Gathers what is shown of some records, of the training runs in `folders`, and of those that a sweep in them was of.
+    ///
+    /// # Errors
+    /// Where there are no records, or a part of a table is damaged.
+    pub fn of(folders: &[PathBuf], origin: Origin) -> Result<Self> {
+        let leaves = analytics::find_some(folders)?;
+        if leaves.is_empty() {
+            // says which folder has none
+            analytics::find(folders)?;
+        }
+        let mut tables = Map::new();
+        for (name, table) in [
+            ("digest", gather(&leaves, |leaf| analytics::digest(leaf).map(Some))?),
+            ("metrics", gather(&leaves, |leaf| analytics::metrics(leaf).map(Some))?),
+            ("regimes", gather(&leaves, |leaf| analytics::regimes(leaf).map(Some))?),
+            ("outcomes", gather(&leaves, analytics::outcomes)?),
+            ("layers", gather(&leaves, |leaf| analytics::params(leaf, By::Layer))?),
+            ("modules", gather(&leaves, |leaf| analytics::params(leaf, By::Module))?),
+            ("relations", gather(&leaves, |leaf| analytics::relations(leaf).map(Some))?),
+        ] {
+            tables.insert(name.to_owned(), Value::Object(table));
+        }
+        let (pairs, pairs_in_all) = pairs(&leaves)?;
+        let texts = texts::gather(folders, &leaves, &pairs)?;
+        let training = training::gather(folders)?;
+        Ok(Self {
+            origin,
+            leaves: leaves.iter().map(described).collect(),
+            tables,
+            pairs,
+            pairs_in_all,
+            training,
+            texts,
+        })
+    }
+}
+
+/// A leaf, with what its manifest says is needed to run it again.
+fn described(leaf: &Leaf) -> Value {
+    let manifest = std::fs::read(leaf.folder.join("manifest.json")).ok();
+    let manifest: Value = manifest.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    json!({
+        "run": leaf.run,
+        "step": leaf.step,
+        "dataset": leaf.dataset,
+        "folder": leaf.folder,
+        "title": leaf.title(),
+        "manifest": manifest,
+    })
+}
+
+/// A table of every leaf, as lists by column, with the leaf's number in front of each row.
+fn gather(
+    leaves: &[Leaf],
+    table: impl Fn(&Leaf) -> analytics::Result<Option<DataFrame>>,
+) -> Result<Map<String, Value>> {
+    let mut whole = Map::new();
+    for (number, leaf) in leaves.iter().enumerate() {
+        if let Some(rows) = table(leaf)? {
+            append(&mut whole, number, &rows, 1);
+        }
+    }
+    Ok(whole)
+}
+
+/// Adds every n-th row to lists by column. The columns that say whose they are become `leaf`.
+pub(crate) fn append(whole: &mut Map<String, Value>, leaf: usize, rows: &DataFrame, every: usize) {
+    let kept: Vec<usize> = (0..rows.height()).step_by(every).collect();
+    let before = whole.get("leaf").and_then(Value::as_array).map_or(0, Vec::len);
+    let mut extend = |name: &str, values: Vec<Value>| {
+        let list = whole.entry(name).or_insert_with(|| Value::Array(vec![Value::Null; before]));
+        if let Value::Array(list) = list {
+            list.extend(values);
+        }
+    };
+    extend("leaf", vec![json!(leaf); kept.len()]);
+    for column in rows.columns() {
+        let name = column.name().as_str();
+        if !matches!(name, "run" | "step" | "dataset") {
+            extend(name, kept.iter().map(|&row| column.get(row).map_or(Value::Null, |x| value(&x))).collect());
+        }
+    }
+    // a column that these rows lack
+    for (_, list) in whole.iter_mut() {
+        if let Value::Array(list) = list {
+            list.resize(before + kept.len(), Value::Null);
+        }
+    }
+}
+
+/// A cell. JSON has no infinities and no NaN; they are texts.
+pub(crate) fn value(cell: &AnyValue<'_>) -> Value {
+    match cell {
+        AnyValue::Null => Value::Null,
+        AnyValue::String(text) => json!(text),
+        AnyValue::StringOwned(text) => json!(text.as_str()),
+        AnyValue::Boolean(is) => json!(is),
+        AnyValue::Float64(x) if x.is_finite() => json!(x),
+        AnyValue::Float64(x) if x.is_nan() => json!("NaN"),
+        AnyValue::Float64(x) => json!(if *x > 0.0 { "Infinity" } else { "-Infinity" }),
+        other => other.extract::<i64>().map_or(Value::Null, |n| json!(n)),
+    }
+}
+
+/// The pairs that are shown, and how many there are.
+fn pairs(leaves: &[Leaf]) -> Result<(Map<String, Value>, usize)> {
+    let mut tables = Vec::new();
+    for leaf in leaves {
+        let records = leaf.pairs()?;
+        let mut query = derived(records.scan()?).map_err(|e| records.blame(e))?;
+        let schema = query.collect_schema().map_err(|e| records.blame(e))?;
+        let there = COLUMNS.into_iter().filter(|name| schema.get(name).is_some());
+        tables.push(records.collect(query.select(there.map(polars_lazy::prelude::col).collect::<Vec<_>>()))?);
+    }
+    let all: usize = tables.iter().map(DataFrame::height).sum();
+    let every = all.div_ceil(PAIRS).max(1);
+    let mut whole = Map::new();
+    for (number, table) in tables.iter().enumerate() {
+        append(&mut whole, number, table, every);
+    }
+    Ok((whole, all))
+}

@@ -1,0 +1,41 @@
+//! A report as one HTML file: the page, its data as JSON, its script, and the library that draws.
+use crate::error::{Error, Result};
+use crate::gather::Report;
+use minijinja::{Environment, context};
+use std::path::Path;
+
+const PAGE: &str = include_str!("../assets/report.html");
+const CSS: &str = include_str!("../assets/report.css");
+const JS: &str = include_str!("../assets/report.js");
+/// Apache ECharts 6.1.0 as published (`dist/echarts.min.js`), Apache License 2.0.
+const ECHARTS: &str = include_str!("../assets/echarts-6.1.0.min.js");
+
+/// The file. Text from the data is in it as JSON only, without a `<` that could end the element it is in, and the page's script
+/// shows it as text.
+///
+/// # Errors
+/// Where the page cannot be put together.
+pub fn html(report: &Report) -> Result<String> {
+    let refuse = |e: &dyn std::fmt::Display| Error::file(Path::new("report.html"), e);
+    let data = serde_json::to_string(report).map_err(|e| refuse(&e))?.replace('<', "\\u003c");
+    let mut environment = Environment::new();
+    environment.add_template("report.html", PAGE).map_err(|e| refuse(&e))?;
+    let page = environment.get_template("report.html").map_err(|e| refuse(&e))?;
+    let models = report.leaves.len();
+    let subtitle = format!(
+        "{models} {} of models on data, {} pairs",
+        if models == 1 { "record" } else { "records" },
+        report.pairs_in_all
+    );
+    page.render(context! {
+        title => "Tanglescope: gradient entanglement",
+        subtitle,
+        version => report.origin.version,
+        command => report.origin.command.join(" "),
+        css => CSS,
+        js => JS,
+        echarts => ECHARTS,
+        data,
+    })
+    .map_err(|e| refuse(&e))
+}

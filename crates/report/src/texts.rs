@@ -1,0 +1,231 @@
+//! The pairs whose texts are in a report, chosen so that every regime and every extreme is among them, and their matrices of
+//! token gradients.
+use crate::error::Result;
+use polars_core::prelude::{DataFrame, DataType, PolarsResult};
+use polars_lazy::prelude::{col, lit};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use tanglescope_analytics::{Leaf, Records};
+use tanglescope_objectives::contrast;
+
+/// Pairs whose texts are in a report.
+const TEXTS: usize = 200;
+
+/// Response tokens of all of them together; fewer texts are taken where they are long.
+const TOKENS: usize = 120_000;
+
+/// Entries of matrices of all of them together.
+const ENTRIES: usize = 300_000;
+
+/// Characters of a prompt that are shown, the last ones.
+const PROMPT: usize = 4000;
+
+/// Texts and matrices. Keys are `leaf/pair`.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Texts {
+    /// Texts and tokens of pairs.
+    pub pairs: BTreeMap<String, Value>,
+    /// Inner products of the gradients of their tokens: `wl`, `ww` and `ll`, row by row.
+    pub matrices: BTreeMap<String, Value>,
+}
+
+/// Reads texts and matrices.
+pub(crate) fn gather(folders: &[PathBuf], leaves: &[Leaf], pairs: &Map<String, Value>) -> Result<Texts> {
+    let mut texts = Texts::default();
+    matrices(folders, leaves, &mut texts)?;
+    let with_matrix: Vec<(usize, u64)> = texts.matrices.keys().filter_map(|key| parse(key)).collect();
+    let mut left = TOKENS;
+    let mut by_leaf: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+    for (leaf, pair) in chosen(pairs, &with_matrix) {
+        by_leaf.entry(leaf).or_default().push(pair);
+    }
+    for (leaf, wanted) in by_leaf {
+        if let Some(records) = leaves[leaf].table("responses.parquet")? {
+            responses(&records, leaf, &wanted, &mut left, &mut texts)?;
+        }
+    }
+    Ok(texts)
+}
+
+fn key(leaf: usize, pair: u64) -> String {
+    format!("{leaf}/{pair}")
+}
+
+fn parse(key: &str) -> Option<(usize, u64)> {
+    let (leaf, pair) = key.split_once('/')?;
+    Some((leaf.parse().ok()?, pair.parse().ok()?))
+}
+
+/// Which pairs are shown with their texts: those with matrices; of each regime, and by each measure, both ends; the rest evenly.
+fn chosen(pairs: &Map<String, Value>, first: &[(usize, u64)]) -> BTreeSet<(usize, u64)> {
+    let column = |name: &str| pairs.get(name).and_then(Value::as_array).cloned().unwrap_or_default();
+    let (leaf, pair, regime) = (column("leaf"), column("pair"), column("regime_dpo"));
+    let id = |row: usize| -> Option<(usize, u64)> {
+        Some((usize::try_from(leaf.get(row)?.as_u64()?).ok()?, pair.get(row)?.as_u64()?))
+    };
+    let mut all: BTreeSet<(usize, u64)> = first.iter().copied().collect();
+    let mut orders: Vec<Vec<usize>> = Vec::new();
+    for name in ["cosine", "wl_over_min", "norm_ratio", "logp_chosen", "edit_distance"] {
+        let values = column(name);
+        let mut rows: Vec<(usize, f64)> =
+            values.iter().enumerate().filter_map(|(row, x)| Some((row, x.as_f64()?))).collect();
+        rows.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let rows: Vec<usize> = rows.into_iter().map(|(row, _)| row).collect();
+        orders.push(rows.clone());
+        orders.push(rows.into_iter().rev().collect());
+    }
+    let kinds: BTreeSet<&str> = regime.iter().filter_map(Value::as_str).collect();
+    let of_kind = |kind: &str, rows: &[usize]| -> Vec<usize> {
+        rows.iter().copied().filter(|&row| regime.get(row).and_then(Value::as_str) == Some(kind)).collect()
+    };
+    let of_kinds: Vec<Vec<usize>> = kinds
+        .iter()
+        .flat_map(|kind| orders.iter().take(4).map(|rows| of_kind(kind, rows)).collect::<Vec<_>>())
+        .collect();
+    orders.extend(of_kinds);
+    // half by their ends, in turn
+    for rank in 0..TEXTS {
+        for rows in &orders {
+            if all.len() < TEXTS / 2 {
+                all.extend(rows.get(rank).and_then(|&row| id(row)));
+            }
+        }
+    }
+    // the rest evenly over everything
+    let room = TEXTS.saturating_sub(all.len()).max(1);
+    let every = leaf.len().div_ceil(room).max(1);
+    for row in (0..leaf.len()).step_by(every) {
+        if all.len() < TEXTS {
+            all.extend(id(row));
+        }
+    }
+    all
+}
+
+/// Adds texts of some pairs.
+fn responses(records: &Records, leaf: usize, wanted: &[u64], left: &mut usize, texts: &mut Texts) -> Result<()> {
+    let only = wanted.iter().map(|pair| col("pair").eq(lit(*pair))).reduce(polars_lazy::prelude::Expr::or);
+    let Some(only) = only else { return Ok(()) };
+    let rows = records.collect(records.scan()?.filter(only))?;
+    let mut read = || -> PolarsResult<()> {
+        for row in 0..rows.height() {
+            let Some(pair) = rows.column("pair")?.cast(&DataType::UInt64)?.u64()?.get(row) else { continue };
+            let ids = |name: &str| -> PolarsResult<Vec<u32>> {
+                let list = rows.column(name)?.list()?.get_as_series(row);
+                Ok(list
+                    .map(|list| list.u32().map(|ids| ids.iter().flatten().collect()))
+                    .transpose()?
+                    .unwrap_or_default())
+            };
+            let (chosen, rejected) = (ids("chosen_ids")?, ids("rejected_ids")?);
+            let Some(rest) = left.checked_sub(chosen.len() + rejected.len()) else { continue };
+            *left = rest;
+            let masks = contrast(&chosen, &rejected);
+            let tokens = |name: &str, ids: &[u32], mask: &[bool]| -> PolarsResult<Value> {
+                let text = rows.column(&format!("{name}_text"))?.list()?.get_as_series(row);
+                let text = text.map(|text| text.str().cloned()).transpose()?;
+                let logps = rows.column(&format!("{name}_logps"))?.list()?.get_as_series(row);
+                let logps = logps.map(|logps| logps.f64().cloned()).transpose()?;
+                let token = |at: usize| {
+                    let shown = text.as_ref().and_then(|text| text.get(at)).map(str::to_owned);
+                    let shown = shown.unwrap_or_else(|| format!("[{}]", ids[at]));
+                    json!([shown, logps.as_ref().and_then(|logps| logps.get(at)).map(rounded), u8::from(!mask[at])])
+                };
+                Ok((0..ids.len()).map(token).collect())
+            };
+            let prompt = rows.column("prompt")?.str()?.get(row).map(|prompt| {
+                let from = prompt.char_indices().rev().nth(PROMPT - 1).map_or(0, |(at, _)| at);
+                if from > 0 { format!("… {}", &prompt[from..]) } else { prompt.to_owned() }
+            });
+            let of = json!({
+                "prompt": prompt,
+                "chosen": tokens("chosen", &chosen, &masks[0])?,
+                "rejected": tokens("rejected", &rejected, &masks[1])?,
+            });
+            texts.pairs.insert(key(leaf, pair), of);
+        }
+        Ok(())
+    };
+    Ok(read().map_err(|e| records.blame(e))?)
+}
+
+/// Five significant digits: as many as are read.
+fn rounded(x: f64) -> Value {
+    format!("{x:.4e}").parse::<f64>().map_or(Value::Null, |x| json!(x))
+}
+
+/// Folders with matrices of tokens.
+fn search(folder: &Path, found: &mut Vec<PathBuf>) {
+    if folder.join("tokens.parquet").is_dir() {
+        found.push(folder.to_owned());
+    }
+    let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    inner
+        .filter(|path| path.is_dir() && path.extension().is_none_or(|e| e != "parquet"))
+        .for_each(|path| search(&path, found));
+}
+
+/// What decides the records of a folder.
+fn identity(folder: &Path) -> Value {
+    let text = std::fs::read(folder.join("manifest.json")).ok();
+    let manifest: Value = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let of = |key: &str| manifest["identity"][key].clone();
+    json!([of("model"), of("adapter"), of("data"), of("scope"), of("dtype")])
+}
+
+/// Adds matrices: those in a leaf's own folder, or in one of the same model, data and scope.
+fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts) -> Result<()> {
+    let mut found = Vec::new();
+    folders.iter().for_each(|folder| search(folder, &mut found));
+    let mut left = ENTRIES;
+    for folder in found {
+        let of = identity(&folder);
+        let same = |leaf: &&Leaf| leaf.folder == folder || identity(&leaf.folder) == of;
+        let Some(leaf) = leaves.iter().position(|leaf| same(&leaf)) else { continue };
+        let from = Leaf { folder, ..leaves[leaf].clone() };
+        let Some(records) = from.table("tokens.parquet")? else { continue };
+        for part in records.parts() {
+            if left == 0 {
+                break;
+            }
+            let one = Records::of(vec![part.clone()]);
+            let rows = one.collect(one.scan()?)?;
+            add(&rows, leaf, &mut left, texts).map_err(|e| one.blame(e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the matrices of a part that there is room for.
+fn add(rows: &DataFrame, leaf: usize, left: &mut usize, texts: &mut Texts) -> PolarsResult<()> {
+    let (pairs, blocks) = (rows.column("pair")?.u64()?, rows.column("block")?.str()?);
+    let (at, inner) = (rows.column("row")?.u32()?, rows.column("inner")?.f64()?);
+    let mut matrices: BTreeMap<(u64, &str), Vec<Vec<Value>>> = BTreeMap::new();
+    for (((pair, block), at), inner) in pairs.iter().zip(blocks.iter()).zip(at.iter()).zip(inner.iter()) {
+        let (Some(pair), Some(block), Some(at), Some(inner)) = (pair, block, at, inner) else { continue };
+        let matrix = matrices.entry((pair, block)).or_default();
+        if matrix.len() <= at as usize {
+            matrix.resize(at as usize + 1, Vec::new());
+        }
+        matrix[at as usize].push(rounded(inner));
+    }
+    let all: BTreeSet<u64> = matrices.keys().map(|key| key.0).collect();
+    for pair in all {
+        let of = |block: &str| matrices.get(&(pair, block)).cloned().unwrap_or_default();
+        let blocks = ["wl", "ww", "ll"].map(|block| (block, of(block)));
+        let entries: usize = blocks.iter().flat_map(|(_, matrix)| matrix).map(Vec::len).sum();
+        match left.checked_sub(entries) {
+            Some(rest) => *left = rest,
+            None => {
+                *left = 0;
+                return Ok(());
+            }
+        }
+        let whole: Map<String, Value> =
+            blocks.into_iter().map(|(block, matrix)| (block.to_owned(), json!(matrix))).collect();
+        texts.matrices.insert(key(leaf, pair), Value::Object(whole));
+    }
+    Ok(())
+}

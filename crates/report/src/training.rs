@@ -1,0 +1,107 @@
+//! What training runs recorded of their own steps.
+use crate::error::Result;
+use crate::gather::append;
+use polars_core::prelude::DataType;
+use polars_lazy::prelude::{col, lit, when};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+use tanglescope_analytics::{Leaf, Records};
+
+/// Points of predicted against measured changes that are shown of a run.
+const POINTS: usize = 4000;
+
+/// A run's own records.
+#[derive(Clone, Debug, Serialize)]
+pub struct Training {
+    /// The run.
+    pub run: String,
+    /// The objective that it was trained on.
+    pub objective: String,
+    /// Step by step, as lists by column: means over the step's pairs.
+    pub steps: Map<String, Value>,
+    /// Changes of log-probabilities that were predicted, and that were measured, as lists by column.
+    pub predictions: Map<String, Value>,
+}
+
+/// The runs in some folders, and those that sweeps there were of.
+pub(crate) fn gather(folders: &[PathBuf]) -> Result<Vec<Training>> {
+    let mut runs: Vec<(String, PathBuf)> = Vec::new();
+    for folder in folders {
+        search(folder, &mut runs);
+    }
+    runs.sort();
+    runs.dedup_by(|a, b| a.1 == b.1);
+    runs.iter().map(|(name, folder)| Training::of(name, folder)).collect()
+}
+
+fn manifest(folder: &Path) -> Value {
+    let text = std::fs::read(folder.join("manifest.json")).ok();
+    text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+fn search(folder: &Path, runs: &mut Vec<(String, PathBuf)>) {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let name = whole.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+    if folder.join("steps.parquet").is_dir() {
+        return runs.push((name, whole));
+    }
+    if let Some(swept) = manifest(folder).get("runs").and_then(Value::as_object) {
+        let of = |(name, run): (&String, &Value)| Some((name.clone(), PathBuf::from(run.get("folder")?.as_str()?)));
+        let there = swept.iter().filter_map(of).filter(|(_, folder)| folder.join("steps.parquet").is_dir());
+        runs.extend(there.map(|(name, folder)| (name, folder.canonicalize().unwrap_or(folder))));
+    }
+    let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    inner.filter(|path| path.is_dir()).for_each(|path| search(&path, runs));
+}
+
+impl Training {
+    fn of(run: &str, folder: &Path) -> Result<Self> {
+        let leaf = Leaf { run: run.to_owned(), step: None, dataset: String::new(), folder: folder.to_owned() };
+        let objective = manifest(folder)["identity"]["objective"].as_str().unwrap_or_default().to_owned();
+        let steps = leaf.table("steps.parquet")?.map(|records| steps(&records)).transpose()?;
+        let predictions = leaf.table("predictions.parquet")?.map(|records| predictions(&records)).transpose()?;
+        let (steps, predictions) = (steps.unwrap_or_default(), predictions.unwrap_or_default());
+        Ok(Self { run: run.to_owned(), objective, steps, predictions })
+    }
+}
+
+/// Means over the pairs of each step, and the medians of the ratio of coefficients and of the band that it should be in.
+fn steps(records: &Records) -> Result<Map<String, Value>> {
+    let null = || lit(polars_lazy::prelude::NULL).cast(DataType::Float64);
+    let (ww, ll, cosine) = (col("ww"), col("ll"), col("cosine"));
+    let ratio = when(col("d_l").neq(lit(0.0))).then(col("d_w") / col("d_l")).otherwise(null());
+    let norms = (ll / ww).sqrt();
+    let banded = |edge| when(cosine.clone().gt(lit(0.0))).then(edge).otherwise(null());
+    let rows = records
+        .scan()?
+        .with_columns([
+            ratio.alias("ratio"),
+            banded(cosine.clone() * norms.clone()).alias("band_low"),
+            banded(norms / cosine.clone()).alias("band_high"),
+        ])
+        .group_by_stable([col("step")])
+        .agg([
+            col("logp_chosen").mean(),
+            col("logp_rejected").mean(),
+            col("loss").mean(),
+            col("cosine").mean(),
+            col("ratio").median(),
+            col("band_low").median(),
+            col("band_high").median(),
+        ])
+        .with_columns([col("step").alias("at")]);
+    let mut whole = Map::new();
+    append(&mut whole, 0, &records.collect(rows)?, 1);
+    Ok(whole)
+}
+
+fn predictions(records: &Records) -> Result<Map<String, Value>> {
+    let columns = ["step", "split", "branch", "predicted", "measured"];
+    let rows = records.scan()?.select(columns.map(col)).with_columns([col("step").alias("at")]);
+    let rows = records.collect(rows)?;
+    let every = rows.height().div_ceil(POINTS).max(1);
+    let mut whole = Map::new();
+    append(&mut whole, 0, &rows, every);
+    Ok(whole)
+}

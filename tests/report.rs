@@ -1,0 +1,351 @@
+//! The report as a reader meets it: in headless Chromium, from the disk, with no network. Where Chromium is not installed these
+//! tests are left out, unless CI is set.
+mod support;
+
+use headless_chrome::browser::tab::Tab;
+use headless_chrome::protocol::cdp::types::Event;
+use headless_chrome::{Browser, LaunchOptionsBuilder};
+use serde_json::{Value, json};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use support::{demo, error_line, repository, run, succeed, tanglescope};
+use tanglescope_analytics::Table;
+
+/// Chromium, where it is there.
+fn browser() -> Option<Browser> {
+    let places = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
+    let path = places.map(PathBuf::from).into_iter().find(|path| path.is_file());
+    if path.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "Chromium is not installed; Debian's package is `chromium`");
+        eprintln!("left out: Chromium is not installed");
+        return None;
+    }
+    let quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"];
+    let options = LaunchOptionsBuilder::default()
+        .path(path)
+        .sandbox(false)
+        .window_size(Some((1280, 900)))
+        .idle_browser_timeout(Duration::from_mins(2))
+        .args(quiet.map(OsStr::new).to_vec())
+        .build()
+        .unwrap();
+    Some(Browser::new(options).unwrap())
+}
+
+/// A page, and what it complained of or asked the network for.
+struct Page {
+    tab: Arc<Tab>,
+    complaints: Arc<Mutex<Vec<String>>>,
+}
+
+impl Page {
+    fn open(browser: &Browser, file: &Path) -> Self {
+        let tab = browser.new_tab().unwrap();
+        let complaints = Arc::new(Mutex::new(Vec::new()));
+        tab.enable_log().unwrap().enable_runtime().unwrap();
+        tab.call_method(headless_chrome::protocol::cdp::Network::Enable {
+            max_total_buffer_size: None,
+            max_resource_buffer_size: None,
+            max_post_data_size: None,
+            report_direct_socket_traffic: None,
+            enable_durable_messages: None,
+        })
+        .unwrap();
+        let heard = Arc::clone(&complaints);
+        let listen = move |event: &Event| {
+            let said = match event {
+                Event::LogEntryAdded(entry) => Some(format!("log: {}", entry.params.entry.text)),
+                Event::RuntimeExceptionThrown(thrown) => {
+                    Some(format!("exception: {:?}", thrown.params.exception_details))
+                }
+                Event::RuntimeConsoleAPICalled(call) => Some(format!("console: {:?}", call.params.args)),
+                Event::NetworkRequestWillBeSent(request) => Some(&request.params.request.url)
+                    .filter(|url| !url.starts_with("file:") && !url.starts_with("blob:") && !url.starts_with("data:"))
+                    .map(|url| format!("request: {url}")),
+                _ => None,
+            };
+            heard.lock().unwrap().extend(said);
+        };
+        tab.add_event_listener(Arc::new(listen)).unwrap();
+        tab.navigate_to(&format!("file://{}", file.display())).unwrap().wait_until_navigated().unwrap();
+        let page = Self { tab, complaints };
+        assert_eq!(page.get("typeof window.report"), "object", "the script ran to its end: {:?}", page.heard());
+        page
+    }
+
+    fn heard(&self) -> Vec<String> {
+        self.complaints.lock().unwrap().clone()
+    }
+
+    /// The value of an expression.
+    #[track_caller]
+    fn get(&self, expression: &str) -> Value {
+        let whole = format!("JSON.stringify({expression})");
+        let object = self.tab.evaluate(&whole, false).unwrap_or_else(|e| panic!("{expression}: {e}"));
+        object.value.and_then(|text| serde_json::from_str(text.as_str()?).ok()).unwrap_or(Value::Null)
+    }
+
+    /// Marks of each series of a chart; null where it is not drawn.
+    fn marks(&self, chart: &str) -> Value {
+        self.get(&format!(
+            "report.charts['{chart}'] ? report.charts['{chart}'].getModel().getSeries().map((s) => s.getData().count()) : null"
+        ))
+    }
+
+    fn select(&self, id: &str, value: &Value) {
+        let value = serde_json::to_string(&value.to_string()).unwrap();
+        self.get(&format!(
+            "(() => {{ const s = document.getElementById('{id}'); s.value = {value}; s.onchange(); return 0; }})()"
+        ));
+    }
+}
+
+/// A demo model trained for a few steps on two objectives, swept on two sets, with matrices of the first, reported.
+fn reported(folder: &Path) -> PathBuf {
+    let text = |name: &str| folder.join(name).display().to_string();
+    let model = demo().display().to_string();
+    let rows: String = std::fs::read_to_string(demo().join("long.jsonl"))
+        .unwrap()
+        .lines()
+        .take(12)
+        .map(|l| format!("{l}\n"))
+        .collect();
+    // text that would be a script, if anything took it for one
+    let evil = json!({"id": "<script>alert('id')</script>", "prompt": "</script><script>window.broken = 1</script>",
+        "chosen": " good <img src=x onerror=\"window.broken = 2\">", "rejected": " bad & <b>bold</b>"});
+    std::fs::write(folder.join("long.jsonl"), format!("{rows}{evil}\n")).unwrap();
+    let short: String = std::fs::read_to_string(demo().join("short.jsonl"))
+        .unwrap()
+        .lines()
+        .take(8)
+        .map(|l| format!("{l}\n"))
+        .collect();
+    std::fs::write(folder.join("short.jsonl"), short).unwrap();
+    for objective in ["dpo", "simpo"] {
+        let words = [
+            "train",
+            "--model",
+            &model,
+            "--data",
+            &text("long.jsonl"),
+            "--out",
+            &text(objective),
+            "--objective",
+            objective,
+        ];
+        let rest = [
+            "--max-steps",
+            "4",
+            "--save-every",
+            "2",
+            "--batch-size",
+            "4",
+            "--predict-every",
+            "2",
+            "--learning-rate",
+            "1e-3",
+        ];
+        succeed([words.as_slice(), &rest, &["--warmup-steps", "0", "--device", "cpu"]].concat());
+    }
+    let words = ["sweep", &text("dpo"), &text("simpo"), "--data", &text("long.jsonl"), "--data", &text("short.jsonl")];
+    let rest = ["--out", &text("sweep"), "--objective", "dpo", "--objective", "simpo", "--device", "cpu"];
+    succeed([words.as_slice(), &rest].concat());
+    let words = ["tokens", "--model", &model, "--adapter", &text("dpo/checkpoint-4"), "--data", &text("long.jsonl")];
+    succeed([words.as_slice(), &["--out", &text("tokens"), "--device", "cpu"]].concat());
+    let page = folder.join("report.html");
+    succeed(["report", &text("sweep"), &text("tokens"), "--out", &page.display().to_string()]);
+    page
+}
+
+#[test]
+fn the_page_shows_what_the_records_hold() {
+    let Some(browser) = browser() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = reported(folder.path());
+    let page = Page::open(&browser, &file);
+
+    // every chart, with a mark for each thing that it shows: 2 runs, 3 steps, 2 data sets, 13 and 8 pairs
+    assert_eq!(page.get("document.getElementById('run').value"), json!("\"dpo\""));
+    page.select("dataset", &json!("long"));
+    assert_eq!(page.marks("c-logp"), json!([3, 3, 3, 3]));
+    assert_eq!(page.marks("c-margin"), json!([3, 3]));
+    assert_eq!(page.marks("c-cosine"), json!([3, 3]));
+    assert_eq!(page.marks("c-norms"), json!([3, 3, 3, 3]));
+    assert_eq!(page.marks("c-regimes"), json!([3, 3, 3, 3, 3]));
+    assert_eq!(page.marks("c-band")[2], json!(4), "the ratio of every step of training");
+    let predictions =
+        page.get("report.data.training.find((t) => t.run === 'dpo').predictions.branch.length").as_u64().unwrap();
+    let marks = page.marks("c-predicted");
+    assert_eq!(marks[0].as_u64().unwrap() + marks[1].as_u64().unwrap(), predictions);
+    assert!(predictions > 0);
+    assert_eq!(page.marks("c-objectives"), json!([2, 2, 2, 2, 2]));
+    assert_eq!(page.marks("c-sets"), json!([2]));
+    assert_eq!(page.marks("c-layers"), json!([20]), "q, k, v, o of five layers");
+    assert_eq!(page.marks("c-hist-cosine"), json!([40]));
+    assert_eq!(page.marks("c-hist-condition"), json!([40]));
+    let scatter: u64 = page.marks("c-scatter").as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(scatter, 13);
+    assert!(!page.marks("c-relations").is_null());
+    // and nothing else
+    assert_eq!(page.get("Object.keys(report.charts).length"), json!(14));
+    assert_eq!(page.get("report.charts['c-hist-cosine'].getModel().getSeries()[0].getData().mapArray('y', (y) => y).reduce((a, b) => a + b)"), json!(13));
+
+    // numbers are the parquet's, to the last digit
+    let leaf = folder.path().join("sweep/run=dpo/step=4/dataset=long");
+    let pairs = Table::at(&leaf, "pairs.parquet").read(0).unwrap();
+    for column in ["cosine", "logp_chosen", "ww", "wl", "ll"] {
+        let stored: Vec<f64> = pairs.column(column).unwrap().f64().unwrap().iter().flatten().collect();
+        let shown = page.get(&format!(
+            "(() => {{ const d = report.data, n = d.leaves.findIndex((l) => l.run === 'dpo' && l.step === 4 && l.dataset === 'long'); \
+             return d.pairs['{column}'].filter((_, i) => d.pairs.leaf[i] === n); }})()"
+        ));
+        assert_eq!(shown, json!(stored), "{column}");
+    }
+    let first = page.get("[...document.querySelector('#pairs tbody tr').cells].map((c) => c.textContent)");
+    let cosine = pairs.column("cosine").unwrap().f64().unwrap().get(0).unwrap();
+    assert_eq!(first[3], json!(format!("{cosine:.4}")));
+
+    // sort, filter, open
+    let column = |at: usize| {
+        page.get(&format!(
+            "[...document.querySelectorAll('#pairs tbody tr')].map((r) => Number(r.cells[{at}].textContent))"
+        ))
+    };
+    page.get("(() => { document.querySelector('#pairs th[data-name=cosine] button').click(); return 0; })()");
+    let sorted: Vec<f64> = column(3).as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    assert!(sorted.len() == 13 && sorted.is_sorted());
+    page.get("(() => { document.querySelector('#pairs th[data-name=cosine] button').click(); return 0; })()");
+    assert!(column(3).as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).rev().is_sorted());
+    assert_eq!(
+        page.get("document.querySelector('#pairs th[data-name=cosine]').getAttribute('aria-sort')"),
+        json!("descending")
+    );
+    let search = |text: &str| {
+        page.get(&format!("(() => {{ const f = document.getElementById('f-text'); f.value = '{text}'; f.oninput(); return document.querySelectorAll('#pairs tbody tr').length; }})()"))
+    };
+    assert_eq!(search("script"), json!(1));
+    page.get("(() => { const r = document.querySelector('#pairs tbody tr'); r.focus(); r.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' })); return 0; })()");
+    assert_eq!(page.get("document.getElementById('pair').open"), json!(true));
+    // text is text
+    let prompt = page.get("document.getElementById('pair-prompt').textContent");
+    assert!(prompt.as_str().unwrap().contains("</script><script>window.broken = 1</script>"), "{prompt}");
+    assert_eq!(
+        page.get("document.getElementById('pair-chosen').textContent"),
+        json!(" good <img src=x onerror=\"window.broken = 2\">")
+    );
+    assert_eq!(page.get("window.broken ?? null"), Value::Null);
+    assert_eq!(page.get("document.querySelectorAll('main img, dialog img, dialog script').length"), json!(0));
+    // tokens against tokens
+    let tokens = ["chosen", "rejected"]
+        .map(|of| page.get(&format!("document.querySelectorAll('#pair-{of} span').length")).as_u64().unwrap());
+    assert_eq!(page.marks("c-matrix"), json!([tokens[0] * tokens[1]]));
+    assert_eq!(page.get("report.charts['c-matrix'].getModel().getSeries()[0].getData().mapArray('value', (v) => v).every((v) => v >= -1 && v <= 1)"), json!(true));
+    page.select_plain("colour", "pull");
+    page.select_plain("block", "ww");
+    assert_eq!(page.marks("c-matrix"), json!([tokens[0] * tokens[0]]));
+    page.get("(() => { document.getElementById('pair').close(); return 0; })()");
+    search("");
+
+    // tables to take away
+    let csv = page.get("report.csv(report.data.pairs).split('\\n').length");
+    assert_eq!(csv, json!(1 + 2 * 3 * (13 + 8) + 1));
+    // light and dark
+    let ground = || page.get("getComputedStyle(document.body).backgroundColor");
+    let before = ground();
+    page.get("(() => { document.getElementById('theme').click(); return 0; })()");
+    assert_ne!(ground(), before);
+    // the matrix was the fifteenth
+    assert_eq!(page.get("Object.keys(report.charts).length"), json!(15));
+    assert_eq!(page.heard(), Vec::<String>::new());
+}
+
+impl Page {
+    fn select_plain(&self, id: &str, value: &str) {
+        self.get(&format!(
+            "(() => {{ const s = document.getElementById('{id}'); s.value = '{value}'; s.onchange(); return 0; }})()"
+        ));
+    }
+}
+
+#[test]
+fn records_without_steps_objectives_or_texts_are_shown_as_far_as_they_go() {
+    let Some(browser) = browser() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("report.html");
+    let golden = |name: &str| repository("tests/golden/analytics").join(name).display().to_string();
+    succeed(["report", &golden("large"), &golden("one"), &golden("empty"), "--out", &page.display().to_string()]);
+    let page = Page::open(&browser, &page);
+    for run in ["large", "one", "empty"] {
+        page.select("run", &json!(run));
+        assert!(page.marks("c-logp").is_null());
+        assert!(page.get("document.getElementById('c-logp').textContent").as_str().unwrap().contains("one step only"));
+    }
+    assert_eq!(page.get("document.querySelectorAll('#pairs tbody tr').length"), json!(0));
+    page.select("run", &json!("large"));
+    assert_eq!(page.get("document.querySelectorAll('#pairs tbody tr').length"), json!(25), "a page of 150");
+    page.get("(() => { document.getElementById('after').click(); return 0; })()");
+    assert_eq!(page.get("document.querySelector('#pairs tbody tr').cells[0].textContent"), json!("25"));
+    assert_eq!(page.heard(), Vec::<String>::new());
+}
+
+#[test]
+fn ten_thousand_pairs_fit_into_ten_megabytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let leaf = folder.path().join("many");
+    let source = repository("tests/golden/analytics/large/pairs.parquet");
+    // the stored pairs, again and again
+    std::fs::create_dir_all(leaf.join("pairs.parquet")).unwrap();
+    for part in 0..134 {
+        let from = source.join(format!("0000{}.parquet", part % 2));
+        std::fs::copy(from, leaf.join(format!("pairs.parquet/{part:05}.parquet"))).unwrap();
+    }
+    let page = folder.path().join("report.html");
+    succeed(["report", &leaf.display().to_string(), "--out", &page.display().to_string()]);
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(text.contains("10050 pairs"));
+    // 200 texts and 300,000 entries of matrices come to at most 5 MB more
+    assert!(text.len() < 5_000_000, "{}", text.len());
+}
+
+#[test]
+fn a_killed_report_leaves_the_old_one_or_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("report.html");
+    let golden = repository("tests/golden/analytics/large").display().to_string();
+    let words = ["report", &golden, "--out", &page.display().to_string()].map(str::to_owned);
+    succeed(&words);
+    let whole = std::fs::read(&page).unwrap();
+    for wait in (0..20).map(|i| Duration::from_millis(3 * i)) {
+        let mut process = tanglescope().args(&words).stdout(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(wait);
+        let _ = process.kill();
+        process.wait().unwrap();
+        assert_eq!(std::fs::read(&page).unwrap(), whole);
+    }
+}
+
+#[test]
+fn markdown_comes_with_its_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("finding.md");
+    let golden = repository("tests/golden/analytics/large").display().to_string();
+    succeed(["report", &golden, "--out", &out.display().to_string(), "--format", "md"]);
+    let text = std::fs::read_to_string(&out).unwrap();
+    let figures: Vec<&str> = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    assert_eq!(figures.len(), 3, "{text}");
+    for figure in figures {
+        let svg = std::fs::read_to_string(folder.path().join(figure)).unwrap();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{figure}");
+    }
+    assert!(text.contains("| large |"), "{text}");
+}
+
+#[test]
+fn a_folder_without_records_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(["report", &folder.path().display().to_string(), "--out", "x.html"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error_line(&output).contains("has no records"));
+}
