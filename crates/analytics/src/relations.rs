@@ -1,11 +1,11 @@
 //! What entanglement goes with, and which pairs stand out.
 use crate::error::Result;
-use crate::metrics::{derived, keys};
+use crate::metrics::{derived, keys, numbers};
 use crate::records::{Leaf, Records};
 use crate::statistics::{median, spearman};
 use crate::tables::{column, frame};
-use polars_core::prelude::{DataFrame, DataType};
-use polars_lazy::prelude::{LazyFrame, col};
+use polars_core::prelude::{DataFrame, DataType, PolarsResult};
+use polars_lazy::prelude::{LazyFrame, col, lit};
 
 /// Measures of entanglement.
 const OF: [&str; 3] = ["cosine", "wl_over_min", "norm_ratio"];
@@ -63,6 +63,14 @@ pub fn relations(leaf: &Leaf) -> Result<DataFrame> {
     Ok(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect()))
 }
 
+/// Number, `id` and value of some pairs.
+fn farthest(table: &DataFrame, metric: &str) -> PolarsResult<Vec<(u64, Option<String>, f64)>> {
+    let (pair, id) = (table.column("pair")?.u64()?, table.column("id")?.str()?);
+    let values = table.column(metric)?.f64()?;
+    let row = |((pair, id), x): ((Option<u64>, Option<&str>), Option<f64>)| Some((pair?, id.map(str::to_owned), x?));
+    Ok(pair.iter().zip(id.iter()).zip(values.iter()).filter_map(row).collect())
+}
+
 /// The pairs that are farthest from the others, metric by metric: `distance` is (value − median) / (1.4826 · median absolute
 /// deviation), which is a number of standard deviations where values are normal.
 ///
@@ -73,23 +81,24 @@ pub fn outliers(leaf: &Leaf) -> Result<DataFrame> {
     let query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
     let mut rows: Vec<(u64, Option<String>, &str, f64, f64)> = Vec::new();
     for metric in OF {
-        let columns = [col("pair"), col("id").cast(DataType::String), col(metric).cast(DataType::Float64)];
-        let table = pairs.collect(query.clone().select(columns))?;
-        let read = || -> polars_core::prelude::PolarsResult<Vec<(u64, Option<String>, f64)>> {
-            let (pair, id) = (table.column("pair")?.cast(&DataType::UInt64)?, table.column("id")?.str()?);
-            let (pair, values) = (pair.u64()?, table.column(metric)?.f64()?);
-            let defined = values.iter().enumerate().filter_map(|(at, x)| Some((at, x.filter(|x| !x.is_nan())?)));
-            Ok(defined.filter_map(|(at, x)| Some((pair.get(at)?, id.get(at).map(str::to_owned), x))).collect())
-        };
-        let mut values = read().map_err(|e| pairs.blame(e))?;
-        let middle = median(values.iter().map(|v| v.2).collect());
-        let deviation = 1.4826 * median(values.iter().map(|v| (v.2 - middle).abs()).collect());
+        let (values, _) = numbers(&pairs, query.clone(), metric)?;
+        let middle = median(values.clone());
+        let mut distances: Vec<f64> = values.into_iter().map(|x| (x - middle).abs()).collect();
+        let deviation = 1.4826 * median(distances.clone());
         if deviation.is_nan() || deviation <= 0.0 {
             continue;
         }
+        let rank = distances.len().saturating_sub(OUTLIERS).min(distances.len() - 1);
+        let (_, least, _) = distances.select_nth_unstable_by(rank, f64::total_cmp);
+        let value = || col(metric).cast(DataType::Float64);
+        let far = value().lt_eq(lit(middle - *least)).or(value().gt_eq(lit(middle + *least)));
+        let columns = [col("pair").cast(DataType::UInt64), col("id").cast(DataType::String), value()];
+        // comparisons take NaN for the largest of all
+        let table = pairs.collect(query.clone().filter(far.and(value().is_not_nan())).select(columns))?;
+        let mut found = farthest(&table, metric).map_err(|e| pairs.blame(e))?;
         let distance = |x: f64| (x - middle) / deviation;
-        values.sort_by(|a, b| distance(b.2).abs().total_cmp(&distance(a.2).abs()).then(a.0.cmp(&b.0)));
-        rows.extend(values.into_iter().take(OUTLIERS).map(|(pair, id, x)| (pair, id, metric, x, distance(x))));
+        found.sort_by(|a, b| distance(b.2).abs().total_cmp(&distance(a.2).abs()).then(a.0.cmp(&b.0)));
+        rows.extend(found.into_iter().take(OUTLIERS).map(|(pair, id, x)| (pair, id, metric, x, distance(x))));
     }
     let columns = [
         column("pair", &rows, |r| r.0),
