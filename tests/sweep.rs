@@ -296,3 +296,34 @@ fn a_dry_run_counts_and_writes_nothing() {
     }
     assert!(!runs.path("out").exists());
 }
+
+/// f32 on both sides: sums of some thousand products, each rounded to 6e-8, agree far within the 1e-4 that is asked for.
+#[test]
+fn the_published_scripts_columns_come_out_of_a_sweep() {
+    let golden = support::repository("tests/golden/official");
+    let text = |name: &str| golden.join(name).display().to_string();
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().display().to_string();
+    succeed([
+        "sweep",
+        &text("run"),
+        "--model",
+        &text("model"),
+        "--data",
+        &text("rows.jsonl"),
+        "--out",
+        &out,
+        "--device",
+        "cpu",
+    ]);
+    let said = succeed(["summarize", &out, "--compat", "official", "--format", "csv"]);
+    let expected = std::fs::read_to_string(golden.join("values.csv")).unwrap();
+    assert_eq!(said.lines().next(), expected.lines().next().map(str::trim_end));
+    assert_eq!(said.lines().count(), expected.lines().count());
+    for (ours, theirs) in said.lines().zip(expected.lines()).skip(1) {
+        for (a, b) in ours.split(',').zip(theirs.trim_end().split(',')) {
+            let [a, b] = [a, b].map(|x| x.parse::<f64>().unwrap());
+            assert!((a - b).abs() <= 1e-4 * b.abs(), "{ours} and {theirs}");
+        }
+    }
+}

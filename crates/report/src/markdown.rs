@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// Okabe and Ito's colours, told apart by people with any kind of colour blindness.
-const COLOURS: [RGBColor; 8] = [
+const COLOURS: [RGBColor; 10] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
@@ -17,6 +17,8 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(86, 180, 233),
     RGBColor(140, 107, 177),
     RGBColor(127, 127, 127),
+    RGBColor(178, 145, 47),
+    RGBColor(77, 77, 77),
 ];
 
 /// Regimes, in the order of the digest's columns.
@@ -161,6 +163,7 @@ fn line_chart(all: &[Series], unit: &str) -> Result<String> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
         let mut chart = ChartBuilder::on(&root)
             .margin(12)
             .x_label_area_size(40)
@@ -224,6 +227,7 @@ fn objectives(report: &Report, leaf: usize) -> Result<Option<String>> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (width, height)).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
         let text = ("sans-serif", 13).into_font();
         for (at, (name, colour)) in REGIMES.iter().enumerate() {
             let x = left + 105 * i32::try_from(at).unwrap_or(0);
@@ -281,6 +285,7 @@ fn layers(report: &Report, leaf: usize) -> Result<Option<String>> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
         let text = ("sans-serif", 11).into_font();
         for (level, median_of) in levels.iter().enumerate() {
             root.draw(&Text::new(format!("{median_of}"), (30, place(level, high, top) + 3), text.clone()))
@@ -325,6 +330,7 @@ fn scatter(report: &Report, leaf: usize) -> Result<Option<String>> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
         let mut chart = ChartBuilder::on(&root)
             .margin(12)
             .x_label_area_size(40)

@@ -167,12 +167,12 @@ fn search(folder: &Path, found: &mut Vec<PathBuf>) {
         .for_each(|path| search(&path, found));
 }
 
-/// What decides the records of a folder.
-fn identity(folder: &Path) -> Value {
-    let text = std::fs::read(folder.join("manifest.json")).ok();
-    let manifest: Value = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+/// What decides the numbers of a folder, and the file that its rows are of: matrices may be of its first rows only.
+fn identity(folder: &Path) -> Option<Value> {
+    let manifest: Value = serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).ok()?).ok()?;
     let of = |key: &str| manifest["identity"][key].clone();
-    json!([of("model"), of("adapter"), of("data"), of("scope"), of("dtype")])
+    let data = PathBuf::from(manifest["data"].as_str()?);
+    Some(json!([of("model"), of("adapter"), of("scope"), of("dtype"), data.canonicalize().unwrap_or(data)]))
 }
 
 /// Adds matrices: those in a leaf's own folder, or in one of the same model, data and scope.
@@ -182,7 +182,7 @@ fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts) -> Result<(
     let mut left = ENTRIES;
     for folder in found {
         let of = identity(&folder);
-        let same = |leaf: &&Leaf| leaf.folder == folder || identity(&leaf.folder) == of;
+        let same = |leaf: &&Leaf| leaf.folder == folder || (of.is_some() && identity(&leaf.folder) == of);
         let Some(leaf) = leaves.iter().position(|leaf| same(&leaf)) else { continue };
         let from = Leaf { folder, ..leaves[leaf].clone() };
         let Some(records) = from.table("tokens.parquet")? else { continue };
