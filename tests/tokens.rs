@@ -89,3 +89,65 @@ fn an_unfinished_run_goes_on_and_another_is_refused() {
     let said = succeed(args(&demo(), &data, &folder.path().join("none"), &["--dry-run"]));
     assert!(said.contains("nothing was computed") && !folder.path().join("none").exists(), "{said}");
 }
+
+/// NumPy's header, and the numbers behind it.
+fn npy(path: &Path) -> (String, Vec<f64>) {
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(&bytes[..6], b"\x93NUMPY");
+    let length = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let header = String::from_utf8(bytes[10..10 + length].to_vec()).unwrap();
+    let values = bytes[10 + length..].chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
+    (header, values)
+}
+
+#[test]
+fn arrays_are_the_tables_matrices_and_positions_sum_to_wl() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = demo().join("pairs.jsonl");
+    for scope in ["lora", "full"] {
+        let out = folder.path().join(scope);
+        let more = ["--scope", scope, "--dtype", "f64", "--limit", "10"];
+        let mut both = analyze(&demo(), &data, &out);
+        both.extend(more.map(str::to_owned));
+        succeed(both);
+        // what is there already is not made again, but what is asked for beside it is
+        succeed(args(&demo(), &data, &out, &more));
+        succeed(args(&demo(), &data, &out, &[&more[..], &["--npy", "--positions"]].concat()));
+        let (pairs, blocks) = (numbers(&out, "tokens.parquet", "pair"), words(&out, "tokens.parquet", "block"));
+        let inner = reals(&out, "tokens.parquet", "inner");
+        let (chosen, rejected) = (counts(&out, "chosen_tokens"), counts(&out, "rejected_tokens"));
+        for (block, shape) in [("wl", [chosen[9], rejected[9]]), ("ww", [chosen[9]; 2]), ("ll", [rejected[9]; 2])] {
+            let (header, values) = npy(&out.join(format!("npy/9-{block}.npy")));
+            assert!(header.contains("<f8") && header.contains(&format!("({}, {}", shape[0], shape[1])), "{header}");
+            let rows = pairs.iter().zip(&blocks).zip(&inner).filter(|((pair, of), _)| **pair == 9 && *of == block);
+            assert_eq!(values, rows.map(|(_, inner)| *inner).collect::<Vec<_>>());
+        }
+        let prompt = counts(&out, "prompt_tokens");
+        let (pairs, products) =
+            (numbers(&out, "position_products.parquet", "pair"), reals(&out, "position_products.parquet", "inner"));
+        let (ww, wl, ll) = (
+            reals(&out, "pairs.parquet", "ww"),
+            reals(&out, "pairs.parquet", "wl"),
+            reals(&out, "pairs.parquet", "ll"),
+        );
+        for pair in 0..10 {
+            let of: Vec<f64> = pairs.iter().zip(&products).filter(|(p, _)| **p == pair).map(|(_, x)| *x).collect();
+            // the last token of a response is no input
+            assert_eq!(of.len(), (prompt[pair] + chosen[pair] - 1) * (prompt[pair] + rejected[pair] - 1));
+            let sum: f64 = of.iter().sum();
+            // the same products in another order, in f64
+            assert!(
+                (sum - wl[pair]).abs() <= 1e-10 * (ww[pair] * ll[pair]).sqrt(),
+                "{scope}, {pair}: {sum} and {}",
+                wl[pair]
+            );
+        }
+    }
+}
+
+fn counts(out: &Path, name: &str) -> Vec<usize> {
+    let read = |column: &polars_core::prelude::Column| {
+        column.u32().unwrap().iter().map(|x| usize::try_from(x.unwrap()).unwrap()).collect()
+    };
+    column(out, "pairs.parquet", name, read)
+}

@@ -72,6 +72,70 @@ pub fn positions(rows: &[PositionRow]) -> DataFrame {
     ])
 }
 
+/// wl of a pair by the positions at which parameters are used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PositionProducts {
+    /// Number of the row in the data.
+    pub pair: u64,
+    /// `inner[row][column]`: a position of prompt and chosen response, one of prompt and rejected response.
+    pub inner: Vec<Vec<f64>>,
+}
+
+/// position_products.parquet.
+#[must_use]
+pub fn position_products(pairs: &[PositionProducts]) -> DataFrame {
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let mut rows: Vec<(u64, u32, u32, f64)> = Vec::new();
+    for of in pairs {
+        for (at, row) in of.inner.iter().enumerate() {
+            rows.extend(row.iter().enumerate().map(|(column, inner)| (of.pair, number(at), number(column), *inner)));
+        }
+    }
+    frame(vec![
+        column("pair", &rows, |r| r.0),
+        column("row", &rows, |r| r.1),
+        column("column", &rows, |r| r.2),
+        column("inner", &rows, |r| r.3),
+    ])
+}
+
+/// A matrix of tokens.parquet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    /// Number of the row in the data.
+    pub pair: u64,
+    /// `wl`, `ww` or `ll`.
+    pub block: String,
+    /// Its width.
+    pub columns: usize,
+    /// Entries, row by row.
+    pub values: Vec<f64>,
+}
+
+/// The matrices of a part of tokens.parquet.
+///
+/// # Errors
+/// Where a column is missing or of another type.
+pub fn arrays(matrices: &DataFrame) -> Result<Vec<Array>> {
+    let read = || -> PolarsResult<Vec<Array>> {
+        let (pair, block) = (matrices.column("pair")?.u64()?, matrices.column("block")?.str()?);
+        let (columns, inner) = (matrices.column("column")?.u32()?, matrices.column("inner")?.f64()?);
+        let mut all: Vec<Array> = Vec::new();
+        for (((pair, block), column), inner) in pair.iter().zip(block.iter()).zip(columns.iter()).zip(inner.iter()) {
+            let (Some(pair), Some(block), Some(column), Some(inner)) = (pair, block, column, inner) else { continue };
+            if all.last().is_none_or(|last| (last.pair, last.block.as_str()) != (pair, block)) {
+                all.push(Array { pair, block: block.to_owned(), columns: 0, values: Vec::new() });
+            }
+            if let Some(last) = all.last_mut() {
+                last.columns = last.columns.max(column as usize + 1);
+                last.values.push(inner);
+            }
+        }
+        Ok(all)
+    };
+    read().map_err(|e| Error::new(Path::new("tokens.parquet"), e))
+}
+
 /// Mean cosines of the tokens' gradients, chosen against rejected, by whether both responses have the tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Shares {

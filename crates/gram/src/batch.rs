@@ -168,6 +168,36 @@ impl Batch {
         HeadCotangents { weights: &self.weights, blocks: &self.full.blocks, block_rows: &self.predictions }
     }
 
+    /// The same rows, each a cotangent of its own to the sinks: Grams are then over the places in the sequences at which parameters
+    /// are used, not over tokens that are predicted. What runs is the same.
+    #[must_use]
+    pub fn by_position(mut self) -> Self {
+        let blocks: Vec<Range<usize>> = self.full.blocks.iter().map(|block| self.full.of_block(block)).collect();
+        let mut weights = vec![Vec::new(); self.full.rows()];
+        let (mut active, mut before) = (vec![0; self.full.rows()], 0);
+        for (k, of_k) in self.weights.iter().enumerate() {
+            let rows = self.full.of(k);
+            for (prediction, weight) in of_k {
+                let at = self.full.index[rows.clone()].iter().position(|row| *row == self.predicting[*prediction]);
+                weights[rows.start + at.unwrap_or(0)].push((*prediction, *weight));
+            }
+            // the last of a cotangent's rows are active
+            let used = self.active.of(k).len();
+            active[rows.end - used..rows.end].fill(1);
+        }
+        self.full.offsets = (0..=self.full.rows()).collect();
+        self.active.offsets = std::iter::once(0)
+            .chain(active.into_iter().map(|one| {
+                before += one;
+                before
+            }))
+            .collect();
+        self.full.blocks.clone_from(&blocks);
+        self.active.blocks = blocks;
+        self.weights = weights;
+        self
+    }
+
     /// The same rows with one Gram over the cotangents of all groups, each group still with a trunk of its own.
     #[must_use]
     pub fn joined(mut self) -> Self {

@@ -1,6 +1,7 @@
 //! The token-level matrix: one cotangent a response token (docs/mathematics.md, section 9).
-use crate::batch::{Cotangent, Group};
-use crate::engine::totals_of_batches;
+use crate::batch::{Batch, Cotangent, Group};
+use crate::engine::{run, totals_of_batches};
+use crate::gram_sink::{Detail, GramSink};
 use crate::plan;
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{Decoder, InScope};
@@ -24,6 +25,20 @@ impl TokenMatrix {
         let row = |i: usize| self.inner[i * k..][columns.clone()].to_vec();
         (first(a)..first(a) + lengths[a]).map(row).collect()
     }
+}
+
+/// The part of each pair of places in wl, ww and ll: `Σ_p ⟨∂L_a/∂p at place i of a, ∂L_b/∂p at place j of b⟩`, places being the
+/// positions of prompt and response at which every parameter is used once (docs/mathematics.md, section 9).
+///
+/// One pass with the cotangents of both log-probabilities, as for the Gram; `[K, K]`, K the positions of all branches' inputs in
+/// their order, and how many each branch has.
+pub fn position_matrix<B: Kernels>(model: &Decoder<B>, scope: &InScope, group: &Group) -> (Vec<f64>, Vec<usize>) {
+    let cotangents = Cotangent::log_probabilities(group);
+    let batch = Batch::new(&[(group, &cotangents)]).by_position();
+    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates).keeping(Detail::Total);
+    run(model, &batch, &mut sink);
+    let inner = sink.finish().into_iter().flatten().next().unwrap_or_default();
+    (inner, group.responses.iter().map(|response| group.prompt.len() + response.len() - 1).collect())
 }
 
 /// One cotangent for every response token.

@@ -297,6 +297,12 @@ pub struct Tokens {
     /// Folder for the results, which may be that of an analysis of the same; an unfinished run in it goes on
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
+    /// Also write the matrices as NumPy arrays: npy/PAIR-wl.npy, -ww.npy, -ll.npy
+    #[arg(long)]
+    pub npy: bool,
+    /// Also take wl apart by the positions at which parameters are used, prompt included, which needs no pass a token
+    #[arg(long)]
+    pub positions: bool,
     #[command(flatten)]
     pub dry: DryRun,
 }

@@ -6,12 +6,16 @@ use crate::error::{Error, Result};
 use crate::manifest::Plan;
 use crate::options::{ModelOptions, Placement, group, limits, read_data, reading, tokenizer};
 use crate::progress::{Amount, Progress};
+use crate::summarize::write_whole;
+use polars_core::prelude::DataFrame;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::Table;
-use tanglescope_analytics::tokens::{self, PositionRow, Shares, TokenBlock};
+use tanglescope_analytics::tokens::{self, Array, PositionProducts, PositionRow, Shares, TokenBlock};
 use tanglescope_data::{Pair, TextTokens};
-use tanglescope_gram::{Group, TokenMatrix, token_matrices, token_rows};
+use tanglescope_gram::{Group, TokenMatrix, position_matrix, token_matrices, token_rows};
 use tanglescope_kernels::Kernels;
+use tanglescope_model::{Decoder, InScope};
 use tanglescope_objectives::contrast;
 
 /// Pairs of a part: a matrix has as many entries as the square of a pair's response tokens.
@@ -86,6 +90,7 @@ impl OnDevice for Work<'_> {
         let most = manifest.plan.backward_rows_per_pass.or(backward_rows_per_pass).unwrap_or(1);
 
         let (matrices, positions) = (Table::create(out, "tokens.parquet")?, Table::create(out, "positions.parquet")?);
+        let products = args.positions.then(|| Table::create(out, "position_products.parquet")).transpose()?;
         let windows: Vec<&[Pair]> = data.pairs.chunks(PAIRS_PER_PART).collect();
         // positions.parquet is written last, so its part says that both are there
         let is_done = |part: usize| matrices.has(part) && positions.has(part);
@@ -120,11 +125,56 @@ impl OnDevice for Work<'_> {
                 matrices.write(part, tokens::matrices(&blocks(window, &found)))?;
                 positions.write(part, tokens::positions(&rows(window, &found, tokenizer.as_ref())))?;
             }
-            shares.add(&matrices.read(part)?, &positions.read(part)?)?;
+            if let Some(products) = products.as_ref().filter(|products| !products.has(part)) {
+                let of = |pair: &Pair| position_products(&model, &scope, pair);
+                products.write(part, tokens::position_products(&window.iter().map(of).collect::<Vec<_>>()))?;
+            }
+            let of_part = matrices.read(part)?;
+            if args.npy {
+                write_arrays(&out.join("npy"), &of_part)?;
+            }
+            shares.add(&of_part, &positions.read(part)?)?;
         }
         progress.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
         Ok(shares)
     }
+}
+
+/// A pair's wl by the positions at which parameters are used.
+fn position_products<B: Kernels>(model: &Decoder<B>, scope: &InScope, pair: &Pair) -> PositionProducts {
+    let (inner, lengths) = position_matrix(model, scope, &group(pair.tokens.clone()));
+    let all = lengths.iter().sum::<usize>();
+    let row = |row: usize| inner[row * all + lengths[0]..(row + 1) * all].to_vec();
+    PositionProducts { pair: pair.row, inner: (0..lengths[0]).map(row).collect() }
+}
+
+/// A matrix as NumPy stores it (format 1.0: magic, length of the header, header padded to 64 bytes, numbers row by row).
+fn npy(array: &Array) -> Vec<u8> {
+    let Array { columns, values, .. } = array;
+    let shape = format!("({}, {columns})", values.len() / columns.max(&1));
+    let header = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}");
+    let padded = (10 + header.len() + 1).next_multiple_of(64) - 11;
+    let header = format!("{header:<padded$}\n");
+    let length = u16::try_from(header.len()).unwrap_or(u16::MAX).to_le_bytes();
+    let magic = *b"\x93NUMPY\x01\x00";
+    [&magic[..], &length, header.as_bytes()]
+        .concat()
+        .into_iter()
+        .chain(values.iter().flat_map(|x| x.to_le_bytes()))
+        .collect()
+}
+
+/// Writes the matrices of a part that are not there yet as NumPy arrays.
+fn write_arrays(folder: &Path, matrices: &DataFrame) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::output(folder, format!("cannot be made: {e}")))?;
+    for array in tokens::arrays(matrices)? {
+        let path = folder.join(format!("{}-{}.npy", array.pair, array.block));
+        if path.is_file() {
+            continue;
+        }
+        write_whole(&path, &npy(&array))?;
+    }
+    Ok(())
 }
 
 /// The matrices of some pairs: chosen against rejected, and each against itself.
