@@ -2,13 +2,16 @@
 //!
 //! Inside a tile the products are in the working type; tiles are multiplied and summed in f64. Partial results are
 //! added in a fixed order, so that two runs give the same bits.
-use crate::host::real::{Real, dot_wide, vectorised};
+use crate::host::real::{Real, dot_wide, dots_wide, vectorised};
 use crate::product::cpu::{Target, View, product};
 use crate::{BlockGram, RowSet};
 use rayon::prelude::*;
 
 /// Bytes of gradient tiles that a task holds at once: what a second-level cache has room for.
 const TILE_BYTES: usize = 512 * 1024;
+
+/// Side of the tiles of many cotangents, which do not fit there: a product with less to it runs at a fraction of its rate.
+const LEAST_SIDE: usize = 64;
 
 fn add(mut a: BlockGram, b: &BlockGram) -> BlockGram {
     a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
@@ -28,9 +31,10 @@ fn total(parts: Vec<(usize, BlockGram)>, rows: &RowSet) -> Vec<BlockGram> {
 pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) -> Vec<BlockGram> {
     let mut tasks = Vec::new();
     for (b, block) in rows.blocks.iter().enumerate() {
-        let entries = (TILE_BYTES / size_of::<E>() / block.len().max(1)).max(1024);
-        let n_step = n.min(512).min(entries);
-        let m_step = (entries / n_step).clamp(1, m.max(1));
+        let entries = TILE_BYTES / size_of::<E>() / block.len().max(1);
+        let wide = if entries > LEAST_SIDE * LEAST_SIDE { 512 } else { LEAST_SIDE };
+        let n_step = n.min(wide);
+        let m_step = (entries.max(LEAST_SIDE * LEAST_SIDE) / n_step).clamp(1, m.max(1));
         for i in (0..m).step_by(m_step) {
             for j in (0..n).step_by(n_step) {
                 tasks.push((b, i..(i + m_step).min(m), j..(j + n_step).min(n)));
@@ -54,12 +58,15 @@ pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) ->
             }
             let mut gram = vec![0.0; k * k];
             vectorised!({
+                let tile = |of: usize| &tiles[of * size..][..size];
                 for p in 0..k {
-                    for q in 0..=p {
-                        let (a, b) = (&tiles[p * size..][..size], &tiles[q * size..][..size]);
-                        gram[p * k + q] = dot_wide(a, b);
-                        gram[q * k + p] = gram[p * k + q];
+                    let whole = (p + 1) / 4 * 4;
+                    for q in (0..whole).step_by(4) {
+                        let four = dots_wide(tile(p), [tile(q), tile(q + 1), tile(q + 2), tile(q + 3)]);
+                        gram[p * k + q..][..4].copy_from_slice(&four);
                     }
+                    (whole..=p).for_each(|q| gram[p * k + q] = dot_wide(tile(p), tile(q)));
+                    (0..p).for_each(|q| gram[q * k + p] = gram[p * k + q]);
                 }
             });
             (b, gram)
