@@ -94,8 +94,13 @@ impl Page {
         ))
     }
 
+    /// Chooses a value that is kept as JSON.
     fn select(&self, id: &str, value: &Value) {
-        let value = serde_json::to_string(&value.to_string()).unwrap();
+        self.select_plain(id, &value.to_string());
+    }
+
+    fn select_plain(&self, id: &str, value: &str) {
+        let value = json!(value);
         self.get(&format!(
             "(() => {{ const s = document.getElementById('{id}'); s.value = {value}; s.onchange(); return 0; }})()"
         ));
@@ -259,14 +264,6 @@ fn the_page_shows_what_the_records_hold() {
     // the matrix was the fifteenth
     assert_eq!(page.get("Object.keys(report.charts).length"), json!(15));
     assert_eq!(page.heard(), Vec::<String>::new());
-}
-
-impl Page {
-    fn select_plain(&self, id: &str, value: &str) {
-        self.get(&format!(
-            "(() => {{ const s = document.getElementById('{id}'); s.value = '{value}'; s.onchange(); return 0; }})()"
-        ));
-    }
 }
 
 #[test]

@@ -38,8 +38,9 @@
   const leafOf = (run, step, dataset) =>
     data.leaves.findIndex((leaf) => leaf.run === run && leaf.step === step && leaf.dataset === dataset);
   const selected = () => leafOf(chosen.run, chosen.step, chosen.dataset);
+  const numbered = data.leaves.map((leaf, number) => ({ ...leaf, number }));
   const stepsOf = (run, dataset) =>
-    data.leaves.map((leaf, number) => ({ ...leaf, number })).filter((leaf) => leaf.run === run && leaf.dataset === dataset);
+    numbered.filter((leaf) => leaf.run === run && leaf.dataset === dataset);
   const distinct = (list) => [...new Set(list)];
   const options = (select, values, value, text = String) => {
     select.replaceChildren(
@@ -202,21 +203,23 @@
   };
 
   const sets = () => {
-    const leaves = data.leaves.map((leaf, number) => ({ ...leaf, number })).filter((leaf) => leaf.run === chosen.run && leaf.step === chosen.step);
-    const boxes = leaves.map((leaf) => { const x = values(leaf.number, "cosine").sort((a, b) => a - b); return x.length ? [0.05, 0.25, 0.5, 0.75, 0.95].map((share) => quantile(x, share)) : []; });
+    const leaves = numbered.filter((leaf) => leaf.run === chosen.run && leaf.step === chosen.step);
+    const box = (leaf) => {
+      const x = values(leaf.number, "cosine").sort((a, b) => a - b);
+      return x.length ? [0.05, 0.25, 0.5, 0.75, 0.95].map((share) => quantile(x, share)) : [];
+    };
     // runs that were each measured on their own data set are compared at their own last steps
     const others = leaves.length > 1 ? [] : distinct(data.leaves.map((leaf) => leaf.dataset)).filter((set) => set !== chosen.dataset).flatMap((set) => {
-      const same = data.leaves.map((leaf, number) => ({ ...leaf, number })).filter((leaf) => leaf.dataset === set && leaf.step === chosen.step);
+      const same = numbered.filter((leaf) => leaf.dataset === set && leaf.step === chosen.step);
       return same.slice(0, 1);
     });
     const all = [...leaves, ...others];
-    others.forEach((leaf) => { const x = values(leaf.number, "cosine").sort((a, b) => a - b); boxes.push(x.length ? [0.05, 0.25, 0.5, 0.75, 0.95].map((share) => quantile(x, share)) : []); });
     draw("c-sets", all.length < 2 ? "one data set only" : {
       tooltip: { formatter: (p) => { const [, ...q] = p.value; return `${escape(p.name)}<br>5 %, quarter, median, three quarters, 95 %:<br>${q.map(shown).join(", ")}`; } },
       grid: { left: 62, right: 18, top: 16, bottom: 60 },
       xAxis: axis({ type: "category", data: all.map((leaf) => (others.length ? `${leaf.dataset} (${leaf.run})` : leaf.dataset)), axisLabel: { color: look().soft, interval: 0, overflow: "break", width: 130 } }),
       yAxis: axis({ type: "value", name: "cosine", nameGap: 46, scale: true }),
-      series: [{ type: "boxplot", name: "cosine", data: boxes, itemStyle: { color: "#56b4e955", borderColor: "#0072b2" } }],
+      series: [{ type: "boxplot", name: "cosine", data: all.map(box), itemStyle: { color: "#56b4e955", borderColor: "#0072b2" } }],
     });
   };
 

@@ -1,9 +1,9 @@
 //! manifest.json: what a results folder was made from, and by what plan, so that a run can go on.
 use crate::error::{Error, Result};
 use crate::rates::StoredRates;
+use crate::summarize;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use tanglescope_data::Skipped;
 
@@ -131,15 +131,9 @@ pub fn read<T: DeserializeOwned>(folder: &Path) -> Result<Option<T>> {
 /// Writes a folder's manifest whole or not at all.
 pub fn write_whole(folder: &Path, manifest: &impl Serialize) -> Result<()> {
     let path = folder.join(NAME);
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, manifest)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    write().map_err(|e| Error::output(&path, format!("cannot be written: {e}")))
+    let mut text = serde_json::to_vec_pretty(manifest).map_err(|e| Error::output(&path, e))?;
+    text.push(b'\n');
+    summarize::write_whole(&path, &text)
 }
 
 /// The beginning of a hash, or the whole of anything shorter.

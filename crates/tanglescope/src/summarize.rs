@@ -40,26 +40,34 @@ pub fn summary(leaves: &[Leaf], by: SummaryBy) -> Result<DataFrame> {
             SummaryBy::Outlier => Some(analytics::outliers(leaf)?),
         })
     };
-    let mut whole: Option<DataFrame> = None;
+    let missing = match by {
+        SummaryBy::Layer | SummaryBy::Module => "params.parquet",
+        _ => "objectives.parquet; analyze with --objective writes it",
+    };
+    let mut tables = Vec::new();
     for leaf in leaves {
-        let Some(rows) = of(leaf)? else {
-            eprintln!("{}: has no objectives.parquet; analyze with --objective writes it", leaf.folder.display());
-            continue;
-        };
-        match &mut whole {
-            None => whole = Some(rows),
-            Some(whole) => {
-                whole.vstack_mut(&rows).map_err(|e| Error::Failed(e.to_string()))?;
-            }
+        match of(leaf)? {
+            Some(rows) => tables.push(rows),
+            None => eprintln!("{}: has no {missing}", leaf.folder.display()),
         }
     }
-    whole.ok_or_else(|| Error::Failed("there is nothing to summarize".to_owned()))
+    stacked(tables)?.ok_or_else(|| Error::Failed("there is nothing to summarize".to_owned()))
+}
+
+/// The rows of tables under each other; `None` of no table.
+fn stacked(tables: Vec<DataFrame>) -> Result<Option<DataFrame>> {
+    let mut tables = tables.into_iter();
+    let Some(mut whole) = tables.next() else { return Ok(None) };
+    for rows in tables {
+        whole.vstack_mut(&rows).map_err(|e| Error::Failed(e.to_string()))?;
+    }
+    Ok(Some(whole))
 }
 
 /// Comparisons of records that belong together, with what is compared in front.
 fn against(leaves: &[Leaf], other: &Path) -> Result<DataFrame> {
     let others = analytics::find(&[other.to_owned()])?;
-    let mut whole: Option<DataFrame> = None;
+    let mut tables = Vec::new();
     for leaf in leaves {
         let of_data: Vec<&Leaf> = others.iter().filter(|other| other.dataset == leaf.dataset).collect();
         let of_step: Vec<&Leaf> = of_data.iter().copied().filter(|other| other.step == leaf.step).collect();
@@ -71,16 +79,10 @@ fn against(leaves: &[Leaf], other: &Path) -> Result<DataFrame> {
                 return Err(Error::option(format!("--against {}", other.display()), problem));
             }
         };
-        let rows = analytics::compare(before, leaf)?;
-        match &mut whole {
-            None => whole = Some(rows),
-            Some(whole) => {
-                whole.vstack_mut(&rows).map_err(|e| Error::Failed(e.to_string()))?;
-            }
-        }
+        tables.push(analytics::compare(before, leaf)?);
     }
     let none = "has no records of the same data set and step";
-    whole.ok_or_else(|| Error::option(format!("--against {}", other.display()), none))
+    stacked(tables)?.ok_or_else(|| Error::option(format!("--against {}", other.display()), none))
 }
 
 /// A table in a format.

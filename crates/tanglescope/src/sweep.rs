@@ -412,12 +412,18 @@ impl Hashes {
     }
 }
 
-/// Whether a job was finished as what it is now.
-fn finished(job: &Job<'_>, identity: &Identity) -> Result<bool> {
+/// Whether a job was finished as what it is now. Only what has all its parts is looked at by content, which takes reading a
+/// whole model; a job of which something is missing is compared when its model is loaded.
+fn finished(job: &Job<'_>, options: &ModelOptions, hashes: &mut Hashes) -> Result<bool> {
     let Some(manifest) = Manifest::read(&job.out)? else { return Ok(false) };
-    manifest.same_run(identity, &job.out)?;
+    if done(&job.out, job.data).pairs < job.data.pairs.len() {
+        return Ok(false);
+    }
+    // what cannot be read is said by the loader
+    let Ok(identity) = hashes.identity(job, options) else { return Ok(false) };
+    manifest.same_run(&identity, &job.out)?;
     let objectives: Vec<String> = job.run.asked.objectives.iter().map(Objective::to_string).collect();
-    Ok(manifest.objectives == objectives && done(&job.out, job.data).pairs == job.data.pairs.len())
+    Ok(manifest.objectives == objectives)
 }
 
 /// A reference that is loaded, what it belongs to, and what is known of it.
@@ -451,11 +457,7 @@ impl OnDevice for Work<'_> {
         let mut held: Option<Held<B>> = None;
         for jobs in self.jobs.chunk_by(|a, b| std::ptr::eq(a.checkpoint, b.checkpoint)) {
             let (first, options) = (&jobs[0], self.options(&jobs[0]));
-            let is_finished = |job| match hashes.identity(job, &options) {
-                Ok(identity) => finished(job, &identity),
-                // what cannot be read is said by the loader
-                Err(_) => Ok(false),
-            };
+            let is_finished = |job| finished(job, &options, &mut hashes);
             let states: Vec<bool> = jobs.iter().map(is_finished).collect::<Result<_>>()?;
             if states.iter().all(|finished| *finished) {
                 continue;
