@@ -16,7 +16,7 @@ const FORWARD: usize = TRUNK + 2 * SUFFIX;
 const BACKWARD: usize = 2 * (TRUNK + SUFFIX);
 const HIDDEN: usize = 576;
 const MLP: usize = 1536;
-const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125 };
+const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, cap: None, window: None };
 
 /// Reproducible values between −1 and 1 without a pattern that a cache could like.
 fn values(n: usize) -> Vec<f32> {
@@ -133,13 +133,13 @@ fn head(c: &mut Criterion) {
     let stored = Flex::cast(w.clone(), DType::BF16);
     let targets: Vec<u32> = (0..u32::try_from(rows).unwrap_or(u32::MAX)).map(|t| t * 97).collect();
     let mut group = group(c, "head", 4 * rows * HIDDEN * vocabulary);
-    group.bench_function("f32", |b| b.iter(|| black_box(Flex::head(&y, &w, &targets, None))));
-    group.bench_function("bf16", |b| b.iter(|| black_box(Flex::head(&y, &stored, &targets, None))));
+    group.bench_function("f32", |b| b.iter(|| black_box(Flex::head(&y, &w, &targets, None, None))));
+    group.bench_function("bf16", |b| b.iter(|| black_box(Flex::head(&y, &stored, &targets, None, None))));
     group.throughput(Throughput::Elements(((4 * HIDDEN + 2 * rows) * rows * vocabulary) as u64));
     let weights = [0, SUFFIX].map(|first| (first..first + SUFFIX).map(|row| (row, 1.0)).collect());
     let cotangents = HeadCotangents { weights: &weights, blocks: &[0..2], block_rows: &[0..rows] };
     group.bench_function("f32, with its Gram", |b| {
-        b.iter(|| black_box(Flex::head(&y, &w, &targets, Some(&cotangents))));
+        b.iter(|| black_box(Flex::head(&y, &w, &targets, None, Some(&cotangents))));
     });
 }
 

@@ -18,7 +18,7 @@ fn load(folder: &Path, adapter: Option<&Path>) -> Result<Decoder<Flex>, Error> {
 }
 
 fn pair() -> Group {
-    Group { prompt: vec![1, 2, 3, 4, 5], responses: vec![vec![6, 7, 8], vec![9, 10]] }
+    Group::new(vec![1, 2, 3, 4, 5], vec![vec![6, 7, 8], vec![9, 10]])
 }
 
 /// Log-probabilities of the pair, and its Gram over all base parameters.

@@ -51,7 +51,7 @@ fn token() -> impl Strategy<Value = u32> {
 fn group(branches: usize) -> impl Strategy<Value = Group> {
     let response = proptest::collection::vec(token(), 1..7);
     (proptest::collection::vec(token(), 1..6), proptest::collection::vec(response, branches..=branches))
-        .prop_map(|(prompt, responses)| Group { prompt, responses })
+        .prop_map(|(prompt, responses)| Group::new(prompt, responses))
 }
 
 fn pairs(groups: &[Group]) -> Vec<Vec<Cotangent>> {
@@ -138,7 +138,7 @@ proptest! {
             let shared = alone(&model, &scope, &group);
             let total = shared.total();
             let apart: Vec<Group> =
-                group.responses.iter().map(|r| Group { prompt: group.prompt.clone(), responses: vec![r.clone()] }).collect();
+                group.responses.iter().map(|r| Group::new(group.prompt.clone(), vec![r.clone()])).collect();
             let cotangents = pairs(&apart);
             let across = grams_across(&model, &scope, &items(&apart, &cotangents));
             for (a, b) in across.iter().zip(&shared.grams) {
@@ -258,7 +258,7 @@ proptest! {
 fn a_fresh_adapter_has_gradients_in_b_alone() {
     let model = load(&llama(1, true), &fresh());
     let scope = model.in_scope(&"lora".parse().unwrap()).unwrap();
-    let group = Group { prompt: vec![1, 2], responses: vec![vec![3, 4], vec![5]] };
+    let group = Group::new(vec![1, 2], vec![vec![3, 4], vec![5]]);
     let result = alone(&model, &scope, &group);
     assert_eq!(scope.parameters.len(), 2 * 4 * 2);
     for (parameter, gram) in scope.parameters.iter().zip(&result.grams) {
@@ -274,7 +274,7 @@ fn scope_head_of_a_tied_model_leaves_the_embedding_part_out() {
     let (mut untied_config, mut untied_tensors) = (config.clone(), tensors.clone());
     untied_config["tie_word_embeddings"] = false.into();
     untied_tensors.insert("lm_head.weight".to_owned(), tensors["model.embed_tokens.weight"].clone());
-    let group = Group { prompt: vec![1, 2], responses: vec![vec![3, 4, 3], vec![5, 2]] };
+    let group = Group::new(vec![1, 2], vec![vec![3, 4, 3], vec![5, 2]]);
     let of = |model: &(serde_json::Value, Tensors), scope: &str| {
         let model = load(model, &AdapterSource::None);
         alone(&model, &model.in_scope(&scope.parse().unwrap()).unwrap(), &group).total()
@@ -289,7 +289,7 @@ fn scope_head_of_a_tied_model_leaves_the_embedding_part_out() {
 #[test]
 fn identical_responses_have_equal_gradients() {
     for (model, scope) in models() {
-        let gram = alone(&model, &scope, &Group { prompt: vec![1], responses: vec![vec![3, 4], vec![3, 4]] }).total();
+        let gram = alone(&model, &scope, &Group::new(vec![1], vec![vec![3, 4], vec![3, 4]])).total();
         same(&gram, &[gram[0]; 4], &[gram[0]; 4]);
         assert!(gram[0] > 0.0);
     }
@@ -300,8 +300,8 @@ fn identical_responses_have_equal_gradients() {
 #[test]
 fn less_memory_changes_no_bit() {
     let groups = vec![
-        Group { prompt: vec![1, 2, 3], responses: vec![vec![4, 5, 6], vec![4, 7]] },
-        Group { prompt: vec![9], responses: vec![vec![2], vec![3, 3, 8, 1]] },
+        Group::new(vec![1, 2, 3], vec![vec![4, 5, 6], vec![4, 7]]),
+        Group::new(vec![9], vec![vec![2], vec![3, 3, 8, 1]]),
     ];
     let cotangents = pairs(&groups);
     for (model, source) in [(llama(1, true), AdapterSource::None), (gpt2(3), fresh()), (llama(2, false), fresh())] {
@@ -345,7 +345,7 @@ fn counts_are_sums_over_groups() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), &llama(2, false));
     let outline = Outline::read(folder.path(), &fresh()).unwrap();
-    let group = Group { prompt: vec![1, 2, 3], responses: vec![vec![4, 5, 6], vec![5, 7]] };
+    let group = Group::new(vec![1, 2, 3], vec![vec![4, 5, 6], vec![5, 7]]);
     let cotangents = Cotangent::log_probabilities(&group);
     for scope in ["lora", "full", "head", "layers.1.mlp"] {
         let scope = outline.in_scope(&scope.parse().unwrap()).unwrap();

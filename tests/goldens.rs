@@ -10,8 +10,9 @@ use tanglescope_gram::{Cotangent, Group, GroupResult, grams, token_matrices, tok
 use tanglescope_kernels::{DType, Flex};
 use tanglescope_model::{AdapterSource, Decoder, Scope};
 
-/// Architectures that are supported now.
-const ARCHITECTURES: &[&str] = &["llama", "llama3_tied", "gpt2"];
+/// Architectures with goldens.
+const ARCHITECTURES: &[&str] =
+    &["gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "llama3_tied", "mistral", "olmo2", "phi3", "qwen2", "qwen3"];
 
 /// Folders of goldens: all of them where the shared ones lie beside the checkout, else the two that are carried.
 fn folders() -> Vec<PathBuf> {
@@ -37,10 +38,7 @@ fn ids(pair: &Value, key: &str) -> Vec<u32> {
 }
 
 fn groups(golden: &Value) -> Vec<Group> {
-    let group = |pair| Group {
-        prompt: ids(pair, "prompt_ids"),
-        responses: vec![ids(pair, "chosen_ids"), ids(pair, "rejected_ids")],
-    };
+    let group = |pair| Group::new(ids(pair, "prompt_ids"), vec![ids(pair, "chosen_ids"), ids(pair, "rejected_ids")]);
     golden["pairs"].as_array().unwrap().iter().map(group).collect()
 }
 
@@ -151,5 +149,47 @@ fn token_matrices_meet_the_goldens() {
             }
         }
         assert!(seen > 0, "{}: no token matrix", folder.display());
+    }
+}
+
+/// Every scaled rotary embedding, over sequences within, across and past the original length, against transformers' own code
+/// run in f64 (`tests/rotary_values.py`).
+#[test]
+fn scaled_rotary_embeddings_meet_transformers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/rotary");
+    let values: Value = serde_json::from_slice(&std::fs::read(root.join("values.json")).unwrap()).unwrap();
+    let models = values["models"].as_object().unwrap();
+    assert_eq!(models.len(), 6);
+    for (name, of) in models {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = format!("{}.safetensors", of["weights"].as_str().unwrap());
+        std::fs::copy(root.join(weights), folder.path().join("model.safetensors")).unwrap();
+        std::fs::copy(root.join(format!("{name}.json")), folder.path().join("config.json")).unwrap();
+        let device = tanglescope_kernels::FlexDevice;
+        let model =
+            Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F64, &device, usize::MAX).unwrap();
+        let scope = model.in_scope(&Scope::Full).unwrap();
+        let pairs = of["pairs"].as_array().unwrap();
+        let responses = |pair| vec![ids(pair, "chosen_ids"), ids(pair, "rejected_ids")];
+        let groups: Vec<Group> =
+            pairs.iter().map(|pair| Group::of(&model.description, ids(pair, "prompt_ids"), responses(pair))).collect();
+        if ["dynamic", "longrope"].contains(&name.as_str()) {
+            assert!(groups.iter().any(|group| group.apart) && groups.iter().any(|group| !group.apart), "{name}");
+        }
+        let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
+        let items: Vec<(&Group, &[Cotangent])> =
+            groups.iter().zip(&cotangents).map(|(g, c)| (g, c.as_slice())).collect();
+        for (i, (result, pair)) in grams(&model, &scope, &items).iter().zip(pairs).enumerate() {
+            let number = |key: &str| pair[key].as_f64().unwrap();
+            let (size, total) = ((number("ww") * number("ll")).sqrt(), result.total());
+            for (got, key) in [(total[0], "ww"), (total[1], "wl"), (total[3], "ll")] {
+                let error = (got - number(key)).abs() / size;
+                assert!(error <= 1e-9, "{name} pair {i} {key}: {error:e}");
+            }
+            for (branch, key) in ["logp_w", "logp_l"].into_iter().enumerate() {
+                let error = (result.logp(branch) / number(key) - 1.0).abs();
+                assert!(error <= 1e-9, "{name} pair {i} {key}: {error:e}");
+            }
+        }
     }
 }

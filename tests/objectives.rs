@@ -197,7 +197,7 @@ fn the_first_order_law_holds_for_every_objective() {
     };
     let model = load(&AdapterSource::None);
     let scope: InScope = model.in_scope(&"full".parse().unwrap()).unwrap();
-    let group = Group { prompt: vec![1, 2, 3], responses: vec![vec![4, 5, 6, 9], vec![4, 7, 6]] };
+    let group = Group::new(vec![1, 2, 3], vec![vec![4, 5, 6, 9], vec![4, 7, 6]]);
     let masks = contrast(&group.responses[0], &group.responses[1]);
     let mut cotangents = Cotangent::log_probabilities(&group);
     for (branch, mask) in masks.iter().enumerate() {

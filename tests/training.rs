@@ -552,7 +552,7 @@ fn groups() -> impl Strategy<Value = Vec<Group>> {
     let token = || 0..10u32;
     let response = move || proptest::collection::vec(token(), 1..6);
     let group = (proptest::collection::vec(token(), 1..5), response(), response())
-        .prop_map(|(prompt, chosen, rejected)| Group { prompt, responses: vec![chosen, rejected] });
+        .prop_map(|(prompt, chosen, rejected)| Group::new(prompt, vec![chosen, rejected]));
     proptest::collection::vec(group, 1..5)
 }
 

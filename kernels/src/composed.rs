@@ -1,6 +1,6 @@
 //! The kernels composed of burn's own operations: the reference that ours are tested against, and what devices run where
 //! a kernel of our own would gain nothing. Formulas stand in docs/mathematics.md, section 3.
-use crate::{Activation, BlockGram, DType, FloatTensor, Heads, NormKind, RowSet, Segment, Span, TensorData};
+use crate::{Activation, BlockGram, DType, FloatTensor, Heads, NormKind, RowSet, Segment, SoftCap, Span, TensorData};
 use burn_backend::Backend;
 use burn_tensor::{Int, Tensor, TensorPrimitive, activation};
 use std::ops::Range;
@@ -191,7 +191,7 @@ pub fn rotary<B: Backend>(
 ) -> FloatTensor<B> {
     let x = wrap::<B, 2>(&x);
     let [rows, width] = x.dims();
-    let (heads, half) = (width / head_dim, head_dim / 2);
+    let (heads, half) = (width / head_dim, wrap::<B, 2>(cos).dims()[1]);
     let angle = |t: &FloatTensor<B>| {
         let t = index.map_or_else(|| t.clone(), |index| gather::<B>(t, index, None));
         wrap::<B, 2>(&t).reshape([rows, 1, half])
@@ -200,9 +200,12 @@ pub fn rotary<B: Backend>(
     let sin = if inverse { sin.neg() } else { sin };
     let x = x.reshape([rows, heads, head_dim]);
     let low = x.clone().slice([0..rows, 0..heads, 0..half]);
-    let high = x.slice([0..rows, 0..heads, half..head_dim]);
-    let turned = Tensor::cat(vec![low.clone() * cos.clone() - high.clone() * sin.clone(), high * cos + low * sin], 2);
-    unwrap(turned.reshape([rows, width]))
+    let high = x.clone().slice([0..rows, 0..heads, half..2 * half]);
+    let mut parts = vec![low.clone() * cos.clone() - high.clone() * sin.clone(), high * cos + low * sin];
+    if 2 * half < head_dim {
+        parts.push(x.slice([0..rows, 0..heads, 2 * half..head_dim]));
+    }
+    unwrap(Tensor::cat(parts, 2).reshape([rows, width]))
 }
 
 /// See [`crate::Kernels::split_columns`].
@@ -237,15 +240,27 @@ fn by_head<B: Backend>(x: &FloatTensor<B>, rows: [&Range<usize>; 2], h: usize, r
     x.reshape([width / h, 1, n, h]).repeat_dim(1, repeat).reshape([width / h * repeat, n, h])
 }
 
-/// Causal softmax of scores `[heads, queries, keys]`; query i sees keys `0..=keys − queries + i`.
-fn probabilities<B: Backend>(q: Tensor<B, 3>, k: Tensor<B, 3>, scale: f64) -> Tensor<B, 3> {
-    let scores = q.matmul(k.swap_dims(1, 2)) * scale;
+/// Causal softmax of scores `[heads, queries, keys]`, and the slope of their soft bound; query i sees keys up to
+/// `keys − queries + i`, within the window.
+fn probabilities<B: Backend>(q: Tensor<B, 3>, k: Tensor<B, 3>, heads: Heads) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
+    let scores = q.matmul(k.swap_dims(1, 2)) * heads.scale;
+    let (scores, slope) = match heads.cap {
+        None => (scores, None),
+        Some(SoftCap(cap)) => {
+            // burn's own tanh on the CPU is right to 1e-8 only
+            let t = activation::sigmoid(scores * (2.0 / cap)) * 2.0 - 1.0;
+            (t.clone() * cap, Some((t.clone() * t).neg().add_scalar(1.0)))
+        }
+    };
     let [_, queries, keys] = scores.dims();
     let (device, dtype) = (scores.device(), scores.dtype());
     // finite, so that no backend computes ∞ − ∞; e^-1e4 is zero in every type
-    let mask =
-        (0..queries * keys).map(|at| if at % keys > keys - queries + at / keys { -1.0e4 } else { 0.0 }).collect();
-    activation::softmax(scores + floats(mask, [1, queries, keys], dtype, &device), 2)
+    let unseen = |at: usize| {
+        let (position, key) = (keys - queries + at / keys, at % keys);
+        key > position || key < heads.first_seen(position)
+    };
+    let mask = (0..queries * keys).map(|at| if unseen(at) { -1.0e4 } else { 0.0 }).collect();
+    (activation::softmax(scores + floats(mask, [1, queries, keys], dtype, &device), 2), slope)
 }
 
 /// See [`crate::Kernels::attention`].
@@ -263,7 +278,7 @@ pub fn attention<B: Backend>(
     for span in spans.iter().filter(|s| !s.own.is_empty()) {
         let rows = [&span.prefix, &span.own];
         let query = by_head::<B>(q, [&(0..0), &span.own], h, 1);
-        let p = probabilities(query, by_head(k, rows, h, repeat), heads.scale);
+        let (p, _) = probabilities(query, by_head(k, rows, h, repeat), heads);
         let o = p.matmul(by_head(v, rows, h, repeat)).swap_dims(0, 1).reshape([span.own.len(), width]);
         out = out.slice_assign([span.own.clone(), 0..width], o);
     }
@@ -288,9 +303,10 @@ pub fn attention_vjp<B: Backend>(
         let d = by_head::<B>(delta, [&(0..0), &(offset..offset + n)], h, 1);
         let (query, key, value) =
             (by_head::<B>(q, rows, h, 1), by_head::<B>(k, rows, h, repeat), by_head::<B>(v, rows, h, repeat));
-        let p = probabilities(query.clone(), key.clone(), heads.scale);
+        let (p, slope) = probabilities(query.clone(), key.clone(), heads);
         let dp = d.clone().matmul(value.swap_dims(1, 2));
         let ds = p.clone() * (dp.clone() - (dp * p.clone()).sum_dim(2)) * heads.scale;
+        let ds = slope.map_or(ds.clone(), |slope| ds * slope);
         // query heads back onto their key-value head
         let share = |y: Tensor<B, 3>| {
             let y = y.reshape([heads.kv_heads, repeat, n, h]).sum_dim(1).reshape([heads.kv_heads, n, h]);

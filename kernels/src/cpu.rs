@@ -8,7 +8,7 @@ use crate::host::stored::Stored;
 use crate::product::cpu as product;
 use crate::{
     Activation, BlockGram, DType, Flex, FlexDevice, FloatTensor, HeadCotangents, HeadOutput, Heads, Kernels, NormKind,
-    RowSet, Segment, Span, TensorData, activation, attention, gram, head, norm, rotary, tile,
+    RowSet, Segment, SoftCap, Span, TensorData, activation, attention, gram, head, norm, rotary, tile,
 };
 use burn_backend::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
@@ -247,8 +247,8 @@ impl Kernels for Flex {
     ) -> FlexTensor {
         let width = dims(&x)[1];
         with_real!(&x, E => {
-            let angles = (values::<E>(cos), values::<E>(sin));
-            in_place::<E>(x, |x| rotary::cpu::rotate(x, width, head_dim, angles, index, inverse))
+            let (angles, half) = ((values::<E>(cos), values::<E>(sin)), dims(cos)[1]);
+            in_place::<E>(x, |x| rotary::cpu::rotate(x, width, [head_dim, half], angles, index, inverse))
         })
     }
 
@@ -315,11 +315,12 @@ impl Kernels for Flex {
         y: &FlexTensor,
         w: &FlexTensor,
         targets: &[u32],
+        cap: Option<SoftCap>,
         cotangents: Option<&HeadCotangents<'_>>,
     ) -> HeadOutput<FloatTensor<Self>, Vec<BlockGram>> {
         let d = dims(w)[1];
         with_real!(y, E => {
-            let walk = head::cpu::walk(values::<E>(y), Stored::of(w), d, targets, cotangents);
+            let walk = head::cpu::walk(values::<E>(y), Stored::of(w), d, targets, cap, cotangents);
             HeadOutput {
                 logp: walk.logp,
                 log_normaliser: walk.log_normaliser,

@@ -5,7 +5,7 @@
 use crate::device::{Cuda, Vulkan};
 use crate::{
     Activation, BlockGram, DType, FloatTensor, HeadCotangents, HeadOutput, Heads, Kernels, NormKind, Pending, RowSet,
-    Segment, Span, TensorData, activation, attention, composed, gram, head, norm, product, rotary, sums, tile,
+    Segment, SoftCap, Span, TensorData, activation, attention, composed, gram, head, norm, product, rotary, sums, tile,
 };
 use burn_backend::BackendTypes;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -218,9 +218,10 @@ macro_rules! implement {
                 y: &FloatTensor<Self>,
                 w: &FloatTensor<Self>,
                 targets: &[u32],
+                cap: Option<SoftCap>,
                 cotangents: Option<&HeadCotangents<'_>>,
             ) -> HeadOutput<FloatTensor<Self>, Self::Pending> {
-                head::head(y, w, targets, cotangents)
+                head::head(y, w, targets, cap, cotangents)
             }
 
             fn gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Self::Pending {

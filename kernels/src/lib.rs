@@ -33,7 +33,7 @@ mod sums;
 mod tile;
 
 pub use pending::Pending;
-pub use rows::{HeadCotangents, Heads, RowSet, Segment, Span};
+pub use rows::{HeadCotangents, Heads, RowSet, Segment, SoftCap, Span};
 
 /// K×K inner products of one block of cotangents, row-major, summed in f64.
 pub type BlockGram = Vec<f64>;
@@ -182,8 +182,9 @@ pub trait Kernels: Backend {
         index: &[u32],
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>);
 
-    /// Rotates the two halves of every head of `x[N, heads·h]` by the angles of its row, or back when `inverse`
-    /// (which is also the vjp). `cos`, `sin` are `[forward rows, h/2]`; `index` maps rows of `x` to theirs.
+    /// Rotates the two halves of the first `2·a` values of every head of `x[N, heads·h]` by the angles of its row, or back
+    /// when `inverse` (which is also the vjp), and leaves the others. `cos`, `sin` are `[forward rows, a]`; `index` maps
+    /// rows of `x` to theirs.
     fn rotary(
         x: FloatTensor<Self>,
         cos: &FloatTensor<Self>,
@@ -218,13 +219,15 @@ pub trait Kernels: Backend {
         heads: Heads,
     ) -> [FloatTensor<Self>; 3];
 
-    /// Log-probability of each row's target under logits `y · wᵀ`, its gradient, and the Gram of `w` where asked for.
+    /// Log-probability of each row's target under logits `y · wᵀ`, softly bounded where a cap is given, its gradient, and the
+    /// Gram of `w` where asked for.
     /// The vocabulary (rows of `w[V, d]`, in the type of `y` or as [stored](Self::takes_stored)) is walked in chunks;
     /// logits of all rows and all tokens never exist together.
     fn head(
         y: &FloatTensor<Self>,
         w: &FloatTensor<Self>,
         targets: &[u32],
+        cap: Option<SoftCap>,
         cotangents: Option<&HeadCotangents<'_>>,
     ) -> HeadOutput<FloatTensor<Self>, Self::Pending>;
 

@@ -137,4 +137,34 @@ pub struct Heads {
     pub head_dim: usize,
     /// Factor on q·k before the softmax.
     pub scale: f64,
+    /// A soft bound on the scaled scores.
+    pub cap: Option<SoftCap>,
+    /// How many positions a query sees, its own included; all before it where there is no window.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// First of the positions that the query at a position sees.
+    #[must_use]
+    pub fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
+/// A soft bound on scores or logits, `s ↦ c·tanh(s/c)` (Gemma 2, arXiv 2408.00118, section 2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SoftCap(pub f64);
+
+impl SoftCap {
+    /// The bounded value.
+    #[must_use]
+    pub fn bounded(self, value: f64) -> f64 {
+        self.0 * (value / self.0).tanh()
+    }
+
+    /// Slope of the bound where it has a value: `1 − tanh²`.
+    #[must_use]
+    pub fn slope(self, bounded: f64) -> f64 {
+        1.0 - (bounded / self.0).powi(2)
+    }
 }

@@ -55,7 +55,7 @@ fn nothing_of_the_size_of_a_gradient_or_of_all_logits_is_held() {
     let mut heads = Vec::new();
     for vocabulary in [4096, 16_384, 65_536, 131_072] {
         let w = upload(random.values(vocabulary * d), [vocabulary, d]);
-        let head = peak(|| drop(Flex::head(&y, &w, &targets, Some(&cotangents))));
+        let head = peak(|| drop(Flex::head(&y, &w, &targets, None, Some(&cotangents))));
         let logits = n * vocabulary * 4;
         println!("{n} rows × {vocabulary:<6} tokens: head {head:>9} B, all logits {logits:>10} B");
         heads.push(head);

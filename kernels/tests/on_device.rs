@@ -16,8 +16,8 @@ use std::sync::Once;
 use support::{Random, close, expected, rows};
 use tanglescope_kernels::device::{Cuda, Vulkan, cuda_devices, vulkan_devices};
 use tanglescope_kernels::{
-    Activation, DType, Flex, FlexDevice, FloatTensor, HeadCotangents, Heads, Kernels, NormKind, RowSet, Segment, Span,
-    TensorData,
+    Activation, DType, Flex, FlexDevice, FloatTensor, HeadCotangents, Heads, Kernels, NormKind, RowSet, Segment,
+    SoftCap, Span, TensorData,
 };
 
 /// Unit roundoff of f32.
@@ -210,6 +210,9 @@ fn row_wise_maps<B: Kernels>(device: &B::Device) {
         same::<B>(&turned, &Flex::rotary(theirs.0.clone(), &fc, &fs, None, 2 * half, false));
         let turned = B::rotary(md.clone(), &c, &s, Some(&index), 2 * half, true);
         same::<B>(&turned, &Flex::rotary(fd.clone(), &fc, &fs, Some(&index), 2 * half, true));
+        // the whole row as one head, of which only a part is turned
+        let turned = B::rotary(md.clone(), &c, &s, Some(&index), d, true);
+        same::<B>(&turned, &Flex::rotary(fd.clone(), &fc, &fs, Some(&index), d, true));
         same::<B>(&B::gather(&mine.0, &index, Some(&weights)), &Flex::gather(&theirs.0, &index, Some(&weights)));
         same::<B>(&B::scatter_add(&md, &index, rows + 2), &Flex::scatter_add(&fd, &index, rows + 2));
         let cut = [d / 2, d - d / 2];
@@ -251,7 +254,9 @@ fn attention<B: Kernels>(device: &B::Device) {
     ];
     for (case, (trunk, suffixes, kv_heads, repeat, head_dim)) in shapes.into_iter().enumerate() {
         let mut random = Random::new(case as u64);
-        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.3 };
+        // every other shape with a soft bound and a window
+        let (cap, window) = if case % 2 == 1 { (Some(SoftCap(1.5)), Some(4 + 13 * case)) } else { (None, None) };
+        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.3, cap, window };
         let (qw, kw) = (heads.heads * head_dim, kv_heads * head_dim);
         let n = trunk + suffixes.iter().sum::<usize>();
         let (mut spans, mut segments, mut first) = (Vec::new(), Vec::new(), trunk);
@@ -296,7 +301,7 @@ fn head<B: Kernels>(device: &B::Device) {
         let half = rows / 2;
         let mut weights: Vec<Vec<(usize, f64)>> =
             vec![(0..half).map(|r| (r, 1.0)).collect(), (half..rows).map(|r| (r, 1.0)).collect()];
-        for plain in [true, false] {
+        for (plain, cap) in [(true, None), (false, Some(SoftCap(2.5)))] {
             if !plain {
                 weights[1].iter_mut().for_each(|(r, c)| *c = 0.25 + *r as f64 / 100.0);
                 weights[0] = (0..rows).step_by(3).map(|r| (r, -1.5)).collect();
@@ -306,9 +311,10 @@ fn head<B: Kernels>(device: &B::Device) {
                 &up::<B>(&y, [rows, d], DType::F32, device),
                 &up::<B>(&w, [vocabulary, d], DType::F32, device),
                 &targets,
+                cap,
                 Some(&cotangents),
             );
-            let want = Flex::head(&host(&y, [rows, d]), &host(&w, [vocabulary, d]), &targets, Some(&cotangents));
+            let want = Flex::head(&host(&y, [rows, d]), &host(&w, [vocabulary, d]), &targets, cap, Some(&cotangents));
             close(&got.logp, &want.logp, 2e-4);
             close(&got.log_normaliser, &want.log_normaliser, 2e-4);
             close(&got.entropy, &want.entropy, 2e-4);

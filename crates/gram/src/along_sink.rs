@@ -87,18 +87,18 @@ impl<B: Kernels> Sink<B> for AlongSink<'_, B> {
 
     fn head(&mut self, name: &str, head: &HeadRows<'_, B>, _gram: Option<B::Pending>) {
         let (vocabulary, step) = (head.w.shape()[0], &self.step[name]);
-        // Δ log p(target) of each row: Δz of the target less its mean under the probabilities, Δz = y·Δᵀ
-        let mut of_row = Vec::with_capacity(head.targets.len());
-        for first in (0..head.targets.len()).step_by(HEAD_ROWS) {
-            let rows = first..head.targets.len().min(first + HEAD_ROWS);
+        // Δ log p(target) of each row: Σ_v e_v Δz_v, Δz = y·Δᵀ
+        let number = head.predictions.targets.len();
+        let mut of_row = Vec::with_capacity(number);
+        for first in (0..number).step_by(HEAD_ROWS) {
+            let rows = first..number.min(first + HEAD_ROWS);
             let y = B::gather(head.y, &rows.clone().map(as_row).collect::<Vec<_>>(), None);
             let logits = B::download(&B::matmul(&y, head.w, true, 1.0, None));
             let changes = B::download(&B::matmul(&y, step, true, 1.0, None));
             let both = logits.chunks_exact(vocabulary).zip(changes.chunks_exact(vocabulary));
-            of_row.extend(rows.zip(both).map(|(row, (logits, changes))| {
-                let p = |z: &f64| (z - head.log_normaliser[row]).exp();
-                let mean: f64 = logits.iter().zip(changes).map(|(z, change)| p(z) * change).sum();
-                changes[head.targets[row] as usize] - mean
+            of_row.extend(rows.zip(both).map(|(row, (logits, changes))| -> f64 {
+                let terms = logits.iter().zip(changes).enumerate();
+                terms.map(|(token, (&z, change))| head.predictions.cotangent(row, token, z) * change).sum()
             }));
         }
         for (change, weights) in self.changes.iter_mut().zip(head.cotangents.weights) {

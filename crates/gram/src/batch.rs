@@ -2,6 +2,8 @@
 //! (docs/mathematics.md, section 2).
 use std::ops::Range;
 use tanglescope_kernels::{HeadCotangents, RowSet, Segment, Span};
+use tanglescope_model::ForwardRows;
+use tanglescope_model::architectures::Description;
 
 /// One prompt and its responses, as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,12 +12,33 @@ pub struct Group {
     pub prompt: Vec<u32>,
     /// Tokens of each branch's response; at least one each.
     pub responses: Vec<Vec<u32>>,
+    /// Whether each branch runs by itself, without a trunk: what a model computes at a position may depend on how long
+    /// the whole sequence is.
+    pub apart: bool,
 }
 
 impl Group {
-    /// Tokens that all input sequences (prompt and response without its last token) begin with.
+    /// Branches that share what they begin with.
+    #[must_use]
+    pub fn new(prompt: Vec<u32>, responses: Vec<Vec<u32>>) -> Self {
+        Self { prompt, responses, apart: false }
+    }
+
+    /// A group for a model: branches are kept apart where one is longer than the sequences up to which the model's
+    /// functions do not depend on the length.
+    #[must_use]
+    pub fn of(model: &Description, prompt: Vec<u32>, responses: Vec<Vec<u32>>) -> Self {
+        let longest = prompt.len() + responses.iter().map(Vec::len).max().unwrap_or(0);
+        let apart = model.same_up_to().is_some_and(|length| longest > length);
+        Self { prompt, responses, apart }
+    }
+
+    /// Tokens that all input sequences (prompt and response without its last token) begin with, and share the rows of.
     #[must_use]
     pub fn trunk_len(&self) -> usize {
+        if self.apart {
+            return 0;
+        }
         let inputs = |r: &Vec<u32>| r.len().saturating_sub(1);
         let shortest = self.responses.iter().map(inputs).min().unwrap_or(0);
         let alike = |at: &usize| self.responses.iter().all(|r| r[*at] == self.responses[0][*at]);
@@ -60,6 +83,8 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// Position of each forward row in its sequence.
     pub positions: Vec<u32>,
+    /// Tokens of each forward row's whole sequence.
+    pub lengths: Vec<u32>,
     /// What attends to what.
     pub spans: Vec<Span>,
     /// Forward row of each prediction: group by group, branch by branch, token by token.
@@ -111,11 +136,14 @@ impl Batch {
             if k == 0 {
                 self.tokens.extend(&sequence[..trunk_len]);
                 self.positions.extend(0..as_row(trunk_len));
+                // up to here a trunk has no length of its own, or there is none
+                self.lengths.resize(self.tokens.len(), as_row(sequence.len() + 1));
                 self.spans.push(Span { prefix: 0..0, own: trunk.clone() });
             }
             let first = self.tokens.len();
             self.tokens.extend(&sequence[trunk_len..]);
             self.positions.extend(as_row(trunk_len)..as_row(sequence.len()));
+            self.lengths.resize(self.tokens.len(), as_row(sequence.len() + 1));
             let own = first..self.tokens.len();
             if !own.is_empty() {
                 self.spans.push(Span { prefix: trunk, own: own.clone() });
@@ -161,6 +189,12 @@ impl Batch {
         self.active.blocks.push(block);
         self.predictions.push(first_prediction..self.targets.len());
         self.branches.push(branches);
+    }
+
+    /// The rows that run.
+    pub(crate) fn forward_rows(&self) -> ForwardRows<'_> {
+        let Self { tokens, positions, lengths, spans, .. } = self;
+        ForwardRows { tokens, positions, lengths, spans }
     }
 
     /// The cotangents as the head takes them.
@@ -213,7 +247,7 @@ mod tests {
     use super::*;
 
     fn group() -> Group {
-        Group { prompt: vec![5, 6], responses: vec![vec![7, 8, 9], vec![7, 3]] }
+        Group::new(vec![5, 6], vec![vec![7, 8, 9], vec![7, 3]])
     }
 
     #[test]

@@ -56,14 +56,18 @@ fn products(map: &Map, rows: usize, dtype: DType) -> Cost {
 
 /// Whether each part of a block has a parameter in scope.
 struct Wanted {
+    /// Norms of what attention reads, and of queries and keys.
     attention_norm: bool,
+    after_attention: bool,
     feed_forward_norm: bool,
+    after_feed_forward: bool,
     maps: Vec<bool>,
 }
 
 fn wanted(outline: &Outline, scope: &InScope, layer: usize, maps: &[&Map]) -> Wanted {
     let names = &outline.description.names;
-    let norm = |name: &str| {
+    let norm = |name: Option<&'static str>| {
+        let Some(name) = name else { return false };
         let path = format!("{}.{layer}.{name}", names.blocks);
         scope.contains(&format!("{path}.weight")) || scope.contains(&format!("{path}.bias"))
     };
@@ -72,8 +76,11 @@ fn wanted(outline: &Outline, scope: &InScope, layer: usize, maps: &[&Map]) -> Wa
         parts.iter().any(|part| scope.contains(&format!("{}.{part}", map.path)))
     };
     Wanted {
-        attention_norm: norm(names.attention_norm),
+        attention_norm: norm(names.attention_norm)
+            || names.query_key_norms.is_some_and(|n| n.map(Some).into_iter().any(norm)),
+        after_attention: norm(names.after_attention),
         feed_forward_norm: norm(names.mlp_norm),
+        after_feed_forward: norm(names.after_mlp),
         maps: maps.iter().map(of_map).collect(),
     }
 }
@@ -85,18 +92,24 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
     let (forward, full, active) = (batch.tokens.len(), &batch.full, &batch.active);
     let mut count = Count::default();
     let blocks: Vec<Vec<&Map>> =
-        (0..of.layers).map(|layer| outline.maps.iter().filter(|map| map.layer == layer).collect()).collect();
+        (0..of.layers()).map(|layer| outline.maps.iter().filter(|map| map.layer == layer).collect()).collect();
     let wants: Vec<Wanted> =
         blocks.iter().enumerate().map(|(layer, maps)| wanted(outline, scope, layer, maps)).collect();
     let table = |name: &str| scope.contains(&format!("{name}.weight")) && !scope.head_only();
-    let embedded = table(of.names.embedding) || of.names.positions.is_some_and(table);
-    let any = |w: &Wanted| w.attention_norm || w.feed_forward_norm || w.maps.contains(&true);
+    let embedded = table(&of.names.embedding) || of.names.positions.is_some_and(table);
+    let of_layer = |w: &Wanted| w.after_attention || w.feed_forward_norm || w.after_feed_forward;
+    let any = |w: &Wanted| w.attention_norm || of_layer(w) || w.maps.contains(&true);
     let lowest = if embedded { Some(0) } else { wants.iter().position(any) };
     let width = of.heads.heads * of.heads.head_dim;
-    let pairs = |n: usize, before: usize| n as f64 * before as f64 + n as f64 * (n as f64 + 1.0) / 2.0;
-    let of_spans: f64 = batch.spans.iter().map(|span| pairs(span.own.len(), span.prefix.len())).sum();
-    let of_segments: f64 = batch.segments.iter().map(|segment| pairs(segment.len(), 0)).sum();
+    // queries and the keys that they see
+    let pairs = |n: usize, before: usize, window: Option<usize>| match window {
+        None => n as f64 * before as f64 + n as f64 * (n as f64 + 1.0) / 2.0,
+        Some(window) => (before + 1..=before + n).map(|seen| seen.min(window) as f64).sum(),
+    };
     for (layer, (maps, wants)) in blocks.iter().zip(&wants).enumerate() {
+        let window = of.blocks[layer].window;
+        let of_spans: f64 = batch.spans.iter().map(|span| pairs(span.own.len(), span.prefix.len(), window)).sum();
+        let of_segments: f64 = batch.segments.iter().map(|segment| pairs(segment.len(), 0, window)).sum();
         for map in maps {
             count.forward += products(map, forward, dtype);
         }
@@ -106,10 +119,10 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
         let reads = |input: Reads| maps.iter().zip(&wants.maps).any(|(map, wanted)| *wanted && map.reads == input);
         let above_attention = below || wants.attention_norm;
         let above_mixed = above_attention || reads(Reads::Attention);
-        let above_feed_forward = above_mixed || reads(Reads::Mixed);
+        let above_feed_forward = above_mixed || wants.after_attention || reads(Reads::Mixed);
         let above_inner = above_feed_forward || wants.feed_forward_norm || reads(Reads::FeedForward);
         let rows_of = |input: Reads| -> &RowSet {
-            if layer + 1 == of.layers && input != Reads::Attention { active } else { full }
+            if layer + 1 == of.layers() && input != Reads::Attention { active } else { full }
         };
         for map in maps {
             let needed = match map.reads {
@@ -144,7 +157,7 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
     }
     let predictions = batch.targets.len();
     count.head = cost::product(predictions, of.hidden, of.vocabulary, dtype) * 2.0;
-    let head = if of.tied { of.names.embedding } else { of.names.head };
+    let head = if of.tied { &of.names.embedding } else { &of.names.head };
     if scope.contains(&format!("{head}.weight")) {
         let of_block = |rows: &Range<usize>| cost::product(rows.len(), of.vocabulary, rows.len(), dtype);
         batch.predictions.iter().for_each(|rows| count.head += of_block(rows));

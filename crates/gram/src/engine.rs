@@ -6,7 +6,7 @@ use crate::turn::{Begun, Turn};
 use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
 use tanglescope_kernels::{BlockGram, FloatTensor, HeadOutput, Kernels};
-use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Sink, Trace};
+use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Predictions, Sink, Trace};
 
 /// What a run finds about one group.
 #[derive(Clone, Debug)]
@@ -123,7 +123,7 @@ fn grams_in_turn<B: Kernels>(
     let batch = Batch::new(groups);
     let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates).keeping(detail);
     // a forward pass takes a third of the time, and a quarter of the backward pass as much as half of that
-    sink.turn = turn.map(|turn| (model.description.layers * 3 / 4, turn));
+    sink.turn = turn.map(|turn| (model.description.layers() * 3 / 4, turn));
     let token_logps = run(model, &batch, &mut sink);
     let per_group = sink.finish();
     let results = token_logps.into_iter().zip(per_group).zip(groups);
@@ -167,10 +167,16 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
     pub fn new(model: &'a Decoder<B>, batch: &'a Batch, wants_head_gram: bool) -> Self {
         let (forward, backward) = (batch.tokens.len(), batch.full.rows());
         let keep = plan::keep(&model.description, model.dtype, forward, backward, model.activation_bytes);
-        let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, keep);
+        let trace = model.forward(batch.forward_rows(), keep);
         let y = model.head_inputs(&trace, &batch.predicting);
         let cotangents = batch.head_cotangents();
-        let head = B::head(&y, model.head(), &batch.targets, wants_head_gram.then_some(&cotangents));
+        let head = B::head(
+            &y,
+            model.head(),
+            &batch.targets,
+            model.description.logit_cap,
+            wants_head_gram.then_some(&cotangents),
+        );
         Self { model, batch, trace, y, head }
     }
 
@@ -185,9 +191,13 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
         let Self { model, batch, trace, y, mut head } = self;
         let name = model.head_name();
         if sink.wants(name) {
-            let (targets, log_normaliser) = (&batch.targets, &head.log_normaliser);
+            let predictions = Predictions {
+                targets: batch.targets.clone(),
+                log_normaliser: head.log_normaliser.clone(),
+                cap: model.description.logit_cap,
+            };
             let cotangents = batch.head_cotangents();
-            let rows = HeadRows { y: &y, targets, log_normaliser, w: model.head(), cotangents };
+            let rows = HeadRows { y: &y, predictions: &predictions, w: model.head(), cotangents };
             sink.head(name, &rows, head.gram.take());
         }
         let (source, weight): (Vec<u32>, Vec<f64>) = batch.sources.iter().copied().unzip();
@@ -201,9 +211,9 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
 pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec<Vec<f64>>> {
     let groups: Vec<(&Group, &[Cotangent])> = groups.iter().map(|group| (*group, &[] as &[Cotangent])).collect();
     let batch = Batch::new(&groups);
-    let trace = model.forward(&batch.tokens, &batch.positions, &batch.spans, Keep::Nothing);
+    let trace = model.forward(batch.forward_rows(), Keep::Nothing);
     let y = model.head_inputs(&trace, &batch.predicting);
-    by_branch(&batch, &B::head(&y, model.head(), &batch.targets, None).logp)
+    by_branch(&batch, &B::head(&y, model.head(), &batch.targets, model.description.logit_cap, None).logp)
 }
 
 /// [`token_logps`] of all groups, in their order, batch by batch, `at_once` of them side by side; `done` is told which groups

@@ -48,8 +48,8 @@ pub(crate) fn head_gradient<B: Kernels>(head: &HeadRows<'_, B>, weights: &[(usiz
         let y = B::gather(head.y, &weights.iter().map(|(r, _)| as_row(*r)).collect::<Vec<_>>(), None);
         let mut e = B::download(&B::matmul(&y, head.w, true, 1.0, None));
         for (row, &(r, c)) in e.chunks_exact_mut(vocabulary).zip(weights) {
-            row.iter_mut().for_each(|z| *z = -c * (*z - head.log_normaliser[r]).exp());
-            row[head.targets[r] as usize] += c;
+            let cells = row.iter_mut().enumerate();
+            cells.for_each(|(token, z)| *z = c * head.predictions.cotangent(r, token, *z));
         }
         let e = upload_like::<B>(e, &[weights.len(), vocabulary], &y);
         B::weight_gradient(&e, &y, 0..weights.len())

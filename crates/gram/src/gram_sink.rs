@@ -5,15 +5,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 use tanglescope_kernels::cost::{self, Rates, Reduction};
 use tanglescope_kernels::{BlockGram, FloatTensor, Kernels, RowSet, TensorMetadata};
-use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Sink};
+use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Sink};
 
 /// What the head leaves for the cross terms of a tied embedding.
 struct TiedHead<B: Kernels> {
     name: String,
     y: FloatTensor<B>,
     w: FloatTensor<B>,
-    targets: Vec<u32>,
-    log_normaliser: Vec<f64>,
+    predictions: Predictions,
     weights: Vec<Vec<(usize, f64)>>,
     block_rows: Vec<Range<usize>>,
 }
@@ -159,8 +158,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
             name: name.to_owned(),
             y: head.y.clone(),
             w: head.w.clone(),
-            targets: head.targets.to_vec(),
-            log_normaliser: head.log_normaliser.to_vec(),
+            predictions: head.predictions.clone(),
             weights: head.cotangents.weights.to_vec(),
             block_rows: head.cotangents.block_rows.to_vec(),
         });
@@ -223,8 +221,7 @@ impl<B: Kernels> TiedHead<B> {
             for &(r, c) in &self.weights[block.start + i] {
                 let local = r - rows.start;
                 for (v, &id) in ids.iter().enumerate() {
-                    let p = (logits[local * t + v] - self.log_normaliser[r]).exp();
-                    let e = f64::from(u8::from(self.targets[r] == id)) - p;
+                    let e = self.predictions.cotangent(r, id as usize, logits[local * t + v]);
                     for j in 0..k {
                         cross[i * k + j] += c * e * along[local * k * t + j * t + v];
                     }

@@ -20,8 +20,12 @@ pub const AT_ONCE_ON_DEVICE: usize = 1;
 
 /// Values that a block keeps of one forward row for its vjp, beside its input.
 fn kept(model: &Description) -> usize {
-    let attention = 2 * model.heads.heads + 2 * model.heads.kv_heads;
-    model.hidden + attention * model.heads.head_dim + model.heads.heads + 2 * model.mlp_width
+    let (heads, names) = (model.heads, &model.names);
+    let attention = 2 * heads.heads + 2 * heads.kv_heads;
+    // what norms of queries and keys, and norms after a layer, read
+    let before_norms = if model.query_key_norm.is_some() { heads.heads + heads.kv_heads } else { 0 };
+    let outputs = usize::from(names.after_attention.is_some()) + usize::from(names.after_mlp.is_some());
+    (1 + outputs) * model.hidden + (attention + before_norms) * heads.head_dim + heads.heads + 2 * model.mlp_width
 }
 
 /// Values of one backward row on its way through the widest layer: δ of gate, up and down, and the residual stream.
@@ -33,13 +37,13 @@ fn passing(model: &Description) -> usize {
 /// little of its prompt.
 #[must_use]
 pub fn bytes_per_row(model: &Description, dtype: DType) -> usize {
-    ((model.hidden + kept(model)) * model.layers + 2 * passing(model)) * dtype.size()
+    ((model.hidden + kept(model)) * model.layers() + 2 * passing(model)) * dtype.size()
 }
 
 /// Bytes that one forward row takes at the least: of each block only the input is kept.
 #[must_use]
 pub fn least_bytes_per_row(model: &Description, dtype: DType) -> usize {
-    (model.hidden * model.layers + kept(model) + 2 * passing(model)) * dtype.size()
+    (model.hidden * model.layers() + kept(model) + 2 * passing(model)) * dtype.size()
 }
 
 /// Bytes that one backward row takes at the peak of a pass over single tokens, whose forward rows are few beside it.
@@ -52,10 +56,10 @@ pub fn bytes_per_backward_row(model: &Description, dtype: DType) -> usize {
 /// others need is computed again from their input.
 #[must_use]
 pub fn keep(model: &Description, dtype: DType, forward: usize, backward: usize, bytes: Option<usize>) -> Keep {
-    let Some(bytes) = bytes else { return Keep::Top(model.layers) };
-    let least = forward * (model.hidden * model.layers + kept(model)) + backward * passing(model);
+    let Some(bytes) = bytes else { return Keep::Top(model.layers()) };
+    let least = forward * (model.hidden * model.layers() + kept(model)) + backward * passing(model);
     let left = (bytes / dtype.size()).saturating_sub(least);
-    Keep::Top((left / (forward * kept(model)).max(1)).min(model.layers))
+    Keep::Top((left / (forward * kept(model)).max(1)).min(model.layers()))
 }
 
 /// Cuts groups of the given numbers of forward rows into batches of at most `most` rows each; a longer group runs

@@ -92,7 +92,7 @@ impl<B: Kernels> Pass<'_, B> {
         let token_logps = forward.token_logps();
         let mut gram = wants_grams.then(|| GramSink::new(self.scope, &batch.full.blocks, self.model.rates));
         // a forward pass takes a third of the time, and a quarter of the backward pass as much as half of that
-        let turn = turn.map(|turn| (self.model.description.layers * 3 / 4, turn));
+        let turn = turn.map(|turn| (self.model.description.layers() * 3 / 4, turn));
         let results = |token_logps: Vec<Vec<Vec<f64>>>, gram: Option<GramSink<'_, B>>| {
             let grams = gram.map_or_else(|| vec![Vec::new(); items.len()], GramSink::finish);
             let found = token_logps.into_iter().zip(grams).zip(&items);

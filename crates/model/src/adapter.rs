@@ -1,5 +1,6 @@
 //! LoRA adapters: a PEFT folder, or a fresh one as PEFT would start it.
-use crate::config::Config;
+use crate::architectures::Wrapper;
+use crate::config::{Config, is_off};
 use crate::error::{Error, Result, pattern_problem};
 use crate::layers::{Block, Lora};
 use crate::weights::{Layout, Weights, file_hash};
@@ -170,13 +171,7 @@ impl SavedAdapter {
             }
         }
         for (key, value) in config.entries() {
-            let inert = match value {
-                Value::Null | Value::Bool(false) => true,
-                Value::Array(list) => list.is_empty(),
-                Value::Object(object) => object.is_empty(),
-                _ => false,
-            };
-            if !inert && !UNDERSTOOD.contains(&key.as_str()) {
+            if !is_off(value) && !UNDERSTOOD.contains(&key.as_str()) {
                 return Err(config.refuse(key, format!("found {value}: a kind of adapter that is not supported")));
             }
         }
@@ -218,6 +213,13 @@ impl SavedAdapter {
             && in_pattern
     }
 
+    /// A module's path as this adapter spells it: the text part of a multimodal model has several names.
+    fn spelled(&self, module: &str) -> String {
+        let spellings = Wrapper::spellings(module).into_iter();
+        let stored = |module: &String| self.weights.has(&format!("base_model.model.{module}.lora_A.weight"));
+        spellings.into_iter().find(stored).unwrap_or_else(|| module.to_owned())
+    }
+
     fn rank(&self, module: &str) -> usize {
         self.rank_pattern.iter().find(|(p, _)| p.is_match(module)).map_or(self.r, |(_, r)| *r)
     }
@@ -231,6 +233,8 @@ impl SavedAdapter {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Option<Lora<B>>> {
+        let canonical = module;
+        let module = &self.spelled(canonical);
         if !self.targets(module, layer) {
             return Ok(None);
         }
@@ -246,7 +250,7 @@ impl SavedAdapter {
         let (a, b) = (stored("lora_A"), stored("lora_B"));
         let a = self.weights.take::<B>(&a, &[r, inputs], Layout::Transposed, dtype, device)?;
         let b = self.weights.take::<B>(&b, &[outputs, r], Layout::Transposed, dtype, device)?;
-        Ok(Some(Lora { name: module.to_owned(), a, b, scale }))
+        Ok(Some(Lora { name: canonical.to_owned(), a, b, scale }))
     }
 
     /// Gives the linear maps of a block their factors; `before` is what their names lack of the full architecture's.
@@ -332,7 +336,10 @@ impl Adapter {
     pub fn rank(&mut self, module: &str, layer: usize, attention: bool) -> Option<usize> {
         match self {
             Self::None => None,
-            Self::Saved(saved) => saved.targets(module, layer).then(|| saved.rank(module)),
+            Self::Saved(saved) => {
+                let module = &saved.spelled(module);
+                saved.targets(module, layer).then(|| saved.rank(module))
+            }
             Self::Fresh { settings, hits, .. } => {
                 let mut chosen = settings.targets.is_empty() && attention;
                 for (target, hit) in settings.targets.iter().zip(hits) {

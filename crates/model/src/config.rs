@@ -2,15 +2,28 @@
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A JSON object read from a file.
+/// A JSON object read from a file. It remembers which of its keys were asked for.
 #[derive(Clone, Debug)]
 pub struct Config {
     path: PathBuf,
     object: Map<String, Value>,
     /// Keys that lead to this object from the top of the file, each followed by a dot.
     prefix: String,
+    read: RefCell<BTreeSet<String>>,
+}
+
+/// Whether a value is what a key has that is switched off.
+pub(crate) fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        _ => false,
+    }
 }
 
 impl Config {
@@ -28,7 +41,7 @@ impl Config {
     /// Where it is not a JSON object.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let object = serde_json::from_slice(text).map_err(|e| Error::file(path, format!("not a JSON object: {e}")))?;
-        Ok(Self { path: path.to_owned(), object, prefix: String::new() })
+        Ok(Self { path: path.to_owned(), object, prefix: String::new(), read: RefCell::default() })
     }
 
     /// The file that it was read from.
@@ -37,11 +50,24 @@ impl Config {
         &self.path
     }
 
+    /// Whether a key is there, be it null.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.object.contains_key(key)
+    }
+
+    /// Whether this is an object inside the file's own.
+    #[must_use]
+    pub fn is_part(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
     /// The value of a key; `None` where it is absent or null.
     ///
     /// # Errors
     /// Where the value is of another type.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        self.read.borrow_mut().insert(key.to_owned());
         match self.object.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
@@ -78,7 +104,27 @@ impl Config {
             path: self.path.clone(),
             object,
             prefix: format!("{}{key}.", self.prefix),
+            read: RefCell::default(),
         }))
+    }
+
+    /// Checks that every key was asked for, is off, or is known to change nothing.
+    ///
+    /// # Errors
+    /// Names the first key that may change the function and was not understood.
+    pub fn finish(&self, inert: impl Fn(&str) -> bool) -> Result<()> {
+        let read = self.read.borrow();
+        let ignored = |(key, value): &(&String, &Value)| !read.contains(*key) && !is_off(value) && !inert(key);
+        match self.entries().find(ignored) {
+            None => Ok(()),
+            Some((key, value)) => {
+                let problem = format!(
+                    "found {value}, a key that is not understood for this architecture and may change what the model \
+                     computes; if it changes nothing, take it out of the config"
+                );
+                Err(self.refuse(key, problem))
+            }
+        }
     }
 
     /// Its keys and values.

@@ -1,9 +1,9 @@
 //! The decoder: embedding, blocks, final norm, head; one forward pass, and one backward pass for many cotangents.
 use crate::adapter::{Adapter, AdapterSource, SavedAdapter};
-use crate::architectures::{self, Description, Qkv};
+use crate::architectures::{self, BlockKind, Description, Part, Qkv, Up, Wrapper};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::layers::{Angles, BackwardRows, Block, BlockTrace, Linear, Norm, QkvProjection};
+use crate::layers::{Angles, BackwardRows, Block, BlockTrace, Linear, Norm, Pieces, Projection};
 use crate::scope::{InScope, Parameter, ParameterKind, Scope};
 use crate::sink::{Embedding, Sink};
 use crate::weights::{Layout, Weights, content_hash};
@@ -87,16 +87,29 @@ pub struct Trace<B: Kernels> {
     blocks: Vec<Kept<B>>,
     /// What attends to what, for blocks that are computed again.
     spans: Vec<Span>,
-    angles: Option<Angles<B>>,
+    angles: Vec<Angles<B>>,
     /// Output of the last block, `[N, hidden]`.
     last: FloatTensor<B>,
+}
+
+/// Rows of tokens to run.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardRows<'a> {
+    /// Token of each row.
+    pub tokens: &'a [u32],
+    /// Its position in its sequence.
+    pub positions: &'a [u32],
+    /// Tokens of its whole sequence, the last one included.
+    pub lengths: &'a [u32],
+    /// What attends to what.
+    pub spans: &'a [Span],
 }
 
 /// Reads the tensors of a base model, or of an adapter's copies of them.
 struct Loader<'a> {
     base: Weights,
     adapter: &'a mut Adapter,
-    names_prefix: &'static str,
+    names_prefix: String,
     /// Whether the checkpoint leaves the base's prefix out.
     bare: bool,
     dtype: DType,
@@ -106,7 +119,11 @@ struct Loader<'a> {
 impl Loader<'_> {
     /// Name in the checkpoint of a parameter of the full architecture.
     fn name(&self, name: &str) -> String {
-        if self.bare { name.strip_prefix(self.names_prefix).unwrap_or(name).to_owned() } else { name.to_owned() }
+        if self.bare {
+            name.strip_prefix(self.names_prefix.as_str()).unwrap_or(name).to_owned()
+        } else {
+            name.to_owned()
+        }
     }
 
     /// The tensor and its name in the checkpoint.
@@ -135,13 +152,19 @@ impl Loader<'_> {
         Ok(Embedding { name, table })
     }
 
-    fn norm<B: Kernels>(&mut self, module: &str, of: &Description, device: &B::Device) -> Result<Norm<B>> {
-        let gain = self.tensor::<B>(&format!("{module}.weight"), &[of.hidden], Layout::Same, device)?.1;
+    fn norm<B: Kernels>(
+        &mut self,
+        module: &str,
+        features: usize,
+        of: &Description,
+        device: &B::Device,
+    ) -> Result<Norm<B>> {
+        let gain = self.tensor::<B>(&format!("{module}.weight"), &[features], Layout::Same, device)?.1;
         let bias = match of.norm_bias {
-            true => Some(self.tensor::<B>(&format!("{module}.bias"), &[of.hidden], Layout::Same, device)?.1),
+            true => Some(self.tensor::<B>(&format!("{module}.bias"), &[features], Layout::Same, device)?.1),
             false => None,
         };
-        Ok(Norm { name: self.name(module), gain, bias, kind: of.norm })
+        Ok(Norm { name: self.name(module), gain, bias, kind: of.norm, gain_plus_one: of.gain_plus_one })
     }
 
     fn linear<B: Kernels>(
@@ -220,8 +243,8 @@ impl<B: Kernels> Decoder<B> {
     pub fn adapted(&self, folder: &Path) -> Result<Option<Self>> {
         let mut adapter = SavedAdapter::open(folder)?;
         let Some(mut model) = self.base().filter(|_| !adapter.saves_modules()) else { return Ok(None) };
-        let names = self.description.names;
-        let before = if self.prefix == names.blocks { "" } else { names.prefix };
+        let names = &self.description.names;
+        let before = if self.prefix == names.blocks { "" } else { &names.prefix };
         for (layer, place) in model.blocks.iter_mut().enumerate() {
             match place {
                 Place::Device(block) => adapter.attach(block, before, layer, self.dtype, &self.device)?,
@@ -259,41 +282,43 @@ impl<B: Kernels> Decoder<B> {
         device: &B::Device,
         resident: usize,
     ) -> Result<Self> {
-        let names = description.names;
+        let description = description.located(folder, |name| base.has(name))?;
+        let names = &description.names;
         let bare = !base.has(&format!("{}.weight", names.embedding));
         let mut adapter = Adapter::open(source)?;
         let adapter_hash = match &adapter {
             Adapter::Saved(saved) => Some(saved.content_hash()?),
             _ => None,
         };
-        let buffers: Vec<String> =
-            base.names().filter(|name| is_buffer(name, &description, bare)).map(str::to_owned).collect();
+        let of_images = |name: &str| description.wrapper.is_some() && Wrapper::is_of_images(name);
+        let no_parameter = |name: &&str| is_buffer(name, &description, bare) || of_images(name);
+        let buffers: Vec<String> = base.names().filter(no_parameter).map(str::to_owned).collect();
         buffers.iter().for_each(|name| base.ignore(name));
         let saved = BTreeSet::new();
-        let mut loader = Loader { base, adapter: &mut adapter, names_prefix: names.prefix, bare, dtype, saved };
+        let names_prefix = names.prefix.clone().into_owned();
+        let mut loader = Loader { base, adapter: &mut adapter, names_prefix, bare, dtype, saved };
         let table = [description.vocabulary, description.hidden];
-        let embedding = loader.embedding::<B>(names.embedding, table, device)?;
+        let embedding = loader.embedding::<B>(&names.embedding, table, device)?;
         let positions = match names.positions {
             Some(module) => {
                 Some(loader.embedding::<B>(module, [description.max_positions, description.hidden], device)?)
             }
             None => None,
         };
-        let mut blocks = Vec::with_capacity(description.layers);
-        for layer in 0..description.layers {
+        let mut blocks = Vec::with_capacity(description.layers());
+        for layer in 0..description.layers() {
             blocks.push(match layer < resident {
                 true => Place::Device(Box::new(block::<B>(&mut loader, &description, layer, device)?)),
                 false => Place::Host(Box::new(block::<Flex>(&mut loader, &description, layer, &FlexDevice)?)),
             });
         }
-        let final_norm = loader.norm::<B>(names.final_norm, &description, device)?;
+        let final_norm = loader.norm::<B>(&names.final_norm, description.hidden, &description, device)?;
         let head = head(&mut loader, &description, &embedding, folder, device)?;
         loader.base.finish()?;
         let saved = loader.saved;
         adapter.finish()?;
         Ok(Self {
-            prefix: if bare { names.blocks.strip_prefix(names.prefix).unwrap_or(names.blocks) } else { names.blocks }
-                .to_owned(),
+            prefix: in_checkpoint(&description, bare).to_owned(),
             description,
             dtype,
             device: device.clone(),
@@ -342,8 +367,11 @@ impl<B: Kernels> Decoder<B> {
                 (false, true) => ParameterKind::Saved,
                 (false, false) => ParameterKind::Base,
             };
-            let inside =
-                if lora { names_inside(name, self.description.names.blocks) } else { names_inside(name, &self.prefix) };
+            let inside = if lora {
+                names_inside(name, &self.description.names.blocks)
+            } else {
+                names_inside(name, &self.prefix)
+            };
             let (layer, path) = inside.map_or((None, name), |(layer, path)| (Some(layer), path));
             let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
             let module = module.trim_end_matches(".lora_A").trim_end_matches(".lora_B").to_owned();
@@ -421,27 +449,35 @@ impl<B: Kernels> Decoder<B> {
     /// Forward pass over rows of tokens; what the backward pass needs is kept if asked for.
     ///
     /// Tokens and positions have to be within the model's vocabulary and positions.
-    pub fn forward(&self, tokens: &[u32], positions: &[u32], spans: &[Span], keep: Keep) -> Trace<B> {
-        let rows = |of: &Embedding<B>, ids: &[u32]| B::cast(B::gather(&of.table, ids, None), self.dtype);
-        let mut x = rows(&self.embedding, tokens);
+    pub fn forward(&self, rows: ForwardRows<'_>, keep: Keep) -> Trace<B> {
+        let ForwardRows { tokens, positions, lengths, spans } = rows;
+        let of_table = |of: &Embedding<B>, ids: &[u32]| B::cast(B::gather(&of.table, ids, None), self.dtype);
+        let mut x = self.scaled(of_table(&self.embedding, tokens));
         if let Some(table) = &self.positions {
-            x = B::add_scaled(x, &rows(table, positions), 1.0);
+            x = B::add_scaled(x, &of_table(table, positions), 1.0);
         }
-        let angles = self.description.rope.as_ref().map(|rope| {
-            let (cos, sin) = rope.tables(positions);
-            let shape = [positions.len(), rope.inverse.len()];
+        let tables = self.description.ropes.iter().map(|rope| {
+            let (cos, sin) = rope.tables(positions, lengths);
+            let shape = [positions.len(), rope.pairs];
             let upload = |t: Vec<f64>| B::upload(TensorData::new(t, shape).convert_dtype(self.dtype), &self.device);
             (upload(cos), upload(sin))
         });
+        let angles: Vec<Angles<B>> = tables.collect();
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for layer in 0..self.blocks.len() {
             let whole = matches!(keep, Keep::Top(top) if self.blocks.len() - layer <= top);
             let input = (keep != Keep::Nothing && !whole).then(|| x.clone());
-            let (y, trace) = self.block(layer).forward(x, spans, angles.as_ref(), whole);
+            let (y, trace) = self.block(layer).forward(x, spans, &angles, whole);
             x = y;
             blocks.extend(trace.map(|trace| Kept::Trace(Box::new(trace))).or(input.map(Kept::Input)));
         }
         Trace { blocks, spans: spans.to_vec(), angles, last: x }
+    }
+
+    /// Rows of the token embedding, or their cotangents, times the embedding's factor.
+    fn scaled(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
+        let scale = self.description.embedding_scale;
+        if scale.to_bits() == 1.0f64.to_bits() { rows } else { B::float_mul_scalar(rows, scale.into()) }
     }
 
     /// Inputs of the head at some forward rows, `[rows.len(), hidden]`.
@@ -492,18 +528,20 @@ impl<B: Kernels> Decoder<B> {
             let block = self.block(i);
             let trace_of = match kept {
                 Kept::Trace(trace) => *trace,
-                Kept::Input(x) => match block.forward(x, &spans, angles.as_ref(), true).1 {
+                Kept::Input(x) => match block.forward(x, &spans, &angles, true).1 {
                     Some(trace) => trace,
                     None => unreachable!("a forward pass that keeps leaves a trace"),
                 },
             };
-            match block.vjp(trace_of, delta, rows, angles.as_ref(), below, sink) {
+            match block.vjp(trace_of, delta, rows, &angles, below, sink) {
                 Some(next) => delta = next,
                 None => return,
             }
             sink.passed(i);
         }
         for (table, ids) in wanted {
+            // positions are added as they are
+            let delta = if table.name == self.embedding.name { self.scaled(delta.clone()) } else { delta.clone() };
             sink.embedding(table, &delta, ids, rows.full);
         }
     }
@@ -515,52 +553,72 @@ fn to_device<B: Kernels>(x: &FloatTensor<Flex>, dtype: DType, device: &B::Device
 }
 
 fn visit_block<B: Kernels>(block: &mut Block<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
-    visit_norm(&mut block.attention_norm, f);
-    block.qkv.maps_mut().iter_mut().for_each(|map| visit_linear(map, f));
+    block.attention_norm.iter_mut().for_each(|norm| visit_norm(norm, f));
+    block.qkv.maps.iter_mut().for_each(|map| visit_linear(map, f));
+    block.query_key_norms.iter_mut().flat_map(|norms| norms.iter_mut()).for_each(|norm| visit_norm(norm, f));
     visit_linear(&mut block.o, f);
-    visit_norm(&mut block.mlp_norm, f);
-    if let Some(gate) = &mut block.gate {
-        visit_linear(gate, f);
-    }
-    visit_linear(&mut block.up, f);
+    block.after_attention.iter_mut().for_each(|norm| visit_norm(norm, f));
+    block.mlp_norm.iter_mut().for_each(|norm| visit_norm(norm, f));
+    block.up.maps.iter_mut().for_each(|map| visit_linear(map, f));
     visit_linear(&mut block.down, f);
+    block.after_mlp.iter_mut().for_each(|norm| visit_norm(norm, f));
 }
 
 fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, device: &B::Device) -> Result<Block<B>> {
-    let names = of.names;
-    let path = |name: &str| format!("{}.{layer}.{name}", names.blocks);
-    let module = |name: &str, attention: bool| Module {
-        path: path(name),
-        layer,
-        attention,
-        bias: if attention { of.attention_bias } else { of.mlp_bias },
-        conv1d: names.conv1d,
-    };
-    let (d, h) = (of.hidden, of.heads.head_dim);
-    let (q, kv) = (of.heads.heads * h, of.heads.kv_heads * h);
-    Ok(Block {
-        attention_norm: loader.norm::<B>(&path(names.attention_norm), of, device)?,
-        qkv: match names.qkv {
-            Qkv::Separate([q_name, k_name, v_name]) => QkvProjection::Separate(Box::new([
-                loader.linear::<B>(&module(q_name, true), [d, q], device)?,
-                loader.linear::<B>(&module(k_name, true), [d, kv], device)?,
-                loader.linear::<B>(&module(v_name, true), [d, kv], device)?,
-            ])),
-            Qkv::Fused(name) => {
-                QkvProjection::Fused(Box::new(loader.linear::<B>(&module(name, true), [d, q + 2 * kv], device)?))
+    let names = &of.names;
+    let (mut norms, mut maps) = (HashMap::new(), HashMap::new());
+    for part in of.parts() {
+        match part {
+            Part::Norm { name, features } => {
+                let path = format!("{}.{layer}.{name}", names.blocks);
+                norms.insert(name, loader.norm::<B>(&path, features, of, device)?);
             }
-        },
-        o: loader.linear::<B>(&module(names.o, true), [q, d], device)?,
-        heads: of.heads,
-        mlp_norm: loader.norm::<B>(&path(names.mlp_norm), of, device)?,
-        gate: match names.gate {
-            Some(gate) => Some(loader.linear::<B>(&module(gate, false), [d, of.mlp_width], device)?),
-            None => None,
-        },
-        up: loader.linear::<B>(&module(names.up, false), [d, of.mlp_width], device)?,
-        down: loader.linear::<B>(&module(names.down, false), [of.mlp_width, d], device)?,
+            Part::Map { name, reads, shape, bias } => {
+                let path = format!("{}.{layer}.{name}", names.blocks);
+                let module = Module { path, layer, attention: reads.of_attention(), bias, conv1d: names.conv1d };
+                maps.insert(name, loader.linear::<B>(&module, shape, device)?);
+            }
+        }
+    }
+    let mut norm = |name: Option<&'static str>| name.and_then(|name| norms.remove(name));
+    let mut take = |named: &[&'static str]| -> Vec<Linear<B>> { named.iter().filter_map(|n| maps.remove(n)).collect() };
+    let (qkv, pieces) = match &names.qkv {
+        Qkv::Separate(named) => (take(named), Pieces::Separate),
+        Qkv::Joined(name) => (take(&[name]), Pieces::Columns(of.qkv_widths().to_vec())),
+        Qkv::ByHead(name) => (take(&[name]), Pieces::ByHead { pieces: 3, head_dim: of.heads.head_dim }),
+    };
+    let qkv = Projection { maps: qkv, pieces };
+    let (up, pieces) = match &names.up {
+        Up::Plain(name) => (take(&[name]), Pieces::Separate),
+        Up::Gated(named) => (take(named), Pieces::Separate),
+        Up::Joined(name) => (take(&[name]), Pieces::Columns(vec![of.mlp_width; 2])),
+    };
+    let up = Projection { maps: up, pieces };
+    let [o, down] = [names.o, names.down].map(|name| take(&[name]).pop());
+    let (Some(o), Some(down)) = (o, down) else { unreachable!("every description has both as parts") };
+    let query_key_norms = names.query_key_norms.and_then(|[q, k]| Some(Box::new([norm(Some(q))?, norm(Some(k))?])));
+    let BlockKind { rope, .. } = of.blocks[layer];
+    Ok(Block {
+        attention_norm: norm(names.attention_norm),
+        qkv,
+        query_key_norms,
+        o,
+        after_attention: norm(names.after_attention),
+        heads: of.heads_of(layer),
+        rope,
+        mlp_norm: norm(names.mlp_norm),
+        up,
+        down,
+        after_mlp: norm(names.after_mlp),
         activation: of.activation,
+        parallel: of.parallel,
     })
+}
+
+/// Path of the blocks in the checkpoint.
+fn in_checkpoint(of: &Description, bare: bool) -> &str {
+    let blocks: &str = &of.names.blocks;
+    if bare { blocks.strip_prefix(&*of.names.prefix).unwrap_or(blocks) } else { blocks }
 }
 
 /// The output matrix, or `None` where it is the embedding.
@@ -573,7 +631,7 @@ fn head<B: Kernels>(
 ) -> Result<Option<Embedding<B>>> {
     let name = format!("{}.weight", of.names.head);
     if !of.tied {
-        return Ok(Some(loader.embedding::<B>(of.names.head, [of.vocabulary, of.hidden], device)?));
+        return Ok(Some(loader.embedding::<B>(&of.names.head, [of.vocabulary, of.hidden], device)?));
     }
     if let Adapter::Saved(adapter) = &*loader.adapter {
         let embedding_name = format!("{}.weight", of.names.embedding);
@@ -598,9 +656,7 @@ fn head<B: Kernels>(
 
 /// Whether a stored tensor is one of the architecture's buffers, which are no parameters.
 fn is_buffer(name: &str, of: &Description, bare: bool) -> bool {
-    let blocks = of.names.blocks;
-    let blocks = if bare { blocks.strip_prefix(of.names.prefix).unwrap_or(blocks) } else { blocks };
-    names_inside(name, blocks).is_some_and(|(_, inside)| of.names.buffers.contains(&inside))
+    names_inside(name, in_checkpoint(of, bare)).is_some_and(|(_, inside)| of.names.buffers.contains(&inside))
 }
 
 /// Layer and the rest of a name inside a list of blocks.

@@ -18,12 +18,12 @@ mod weights;
 
 pub use adapter::{AdapterSource, FreshLora, adapter_hash};
 pub use config::Config;
-pub use decoder::{Decoder, Keep, Trace};
+pub use decoder::{Decoder, ForwardRows, Keep, Trace};
 pub use error::{Error, Result};
 pub use layers::BackwardRows;
 pub use outline::{Map, Outline, Reads};
 pub use rope::Rope;
 pub use save::{read_tensors, write_tensors};
 pub use scope::{InScope, Parameter, ParameterKind, Scope};
-pub use sink::{Embedding, Factor, HeadRows, Sink};
+pub use sink::{Embedding, Factor, HeadRows, Predictions, Sink};
 pub use weights::{Layout, Weights, content_hash, file_hash};

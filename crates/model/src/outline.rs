@@ -1,6 +1,6 @@
 //! The shape of a model without its weights: what it would cost to run, before anything is loaded.
 use crate::adapter::{Adapter, AdapterSource};
-use crate::architectures::{self, Description, Qkv};
+use crate::architectures::{self, Description, Part};
 use crate::config::Config;
 use crate::error::Result;
 use crate::scope::{InScope, Parameter, ParameterKind, Scope};
@@ -36,6 +36,14 @@ pub enum Reads {
     Inner,
 }
 
+impl Reads {
+    /// Whether the map is one of attention's.
+    #[must_use]
+    pub fn of_attention(self) -> bool {
+        matches!(self, Self::Attention | Self::Mixed)
+    }
+}
+
 /// Dimensions and linear maps of a model, with an adapter or without.
 #[derive(Clone, Debug)]
 pub struct Outline {
@@ -43,25 +51,6 @@ pub struct Outline {
     pub description: Description,
     /// The linear maps of all blocks, in the order of the forward pass.
     pub maps: Vec<Map>,
-}
-
-/// The linear maps of one block: name, whether it is of attention, input, and shape.
-pub(crate) fn maps_of_block(of: &Description) -> Vec<(&'static str, bool, Reads, [usize; 2])> {
-    let (d, h, inner, names) = (of.hidden, of.heads.head_dim, of.mlp_width, of.names);
-    let (q, kv) = (of.heads.heads * h, of.heads.kv_heads * h);
-    let mut maps = match names.qkv {
-        Qkv::Separate([q_name, k_name, v_name]) => vec![
-            (q_name, true, Reads::Attention, [d, q]),
-            (k_name, true, Reads::Attention, [d, kv]),
-            (v_name, true, Reads::Attention, [d, kv]),
-        ],
-        Qkv::Fused(name) => vec![(name, true, Reads::Attention, [d, q + 2 * kv])],
-    };
-    maps.push((names.o, true, Reads::Mixed, [q, d]));
-    maps.extend(names.gate.map(|gate| (gate, false, Reads::FeedForward, [d, inner])));
-    maps.push((names.up, false, Reads::FeedForward, [d, inner]));
-    maps.push((names.down, false, Reads::Inner, [inner, d]));
-    maps
 }
 
 impl Outline {
@@ -81,11 +70,11 @@ impl Outline {
     pub fn new(description: Description, source: &AdapterSource) -> Result<Self> {
         let mut adapter = Adapter::open(source)?;
         let mut maps = Vec::new();
-        for layer in 0..description.layers {
-            for (name, attention, reads, shape) in maps_of_block(&description) {
+        for layer in 0..description.layers() {
+            for part in description.parts() {
+                let Part::Map { name, reads, shape, bias } = part else { continue };
                 let path = format!("{}.{layer}.{name}", description.names.blocks);
-                let bias = if attention { description.attention_bias } else { description.mlp_bias };
-                let rank = adapter.rank(&path, layer, attention);
+                let rank = adapter.rank(&path, layer, reads.of_attention());
                 maps.push(Map { path, layer, reads, shape, bias, rank });
             }
         }
@@ -112,26 +101,30 @@ impl Outline {
         if let Some(positions) = of.names.positions {
             add(format!("{positions}.weight"), None, ParameterKind::Base);
         }
-        for layer in 0..of.layers {
-            let path = |name: &str| format!("{}.{layer}.{name}", of.names.blocks);
-            let mut norms = [of.names.attention_norm, of.names.mlp_norm].into_iter().map(|name| norm(&path(name)));
-            norms.next().into_iter().flatten().for_each(|name| add(name, Some(layer), ParameterKind::Base));
-            for map in self.maps.iter().filter(|map| map.layer == layer) {
-                if map.path == path(of.names.gate.unwrap_or(of.names.up)) {
-                    norms.next().into_iter().flatten().for_each(|name| add(name, Some(layer), ParameterKind::Base));
-                }
-                add(format!("{}.weight", map.path), Some(layer), ParameterKind::Base);
-                if map.bias {
-                    add(format!("{}.bias", map.path), Some(layer), ParameterKind::Base);
-                }
-                if map.rank.is_some() {
-                    ["lora_A", "lora_B"].iter().for_each(|factor| {
-                        add(format!("{}.{factor}.weight", map.path), Some(layer), ParameterKind::Lora);
-                    });
+        for layer in 0..of.layers() {
+            let mut maps = self.maps.iter().filter(|map| map.layer == layer);
+            for part in of.parts() {
+                match part {
+                    Part::Norm { name, .. } => {
+                        let path = format!("{}.{layer}.{name}", of.names.blocks);
+                        norm(&path).into_iter().for_each(|name| add(name, Some(layer), ParameterKind::Base));
+                    }
+                    Part::Map { .. } => {
+                        let Some(map) = maps.next() else { continue };
+                        add(format!("{}.weight", map.path), Some(layer), ParameterKind::Base);
+                        if map.bias {
+                            add(format!("{}.bias", map.path), Some(layer), ParameterKind::Base);
+                        }
+                        if map.rank.is_some() {
+                            ["lora_A", "lora_B"].iter().for_each(|factor| {
+                                add(format!("{}.{factor}.weight", map.path), Some(layer), ParameterKind::Lora);
+                            });
+                        }
+                    }
                 }
             }
         }
-        norm(of.names.final_norm).into_iter().for_each(|name| add(name, None, ParameterKind::Base));
+        norm(&of.names.final_norm).into_iter().for_each(|name| add(name, None, ParameterKind::Base));
         if !of.tied {
             add(format!("{}.weight", of.names.head), None, ParameterKind::Base);
         }
@@ -145,7 +138,7 @@ impl Outline {
     /// Where it selects none.
     pub fn in_scope(&self, scope: &Scope) -> Result<InScope> {
         let names = &self.description.names;
-        let head = if self.description.tied { names.embedding } else { names.head };
+        let head = if self.description.tied { &names.embedding } else { &names.head };
         InScope::select(scope, self.parameters(), &format!("{head}.weight"))
     }
 
@@ -158,6 +151,7 @@ impl Outline {
         let outside = (tables * of.vocabulary + positions + 2) * of.hidden;
         let maps = self.maps.iter().filter(|map| map.layer == 0);
         let of_map = |map: &Map| map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
-        (outside, maps.map(of_map).sum::<usize>() + 4 * of.hidden)
+        let of_norm = |part: Part| if let Part::Norm { features, .. } = part { 2 * features } else { 0 };
+        (outside, maps.map(of_map).sum::<usize>() + of.parts().into_iter().map(of_norm).sum::<usize>())
     }
 }

@@ -1,79 +1,295 @@
 //! Rotary position embedding: the angle of each position and pair of dimensions (docs/mathematics.md, section 3).
 use crate::config::Config;
 use crate::error::Result;
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::f64::consts::PI;
 
-/// Inverse frequencies, scaled as the config asks: angle = position · `inverse[i]`.
+/// Keys that transformers knows in rotary parameters, and leaves unread for types that do not use them.
+const KNOWN: &[&str] = &[
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "factor",
+    "high_freq_factor",
+    "long_factor",
+    "low_freq_factor",
+    "mscale",
+    "mscale_all_dim",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "rope_theta",
+    "rope_type",
+    "short_factor",
+    "truncate",
+    "type",
+];
+
+/// How the inverse frequencies come about.
+#[derive(Clone, Debug, PartialEq)]
+enum Frequencies {
+    /// The same for sequences of every length.
+    Fixed(Vec<f64>),
+    /// `dynamic`: the base grows with a sequence that is longer than the original length.
+    Dynamic { theta: f64, dimensions: usize, factor: f64, original: usize },
+    /// `longrope`: one set for sequences up to the original length, one for longer ones.
+    Long { short: Vec<f64>, long: Vec<f64>, original: usize },
+}
+
+/// Inverse frequencies, scaled as the config asks: angle = position · inverse frequency.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// `[head_dim / 2]`.
-    pub inverse: Vec<f64>,
+    frequencies: Frequencies,
+    /// Factor on cos and sin (`yarn`, `longrope`).
+    attention_factor: f64,
+    /// Pairs of values that are turned in each head.
+    pub pairs: usize,
+    /// Longest sequence that the frequencies are made for; no bound of their own where there is none.
+    pub reach: Option<usize>,
+}
+
+/// What a config leaves to the architecture.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RopeDefaults {
+    /// θ, and the key that may have it outside the rotary parameters.
+    pub theta: (&'static str, f64),
+    /// The part of a head that is turned, and its key; `None` where the architecture turns whole heads.
+    pub part: Option<(&'static str, f64)>,
+    /// Whether `su` and `yarn` stand for `longrope`, as in older configs of Phi-3.
+    pub long_by_other_names: bool,
+}
+
+impl Default for RopeDefaults {
+    fn default() -> Self {
+        Self { theta: ("rope_theta", 10_000.0), part: None, long_by_other_names: false }
+    }
 }
 
 impl Rope {
     /// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
     ///
     /// # Errors
-    /// Where the scaling is of a type other than `default`, `linear` or `llama3`, or lacks a number.
-    pub fn read(config: &Config, head_dim: usize) -> Result<Self> {
+    /// Where the scaling is of an unknown type, lacks a number, or has a key that is not understood.
+    pub(crate) fn read(config: &Config, head_dim: usize, defaults: RopeDefaults) -> Result<Self> {
         let (key, parameters) = match config.object("rope_parameters")? {
             Some(parameters) => ("rope_parameters", Some(parameters)),
             None => ("rope_scaling", config.object("rope_scaling")?),
         };
-        let within = match &parameters {
-            Some(parameters) => parameters.get("rope_theta")?,
-            None => None,
+        Self::of(config, key, parameters.as_ref(), head_dim, defaults)
+    }
+
+    /// Reads one set of rotary parameters of a config.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) fn of(
+        config: &Config,
+        key: &str,
+        parameters: Option<&Config>,
+        head_dim: usize,
+        defaults: RopeDefaults,
+    ) -> Result<Self> {
+        let within = |key: &str| -> Result<Option<f64>> {
+            match parameters {
+                Some(parameters) => parameters.get(key),
+                None => Ok(None),
+            }
         };
-        let theta: f64 = match within {
-            Some(theta) => theta,
-            None => config.get("rope_theta")?.unwrap_or(10_000.0),
-        };
-        let part: Option<f64> = config.get("partial_rotary_factor")?;
-        if part.is_some_and(|p| p < 1.0) {
-            return Err(config.refuse("partial_rotary_factor", "only 1 is supported for this architecture"));
+        let outside: Option<f64> = config.get(defaults.theta.0)?;
+        let theta = within("rope_theta")?.or(outside).unwrap_or(defaults.theta.1);
+        let part_key = defaults.part.map_or("partial_rotary_factor", |(key, _)| key);
+        let outside: Option<f64> = config.get(part_key)?;
+        let part = within("partial_rotary_factor")?.or(outside).unwrap_or(defaults.part.map_or(1.0, |(_, part)| part));
+        if defaults.part.is_none() && part < 1.0 {
+            return Err(config.refuse(part_key, "only 1 is supported for this architecture"));
         }
-        let mut inverse: Vec<f64> = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
-        let Some(parameters) = parameters else { return Ok(Self { inverse }) };
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most head_dim
+        let dimensions = (head_dim as f64 * part.clamp(0.0, 1.0)) as usize;
+        let pairs = dimensions.div_ceil(2);
+        if pairs == 0 || theta <= 0.0 {
+            return Err(
+                config.refuse(key, format!("found θ {theta} over {dimensions} dimensions, expected more than 0"))
+            );
+        }
+        let plain = |theta: f64| inverse_frequencies(theta, dimensions);
+        let fixed =
+            |inverse| Self { frequencies: Frequencies::Fixed(inverse), attention_factor: 1.0, pairs, reach: None };
+        let Some(parameters) = parameters else { return Ok(fixed(plain(theta))) };
         let kind: Option<String> = match parameters.get("rope_type")? {
             Some(kind) => Some(kind),
             None => parameters.get("type")?,
         };
-        match kind.as_deref().unwrap_or("default") {
-            "default" => {}
+        let kind = kind.as_deref().unwrap_or("default");
+        let positive = |key: &str| match parameters.need::<f64>(key)? {
+            value if value > 0.0 && value.is_finite() => Ok(value),
+            value => Err(parameters.refuse(key, format!("found {value}, expected a positive number"))),
+        };
+        let max_positions = || config.get::<usize>("max_position_embeddings").map(|n| n.unwrap_or(2048));
+        // Phi-3 and others keep it outside, and that counts first
+        let original = || -> Result<usize> {
+            let outside: Option<usize> = config.get("original_max_position_embeddings")?;
+            let within: Option<usize> = parameters.get("original_max_position_embeddings")?;
+            let found = outside.or(within).map_or_else(max_positions, Ok)?;
+            if found < 2 {
+                Err(parameters.refuse("original_max_position_embeddings", "expected more than 1"))
+            } else {
+                Ok(found)
+            }
+        };
+        // how far the context was stretched, where it is not said
+        let factor = || match within("factor")? {
+            Some(_) => positive("factor"),
+            None => Ok(max_positions()? as f64 / original()? as f64),
+        };
+        let rope = match kind {
+            "default" => fixed(plain(theta)),
             "linear" => {
-                let factor: f64 = parameters.need("factor")?;
-                inverse.iter_mut().for_each(|f| *f /= factor);
+                let factor = positive("factor")?;
+                let reach = Some(times(max_positions()?, factor));
+                Self { reach, ..fixed(plain(theta).into_iter().map(|f| f / factor).collect()) }
+            }
+            "dynamic" => {
+                let (factor, original) = (positive("factor")?, max_positions()?);
+                if dimensions <= 2 {
+                    return Err(parameters.refuse("rope_type", "`dynamic` needs more than 2 dimensions to turn"));
+                }
+                let frequencies = Frequencies::Dynamic { theta, dimensions, factor, original };
+                Self { frequencies, attention_factor: 1.0, pairs, reach: Some(usize::MAX) }
             }
             "llama3" => {
-                let factor: f64 = parameters.need("factor")?;
-                let (low, high): (f64, f64) =
-                    (parameters.need("low_freq_factor")?, parameters.need("high_freq_factor")?);
-                let original: f64 = parameters.need("original_max_position_embeddings")?;
-                for f in &mut inverse {
-                    let turns = original * *f / (2.0 * PI);
-                    if turns < low {
-                        *f /= factor;
-                    } else if turns <= high {
-                        let smooth = (turns - low) / (high - low);
-                        *f = (1.0 - smooth) * *f / factor + smooth * *f;
-                    }
-                }
+                let (low, high) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
+                let scaled = llama3(plain(theta), positive("factor")?, low, high, original()? as f64);
+                fixed(scaled)
+            }
+            "yarn" if !defaults.long_by_other_names => {
+                let (original, factor) = (original()?, factor()?);
+                let inverse = yarn(parameters, theta, dimensions, factor, original as f64)?;
+                let reach = Some(times(original, factor));
+                Self { attention_factor: yarn_attention(parameters, factor)?, reach, ..fixed(inverse) }
+            }
+            "longrope" | "su" | "yarn" if kind == "longrope" || defaults.long_by_other_names => {
+                let (original, factor) = (original()?, factor()?);
+                let [short, long] = ["short_factor", "long_factor"].map(|key| divided(parameters, key, plain(theta)));
+                let frequencies = Frequencies::Long { short: short?, long: long?, original };
+                let grown = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+                let attention_factor = within("attention_factor")?.unwrap_or(grown);
+                Self { frequencies, attention_factor, pairs, reach: None }
             }
             other => {
-                return Err(config
-                    .refuse(key, format!("rope type `{other}` is not supported; supported: default, linear, llama3")));
+                let problem = format!(
+                    "rope type `{other}` is not supported for this architecture; supported: default, linear, dynamic, \
+                     llama3, yarn, longrope"
+                );
+                return Err(config.refuse(key, problem));
             }
-        }
-        Ok(Self { inverse })
+        };
+        parameters.finish(|key| KNOWN.contains(&key))?;
+        Ok(rope)
     }
 
-    /// cos and sin of every position's angles, `[positions, head_dim / 2]`.
+    /// Longest sequence up to which the frequencies do not depend on its length; `None` where they never do.
     #[must_use]
-    pub fn tables(&self, positions: &[u32]) -> (Vec<f64>, Vec<f64>) {
-        positions
-            .iter()
-            .flat_map(|&p| self.inverse.iter().map(move |f| f64::from(p) * f))
-            .map(|a| (a.cos(), a.sin()))
-            .unzip()
+    pub fn same_up_to(&self) -> Option<usize> {
+        match &self.frequencies {
+            Frequencies::Fixed(_) => None,
+            Frequencies::Dynamic { original, .. } | Frequencies::Long { original, .. } => Some(*original),
+        }
     }
+
+    /// Inverse frequencies for a sequence of some tokens.
+    fn inverse(&self, length: usize) -> Cow<'_, [f64]> {
+        match &self.frequencies {
+            Frequencies::Fixed(inverse) => Cow::Borrowed(inverse),
+            Frequencies::Long { short, long, original } => Cow::Borrowed(if length > *original { long } else { short }),
+            Frequencies::Dynamic { theta, dimensions, factor, original } => {
+                let d = *dimensions as f64;
+                let ratio = length.max(*original) as f64 / *original as f64;
+                let grown = theta * (factor * ratio - (factor - 1.0)).powf(d / (d - 2.0));
+                Cow::Owned(inverse_frequencies(grown, *dimensions))
+            }
+        }
+    }
+
+    /// cos and sin of every row's angles, `[rows, pairs]`, times the attention factor; `lengths` is the number of tokens
+    /// of each row's whole sequence.
+    #[must_use]
+    pub fn tables(&self, positions: &[u32], lengths: &[u32]) -> (Vec<f64>, Vec<f64>) {
+        let mut of_length: HashMap<u32, Cow<'_, [f64]>> = HashMap::new();
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for (&position, &length) in positions.iter().zip(lengths) {
+            let inverse = of_length.entry(length).or_insert_with(|| self.inverse(length as usize));
+            for f in inverse.iter() {
+                let angle = f64::from(position) * f;
+                cos.push(angle.cos() * self.attention_factor);
+                sin.push(angle.sin() * self.attention_factor);
+            }
+        }
+        (cos, sin)
+    }
+}
+
+/// θ^(−2i/d).
+fn inverse_frequencies(theta: f64, dimensions: usize) -> Vec<f64> {
+    (0..dimensions.div_ceil(2)).map(|i| theta.powf(-2.0 * i as f64 / dimensions as f64)).collect()
+}
+
+/// A length times a factor, rounded.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a positive number of tokens
+fn times(length: usize, factor: f64) -> usize {
+    (length as f64 * factor).round() as usize
+}
+
+/// Inverse frequencies over the factors that a key lists.
+fn divided(parameters: &Config, key: &str, inverse: Vec<f64>) -> Result<Vec<f64>> {
+    let factors: Vec<f64> = parameters.need(key)?;
+    if factors.len() != inverse.len() || factors.iter().any(|f| *f <= 0.0) {
+        let problem = format!("found {} numbers, expected {} positive ones", factors.len(), inverse.len());
+        return Err(parameters.refuse(key, problem));
+    }
+    Ok(inverse.into_iter().zip(factors).map(|(f, factor)| f / factor).collect())
+}
+
+/// Long wavelengths stretched, short ones kept, a smooth passage between (Llama 3.1).
+fn llama3(mut inverse: Vec<f64>, factor: f64, low: f64, high: f64, original: f64) -> Vec<f64> {
+    for f in &mut inverse {
+        let turns = original * *f / (2.0 * PI);
+        if turns < low {
+            *f /= factor;
+        } else if turns <= high {
+            let smooth = (turns - low) / (high - low);
+            *f = (1.0 - smooth) * *f / factor + smooth * *f;
+        }
+    }
+    inverse
+}
+
+/// Frequencies by `YaRN` (arXiv 2309.00071, section 3.2): a ramp over the dimensions from kept to stretched.
+fn yarn(parameters: &Config, theta: f64, dimensions: usize, factor: f64, original: f64) -> Result<Vec<f64>> {
+    let d = dimensions as f64;
+    // 0 stands for the default, as in transformers
+    let turns = |key: &str, default: f64| -> Result<f64> {
+        Ok(parameters.get(key)?.filter(|turns: &f64| *turns > 0.0).unwrap_or(default))
+    };
+    let dimension = |turns: f64| d * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
+    let (mut low, mut high) = (dimension(turns("beta_fast", 32.0)?), dimension(turns("beta_slow", 1.0)?));
+    if parameters.get("truncate")?.unwrap_or(true) {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    (low, high) = (low.max(0.0), high.min(d - 1.0));
+    let width = if high - low == 0.0 { 0.001 } else { high - low };
+    let ramp = |i: usize| ((i as f64 - low) / width).clamp(0.0, 1.0);
+    let inverse = inverse_frequencies(theta, dimensions).into_iter().enumerate();
+    Ok(inverse.map(|(i, f)| f / factor * ramp(i) + f * (1.0 - ramp(i))).collect())
+}
+
+/// `YaRN`'s factor on cos and sin, whose square is the temperature of attention.
+fn yarn_attention(parameters: &Config, factor: f64) -> Result<f64> {
+    let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let number = |key: &str| -> Result<Option<f64>> { Ok(parameters.get(key)?.filter(|x: &f64| *x != 0.0)) };
+    let given: Option<f64> = parameters.get("attention_factor")?;
+    Ok(match (given, number("mscale")?, number("mscale_all_dim")?) {
+        (Some(given), ..) => given,
+        (None, Some(mscale), Some(all)) => of(mscale) / of(all),
+        _ => of(1.0),
+    })
 }

@@ -1,5 +1,5 @@
 //! Where a backward pass delivers: a sink gets each parameter's inputs and cotangents and reduces them at once.
-use tanglescope_kernels::{FloatTensor, HeadCotangents, Kernels, RowSet};
+use tanglescope_kernels::{FloatTensor, HeadCotangents, Kernels, RowSet, SoftCap};
 
 /// A table whose rows are added to the residual stream.
 #[derive(Clone, Debug)]
@@ -18,14 +18,33 @@ pub struct Factor<'a, B: Kernels> {
     pub delta: &'a FloatTensor<B>,
 }
 
-/// The rows of the head: row i predicts `targets[i]` from `y[i]`.
+/// What the rows of the head predict: row i predicts `targets[i]`.
+#[derive(Clone, Debug)]
+pub struct Predictions {
+    /// Predicted tokens, `[P]`.
+    pub targets: Vec<u32>,
+    /// log Σ exp(logits), `[P]`.
+    pub log_normaliser: Vec<f64>,
+    /// A soft bound on the logits.
+    pub cap: Option<SoftCap>,
+}
+
+impl Predictions {
+    /// e of a row and token: ∂ log p(target) / ∂ logit before the bound, `([token = target] − p)·slope`.
+    #[must_use]
+    pub fn cotangent(&self, row: usize, token: usize, logit: f64) -> f64 {
+        let z = self.cap.map_or(logit, |cap| cap.bounded(logit));
+        let hit = f64::from(u8::from(self.targets[row] as usize == token));
+        (hit - (z - self.log_normaliser[row]).exp()) * self.cap.map_or(1.0, |cap| cap.slope(z))
+    }
+}
+
+/// The rows of the head.
 pub struct HeadRows<'a, B: Kernels> {
     /// Inputs of the output matrix, `[P, d]`.
     pub y: &'a FloatTensor<B>,
-    /// Predicted tokens, `[P]`.
-    pub targets: &'a [u32],
-    /// log Σ exp(logits), `[P]`.
-    pub log_normaliser: &'a [f64],
+    /// What each row predicts.
+    pub predictions: &'a Predictions,
     /// The output matrix, `[V, d]`.
     pub w: &'a FloatTensor<B>,
     /// Each cotangent's rows and weights, and the blocks of both.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use tanglescope_kernels::{
     Activation, DType, Flex, FlexDevice, FloatTensor, Heads, Kernels, NormKind, RowSet, Segment, Span, TensorData,
 };
-use tanglescope_model::layers::{BackwardRows, Block, Linear, Lora, Norm, QkvProjection};
+use tanglescope_model::layers::{BackwardRows, Block, Linear, Lora, Norm, Pieces, Projection};
 use tanglescope_model::{Embedding, Factor, HeadRows, Sink};
 
 type Auto = Autodiff<Flex>;
@@ -29,24 +29,51 @@ struct Shape {
     repeat: usize,
     half: usize,
     gated: bool,
-    fused: bool,
+    /// Gate and up from one matrix.
+    joined: bool,
+    qkv: Qkv,
     bias: bool,
     centred: bool,
     rotary: bool,
+    /// Values of a head that are not turned.
+    left: usize,
+    /// Norms before the layers, after them, and of queries and keys: none, of each head, of all.
+    before: bool,
+    after: bool,
+    query_key: usize,
+    plus_one: bool,
+    parallel: bool,
     rank: usize,
     trunk: usize,
     suffixes: Vec<usize>,
     late: bool,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Qkv {
+    Separate,
+    Joined,
+    ByHead,
+}
+
+impl Shape {
+    fn head_dim(&self) -> usize {
+        2 * self.half + self.left
+    }
+}
+
 fn shapes() -> impl Strategy<Value = Shape> {
     let sizes = (2usize..20, 1usize..24, 1usize..3, 1usize..3, 1usize..5);
-    let kinds = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), 0usize..4);
+    let qkv = prop_oneof![Just(Qkv::Separate), Just(Qkv::Joined), Just(Qkv::ByHead)];
+    let kinds = (any::<[bool; 5]>(), any::<[bool; 4]>(), 0usize..3, qkv, 0usize..4, 0usize..3);
     let rows = (1usize..8, proptest::collection::vec(0usize..7, 1..4), any::<bool>());
     (sizes, kinds, rows).prop_map(|(sizes, kinds, rows)| {
         let (hidden, mlp_width, kv_heads, repeat, half) = sizes;
-        let (gated, fused, bias, centred, rotary, rank) = kinds;
+        let ([gated, joined, bias, centred, rotary], [before, after, plus_one, parallel], query_key, qkv, rank, left) =
+            kinds;
         let (trunk, suffixes, late) = rows;
+        // a matrix by head has as many keys as queries
+        let repeat = if qkv == Qkv::ByHead { 1 } else { repeat };
         Shape {
             hidden,
             mlp_width,
@@ -54,10 +81,17 @@ fn shapes() -> impl Strategy<Value = Shape> {
             repeat,
             half,
             gated,
-            fused,
+            joined,
+            qkv,
             bias,
             centred,
             rotary,
+            left,
+            before,
+            after,
+            query_key,
+            plus_one,
+            parallel,
             rank,
             trunk,
             suffixes,
@@ -102,12 +136,28 @@ impl Parameters {
         }
     }
 
-    fn norm(&mut self, name: &str, shape: &Shape) -> Norm<Flex> {
+    fn up(&mut self, shape: &Shape) -> Projection<Flex> {
+        let (d, m) = (shape.hidden, shape.mlp_width);
+        match (shape.gated, shape.joined) {
+            (false, _) => Projection { maps: vec![self.linear("up", [d, m], shape)], pieces: Pieces::Separate },
+            (true, false) => {
+                let maps = ["gate", "up"].map(|name| self.linear(name, [d, m], shape)).to_vec();
+                Projection { maps, pieces: Pieces::Separate }
+            }
+            (true, true) => {
+                let maps = vec![self.linear("up", [d, 2 * m], shape)];
+                Projection { maps, pieces: Pieces::Columns(vec![m, m]) }
+            }
+        }
+    }
+
+    fn norm(&mut self, name: &str, features: usize, shape: &Shape) -> Norm<Flex> {
         Norm {
             name: name.to_owned(),
-            gain: self.vector(&format!("{name}.weight"), shape.hidden),
-            bias: shape.bias.then(|| self.vector(&format!("{name}.bias"), shape.hidden)),
+            gain: self.vector(&format!("{name}.weight"), features),
+            bias: shape.bias.then(|| self.vector(&format!("{name}.bias"), features)),
             kind: NormKind { centred: shape.centred, eps: 1e-5 },
+            gain_plus_one: shape.plus_one,
         }
     }
 }
@@ -134,7 +184,8 @@ impl Written<'_> {
     fn norm(&self, name: &str, x: &Tensor<Auto, 2>) -> Tensor<Auto, 2> {
         let x = if self.shape.centred { x.clone() - x.clone().mean_dim(1) } else { x.clone() };
         let size = (x.clone() * x.clone()).mean_dim(1).add_scalar(1e-5).sqrt();
-        let y = x / size * self.leaves[&format!("{name}.weight")].clone();
+        let gain = self.leaves[&format!("{name}.weight")].clone();
+        let y = x / size * if self.shape.plus_one { gain.add_scalar(1.0) } else { gain };
         self.leaves.get(&format!("{name}.bias")).map_or(y.clone(), |bias| y + bias.clone())
     }
 
@@ -157,16 +208,20 @@ impl Written<'_> {
         v: &Tensor<Auto, 2>,
         angles: &[f64],
     ) -> Tensor<Auto, 2> {
-        let (n, h) = (q.dims()[0], 2 * self.shape.half);
+        let (n, h, half) = (q.dims()[0], self.shape.head_dim(), self.shape.half);
         let head = |x: &Tensor<Auto, 2>, i: usize| x.clone().slice([0..n, i * h..(i + 1) * h]);
         let turn = |x: Tensor<Auto, 2>| {
             if !self.shape.rotary {
                 return x;
             }
-            let of = |f: fn(f64) -> f64| leaf(&angles.iter().map(|a| f(*a)).collect::<Vec<_>>(), [n, self.shape.half]);
+            let of = |f: fn(f64) -> f64| leaf(&angles.iter().map(|a| f(*a)).collect::<Vec<_>>(), [n, half]);
             let (cos, sin) = (of(f64::cos), of(f64::sin));
-            let (a, b) = (x.clone().slice([0..n, 0..h / 2]), x.slice([0..n, h / 2..h]));
-            Tensor::cat(vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin], 1)
+            let (a, b) = (x.clone().slice([0..n, 0..half]), x.clone().slice([0..n, half..2 * half]));
+            let mut parts = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin];
+            if 2 * half < h {
+                parts.push(x.slice([0..n, 2 * half..h]));
+            }
+            Tensor::cat(parts, 1)
         };
         let mask: Vec<f64> = (0..n * n).map(|at| if at % n > at / n { -1e9 } else { 0.0 }).collect();
         let heads = (0..self.shape.kv_heads * self.shape.repeat).map(|i| {
@@ -177,23 +232,57 @@ impl Written<'_> {
         Tensor::cat(heads.collect(), 1)
     }
 
+    /// A norm of each stretch of a row as long as its gain.
+    fn query_key_norm(&self, name: &str, x: Tensor<Auto, 2>) -> Tensor<Auto, 2> {
+        let [n, width] = x.dims();
+        let part = match self.shape.query_key {
+            0 => return x,
+            1 => self.shape.head_dim(),
+            _ => width,
+        };
+        let parts = (0..width).step_by(part).map(|at| self.norm(name, &x.clone().slice([0..n, at..at + part])));
+        Tensor::cat(parts.collect(), 1)
+    }
+
+    fn before(&self, name: &str, x: &Tensor<Auto, 2>) -> Tensor<Auto, 2> {
+        if self.shape.before { self.norm(name, x) } else { x.clone() }
+    }
+
+    fn after(&self, name: &str, x: Tensor<Auto, 2>) -> Tensor<Auto, 2> {
+        if self.shape.after { self.norm(name, &x) } else { x }
+    }
+
     fn block(&self, x: &Tensor<Auto, 2>, angles: &[f64]) -> Tensor<Auto, 2> {
-        let normal = self.norm("ln1", x);
-        let h = 2 * self.shape.half;
+        let normal = self.before("ln1", x);
+        let h = self.shape.head_dim();
         let (qw, kw) = (self.shape.kv_heads * self.shape.repeat * h, self.shape.kv_heads * h);
         let n = x.dims()[0];
-        let [q, k, v] = if self.shape.fused {
-            let all = self.linear("qkv", &normal);
-            [0..qw, qw..qw + kw, qw + kw..qw + 2 * kw].map(|columns| all.clone().slice([0..n, columns]))
-        } else {
-            ["q", "k", "v"].map(|name| self.linear(name, &normal))
+        let columns = |x: &Tensor<Auto, 2>, columns| x.clone().slice([0..n, columns]);
+        let [q, k, v] = match self.shape.qkv {
+            Qkv::Separate => ["q", "k", "v"].map(|name| self.linear(name, &normal)),
+            Qkv::Joined => {
+                let all = self.linear("qkv", &normal);
+                [0..qw, qw..qw + kw, qw + kw..qw + 2 * kw].map(|range| columns(&all, range))
+            }
+            Qkv::ByHead => {
+                let all = self.linear("qkv", &normal);
+                let of_head =
+                    |head: usize, piece: usize| columns(&all, (3 * head + piece) * h..(3 * head + piece + 1) * h);
+                [0, 1, 2].map(|piece| Tensor::cat((0..self.shape.kv_heads).map(|i| of_head(i, piece)).collect(), 1))
+            }
         };
-        let middle = x.clone() + self.linear("o", &self.attention(&q, &k, &v, angles));
-        let normal = self.norm("ln2", &middle);
-        let up = self.linear("up", &normal);
-        let inner =
-            if self.shape.gated { activation::silu(self.linear("gate", &normal)) * up } else { activation::silu(up) };
-        middle + self.linear("down", &inner)
+        let (q, k) = (self.query_key_norm("qn", q), self.query_key_norm("kn", k));
+        let middle = x.clone() + self.after("ln3", self.linear("o", &self.attention(&q, &k, &v, angles)));
+        let normal = self.before("ln2", if self.shape.parallel { x } else { &middle });
+        let inner = match (self.shape.gated, self.shape.joined) {
+            (false, _) => activation::silu(self.linear("up", &normal)),
+            (true, false) => activation::silu(self.linear("gate", &normal)) * self.linear("up", &normal),
+            (true, true) => {
+                let (both, width) = (self.linear("up", &normal), self.shape.mlp_width);
+                activation::silu(columns(&both, 0..width)) * columns(&both, width..2 * width)
+            }
+        };
+        middle + self.after("ln4", self.linear("down", &inner))
     }
 }
 
@@ -251,25 +340,41 @@ fn gradient<const D: usize>(of: &Tensor<Auto, D>, gradients: &Gradients) -> Vec<
 
 fn check(shape: &Shape, seed: u64) {
     let mut parameters = Parameters { random: ChaCha8Rng::seed_from_u64(seed), values: BTreeMap::new() };
-    let h = 2 * shape.half;
+    let h = shape.head_dim();
     let (d, qw, kw) = (shape.hidden, shape.kv_heads * shape.repeat * h, shape.kv_heads * h);
-    let qkv = if shape.fused {
-        QkvProjection::Fused(Box::new(parameters.linear("qkv", [d, qw + 2 * kw], shape)))
-    } else {
-        QkvProjection::Separate(Box::new(
-            [("q", qw), ("k", kw), ("v", kw)].map(|(name, width)| parameters.linear(name, [d, width], shape)),
-        ))
+    let (maps, pieces) = match shape.qkv {
+        Qkv::Separate => {
+            let maps =
+                [("q", qw), ("k", kw), ("v", kw)].map(|(name, width)| parameters.linear(name, [d, width], shape));
+            (maps.to_vec(), Pieces::Separate)
+        }
+        Qkv::Joined => (vec![parameters.linear("qkv", [d, qw + 2 * kw], shape)], Pieces::Columns(vec![qw, kw, kw])),
+        Qkv::ByHead => {
+            let pieces = Pieces::ByHead { pieces: 3, head_dim: h };
+            (vec![parameters.linear("qkv", [d, qw + 2 * kw], shape)], pieces)
+        }
     };
+    let qkv = Projection { maps, pieces };
+    let query_key_norms = (shape.query_key > 0).then(|| {
+        let widths = if shape.query_key == 1 { [h, h] } else { [qw, kw] };
+        Box::new([parameters.norm("qn", widths[0], shape), parameters.norm("kn", widths[1], shape)])
+    });
+    let (m, up) = (shape.mlp_width, parameters.up(shape));
+    let kv_heads = shape.kv_heads;
     let block = Block {
-        attention_norm: parameters.norm("ln1", shape),
+        attention_norm: shape.before.then(|| parameters.norm("ln1", d, shape)),
         qkv,
+        query_key_norms,
         o: parameters.linear("o", [qw, d], shape),
-        heads: Heads { heads: shape.kv_heads * shape.repeat, kv_heads: shape.kv_heads, head_dim: h, scale: 0.3 },
-        mlp_norm: parameters.norm("ln2", shape),
-        gate: shape.gated.then(|| parameters.linear("gate", [d, shape.mlp_width], shape)),
-        up: parameters.linear("up", [d, shape.mlp_width], shape),
-        down: parameters.linear("down", [shape.mlp_width, d], shape),
+        after_attention: shape.after.then(|| parameters.norm("ln3", d, shape)),
+        heads: Heads { heads: kv_heads * shape.repeat, kv_heads, head_dim: h, scale: 0.3, cap: None, window: None },
+        rope: shape.rotary.then_some(0),
+        mlp_norm: shape.before.then(|| parameters.norm("ln2", d, shape)),
+        up,
+        down: parameters.linear("down", [m, d], shape),
+        after_mlp: shape.after.then(|| parameters.norm("ln4", d, shape)),
         activation: Activation::Silu,
+        parallel: shape.parallel,
     };
 
     let n = shape.trunk + shape.suffixes.iter().sum::<usize>();
@@ -299,13 +404,13 @@ fn check(shape: &Shape, seed: u64) {
     let delta = parameters.noise(active.rows() * d);
 
     let of = |f: fn(f64) -> f64| flex(&angles.iter().map(|a| f(*a)).collect::<Vec<_>>(), vec![n, shape.half]);
-    let turned = shape.rotary.then(|| (of(f64::cos), of(f64::sin)));
-    let (y, trace) = block.forward(flex(&x, vec![n, d]), &spans, turned.as_ref(), true);
+    let turned: Vec<_> = shape.rotary.then(|| (of(f64::cos), of(f64::sin))).into_iter().collect();
+    let (y, trace) = block.forward(flex(&x, vec![n, d]), &spans, &turned, true);
     let y = Flex::download(&y);
     let rows = BackwardRows { full: &full, segments: &segments, active: Some(&active) };
     let mut recorder = Recorder::default();
     let delta_rows = flex(&delta, vec![active.rows(), d]);
-    let dx = block.vjp(trace.unwrap(), delta_rows, rows, turned.as_ref(), true, &mut recorder).unwrap();
+    let dx = block.vjp(trace.unwrap(), delta_rows, rows, &turned, true, &mut recorder).unwrap();
     let dx = Flex::download(&dx);
 
     for k in 0..cotangents {
@@ -331,7 +436,7 @@ fn check(shape: &Shape, seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn blocks_agree_with_autodiff(shape in shapes(), seed: u64) {

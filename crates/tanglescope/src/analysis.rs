@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::objectives::{self, Measured};
 use tanglescope_analytics::tables::{Contrast, PairLengths, PairRow, ParamRow, ResponseTokens, ResponsesRow};
 use tanglescope_analytics::{Summary, Table, tables};
-use tanglescope_data::{Dataset, Pair, TextTokens};
+use tanglescope_data::{Dataset, Pair, PairTokens, TextTokens};
 use tanglescope_gram::{Cotangent, Group, GroupResult, grams_of_batches, plan, token_logps_of_batches};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
@@ -248,7 +248,8 @@ impl<B: Kernels> Run<'_, B> {
         tokenizer: Option<&TextTokens>,
         progress: &mut Progress,
     ) -> Result<Rows> {
-        let groups: Vec<Group> = window.iter().map(|pair| group(pair.tokens.clone())).collect();
+        let groups: Vec<Group> =
+            window.iter().map(|pair| group(&self.model.description, pair.tokens.clone())).collect();
         let masks: Vec<Option<Masks>> = groups
             .iter()
             .map(|group| self.contrast.then(|| contrast(&group.responses[0], &group.responses[1])))
@@ -305,9 +306,10 @@ impl<B: Kernels> Run<'_, B> {
     }
 }
 
-/// Forward rows of some pairs.
+/// Forward rows of some pairs whose responses share a trunk: how much of the work they are.
 pub fn rows(pairs: &[Pair]) -> usize {
-    pairs.iter().map(|pair| group(pair.tokens.clone()).forward_rows()).sum()
+    let of = |PairTokens { prompt, chosen, rejected }: PairTokens| Group::new(prompt, vec![chosen, rejected]);
+    pairs.iter().map(|pair| of(pair.tokens.clone()).forward_rows()).sum()
 }
 
 /// The contrast tokens of both responses.

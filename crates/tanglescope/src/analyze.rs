@@ -28,7 +28,7 @@ pub fn dry_run(args: &Analyze) -> Result<()> {
     let scope = outline.in_scope(&options.scope)?;
     let limits = limits(&outline.description);
     let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits)?;
-    let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(pair.tokens)).collect();
+    let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(&outline.description, pair.tokens)).collect();
     let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
     dry_run::report(&options, &outline, &scope, &groups, rows);
     if matches!(asked.reference, Reference::Base | Reference::Folder(_)) {

@@ -36,7 +36,7 @@ pub fn run(args: &Bench) -> Result<()> {
                 "cuts or lengthens a --shape; expected at least 1",
             ));
         }
-        description.layers = layers;
+        description.blocks = (0..layers).map(|layer| description.blocks[layer % description.layers()]).collect();
     }
     let outline = Outline::new(description, &options.adapter)?;
     let scope = outline.in_scope(&options.scope)?;
@@ -82,9 +82,7 @@ fn groups(args: &Bench, of: &Description) -> Vec<Group> {
         (0..n).map(|_| token()).collect()
     };
     let response = args.response;
-    (0..args.pairs)
-        .map(|_| Group { prompt: tokens(args.prompt), responses: vec![tokens(response), tokens(response)] })
-        .collect()
+    (0..args.pairs).map(|_| Group::of(of, tokens(args.prompt), vec![tokens(response), tokens(response)])).collect()
 }
 
 /// A kernel's measurement.
@@ -292,8 +290,8 @@ impl Work<'_> {
         });
         let (width, kv) = (of.heads.heads * of.heads.head_dim, of.heads.kv_heads * of.heads.head_dim);
         let (q, k, v, delta) = (new(forward, width), new(forward, kv), new(forward, kv), new(backward, width));
-        if of.rope.is_some() {
-            let half = of.heads.head_dim / 2;
+        if let Some(rope) = of.ropes.first() {
+            let half = rope.pairs;
             let (cos, sin) = (new(forward, half), new(forward, half));
             add("rotary", moved(forward * width, forward * width), &mut || {
                 drop(B::rotary(q.clone(), &cos, &sin, None, of.heads.head_dim, false));
@@ -314,12 +312,12 @@ impl Work<'_> {
         let predictions = batch.targets.len();
         let (y, w) = (new(predictions, d), new(of.vocabulary, d));
         let logits = cost::product(predictions, d, of.vocabulary, dtype) * 2.0;
-        add("head", logits, &mut || drop(B::head(&y, &w, &batch.targets, None)));
+        add("head", logits, &mut || drop(B::head(&y, &w, &batch.targets, None, None)));
         let cotangents =
             HeadCotangents { weights: &batch.weights, blocks: &rows.blocks, block_rows: &batch.predictions };
         let products = batch.predictions.iter().map(|r| cost::product(r.len(), of.vocabulary, r.len(), dtype));
         add("head, with its Gram", products.fold(logits, |sum, cost| sum + cost), &mut || {
-            drop(B::head(&y, &w, &batch.targets, Some(&cotangents)));
+            drop(B::head(&y, &w, &batch.targets, None, Some(&cotangents)));
         });
         debug_assert!(maps().any(|map| map.reads == Reads::Mixed));
         out
@@ -365,7 +363,7 @@ impl Work<'_> {
             self.groups.iter().map(|g| g.prompt.len() + g.responses.iter().map(Vec::len).sum::<usize>()).sum();
         Ok(Pass {
             scope: options.scope.to_string(),
-            layers: self.outline.description.layers,
+            layers: self.outline.description.layers(),
             pairs,
             prompt_tokens: self.args.prompt,
             response_tokens: self.args.response,

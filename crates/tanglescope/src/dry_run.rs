@@ -50,7 +50,7 @@ pub fn report(options: &ModelOptions, outline: &Outline, scope: &InScope, groups
         "weights         {:.2} GiB, {} of {} blocks {}",
         gib(placement.weights),
         placement.resident,
-        of.layers,
+        of.layers(),
         if options.device.is_cpu() { "in memory" } else { "stay on the device" }
     );
     let tanglescope_model::Keep::Top(kept) = plan::keep(of, dtype, widest[0], widest[1], placement.activations) else {
@@ -58,8 +58,8 @@ pub fn report(options: &ModelOptions, outline: &Outline, scope: &InScope, groups
     };
     let per_row = plan::least_bytes_per_row(of, dtype);
     let all = plan::bytes_per_row(of, dtype);
-    let activations = widest[0] * (per_row + (all - per_row) * kept / of.layers.max(1));
-    println!("activations     {:.2} GiB at the most, {kept} of {} blocks keep theirs", gib(activations), of.layers);
+    let activations = widest[0] * (per_row + (all - per_row) * kept / of.layers().max(1));
+    println!("activations     {:.2} GiB at the most, {kept} of {} blocks keep theirs", gib(activations), of.layers());
     let how = if measured {
         "at the rates that `bench` measured"
     } else {

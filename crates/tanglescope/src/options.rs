@@ -45,7 +45,7 @@ impl Placement {
     pub fn of(options: &ModelOptions, outline: &Outline) -> Self {
         let (outside, block) = outline.values();
         let (outside, block) = (outside * options.dtype.size(), block * options.dtype.size());
-        let layers = outline.description.layers;
+        let layers = outline.description.layers();
         let weights = outside + block * layers;
         if options.device.is_cpu() {
             let mut system = sysinfo::System::new();
@@ -177,8 +177,11 @@ impl ModelOptions {
         let placement = self.outline().ok().map(|outline| Placement::of(self, &outline));
         let resident = placement.map_or(usize::MAX, |p| p.resident);
         let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, resident)?;
-        if resident < model.description.layers {
-            let layers = model.description.layers;
+        if let Some(wrapper) = model.description.wrapper {
+            eprintln!("model: the text part of a {} model; what images go through is left out", wrapper.model_type);
+        }
+        if resident < model.description.layers() {
+            let layers = model.description.layers();
             eprintln!(
                 "memory: {} of {layers} blocks do not fit the device and are copied to it when they are used",
                 layers - resident
@@ -248,7 +251,7 @@ pub fn limits(model: &Description) -> Limits {
     Limits { vocabulary: model.vocabulary, positions: model.max_positions }
 }
 
-/// A pair as a group of two: branch 0 chosen, branch 1 rejected.
-pub fn group(tokens: PairTokens) -> Group {
-    Group { prompt: tokens.prompt, responses: vec![tokens.chosen, tokens.rejected] }
+/// A pair as a group of two for a model: branch 0 chosen, branch 1 rejected.
+pub fn group(model: &Description, tokens: PairTokens) -> Group {
+    Group::of(model, tokens.prompt, vec![tokens.chosen, tokens.rejected])
 }

@@ -369,8 +369,11 @@ impl Work<'_> {
             let options = self.options(job);
             let outline = options.outline()?;
             let scope = outline.in_scope(&options.scope)?;
-            let groups: Vec<Group> =
-                left.iter().flat_map(|job| &job.data.pairs).map(|p| group(p.tokens.clone())).collect();
+            let groups: Vec<Group> = left
+                .iter()
+                .flat_map(|job| &job.data.pairs)
+                .map(|p| group(&outline.description, p.tokens.clone()))
+                .collect();
             println!("\nall of it, as if each checkpoint were like the first:");
             let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
             dry_run::report(&options, &outline, &scope, &groups, rows);

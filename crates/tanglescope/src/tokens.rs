@@ -40,7 +40,7 @@ pub fn dry_run(args: &Tokens) -> Result<()> {
     options.announce();
     let outline = options.outline()?;
     let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
-    let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(pair.tokens)).collect();
+    let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(&outline.description, pair.tokens)).collect();
     let most = Placement::of(&options, &outline).backward_rows(&options, &outline);
     let count = |f: &dyn Fn(&Group) -> usize| groups.iter().map(f).sum::<usize>();
     let tokens = |g: &Group| g.responses.iter().map(Vec::len).sum::<usize>();
@@ -96,7 +96,7 @@ impl OnDevice for Work<'_> {
         let is_done = |part: usize| matrices.has(part) && positions.has(part);
         let amount = |window: &[Pair]| Amount {
             pairs: window.len(),
-            rows: window.iter().map(|pair| token_rows(&group(pair.tokens.clone()))).sum(),
+            rows: window.iter().map(|pair| token_rows(&group(&model.description, pair.tokens.clone()))).sum(),
         };
         let mut before = Amount::default();
         for (_, window) in windows.iter().enumerate().filter(|(part, _)| is_done(*part)) {
@@ -110,7 +110,8 @@ impl OnDevice for Work<'_> {
         let mut shares = Shares::default();
         for (part, window) in windows.iter().enumerate() {
             if !is_done(part) {
-                let groups: Vec<Group> = window.iter().map(|pair| group(pair.tokens.clone())).collect();
+                let groups: Vec<Group> =
+                    window.iter().map(|pair| group(&model.description, pair.tokens.clone())).collect();
                 let lent: Vec<&Group> = groups.iter().collect();
                 let found = token_matrices(&model, &scope, &lent, (most, placement.at_once), |done| {
                     let rows = done.iter().map(|&g| token_rows(&groups[g])).sum();
@@ -142,7 +143,7 @@ impl OnDevice for Work<'_> {
 
 /// A pair's wl by the positions at which parameters are used.
 fn position_products<B: Kernels>(model: &Decoder<B>, scope: &InScope, pair: &Pair) -> PositionProducts {
-    let (inner, lengths) = position_matrix(model, scope, &group(pair.tokens.clone()));
+    let (inner, lengths) = position_matrix(model, scope, &group(&model.description, pair.tokens.clone()));
     let all = lengths.iter().sum::<usize>();
     let row = |row: usize| inner[row * all + lengths[0]..(row + 1) * all].to_vec();
     PositionProducts { pair: pair.row, inner: (0..lengths[0]).map(row).collect() }

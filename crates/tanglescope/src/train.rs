@@ -19,9 +19,10 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::{Table, training};
-use tanglescope_data::{Form, Limits, Pair, Reading, Skipped};
+use tanglescope_data::{Form, Pair, Reading, Skipped};
 use tanglescope_gram::{Group, plan, token_logps_of_batches};
 use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels, TensorData};
+use tanglescope_model::architectures::Description;
 use tanglescope_model::{
     AdapterSource, Decoder, InScope, Map as LinearMap, Outline, ParameterKind, Scope, content_hash, read_tensors,
     write_tensors,
@@ -106,7 +107,7 @@ pub fn dry_run(args: &Train) -> Result<()> {
     options.announce();
     let outline = options.outline()?;
     let scope = outline.in_scope(&options.scope)?;
-    let examples = Examples::read(args, &options, &objective, limits(&outline.description))?;
+    let examples = Examples::read(args, &options, &objective, &outline.description)?;
     let settings = settings(args, examples.train.len())?;
     let rows = placement(&options, &outline).rows_per_batch(&options, &outline);
     let groups: Vec<Group> = examples.train.iter().map(|example| example.group.clone()).collect();
@@ -129,7 +130,7 @@ fn held_bytes(options: &ModelOptions, outline: &Outline) -> usize {
     let factors = |map: &LinearMap| map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
     let low_rank: usize = outline.maps.iter().map(factors).sum();
     let (outside, block) = outline.values();
-    let all = outside + block * outline.description.layers;
+    let all = outside + block * outline.description.layers();
     3 * options.dtype.size() * if matches!(options.scope, Scope::Lora) { low_rank } else { all }
 }
 
@@ -245,12 +246,13 @@ fn settings(args: &Train, pairs: usize) -> Result<Settings> {
 }
 
 impl Examples {
-    fn read(args: &Train, options: &ModelOptions, objective: &Objective, limits: Limits) -> Result<Self> {
+    fn read(args: &Train, options: &ModelOptions, objective: &Objective, model: &Description) -> Result<Self> {
+        let limits = limits(model);
         let chosen_only = objective.definition().name == "sft";
         let reading = reading(&args.data.rows)?;
         let reading = Reading { form: Form { chosen_only, ..reading.form }, ..reading };
         let example = |pair: Pair| {
-            let mut group = group(pair.tokens);
+            let mut group = group(model, pair.tokens);
             if chosen_only {
                 group.responses.truncate(1);
             }
@@ -298,7 +300,7 @@ impl OnDevice for Work<'_> {
         let mut model = options.load::<B>(options.dtype, device)?;
         model.activation_bytes = placement(options, &options.outline()?).activations;
         let scope = model.in_scope(&options.scope)?;
-        let examples = Examples::read(args, options, objective, limits(&model.description))?;
+        let examples = Examples::read(args, options, objective, &model.description)?;
         let settings = settings(args, examples.train.len())?;
         let out = &args.out;
         std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;

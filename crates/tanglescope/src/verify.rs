@@ -47,8 +47,12 @@ pub fn run(args: &Verify) -> Result<()> {
         let scope = outline.in_scope(&options.scope)?;
         let data =
             read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
-        let groups: Vec<Group> =
-            data.pairs.into_iter().take(args.pairs.max(1)).map(|pair| group(pair.tokens)).collect();
+        let groups: Vec<Group> = data
+            .pairs
+            .into_iter()
+            .take(args.pairs.max(1))
+            .map(|pair| group(&outline.description, pair.tokens))
+            .collect();
         dry_run::report(&options, &outline, &scope, &groups, 1);
         println!(
             "and for each pair {} forward passes of each response in f64 on the CPU, and two gradients kept whole",
@@ -123,8 +127,9 @@ fn load<B: Kernels>(
     let model = options.load::<B>(dtype, device)?;
     let scope = model.in_scope(&options.scope)?;
     let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&model.description))?;
-    let groups = data.pairs.into_iter().take(args.pairs.max(1)).map(|pair| group(pair.tokens));
-    Ok((model, scope, groups.collect()))
+    let pairs = data.pairs.into_iter().take(args.pairs.max(1));
+    let groups = pairs.map(|pair| group(&model.description, pair.tokens)).collect();
+    Ok((model, scope, groups))
 }
 
 /// Grams one pair at a time, so that long data needs no more memory than its longest pair.
@@ -222,7 +227,7 @@ fn differences(
 /// log π of both branches, each run alone, without a shared trunk.
 fn logps(model: &Decoder<Flex>, group: &Group) -> [f64; 2] {
     [0, 1].map(|branch| {
-        let alone = Group { prompt: group.prompt.clone(), responses: vec![group.responses[branch].clone()] };
+        let alone = Group { responses: vec![group.responses[branch].clone()], ..group.clone() };
         token_logps(model, &[&alone])[0][0].iter().sum()
     })
 }

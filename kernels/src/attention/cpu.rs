@@ -1,10 +1,10 @@
 //! Softmax attention over trunk and suffixes, and its vjp for many cotangents (docs/mathematics.md, section 3).
 //!
 //! One task a span (or cotangent) and key-value head; queries in blocks, each looking only at the columns that its
-//! last row may see, so that the score matrix never exceeds `BLOCK × keys` a task.
+//! rows may see, so that the score matrix never exceeds `BLOCK × keys` a task.
 use crate::host::real::{Real, dot, highest, sum, unwritten, vectorised};
 use crate::product::cpu::{Target, View, product};
-use crate::{Heads, Segment, Span};
+use crate::{Heads, Segment, SoftCap, Span};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -20,40 +20,73 @@ fn pack<E: Real>(x: &[E], width: usize, head: usize, h: usize, rows: [&Range<usi
     out
 }
 
-/// Turns scores into probabilities; row i sees columns `0..=first + i`, the rest become zero. Leaves log Σ exp of each row.
+/// The columns that query `first + i` of a block sees, where the block's first column is position `from`.
 #[inline(always)]
-fn softmax_rows<E: Real>(scores: &mut [E], columns: usize, first: usize, normaliser: &mut [E]) {
+fn seen(heads: &Heads, position: usize, from: usize, columns: usize) -> Range<usize> {
+    heads.first_seen(position).saturating_sub(from)..(position + 1 - from).min(columns)
+}
+
+/// Bounds scores softly where a head does.
+#[inline(always)]
+fn bound<E: Real>(scores: &mut [E], heads: &Heads) {
+    if let Some(SoftCap(cap)) = heads.cap {
+        let (cap, inverse) = (E::of(cap), E::of(1.0 / cap));
+        for s in scores {
+            *s = (*s * inverse).tanh_fast() * cap;
+        }
+    }
+}
+
+/// Turns scores into probabilities of the columns that each row sees; the others become zero. Leaves log Σ exp of each row.
+/// Row i is the query at position `first + i`, column j the key at position `from + j`.
+#[inline(always)]
+fn softmax_rows<E: Real>(
+    scores: &mut [E],
+    columns: usize,
+    heads: &Heads,
+    [first, from]: [usize; 2],
+    normaliser: &mut [E],
+) {
+    bound(scores, heads);
     for ((i, row), normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
-        let (seen, masked) = row.split_at_mut((first + i + 1).min(columns));
-        let top = highest(seen, E::neg_infinity());
-        for s in seen.iter_mut() {
+        let range = seen(heads, first + i, from, columns);
+        let top = highest(&row[range.clone()], E::neg_infinity());
+        for s in &mut row[range.clone()] {
             *s = (*s - top).exp_fast();
         }
-        let sum = sum(seen);
+        let sum = sum(&row[range.clone()]);
         *normaliser = top + sum.ln();
         let inverse = E::of(1.0) / sum;
-        for s in seen.iter_mut() {
+        for s in &mut row[range.clone()] {
             *s = *s * inverse;
         }
-        masked.fill(E::of(0.0));
+        row[..range.start].fill(E::of(0.0));
+        row[range.end..].fill(E::of(0.0));
     }
 }
 
 /// Turns scores into the probabilities that the forward pass had.
 #[inline(always)]
-fn probabilities<E: Real>(scores: &mut [E], columns: usize, first: usize, normaliser: &[E]) {
+fn probabilities<E: Real>(
+    scores: &mut [E],
+    columns: usize,
+    heads: &Heads,
+    [first, from]: [usize; 2],
+    normaliser: &[E],
+) {
     for ((i, row), &normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
-        let (seen, masked) = row.split_at_mut((first + i + 1).min(columns));
-        for s in seen {
+        let range = seen(heads, first + i, from, columns);
+        for s in &mut row[range.clone()] {
             *s = (*s - normaliser).exp_fast();
         }
-        masked.fill(E::of(0.0));
+        row[..range.start].fill(E::of(0.0));
+        row[range.end..].fill(E::of(0.0));
     }
 }
 
 /// Attention output `[rows, heads·h]` and log Σ exp of each row's scores, `[rows, heads]`; rows outside every span are zero.
 pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Span], heads: Heads) -> (Vec<E>, Vec<E>) {
-    let Heads { heads: n_heads, kv_heads, head_dim: h, scale } = heads;
+    let Heads { heads: n_heads, kv_heads, head_dim: h, scale, .. } = heads;
     let repeat = n_heads / kv_heads;
     let (qw, kw) = (n_heads * h, kv_heads * h);
     let covered: usize = spans.iter().map(|s| s.own.len()).sum();
@@ -70,18 +103,21 @@ pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Spa
         for head in g * repeat..(g + 1) * repeat {
             for start in (0..span.own.len()).step_by(BLOCK) {
                 let n = BLOCK.min(span.own.len() - start);
-                let columns = trunk + start + n;
+                // a column is a position less that of the first that any of the queries sees
+                let from = heads.first_seen(trunk + start);
+                let columns = trunk + start + n - from;
                 scores.clear();
                 scores.resize(n * columns, E::of(0.0));
                 let first = span.own.start + start;
                 let queries = View::rows(q, qw).from(first, head * h);
-                let all = View::rows(&keys, h).transposed();
+                let all = View::rows(&keys, h).from(from, 0).transposed();
                 product(Target::rows(&mut scores, columns), [n, h, columns], queries, all, scale, false);
                 let mut sums = [E::of(0.0); BLOCK];
-                vectorised!(softmax_rows(&mut scores, columns, trunk + start, &mut sums));
+                vectorised!(softmax_rows(&mut scores, columns, &heads, [trunk + start, from], &mut sums));
                 sums[..n].iter().enumerate().for_each(|(i, sum)| normalisers.from(first + i, head).write(0, &[*sum]));
                 let p = View::rows(&scores, columns);
-                product(target.from(first, head * h), [n, columns, h], p, View::rows(&values, h), 1.0, false);
+                let values = View::rows(&values, h).from(from, 0);
+                product(target.from(first, head * h), [n, columns, h], p, values, 1.0, false);
             }
         }
     });
@@ -90,7 +126,8 @@ pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Spa
 
 /// Cotangents of q, k, v.
 ///
-/// With P = softmax(s·QKᵀ): dV = Pᵀ dO, dP = dO Vᵀ, dS = s·P∘(dP − rowsum(dP∘P)), dQ = dS K, dK = dSᵀ Q.
+/// With P = softmax(s·QKᵀ): dV = Pᵀ dO, dP = dO Vᵀ, dS = s·P∘(dP − rowsum(dP∘P)), dQ = dS K, dK = dSᵀ Q; where scores are
+/// softly bounded, dS is multiplied with the slope of the bound.
 pub fn vjp<E: Real>(
     (q, k, v): (&[E], &[E], &[E]),
     normaliser: &[E],
@@ -98,7 +135,7 @@ pub fn vjp<E: Real>(
     segments: &[Segment],
     heads: Heads,
 ) -> [Vec<E>; 3] {
-    let Heads { heads: n_heads, kv_heads, head_dim: h, scale } = heads;
+    let Heads { heads: n_heads, kv_heads, head_dim: h, scale, .. } = heads;
     let repeat = n_heads / kv_heads;
     let (qw, kw) = (n_heads * h, kv_heads * h);
     let rows: usize = segments.iter().map(Segment::len).sum();
@@ -117,7 +154,7 @@ pub fn vjp<E: Real>(
         let values = pack(v, kw, g, h, of_rows);
         let zero = E::of(0.0);
         let (mut dk_sum, mut dv_sum) = (vec![zero; n * h], vec![zero; n * h]);
-        let (mut p, mut dp): (Vec<E>, Vec<E>) = (Vec::new(), Vec::new());
+        let (mut p, mut dp, mut slopes): (Vec<E>, Vec<E>, Vec<E>) = (Vec::new(), Vec::new(), Vec::new());
         for head in g * repeat..(g + 1) * repeat {
             let queries = pack(q, qw, head, h, of_rows);
             let normaliser = pack(normaliser, n_heads, head, 1, of_rows);
@@ -127,7 +164,8 @@ pub fn vjp<E: Real>(
             }
             for start in (segment.active_from..n).step_by(BLOCK) {
                 let m = BLOCK.min(n - start);
-                let columns = start + m;
+                let from = heads.first_seen(start);
+                let columns = start + m - from;
                 p.clear();
                 p.resize(m * columns, zero);
                 dp.clear();
@@ -135,11 +173,17 @@ pub fn vjp<E: Real>(
                 let shape = [m, h, columns];
                 let q_block = View::rows(&queries, h).from(start, 0);
                 let d_block = View::rows(delta, qw).from(offset + start, head * h);
-                let (k_all, v_all) = (View::rows(&keys, h), View::rows(&values, h));
+                let (k_all, v_all) = (View::rows(&keys, h).from(from, 0), View::rows(&values, h).from(from, 0));
                 product(Target::rows(&mut p, columns), shape, q_block, k_all.transposed(), scale, false);
                 product(Target::rows(&mut dp, columns), shape, d_block, v_all.transposed(), 1.0, false);
                 vectorised!({
-                    probabilities(&mut p, columns, start, &normaliser[start..start + m]);
+                    bound(&mut p, &heads);
+                    slopes.clear();
+                    if let Some(SoftCap(cap)) = heads.cap {
+                        let inverse = E::of(1.0 / cap);
+                        slopes.extend(p.iter().map(|&s| E::of(1.0) - s * inverse * s * inverse));
+                    }
+                    probabilities(&mut p, columns, &heads, [start, from], &normaliser[start..start + m]);
                     let factor = E::of(scale);
                     for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
                         let mean = dot(p, dp);
@@ -147,11 +191,14 @@ pub fn vjp<E: Real>(
                             dp[i] = p[i] * (dp[i] - mean) * factor;
                         }
                     }
+                    dp.iter_mut().zip(&slopes).for_each(|(ds, &slope)| *ds = *ds * slope);
                 });
                 let (p, ds) = (View::rows(&p, columns), View::rows(&dp, columns));
                 let back = [columns, m, h];
-                product(Target::rows(&mut dv_sum, h), back, p.transposed(), d_block, 1.0, true);
-                product(Target::rows(&mut dk_sum, h), back, ds.transposed(), q_block, 1.0, true);
+                let (dk_here, dv_here) =
+                    (Target::rows(&mut dk_sum, h).from(from, 0), Target::rows(&mut dv_sum, h).from(from, 0));
+                product(dv_here, back, p.transposed(), d_block, 1.0, true);
+                product(dk_here, back, ds.transposed(), q_block, 1.0, true);
                 product(dq_head.from(start, 0), [m, columns, h], ds, k_all, 1.0, false);
             }
         }

@@ -23,6 +23,22 @@ pub(super) const BLOCK: Block = Block { units_m: 16, units_n: 16, per_m: 4, per_
 /// Score of a key that a query does not see: its exponential is zero.
 const UNSEEN: f32 = -1.0e30;
 
+/// The soft bound `c·tanh(s/c)` on a score; far out, where some drivers' tanh overflows, the bound itself.
+#[cube]
+fn bounded(score: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+    let mut out = score;
+    if comptime!(capped) {
+        out = clamp(score / cap, -15.0f32, 15.0f32).tanh() * cap;
+    }
+    out
+}
+
+/// First key, at the start of a block of 64, of the keys that the query at a position sees.
+#[cube]
+fn first_block(position: usize, window: usize) -> usize {
+    select(position + 1 > window, (position + 1 - min(window, position + 1)) / SIDE * SIDE, 0usize)
+}
+
 /// Forward row of a row of a span or segment: the prefix's, then its own.
 #[cube]
 fn row_at(local: usize, prefix: usize, prefix_len: usize, own: usize) -> usize {
@@ -184,8 +200,11 @@ pub(super) fn attend<F: Float>(
     out: &mut Matrix<F>,
     normaliser: &mut Matrix<f32>,
     scale: f32,
+    cap: f32,
+    window: u32,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
+    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let task = CUBE_POS_X as usize * 5;
@@ -219,7 +238,8 @@ pub(super) fn attend<F: Float>(
     }
     sync_cube();
     let keys = prefix_len + end;
-    let mut key = 0usize;
+    let window = window as usize;
+    let mut key = first_block(prefix_len + first, window);
     while key < keys {
         scores::<F>(
             q, first, end, 0usize, 0usize, own, of_query, k, key, keys, prefix, prefix_len, own, of_key, &mut left,
@@ -231,8 +251,10 @@ pub(super) fn attend<F: Float>(
             for j in 0..comptime!(BLOCK.per_n) {
                 let row = um + comptime!(i * BLOCK.units_m);
                 let column = un + comptime!(j * BLOCK.units_n);
-                let seen = key + column <= prefix_len + first + row && key + column < keys;
-                p[row * ROW + column] = select(seen, s[comptime!(i * BLOCK.per_n + j)] * scale, UNSEEN);
+                let query = prefix_len + first + row;
+                let seen = key + column <= query && key + column + window > query && key + column < keys;
+                let score = bounded(s[comptime!(i * BLOCK.per_n + j)] * scale, cap, capped);
+                p[row * ROW + column] = select(seen, score, UNSEEN);
             }
         }
         sync_cube();
@@ -347,12 +369,15 @@ fn block_back<F: Float>(
     key: usize,
     head: usize,
     scale: f32,
+    cap: f32,
+    window: usize,
     left: &mut SharedMemory<f32>,
     right: &mut SharedMemory<f32>,
     p: &mut Array<f32>,
     ds: &mut Array<f32>,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
+    #[comptime] capped: bool,
 ) {
     let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
     let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
@@ -379,12 +404,17 @@ fn block_back<F: Float>(
         for j in 0..comptime!(BLOCK.per_n) {
             let column = key + un + comptime!(j * BLOCK.units_n);
             let e = comptime!(i * BLOCK.per_n + j);
-            let seen = column <= local && local < rows;
+            let seen = column <= local && column + window > local && local < rows;
+            let score = bounded(p[e] * scale, cap, capped);
             // an unseen key's score may be anything, and its exponential infinite
-            let exponent = select(seen, p[e] * scale - normal, UNSEEN);
+            let exponent = select(seen, score - normal, UNSEEN);
             let probability = exponent.exp();
+            let mut slope = scale;
+            if comptime!(capped) {
+                slope = scale * (1.0f32 - score / cap * (score / cap));
+            }
             p[e] = probability;
-            ds[e] = probability * (ds[e] - product) * scale;
+            ds[e] = probability * (ds[e] - product) * slope;
         }
     }
 }
@@ -448,8 +478,11 @@ pub(super) fn attend_vjp_queries<F: Float>(
     tasks: &Array<u32>,
     dq: &mut Matrix<F>,
     scale: f32,
+    cap: f32,
+    window: u32,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
+    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let task = CUBE_POS_X as usize * 7;
@@ -472,12 +505,13 @@ pub(super) fn attend_vjp_queries<F: Float>(
         acc[e] = 0.0;
     }
     let end = min(query + SIDE, rows);
-    let mut key = 0usize;
+    let window = window as usize;
+    let mut key = first_block(query, window);
     // the cotangent of rows before the first active one is zero
     while key < select(end > active, end, 0usize) {
         block_back::<F>(
-            q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale,
-            &mut left, &mut right, &mut p, &mut ds, head_dim, repeat,
+            q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale, cap,
+            window, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat, capped,
         );
         put(&ds, &mut weights);
         mix::<F>(
@@ -513,8 +547,11 @@ pub(super) fn attend_vjp_keys<F: Float>(
     dk: &mut Matrix<F>,
     dv: &mut Matrix<F>,
     scale: f32,
+    cap: f32,
+    window: u32,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
+    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let task = CUBE_POS_X as usize * 7;
@@ -538,13 +575,15 @@ pub(super) fn attend_vjp_keys<F: Float>(
         of_k[e] = 0.0;
         of_v[e] = 0.0;
     }
+    let window = window as usize;
     for h in 0..repeat {
         let head = group * repeat + h;
         let mut query = max(key, active / SIDE * SIDE);
-        while query < rows {
+        // the last query that sees the block's last key
+        while query < min(rows, key + SIDE - 1 + window) {
             block_back::<F>(
                 q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale,
-                &mut left, &mut right, &mut p, &mut ds, head_dim, repeat,
+                cap, window, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat, capped,
             );
             put(&p, &mut weights);
             mix::<F>(

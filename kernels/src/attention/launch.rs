@@ -7,9 +7,14 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
+/// Positions that a query sees where there is no window: more than any sequence has, and no sum with them overflows.
+const NO_WINDOW: usize = 1 << 30;
+
+/// Scale, soft bound and window of scores, as kernels take them.
 #[allow(clippy::cast_possible_truncation)]
-fn scale(heads: Heads) -> f32 {
-    heads.scale as f32
+fn scores(heads: Heads) -> (f32, f32, u32) {
+    let cap = heads.cap.map_or(1.0, |cap| cap.0 as f32);
+    (heads.scale as f32, cap, as_u32(heads.window.unwrap_or(NO_WINDOW).min(NO_WINDOW)))
 }
 
 /// See [`crate::Kernels::attention`].
@@ -21,6 +26,7 @@ pub(crate) fn attention<R: CubeRuntime>(
     heads: Heads,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
     let rows = rows_of(q);
+    let (scale, cap, window) = scores(heads);
     // rows outside every span are zero
     let covered: usize = spans.iter().map(|span| span.own.len()).sum();
     let out = match covered == rows {
@@ -51,9 +57,12 @@ pub(crate) fn attention<R: CubeRuntime>(
             ints(&q.client, tasks.as_flattened()),
             out.clone().into_tensor_arg(),
             normaliser.clone().into_tensor_arg(),
-            scale(heads),
+            scale,
+            cap,
+            window,
             heads.head_dim,
             heads.heads / heads.kv_heads,
+            heads.cap.is_some(),
             q.dtype.into(),
         );
     }
@@ -100,6 +109,7 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
     );
     let [dq, dk, dv] = &results;
     let repeat = heads.heads / heads.kv_heads;
+    let (scale, cap, window) = scores(heads);
     attend_vjp_queries::launch::<R>(
         client,
         CubeCount::Static(as_u32(tasks.len()), as_u32(heads.heads), 1),
@@ -112,9 +122,12 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
         arg(&products),
         ints(client, tasks.as_flattened()),
         dq.clone().into_tensor_arg(),
-        scale(heads),
+        scale,
+        cap,
+        window,
         h,
         repeat,
+        heads.cap.is_some(),
         q.dtype.into(),
     );
     attend_vjp_keys::launch::<R>(
@@ -130,9 +143,12 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
         ints(client, tasks.as_flattened()),
         dk.clone().into_tensor_arg(),
         dv.clone().into_tensor_arg(),
-        scale(heads),
+        scale,
+        cap,
+        window,
         h,
         repeat,
+        heads.cap.is_some(),
         q.dtype.into(),
     );
     results

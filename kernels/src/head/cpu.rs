@@ -6,7 +6,7 @@
 use crate::host::real::{Real, dot_wide, highest, vectorised};
 use crate::host::stored::Stored;
 use crate::product::cpu::{Target, View, product, product_parallel};
-use crate::{BlockGram, HeadCotangents};
+use crate::{BlockGram, HeadCotangents, SoftCap};
 use rayon::prelude::*;
 
 /// Tokens a chunk.
@@ -72,12 +72,35 @@ impl<E: Real> Running<E> {
     }
 }
 
+/// Bounds rows of logits softly where there is a bound, and leaves its slope at each.
+fn bound<E: Real>(logits: &mut [E], slopes: &mut [E], columns: usize, cap: Option<SoftCap>) {
+    let Some(SoftCap(cap)) = cap else { return };
+    let (cap, inverse, one) = (E::of(cap), E::of(1.0 / cap), E::of(1.0));
+    logits.par_chunks_mut(columns).zip(slopes.par_chunks_mut(columns)).for_each(|(z, slopes)| {
+        vectorised!({
+            for (z, slope) in z.iter_mut().zip(slopes) {
+                let t = (*z * inverse).tanh_fast();
+                *z = t * cap;
+                *slope = one - t * t;
+            }
+        });
+    });
+}
+
+/// Values times slopes, where there are any.
+fn multiply<E: Real>(values: &mut [E], slopes: &[E]) {
+    values.par_chunks_mut(CHUNK).zip(slopes.par_chunks(CHUNK)).for_each(|(values, slopes)| {
+        vectorised!(values.iter_mut().zip(slopes).for_each(|(value, &slope)| *value = *value * slope));
+    });
+}
+
 /// See [`crate::Kernels::head`].
 pub fn walk<E: Real>(
     y: &[E],
     w: Stored<E>,
     d: usize,
     targets: &[u32],
+    cap: Option<SoftCap>,
     cotangents: Option<&HeadCotangents<'_>>,
 ) -> Walk<E> {
     let n = targets.len();
@@ -89,6 +112,8 @@ pub fn walk<E: Real>(
     let mut products: Vec<Vec<f64>> = blocks.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
     let mut scratch: Vec<Vec<E>> = blocks.iter().map(|b| vec![E::of(0.0); b.len() * b.len()]).collect();
     let mut logits = vec![E::of(0.0); n * CHUNK.min(vocabulary)];
+    // slopes of the soft bound, where there is one
+    let mut slopes = vec![E::of(0.0); if cap.is_some() { logits.len() } else { 0 }];
     for start in (0..vocabulary).step_by(CHUNK) {
         let columns = CHUNK.min(vocabulary - start);
         let logits = &mut logits[..n * columns];
@@ -96,6 +121,7 @@ pub fn walk<E: Real>(
         let chunk = View::rows(&chunk, d);
         let shape = [n, d, columns];
         product_parallel(Target::rows(logits, columns), shape, View::rows(y, d), chunk.transposed(), 1.0, false);
+        bound(logits, &mut slopes, columns, cap);
         logits.par_chunks_mut(columns).zip(&mut running).zip(mean.par_chunks_mut(d)).for_each(
             |((z, running), mean)| {
                 vectorised!({
@@ -108,6 +134,8 @@ pub fn walk<E: Real>(
                 });
             },
         );
+        // from here on p·slope: what a logit before the bound does
+        multiply(logits, &slopes);
         let p = View::rows(logits, columns);
         product_parallel(Target::rows(&mut mean, d), [n, columns, d], p, chunk, 1.0, true);
         let running = &running;
@@ -125,21 +153,26 @@ pub fn walk<E: Real>(
     }
     let mut back = mean;
     let log_normaliser: Vec<f64> = running.iter().map(|r| r.top.wide() + r.sum.ln()).collect();
-    // the target of row j as seen from row i
+    // log p of the target of row j as seen from row i, and the slope of its bound there
     let of_targets = w.gather(targets, d);
-    let of_target = |i: usize, j: usize| dot_wide(&y[i * d..][..d], &of_targets[j * d..][..d]) - log_normaliser[i];
-    let logp: Vec<f64> = (0..n).into_par_iter().map(|r| of_target(r, r)).collect();
+    let of_target = |i: usize, j: usize| {
+        let z = dot_wide(&y[i * d..][..d], &of_targets[j * d..][..d]);
+        let (z, slope) = cap.map_or((z, 1.0), |cap| (cap.bounded(z), cap.slope(cap.bounded(z))));
+        (z - log_normaliser[i], slope)
+    };
+    let own: Vec<(f64, f64)> = (0..n).into_par_iter().map(|r| of_target(r, r)).collect();
+    let logp: Vec<f64> = own.iter().map(|(logp, _)| *logp).collect();
     back.par_chunks_mut(d).enumerate().for_each(|(r, back)| {
-        let inverse = E::of(1.0 / running[r].sum);
+        let (inverse, slope) = (E::of(1.0 / running[r].sum), E::of(own[r].1));
         let target = &of_targets[r * d..][..d];
         for i in 0..d {
-            back[i] = target[i] - back[i] * inverse;
+            back[i] = target[i] * slope - back[i] * inverse;
         }
     });
     let gram = cotangents.map(|cotangents| {
         let of_block = |b: usize| {
             let (rows, width) = (&blocks[b], blocks[b].len());
-            // (h_r·h_s)(e_r·e_s), e_r·e_s = [y_r = y_s] − p_r[y_s] − p_s[y_r] + p_r·p_s
+            // (h_r·h_s)(e_r·e_s), e_r·e_s = [y_r = y_s] − p_r[y_s] − p_s[y_r] + p_r·p_s, each e times its slope
             let terms: Vec<f64> = (0..width * width)
                 .into_par_iter()
                 .map(|at| {
@@ -147,9 +180,11 @@ pub fn walk<E: Real>(
                     if s > r {
                         return 0.0;
                     }
-                    let same = f64::from(u8::from(targets[r] == targets[s]));
+                    let (slope_r, slope_s) = (own[r].1, own[s].1);
+                    let same = if targets[r] == targets[s] { slope_r * slope_s } else { 0.0 };
                     let both = products[b][at] / (running[r].sum * running[s].sum);
-                    let e = same - of_target(r, s).exp() - of_target(s, r).exp() + both;
+                    let ((r_of_s, at_s), (s_of_r, at_r)) = (of_target(r, s), of_target(s, r));
+                    let e = same - r_of_s.exp() * at_s * slope_s - s_of_r.exp() * at_r * slope_r + both;
                     e * dot_wide(&y[r * d..][..d], &y[s * d..][..d])
                 })
                 .collect();

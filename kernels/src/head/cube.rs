@@ -14,7 +14,28 @@ use cubecl::prelude::*;
 /// Units of a cube.
 pub(super) const UNITS: usize = 256;
 
-/// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)` in `p[n, C]`.
+/// The soft bound `c·tanh(z/c)` on a logit; far out, where some drivers' tanh overflows, the bound itself.
+#[cube]
+fn bounded(z: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+    let mut out = z;
+    if comptime!(capped) {
+        out = clamp(z / cap, -15.0f32, 15.0f32).tanh() * cap;
+    }
+    out
+}
+
+/// Slope of the bound where it has a value.
+#[cube]
+fn slope(bounded: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+    let mut out = 1.0f32;
+    if comptime!(capped) {
+        out = 1.0f32 - bounded / cap * (bounded / cap);
+    }
+    out
+}
+
+/// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)`, times the slope
+/// of the soft bound, in `p[n, C]`.
 ///
 /// `figures[n, 5]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, and the factor that
 /// what came before this chunk has to be multiplied with; `best[n]` is the token of the maximum.
@@ -26,7 +47,9 @@ pub(super) fn take_chunk<F: Float>(
     best: &mut Array<u32>,
     p: &mut Matrix<F>,
     first: u32,
+    cap: f32,
     #[comptime] start: bool,
+    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let row = (CUBE_POS_X + CUBE_POS_Y * CUBE_COUNT_X) as usize;
@@ -42,7 +65,7 @@ pub(super) fn take_chunk<F: Float>(
     let mut place = 0u32;
     let mut at = unit;
     while at < columns {
-        let z = logits[from + at];
+        let z = bounded(logits[from + at], cap, capped);
         if z > high {
             high = z;
             place = at as u32;
@@ -81,9 +104,10 @@ pub(super) fn take_chunk<F: Float>(
     let mut weighted = 0.0f32;
     at = unit;
     while at < columns {
-        let d = logits[from + at] - top;
+        let z = bounded(logits[from + at], cap, capped);
+        let d = z - top;
         let e = d.exp();
-        p[row * p.stride(0) + at] = F::cast_from(e);
+        p[row * p.stride(0) + at] = F::cast_from(e * slope(z, cap, capped));
         sum += e;
         weighted += e * d;
         at += UNITS;
@@ -101,7 +125,7 @@ pub(super) fn take_chunk<F: Float>(
         }
         let target = targets[row];
         if target >= first && target < first + columns as u32 {
-            figures[row * 5 + 3] = logits[from + (target - first) as usize];
+            figures[row * 5 + 3] = bounded(logits[from + (target - first) as usize], cap, capped);
         }
     }
 }
@@ -123,7 +147,7 @@ pub(super) fn add_chunk(mean: &mut Matrix<f32>, here: &Matrix<f32>, figures: &Ar
     }
 }
 
-/// `W[target] − mean/Σ`: the gradient of log p(target) in the input; a unit a value.
+/// `W[target]`, times the slope of its bound, less `mean/Σ`: the gradient of log p(target) in the input; a unit a value.
 #[cube(launch)]
 pub(super) fn finish<F: Float>(
     w: &Matrix<F>,
@@ -131,6 +155,8 @@ pub(super) fn finish<F: Float>(
     mean: &Matrix<f32>,
     figures: &Array<f32>,
     back: &mut Matrix<F>,
+    cap: f32,
+    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let width = back.shape(1);
@@ -140,10 +166,11 @@ pub(super) fn finish<F: Float>(
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     let of_target = f32::cast_from(w[targets[row] as usize * w.stride(0) + column]);
+    let of_target = of_target * slope(figures[row * 5 + 3], cap, capped);
     back[ABSOLUTE_POS] = F::cast_from(of_target - mean[row * mean.stride(0) + column] / figures[row * 5 + 1]);
 }
 
-/// `e = onehot − p` of a chunk of the vocabulary, from its logits and each row's final figures; a unit a value.
+/// `e = (onehot − p)·slope` of a chunk of the vocabulary, from its logits and each row's final figures; a unit a value.
 #[cube(launch)]
 pub(super) fn cotangents_of_chunk<F: Float>(
     logits: &Matrix<f32>,
@@ -151,6 +178,8 @@ pub(super) fn cotangents_of_chunk<F: Float>(
     figures: &Array<f32>,
     e: &mut Matrix<F>,
     first: u32,
+    cap: f32,
+    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let width = e.shape(1);
@@ -159,7 +188,8 @@ pub(super) fn cotangents_of_chunk<F: Float>(
     }
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
-    let p = (logits[row * logits.stride(0) + column] - figures[row * 5]).exp() / figures[row * 5 + 1];
+    let z = bounded(logits[row * logits.stride(0) + column], cap, capped);
+    let p = (z - figures[row * 5]).exp() / figures[row * 5 + 1];
     let hit = targets[row] == first + column as u32;
-    e[ABSOLUTE_POS] = F::cast_from(select(hit, 1.0f32, 0.0f32) - p);
+    e[ABSOLUTE_POS] = F::cast_from((select(hit, 1.0f32, 0.0f32) - p) * slope(z, cap, capped));
 }

@@ -6,7 +6,7 @@ use super::cube::{UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk};
 use crate::blocks::{array, as_u32, by_rows, empty, ints, rows_as_they_are, rows_of, width_of};
 use crate::pending::Pending;
 use crate::product::{product, rows, turned};
-use crate::{HeadCotangents, HeadOutput, gram, sums};
+use crate::{HeadCotangents, HeadOutput, SoftCap, gram, sums};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
@@ -28,8 +28,11 @@ pub(crate) fn head<R: CubeRuntime>(
     y: &CubeTensor<R>,
     w: &CubeTensor<R>,
     targets: &[u32],
+    cap: Option<SoftCap>,
     cotangents: Option<&HeadCotangents<'_>>,
 ) -> HeadOutput<CubeTensor<R>, Pending<R>> {
+    #[allow(clippy::cast_possible_truncation)]
+    let bound = cap.map_or(1.0, |cap| cap.0 as f32);
     let (n, d, vocabulary) = (rows_of(y), width_of(y), rows_of(w));
     let client = y.client.clone();
     let back = empty(y, [n, d], y.dtype);
@@ -66,7 +69,9 @@ pub(crate) fn head<R: CubeRuntime>(
             array(best.clone(), n),
             p.clone().into_tensor_arg(),
             as_u32(chunk.start),
+            bound,
             chunk.start == 0,
+            cap.is_some(),
             y.dtype.into(),
         );
         let here = product(&p, &part, DType::F32);
@@ -82,6 +87,8 @@ pub(crate) fn head<R: CubeRuntime>(
         mean.into_tensor_arg(),
         of_rows(),
         back.clone().into_tensor_arg(),
+        bound,
+        cap.is_some(),
         y.dtype.into(),
     );
     let gram = cotangents.map(|cotangents| {
@@ -102,6 +109,8 @@ pub(crate) fn head<R: CubeRuntime>(
                 of_rows(),
                 e.clone().into_tensor_arg(),
                 as_u32(chunk.start),
+                bound,
+                cap.is_some(),
                 y.dtype.into(),
             );
             let e = if plain { e } else { sums::gather(&e, &sources, Some(&weights)) };

@@ -1,4 +1,4 @@
-//! Rotary position embedding: the halves of every head turned by the row's angles.
+//! Rotary position embedding: the halves of every head, or of its first values, turned by the row's angles.
 use crate::host::real::{Real, vectorised};
 use rayon::prelude::*;
 
@@ -6,12 +6,11 @@ use rayon::prelude::*;
 pub fn rotate<E: Real>(
     x: &mut [E],
     width: usize,
-    head_dim: usize,
+    [head_dim, half]: [usize; 2],
     (cos, sin): (&[E], &[E]),
     index: Option<&[u32]>,
     inverse: bool,
 ) {
-    let half = head_dim / 2;
     let sign = if inverse { E::of(-1.0) } else { E::of(1.0) };
     x.par_chunks_mut(width).enumerate().with_min_len(16).for_each(|(r, row)| {
         let at = index.map_or(r, |index| index[r] as usize) * half;

@@ -1,4 +1,4 @@
-//! Rotary position embedding on a device, a unit a pair of values.
+//! Rotary position embedding on a device, a unit a pair of values, or a value that is left as it is.
 // what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
 #![allow(
     clippy::trivially_copy_pass_by_ref,
@@ -10,7 +10,8 @@
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
-/// `out = x` with the two halves of every head turned by the angles of the row, or of forward row `index[row]`.
+/// `out = x` with the two halves of the first `2·half` values of every head turned by the angles of the row, or of forward
+/// row `index[row]`.
 #[cube(launch)]
 pub(super) fn rotate<F: Float>(
     x: &Matrix<F>,
@@ -21,25 +22,29 @@ pub(super) fn rotate<F: Float>(
     sign: f32,
     #[comptime] indexed: bool,
     #[comptime] head_dim: usize,
+    #[comptime] half: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let half = comptime!(head_dim / 2);
-    let pairs = out.shape(1) / 2;
-    if ABSOLUTE_POS >= out.shape(0) * pairs {
+    let of_head = comptime!(head_dim - half);
+    let units = out.shape(1) / head_dim * of_head;
+    if ABSOLUTE_POS >= out.shape(0) * units {
         terminate!();
     }
-    let row = ABSOLUTE_POS / pairs;
-    let pair = ABSOLUTE_POS % pairs;
-    let i = pair % half;
-    let low = pair / half * head_dim + i;
-    let mut angle = row;
-    if comptime!(indexed) {
-        angle = index[row] as usize;
+    let row = ABSOLUTE_POS / units;
+    let i = ABSOLUTE_POS % units % of_head;
+    let low = ABSOLUTE_POS % units / of_head * head_dim + i;
+    if i < half {
+        let mut angle = row;
+        if comptime!(indexed) {
+            angle = index[row] as usize;
+        }
+        let c = f32::cast_from(cos[angle * cos.stride(0) + i]);
+        let s = f32::cast_from(sin[angle * sin.stride(0) + i]) * sign;
+        let a = f32::cast_from(x[row * x.stride(0) + low]);
+        let b = f32::cast_from(x[row * x.stride(0) + low + half]);
+        out[row * out.stride(0) + low] = F::cast_from(a * c - b * s);
+        out[row * out.stride(0) + low + half] = F::cast_from(b * c + a * s);
+    } else {
+        out[row * out.stride(0) + low + half] = x[row * x.stride(0) + low + half];
     }
-    let c = f32::cast_from(cos[angle * cos.stride(0) + i]);
-    let s = f32::cast_from(sin[angle * sin.stride(0) + i]) * sign;
-    let a = f32::cast_from(x[row * x.stride(0) + low]);
-    let b = f32::cast_from(x[row * x.stride(0) + low + half]);
-    out[row * out.stride(0) + low] = F::cast_from(a * c - b * s);
-    out[row * out.stride(0) + low + half] = F::cast_from(b * c + a * s);
 }

@@ -1,4 +1,4 @@
-//! How the rotary embedding is spread over a device: a unit a pair of values.
+//! How the rotary embedding is spread over a device: a unit a pair of values, or a value that is left.
 use super::cube::rotate;
 use crate::blocks::{empty, ints, rows_as_they_are, rows_of, width_of};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -18,16 +18,17 @@ pub(crate) fn rotary<R: CubeRuntime>(
     inverse: bool,
 ) -> CubeTensor<R> {
     let out = empty(&x, [rows_of(&x), width_of(&x)], x.dtype);
-    let pairs = out.meta.num_elements() / 2;
-    if pairs == 0 {
+    let half = width_of(cos);
+    let cells = out.meta.num_elements() / head_dim * (head_dim - half);
+    if cells == 0 {
         return out;
     }
     let (client, units, dtype) = (x.client.clone(), CubeDim::new_1d(UNITS), x.dtype.into());
-    let grid = calculate_cube_count_elemwise(&client, pairs, units);
+    let grid = calculate_cube_count_elemwise(&client, cells, units);
     let rows = ints(&client, index.unwrap_or_default());
     let (cos, sin) = (rows_as_they_are(cos).into_tensor_arg(), rows_as_they_are(sin).into_tensor_arg());
     let (input, target) = (rows_as_they_are(&x).into_tensor_arg(), out.clone().into_tensor_arg());
     let (sign, indexed) = (if inverse { -1.0f32 } else { 1.0 }, index.is_some());
-    rotate::launch::<R>(&client, grid, units, input, cos, sin, rows, target, sign, indexed, head_dim, dtype);
+    rotate::launch::<R>(&client, grid, units, input, cos, sin, rows, target, sign, indexed, head_dim, half, dtype);
     out
 }

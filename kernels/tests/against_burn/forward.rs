@@ -1,7 +1,7 @@
 //! Values against burn's tensor operations, and against loops where burn is what composes them.
 use crate::{Random, TYPES, close, rows_of, tensor};
 use proptest::prelude::*;
-use tanglescope_kernels::{Activation, Flex, FloatTensor, Heads, Kernels, NormKind, Span, composed};
+use tanglescope_kernels::{Activation, Flex, FloatTensor, Heads, Kernels, NormKind, SoftCap, Span, composed};
 
 /// Values of any result; burn's own can be views with strides.
 fn down(x: &FloatTensor<Flex>) -> Vec<f64> {
@@ -72,9 +72,10 @@ proptest! {
     fn attention_over_trunk_and_suffixes_is_attention_over_whole_sequences(
         seed: u64, trunk in 0usize..90, first in 1usize..80, second in 1usize..80,
         kv_heads in 1usize..3, repeat in 1usize..4, head_dim in 1usize..20,
+        cap in proptest::option::of(0.5f64..4.0), window in proptest::option::of(1usize..150),
     ) {
         let mut random = Random::new(seed);
-        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.4 };
+        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.4, cap: cap.map(SoftCap), window };
         let (qw, kw) = (heads.heads * head_dim, kv_heads * head_dim);
         let n = trunk + first + second;
         let (q, k, v) = (random.values(n * qw), random.values(n * kw), random.values(n * kw));

@@ -2,7 +2,9 @@
 use crate::{Auto, Random, TYPES, close, gradient, leaf, primitive, rows_of, tensor, wrap};
 use proptest::prelude::*;
 use std::ops::Range;
-use tanglescope_kernels::{Activation, Flex, HeadCotangents, Heads, Kernels, NormKind, Segment, Span, composed};
+use tanglescope_kernels::{
+    Activation, Flex, HeadCotangents, Heads, Kernels, NormKind, Segment, SoftCap, Span, composed,
+};
 
 const ACTIVATIONS: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
 
@@ -69,9 +71,10 @@ proptest! {
     }
 
     #[test]
-    fn rotary(seed: u64, rows in 1usize..30, heads in 1usize..4, half in 1usize..10) {
+    fn rotary(seed: u64, rows in 1usize..30, heads in 1usize..4, half in 1usize..10, left in 0usize..5) {
         let mut random = Random::new(seed);
-        let (head_dim, width) = (2 * half, heads * 2 * half);
+        let head_dim = 2 * half + left;
+        let width = heads * head_dim;
         let (x, delta, angles) = (random.values(rows * width), random.values(rows * width), random.values(rows * half));
         let cos: Vec<f64> = angles.iter().map(|a| a.cos()).collect();
         let sin: Vec<f64> = angles.iter().map(|a| a.sin()).collect();
@@ -90,9 +93,11 @@ proptest! {
     fn attention(
         seed: u64, trunk in 0usize..90, suffixes in proptest::collection::vec(1usize..80, 1..3),
         kv_heads in 1usize..3, repeat in 1usize..4, head_dim in 1usize..20, late: bool,
+        cap in proptest::option::of(0.5f64..4.0), window in proptest::option::of(1usize..150),
     ) {
         let mut random = Random::new(seed);
-        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.3 };
+        let cap = cap.map(SoftCap);
+        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.3, cap, window };
         let (qw, kw) = (heads.heads * head_dim, kv_heads * head_dim);
         let n = trunk + suffixes.iter().sum::<usize>();
         let (q, k, v) = (random.values(n * qw), random.values(n * kw), random.values(n * kw));
@@ -147,18 +152,20 @@ proptest! {
     }
 
     #[test]
-    fn head(seed: u64, blocks in proptest::collection::vec(1usize..9, 1..4), d in 1usize..24, vocabulary in 1usize..60) {
-        check_head(seed, &blocks, d, vocabulary);
+    fn head(seed: u64, blocks in proptest::collection::vec(1usize..9, 1..4), d in 1usize..24, vocabulary in 1usize..60,
+        cap in proptest::option::of(0.5f64..8.0)) {
+        check_head(seed, &blocks, d, vocabulary, cap);
     }
 }
 
 /// A vocabulary that takes several chunks, the last one not full.
 #[test]
 fn head_over_several_chunks_of_the_vocabulary() {
-    check_head(7, &[5, 3], 16, 9000);
+    check_head(7, &[5, 3], 16, 9000, None);
+    check_head(8, &[5, 3], 16, 9000, Some(3.0));
 }
 
-fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize) {
+fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize, cap: Option<f64>) {
     let mut random = Random::new(seed);
     let n: usize = blocks.iter().sum();
     let mut first = 0;
@@ -172,7 +179,16 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize) {
     let (y, w) = (random.values(n * d), random.values(vocabulary * d));
     let targets: Vec<u32> = index(&mut random, n, vocabulary);
     let (y_leaf, w_leaf) = (leaf(&y, [n, d]), leaf(&w, [vocabulary, d]));
-    let logits = y_leaf.clone().matmul(w_leaf.transpose());
+    let logits = y_leaf.clone().matmul(w_leaf.clone().transpose());
+    let logits = match cap {
+        None => logits,
+        // burn's own tanh on the CPU is right to 1e-8 only
+        Some(cap) => (burn_tensor::activation::sigmoid(logits * (2.0 / cap)) * 2.0 - 1.0) * cap,
+    };
+    let all_slopes: Vec<f64> = match cap {
+        None => vec![1.0; n * vocabulary],
+        Some(cap) => crate::host(logits.clone()).iter().map(|z| SoftCap(cap).slope(*z)).collect(),
+    };
     let logp = burn_tensor::activation::log_softmax(logits, 1);
     let all = crate::host(logp.clone());
     let mut onehot = vec![0.0; n * vocabulary];
@@ -180,7 +196,8 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize) {
     let want_logp: Vec<f64> = targets.iter().enumerate().map(|(r, &t)| all[r * vocabulary + t as usize]).collect();
     let gradients = (logp * leaf(&onehot, [n, vocabulary])).sum().backward();
     let want_back = gradient(&y_leaf, &gradients);
-    let e: Vec<f64> = onehot.iter().zip(&all).map(|(one, logp)| one - logp.exp()).collect();
+    let e: Vec<f64> =
+        onehot.iter().zip(&all).zip(&all_slopes).map(|((one, logp), slope)| (one - logp.exp()) * slope).collect();
     let want_entropy: Vec<f64> =
         all.chunks_exact(vocabulary).map(|row| -row.iter().map(|l| l * l.exp()).sum::<f64>()).collect();
     let highest = |row: &[f64]| (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
@@ -202,7 +219,7 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize) {
     for (dtype, tolerance) in TYPES {
         let (y, w) = (tensor(&y, [n, d], dtype), tensor(&w, [vocabulary, d], dtype));
         let cotangents = HeadCotangents { weights: &weights, blocks: &of_block, block_rows: &blocks };
-        let out = Flex::head(&y, &w, &targets, Some(&cotangents));
+        let out = Flex::head(&y, &w, &targets, cap.map(SoftCap), Some(&cotangents));
         close(&out.logp, &want_logp, tolerance);
         close(&out.entropy, &want_entropy, tolerance);
         assert_eq!(out.best, want_best);

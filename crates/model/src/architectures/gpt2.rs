@@ -1,26 +1,28 @@
 //! `GPT2LMHeadModel`: `LayerNorm`, learned positions, one projection for queries, keys and values, `Conv1D` weights.
-use super::{Description, Names, Qkv, activation};
+use super::{BlockKind, Description, Names, Qkv, Up, activation, llama};
 use crate::config::Config;
 use crate::error::Result;
+use std::borrow::Cow;
 use tanglescope_kernels::{Heads, NormKind};
 
-const NAMES: Names = Names {
-    prefix: "transformer.",
-    embedding: "transformer.wte",
-    positions: Some("transformer.wpe"),
-    blocks: "transformer.h",
-    attention_norm: "ln_1",
-    qkv: Qkv::Fused("attn.c_attn"),
-    o: "attn.c_proj",
-    mlp_norm: "ln_2",
-    gate: None,
-    up: "mlp.c_fc",
-    down: "mlp.c_proj",
-    final_norm: "transformer.ln_f",
-    head: "lm_head",
-    conv1d: true,
-    buffers: &["attn.bias", "attn.masked_bias"],
-};
+fn names() -> Names {
+    Names {
+        prefix: Cow::Borrowed("transformer."),
+        embedding: Cow::Borrowed("transformer.wte"),
+        positions: Some("transformer.wpe"),
+        blocks: Cow::Borrowed("transformer.h"),
+        attention_norm: Some("ln_1"),
+        qkv: Qkv::Joined("attn.c_attn"),
+        o: "attn.c_proj",
+        mlp_norm: Some("ln_2"),
+        up: Up::Plain("mlp.c_fc"),
+        down: "mlp.c_proj",
+        final_norm: Cow::Borrowed("transformer.ln_f"),
+        conv1d: true,
+        buffers: &["attn.bias", "attn.masked_bias"],
+        ..llama::names()
+    }
+}
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
     for key in ["scale_attn_by_inverse_layer_idx", "add_cross_attention"] {
@@ -37,22 +39,31 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     Ok(Description {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        layers: config.size("n_layer")?,
+        blocks: vec![BlockKind { window: None, rope: None }; config.size("n_layer")?],
         max_positions: config.size("n_positions")?,
+        embedding_scale: 1.0,
         heads: Heads {
             heads,
             kv_heads: heads,
             head_dim,
             scale: if scaled { (head_dim as f64).sqrt().recip() } else { 1.0 },
+            cap: None,
+            window: None,
         },
-        rope: None,
+        ropes: Vec::new(),
         norm: NormKind { centred: true, eps: config.get("layer_norm_epsilon")?.unwrap_or(1e-5) },
         norm_bias: true,
+        gain_plus_one: false,
+        query_key_norm: None,
+        parallel: false,
         mlp_width: config.get("n_inner")?.unwrap_or(4 * hidden),
         activation: activation(config, "activation_function", "gelu_new")?,
-        attention_bias: true,
+        qkv_bias: true,
+        o_bias: true,
         mlp_bias: true,
         tied: config.get("tie_word_embeddings")?.unwrap_or(true),
-        names: NAMES,
+        logit_cap: None,
+        names: names(),
+        wrapper: None,
     })
 }

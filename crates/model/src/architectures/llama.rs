@@ -1,53 +1,125 @@
-//! `LlamaForCausalLM`: RMS norms, rotary positions, grouped-query attention, a gated feed-forward layer.
-use super::{Description, Names, Qkv, activation};
+//! `LlamaForCausalLM`: RMS norms, rotary positions, grouped-query attention, a gated feed-forward layer. What most
+//! later architectures vary.
+use super::{BlockKind, Description, Names, Qkv, Up, activation};
 use crate::config::Config;
 use crate::error::Result;
-use crate::rope::Rope;
+use crate::rope::{Rope, RopeDefaults};
+use std::borrow::Cow;
 use tanglescope_kernels::{Heads, NormKind};
 
-const NAMES: Names = Names {
-    prefix: "model.",
-    embedding: "model.embed_tokens",
-    positions: None,
-    blocks: "model.layers",
-    attention_norm: "input_layernorm",
-    qkv: Qkv::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
-    o: "self_attn.o_proj",
-    mlp_norm: "post_attention_layernorm",
-    gate: Some("mlp.gate_proj"),
-    up: "mlp.up_proj",
-    down: "mlp.down_proj",
-    final_norm: "model.norm",
-    head: "lm_head",
-    conv1d: false,
-    buffers: &["self_attn.rotary_emb.inv_freq"],
-};
+pub(super) fn names() -> Names {
+    Names {
+        prefix: Cow::Borrowed("model."),
+        embedding: Cow::Borrowed("model.embed_tokens"),
+        positions: None,
+        blocks: Cow::Borrowed("model.layers"),
+        attention_norm: Some("input_layernorm"),
+        qkv: Qkv::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+        query_key_norms: None,
+        o: "self_attn.o_proj",
+        after_attention: None,
+        mlp_norm: Some("post_attention_layernorm"),
+        up: Up::Gated(["mlp.gate_proj", "mlp.up_proj"]),
+        down: "mlp.down_proj",
+        after_mlp: None,
+        final_norm: Cow::Borrowed("model.norm"),
+        head: Cow::Borrowed("lm_head"),
+        conv1d: false,
+        buffers: &["self_attn.rotary_emb.inv_freq"],
+    }
+}
 
-pub(super) fn describe(config: &Config) -> Result<Description> {
-    let (hidden, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
-    let kv_heads = config.get("num_key_value_heads")?.unwrap_or(heads);
+/// What an architecture of this shape has where its config says nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Defaults {
+    /// Vocabulary, width, blocks, query heads and width of the feed-forward layer; the text part of a multimodal config leaves
+    /// them out where they are transformers' defaults, and other configs never do.
+    pub sizes: [usize; 5],
+    /// As many as query heads where there is none.
+    pub kv_heads: Option<usize>,
+    /// The residual stream's width over the query heads where there is none.
+    pub head_dim: Option<usize>,
+    pub max_positions: usize,
+    pub eps: f64,
+    pub activation: (&'static str, &'static str),
+    pub tied: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            sizes: [32_000, 4096, 32, 32, 11_008],
+            kv_heads: None,
+            head_dim: None,
+            max_positions: 2048,
+            eps: 1e-6,
+            activation: ("hidden_act", "silu"),
+            tied: false,
+        }
+    }
+}
+
+/// Reads what every architecture of this shape has; positions are left to [`with_rope`].
+pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
+    let size = |key: &str, default: usize| {
+        if config.is_part() && !config.has(key) { Ok(default) } else { config.size(key) }
+    };
+    let [vocabulary, hidden, layers, heads, mlp_width] = defaults.sizes;
+    let (hidden, heads) = (size("hidden_size", hidden)?, size("num_attention_heads", heads)?);
+    let kv_heads = config.get("num_key_value_heads")?.or(defaults.kv_heads).unwrap_or(heads);
     if kv_heads == 0 || heads % kv_heads != 0 {
         let problem = format!("found {kv_heads}, expected a divisor of num_attention_heads, {heads}");
         return Err(config.refuse("num_key_value_heads", problem));
     }
-    let head_dim: usize = config.get("head_dim")?.unwrap_or(hidden / heads);
+    let head_dim: usize = config.get("head_dim")?.or(defaults.head_dim).unwrap_or(hidden / heads);
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
         return Err(config.refuse("head_dim", format!("found {head_dim}, expected a positive even number")));
     }
+    let (key, default) = defaults.activation;
     Ok(Description {
-        vocabulary: config.size("vocab_size")?,
+        vocabulary: size("vocab_size", vocabulary)?,
         hidden,
-        layers: config.size("num_hidden_layers")?,
-        max_positions: config.get("max_position_embeddings")?.unwrap_or(2048),
-        heads: Heads { heads, kv_heads, head_dim, scale: (head_dim as f64).sqrt().recip() },
-        rope: Some(Rope::read(config, head_dim)?),
-        norm: NormKind { centred: false, eps: config.get("rms_norm_eps")?.unwrap_or(1e-6) },
+        blocks: vec![BlockKind { window: None, rope: None }; size("num_hidden_layers", layers)?],
+        max_positions: config.get("max_position_embeddings")?.unwrap_or(defaults.max_positions),
+        embedding_scale: 1.0,
+        heads: Heads { heads, kv_heads, head_dim, scale: (head_dim as f64).sqrt().recip(), cap: None, window: None },
+        ropes: Vec::new(),
+        norm: NormKind { centred: false, eps: config.get("rms_norm_eps")?.unwrap_or(defaults.eps) },
         norm_bias: false,
-        mlp_width: config.size("intermediate_size")?,
-        activation: activation(config, "hidden_act", "silu")?,
-        attention_bias: config.get("attention_bias")?.unwrap_or(false),
-        mlp_bias: config.get("mlp_bias")?.unwrap_or(false),
-        tied: config.get("tie_word_embeddings")?.unwrap_or(false),
-        names: NAMES,
+        gain_plus_one: false,
+        query_key_norm: None,
+        parallel: false,
+        mlp_width: size("intermediate_size", mlp_width)?,
+        activation: activation(config, key, default)?,
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        tied: config.get("tie_word_embeddings")?.unwrap_or(defaults.tied),
+        logit_cap: None,
+        names: names(),
+        wrapper: None,
     })
+}
+
+/// One rotary embedding for all blocks.
+pub(super) fn with_rope(of: Description, config: &Config, defaults: RopeDefaults) -> Result<Description> {
+    let rope = Rope::read(config, of.heads.head_dim, defaults)?;
+    let max_positions = rope.reach.map_or(of.max_positions, |reach| reach.max(of.max_positions));
+    let blocks = of.blocks.iter().map(|block| BlockKind { rope: Some(0), ..*block }).collect();
+    Ok(Description { ropes: vec![rope], blocks, max_positions, ..of })
+}
+
+/// A window for some of the blocks.
+pub(super) fn with_windows(mut of: Description, window: Option<usize>, windowed: &[bool]) -> Description {
+    for (block, _) in of.blocks.iter_mut().zip(windowed).filter(|(_, windowed)| **windowed) {
+        block.window = window;
+    }
+    of
+}
+
+pub(super) fn describe(config: &Config) -> Result<Description> {
+    let of = with_rope(body(config, Defaults::default())?, config, RopeDefaults::default())?;
+    let attention_bias = config.get("attention_bias")?.unwrap_or(false);
+    let mlp_bias = config.get("mlp_bias")?.unwrap_or(false);
+    Ok(Description { qkv_bias: attention_bias, o_bias: attention_bias, mlp_bias, ..of })
 }

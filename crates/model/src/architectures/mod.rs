@@ -1,17 +1,42 @@
 //! What the checkpoints of each architecture look like: one file an architecture, one line in `TABLE`.
+mod gemma2;
+mod gemma3;
 mod gpt2;
+mod gpt_neox;
+mod inert;
 mod llama;
+mod mistral;
+mod olmo2;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod wrapper;
+
+pub use wrapper::Wrapper;
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::outline::Reads;
 use crate::rope::Rope;
-use tanglescope_kernels::{Activation, Heads, NormKind};
+use std::borrow::Cow;
+use tanglescope_kernels::{Activation, Heads, NormKind, SoftCap};
 
 /// Reads a config of one architecture.
 type Describe = fn(&Config) -> Result<Description>;
 
 /// `model_type` of config.json, and how such a config is read.
-const TABLE: &[(&str, Describe)] = &[("gpt2", gpt2::describe), ("llama", llama::describe)];
+const TABLE: &[(&str, Describe)] = &[
+    ("gemma2", gemma2::describe),
+    ("gemma3_text", gemma3::describe),
+    ("gpt2", gpt2::describe),
+    ("gpt_neox", gpt_neox::describe),
+    ("llama", llama::describe),
+    ("mistral", mistral::describe),
+    ("olmo2", olmo2::describe),
+    ("phi3", phi3::describe),
+    ("qwen2", qwen2::describe),
+    ("qwen3", qwen3::describe),
+];
 
 /// A decoder's dimensions, its functions, and the names of its tensors.
 #[derive(Clone, Debug)]
@@ -20,61 +45,97 @@ pub struct Description {
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Number of blocks.
-    pub layers: usize,
+    /// What each block does differently.
+    pub blocks: Vec<BlockKind>,
     /// Longest sequence that the model has positions for.
     pub max_positions: usize,
-    /// Attention heads.
+    /// Factor on the embedding.
+    pub embedding_scale: f64,
+    /// Attention heads, without a window.
     pub heads: Heads,
-    /// Rotary embedding; learned positions where there is none.
-    pub rope: Option<Rope>,
+    /// Rotary embeddings; learned positions where there are none.
+    pub ropes: Vec<Rope>,
     /// The norms.
     pub norm: NormKind,
     /// Whether norms have a bias.
     pub norm_bias: bool,
+    /// Whether norms multiply with one plus their gain (Gemma).
+    pub gain_plus_one: bool,
+    /// Over what the norms of queries and keys go, where there are any.
+    pub query_key_norm: Option<QueryKeyNorm>,
+    /// Whether the feed-forward layer reads the block's input, beside attention and not after it.
+    pub parallel: bool,
     /// Width of the feed-forward layer.
     pub mlp_width: usize,
     /// Its function.
     pub activation: Activation,
-    /// Whether the projections of attention have biases.
-    pub attention_bias: bool,
+    /// Whether the projections to queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the projection of the attention output has a bias.
+    pub o_bias: bool,
     /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
+    /// A soft bound on the logits.
+    pub logit_cap: Option<SoftCap>,
     /// Names of modules.
     pub names: Names,
+    /// The multimodal model that this is the text part of.
+    pub wrapper: Option<Wrapper>,
+}
+
+/// What one block does differently from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockKind {
+    /// How many positions a query sees.
+    pub window: Option<usize>,
+    /// Which of the rotary embeddings.
+    pub rope: Option<usize>,
+}
+
+/// What the norms of queries and keys go over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryKeyNorm {
+    /// Each head's values.
+    Heads,
+    /// The values of all heads together.
+    Whole,
 }
 
 /// Where the tensors of an architecture stand in its checkpoints. Names inside a block are relative to the block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Names {
     /// The base model's prefix, which checkpoints of the bare base leave out.
-    pub prefix: &'static str,
+    pub prefix: Cow<'static, str>,
     /// The token embedding.
-    pub embedding: &'static str,
+    pub embedding: Cow<'static, str>,
     /// Learned positions.
     pub positions: Option<&'static str>,
     /// The list of blocks.
-    pub blocks: &'static str,
+    pub blocks: Cow<'static, str>,
     /// Norm before attention.
-    pub attention_norm: &'static str,
+    pub attention_norm: Option<&'static str>,
     /// Projections to queries, keys and values.
     pub qkv: Qkv,
+    /// Norms of queries and keys.
+    pub query_key_norms: Option<[&'static str; 2]>,
     /// Projection of the attention output.
     pub o: &'static str,
+    /// Norm of the projected attention output.
+    pub after_attention: Option<&'static str>,
     /// Norm before the feed-forward layer.
-    pub mlp_norm: &'static str,
-    /// Gate of a gated feed-forward layer.
-    pub gate: Option<&'static str>,
-    /// First projection of the feed-forward layer.
-    pub up: &'static str,
+    pub mlp_norm: Option<&'static str>,
+    /// First projections of the feed-forward layer.
+    pub up: Up,
     /// Second projection of the feed-forward layer.
     pub down: &'static str,
+    /// Norm of the feed-forward layer's output.
+    pub after_mlp: Option<&'static str>,
     /// Norm before the head.
-    pub final_norm: &'static str,
+    pub final_norm: Cow<'static, str>,
     /// Output matrix.
-    pub head: &'static str,
+    pub head: Cow<'static, str>,
     /// Whether projections are stored `[in, out]` (`Conv1D`) and not `[out, in]` (`Linear`).
     pub conv1d: bool,
     /// Tensors under a block that are no parameters.
@@ -87,10 +148,105 @@ pub enum Qkv {
     /// Three matrices.
     Separate([&'static str; 3]),
     /// One matrix whose columns are queries, then keys, then values.
-    Fused(&'static str),
+    Joined(&'static str),
+    /// One matrix whose columns are one head's queries, keys and values, then the next head's.
+    ByHead(&'static str),
 }
 
-/// Reads the config of a supported architecture.
+/// What the feed-forward layer's function is applied to.
+#[derive(Clone, Copy, Debug)]
+pub enum Up {
+    /// One matrix, no gate.
+    Plain(&'static str),
+    /// A gate's matrix and the one of what it multiplies.
+    Gated([&'static str; 2]),
+    /// One matrix whose columns are the gate's, then the others.
+    Joined(&'static str),
+}
+
+/// A part of a block that has parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A norm of a number of values.
+    Norm {
+        /// Path inside the block.
+        name: &'static str,
+        /// Length of its gain.
+        features: usize,
+    },
+    /// A linear map.
+    Map {
+        /// Path inside the block.
+        name: &'static str,
+        /// Which of the block's inputs it reads.
+        reads: Reads,
+        /// Values of its input and of its output, a row.
+        shape: [usize; 2],
+        /// Whether it has a bias.
+        bias: bool,
+    },
+}
+
+impl Description {
+    /// Number of blocks.
+    #[must_use]
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Attention heads of a block, with its window.
+    #[must_use]
+    pub fn heads_of(&self, layer: usize) -> Heads {
+        Heads { window: self.blocks[layer].window, ..self.heads }
+    }
+
+    /// Widths of the queries, keys and values of a row.
+    #[must_use]
+    pub fn qkv_widths(&self) -> [usize; 3] {
+        let kv = self.heads.kv_heads * self.heads.head_dim;
+        [self.heads.heads * self.heads.head_dim, kv, kv]
+    }
+
+    /// Longest sequence up to which the functions of a row do not depend on how long its sequence is.
+    #[must_use]
+    pub fn same_up_to(&self) -> Option<usize> {
+        self.ropes.iter().filter_map(Rope::same_up_to).min()
+    }
+
+    /// The parts of a block that have parameters, in the order of the forward pass.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        let (d, names, [q, kv, _]) = (self.hidden, &self.names, self.qkv_widths());
+        let norm = |name: Option<&'static str>| name.map(|name| Part::Norm { name, features: d });
+        let map = |name, reads, shape, bias| Part::Map { name, reads, shape, bias };
+        let mut parts: Vec<Part> = norm(names.attention_norm).into_iter().collect();
+        let of_qkv = |name, width| map(name, Reads::Attention, [d, width], self.qkv_bias);
+        match names.qkv {
+            Qkv::Separate([q_name, k_name, v_name]) => {
+                parts.extend([of_qkv(q_name, q), of_qkv(k_name, kv), of_qkv(v_name, kv)]);
+            }
+            Qkv::Joined(name) | Qkv::ByHead(name) => parts.push(of_qkv(name, q + 2 * kv)),
+        }
+        if let (Some(names), Some(over)) = (names.query_key_norms, self.query_key_norm) {
+            let widths = if over == QueryKeyNorm::Heads { [self.heads.head_dim; 2] } else { [q, kv] };
+            parts.extend(names.into_iter().zip(widths).map(|(name, features)| Part::Norm { name, features }));
+        }
+        parts.push(map(names.o, Reads::Mixed, [q, d], self.o_bias));
+        parts.extend(norm(names.after_attention));
+        parts.extend(norm(names.mlp_norm));
+        let of_up = |name, width| map(name, Reads::FeedForward, [d, width], self.mlp_bias);
+        match names.up {
+            Up::Plain(name) => parts.push(of_up(name, self.mlp_width)),
+            Up::Gated(names) => parts.extend(names.map(|name| of_up(name, self.mlp_width))),
+            Up::Joined(name) => parts.push(of_up(name, 2 * self.mlp_width)),
+        }
+        parts.push(map(names.down, Reads::Inner, [self.mlp_width, d], self.mlp_bias));
+        parts.extend(norm(names.after_mlp));
+        parts
+    }
+}
+
+/// Reads the config of a supported architecture, or of a multimodal model whose text part is one.
 ///
 /// # Errors
 /// Where the architecture is unknown or a key asks for something that is not computed.
@@ -107,11 +263,21 @@ pub fn describe(config: &Config) -> Result<Description> {
         ));
     }
     let model_type: String = config.need("model_type")?;
-    let known = || TABLE.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    match TABLE.iter().find(|(name, _)| *name == model_type) {
-        Some((_, describe)) => describe(config),
-        None => Err(config.refuse("model_type", format!("`{model_type}` is not supported; supported: {}", known()))),
+    if let Some(wrapper) = Wrapper::named(&model_type) {
+        return wrapper.describe(config);
     }
+    let Some((_, describe)) = TABLE.iter().find(|(name, _)| *name == model_type) else {
+        let known = TABLE.iter().map(|(name, _)| *name).chain(Wrapper::types()).collect::<Vec<_>>().join(", ");
+        return Err(config.refuse("model_type", format!("`{model_type}` is not supported; supported: {known}")));
+    };
+    let description = describe(config)?;
+    for key in ["is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention", "pruned_heads"] {
+        if config.get(key)?.is_some_and(|value: serde_json::Value| !crate::config::is_off(&value)) {
+            return Err(config.refuse(key, "asks for something other than a causal decoder, which is not supported"));
+        }
+    }
+    config.finish(inert::is_inert)?;
+    Ok(description)
 }
 
 /// The activation that a config names.
@@ -127,4 +293,43 @@ fn activation(config: &Config, key: &str, default: &str) -> Result<Activation> {
             format!("`{name}` is not supported; supported: silu, gelu, gelu_new, gelu_pytorch_tanh, relu"),
         )),
     }
+}
+
+/// A soft bound that a config may ask for.
+fn soft_cap(config: &Config, key: &str, default: Option<f64>) -> Result<Option<SoftCap>> {
+    match if config.has(key) { config.get(key)? } else { default } {
+        None => Ok(None),
+        Some(cap) if cap > 0.0 && f64::is_finite(cap) => Ok(Some(SoftCap(cap))),
+        Some(cap) => Err(config.refuse(key, format!("found {cap}, expected a positive number or null"))),
+    }
+}
+
+/// A window that a config may ask for; null where all positions are seen.
+fn window(config: &Config) -> Result<Option<usize>> {
+    match config.get("sliding_window")? {
+        Some(0) => Err(config.refuse("sliding_window", "found 0, expected a positive number or null")),
+        window => Ok(window),
+    }
+}
+
+/// Which blocks attend within a window: as `layer_types` says, or where a rule of the architecture says so.
+fn windowed(config: &Config, layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+    let Some(types): Option<Vec<String>> = config.get("layer_types")? else {
+        return Ok((0..layers).map(rule).collect());
+    };
+    if types.len() != layers {
+        let problem = format!("found {} entries, expected one for each of {layers} layers", types.len());
+        return Err(config.refuse("layer_types", problem));
+    }
+    let of = |kind: &String| match kind.as_str() {
+        "sliding_attention" => Ok(true),
+        "full_attention" => Ok(false),
+        _ => Err(unknown_layer(config, kind)),
+    };
+    types.iter().map(of).collect()
+}
+
+fn unknown_layer(config: &Config, kind: &str) -> Error {
+    let problem = format!("`{kind}` is not supported; supported: full_attention, sliding_attention");
+    config.refuse("layer_types", problem)
 }

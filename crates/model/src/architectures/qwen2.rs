@@ -1,0 +1,26 @@
+//! `Qwen2ForCausalLM`: Llama with biases on queries, keys and values, and a window on the upper blocks where one is asked for.
+use super::llama::{self, Defaults};
+use super::{Description, window, windowed};
+use crate::config::Config;
+use crate::error::Result;
+use crate::rope::RopeDefaults;
+
+pub(super) fn describe(config: &Config) -> Result<Description> {
+    Ok(Description { qkv_bias: true, ..body(config, None)? })
+}
+
+/// What Qwen 2 and Qwen 3 share.
+pub(super) fn body(config: &Config, head_dim: Option<usize>) -> Result<Description> {
+    let defaults =
+        Defaults { sizes: [151_936, 4096, 32, 32, 22_016], head_dim, max_positions: 32_768, ..Defaults::default() };
+    let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
+    let asked: bool = config.get("use_sliding_window")?.unwrap_or(false);
+    let first: usize = config.get("max_window_layers")?.unwrap_or(28);
+    let window = if config.has("sliding_window") { window(config)? } else { Some(4096) }.filter(|_| asked);
+    let windowed = windowed(config, of.layers(), |layer| window.is_some() && layer >= first)?;
+    if window.is_none() && windowed.contains(&true) {
+        let problem = "has sliding_attention, but use_sliding_window and sliding_window give no window";
+        return Err(config.refuse("layer_types", problem));
+    }
+    Ok(llama::with_windows(of, window, &windowed))
+}

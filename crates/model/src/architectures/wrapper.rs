@@ -1,0 +1,104 @@
+//! Multimodal models whose text part is a supported decoder, which is what is loaded of them.
+use super::{Description, Names, describe};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use std::borrow::Cow;
+use std::path::Path;
+
+/// Prefixes of the tensors that only images go through.
+const OF_IMAGES: &[&str] = &[
+    "vision_tower.",
+    "multi_modal_projector.",
+    "image_newline",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    "model.image_newline",
+];
+
+/// Where checkpoints have the text part: the prefix of its `model.`, and of its `lm_head`.
+const LAYOUTS: [[&str; 2]; 2] = [["language_model.model.", "language_model."], ["model.language_model.", ""]];
+
+/// A multimodal model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wrapper {
+    /// `model_type` of its config.
+    pub model_type: &'static str,
+}
+
+const TABLE: &[Wrapper] =
+    &[Wrapper { model_type: "gemma3" }, Wrapper { model_type: "llava" }, Wrapper { model_type: "mistral3" }];
+
+impl Wrapper {
+    pub(super) fn named(model_type: &str) -> Option<Self> {
+        TABLE.iter().find(|wrapper| wrapper.model_type == model_type).copied()
+    }
+
+    pub(super) fn types() -> impl Iterator<Item = &'static str> {
+        TABLE.iter().map(|wrapper| wrapper.model_type)
+    }
+
+    /// The text part, under the names that checkpoints on the hub have.
+    pub(super) fn describe(self, config: &Config) -> Result<Description> {
+        let Some(text) = config.object("text_config")? else {
+            return Err(config.refuse("text_config", "missing; the text part of a multimodal model is described there"));
+        };
+        let tied: Option<bool> = config.get("tie_word_embeddings")?;
+        let of_text = text.has("tie_word_embeddings");
+        let mut of = describe(&text)?;
+        if of.names.prefix != "model." || of.names.positions.is_some() {
+            return Err(text.refuse("model_type", "is not supported as the text part of a multimodal model"));
+        }
+        if let Some(tied) = tied.filter(|_| !of_text) {
+            of.tied = tied;
+        }
+        Ok(Description { names: renamed(of.names, LAYOUTS[0]), wrapper: Some(self), ..of })
+    }
+
+    /// Whether a tensor is one that only images go through.
+    #[must_use]
+    pub fn is_of_images(name: &str) -> bool {
+        OF_IMAGES.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// The same module of the text part as checkpoints of either layout, or of the text part alone, spell it.
+    #[must_use]
+    pub fn spellings(module: &str) -> Vec<String> {
+        let inside = LAYOUTS.iter().find_map(|[model, _]| module.strip_prefix(model));
+        let Some(inside) = inside else { return vec![module.to_owned()] };
+        let prefixes = LAYOUTS.iter().map(|[model, _]| *model).chain(["model."]);
+        std::iter::once(module.to_owned()).chain(prefixes.map(|prefix| format!("{prefix}{inside}"))).collect()
+    }
+}
+
+/// The names of a text part, inside its wrapper.
+fn renamed(names: Names, [model, head]: [&str; 2]) -> Names {
+    let inside = |name: &Cow<'static, str>| -> Cow<'static, str> {
+        let inner = LAYOUTS.iter().find_map(|[model, _]| name.strip_prefix(model)).or(name.strip_prefix("model."));
+        format!("{model}{}", inner.unwrap_or(name)).into()
+    };
+    let (embedding, blocks, final_norm) = (inside(&names.embedding), inside(&names.blocks), inside(&names.final_norm));
+    let head = format!("{head}lm_head").into();
+    Names { prefix: Cow::Owned(model.to_owned()), embedding, blocks, final_norm, head, ..names }
+}
+
+impl Description {
+    /// The same description under the names that a checkpoint has: `has` says whether it has a tensor.
+    ///
+    /// # Errors
+    /// Where the names of a multimodal checkpoint's text part are none that are known.
+    pub(crate) fn located(self, folder: &Path, has: impl Fn(&str) -> bool) -> Result<Self> {
+        let Some(wrapper) = self.wrapper else { return Ok(self) };
+        for layout in LAYOUTS {
+            let names = renamed(self.names.clone(), layout);
+            if has(&format!("{}.weight", names.embedding)) {
+                return Ok(Self { names, ..self });
+            }
+        }
+        let problem = format!(
+            "`{}` holds a text part, but no tensor of this name or of `model.language_model.embed_tokens.weight` is \
+             there; save the text model by itself with transformers first",
+            wrapper.model_type
+        );
+        Err(Error::tensor(folder, "language_model.model.embed_tokens.weight", problem))
+    }
+}

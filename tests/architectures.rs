@@ -1,0 +1,198 @@
+//! What configs ask for is computed or refused by name, and the text part of a multimodal model is the text model.
+mod support;
+
+use serde_json::{Value, json};
+use std::path::Path;
+use support::{Tensors, llama, write_json, write_model, write_tensors};
+use tanglescope_gram::{Cotangent, Group, grams};
+use tanglescope_kernels::{DType, Flex, FlexDevice, SoftCap};
+use tanglescope_model::architectures::{BlockKind, Description, QueryKeyNorm, describe};
+use tanglescope_model::{AdapterSource, Config, Decoder, Error};
+
+/// The least that a config of an architecture has, in three blocks.
+fn config(model_type: &str) -> Value {
+    let mut config = json!({
+        "model_type": model_type, "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    });
+    if model_type == "gpt_neox" {
+        let object = config.as_object_mut().unwrap();
+        object.retain(|key, _| key != "num_key_value_heads" && key != "head_dim");
+    }
+    if model_type == "gpt2" {
+        config = json!({
+            "model_type": "gpt2", "vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 32,
+        });
+    }
+    config
+}
+
+const ALL: [&str; 10] =
+    ["gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"];
+
+fn with(model_type: &str, keys: Value) -> Value {
+    let mut config = config(model_type);
+    config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    config
+}
+
+fn read(config: &Value) -> Result<Description, Error> {
+    describe(&Config::parse(Path::new("config.json"), config.to_string().as_bytes()).unwrap())
+}
+
+#[track_caller]
+fn refused(config: &Value, key: &str) {
+    let message = match read(config) {
+        Ok(_) => panic!("{key} was not refused"),
+        Err(error) => error.to_string(),
+    };
+    assert!(message.contains(&format!("`{key}`")), "{message}");
+}
+
+#[test]
+fn a_key_that_is_not_understood_is_refused_by_name() {
+    for model_type in ALL {
+        read(&config(model_type)).unwrap();
+        for key in ["logit_scale", "residual_multiplier", "qk_layernorm", "position_embedding_type"] {
+            refused(&with(model_type, json!({ key: 0.5 })), key);
+        }
+        refused(&with(model_type, json!({ "is_encoder_decoder": true })), "is_encoder_decoder");
+        // what changes nothing, or is off
+        let inert = json!({
+            "torch_dtype": "bfloat16", "use_cache": true, "attention_dropout": 0.1, "_name_or_path": "x",
+            "unsloth_version": "1", "max_length": 20, "logit_scale": null, "qk_layernorm": false, "auto_map": {},
+        });
+        read(&with(model_type, inert)).unwrap();
+    }
+    // a key of another architecture
+    refused(&with("llama", json!({ "final_logit_softcapping": 30.0 })), "final_logit_softcapping");
+    refused(&with("llama", json!({ "sliding_window": 8 })), "sliding_window");
+    refused(&with("llama", json!({ "partial_rotary_factor": 0.5 })), "partial_rotary_factor");
+    refused(&with("mistral", json!({ "layer_types": ["full_attention"] })), "layer_types");
+    refused(&with("gpt2", json!({ "rope_theta": 1e4 })), "rope_theta");
+}
+
+#[test]
+fn rotary_parameters_that_are_not_understood_are_refused_by_name() {
+    let rope = |parameters: Value| with("llama", json!({ "rope_parameters": parameters }));
+    refused(&rope(json!({ "rope_type": "proportional" })), "rope_parameters");
+    refused(&rope(json!({ "rope_type": "default", "mrope_section": [1, 2, 1] })), "rope_parameters.mrope_section");
+    refused(&rope(json!({ "rope_type": "linear" })), "rope_parameters.factor");
+    refused(&rope(json!({ "rope_type": "linear", "factor": 0 })), "rope_parameters.factor");
+    refused(
+        &rope(json!({ "rope_type": "longrope", "factor": 2, "short_factor": [1], "long_factor": [1] })),
+        "rope_parameters.short_factor",
+    );
+    read(&rope(json!({ "rope_type": "default", "factor": 2, "beta_fast": 3 }))).unwrap();
+    let gemma = |parameters: Value| with("gemma3_text", json!({ "rope_parameters": parameters }));
+    refused(&gemma(json!({ "full_attention": {}, "other": { "rope_theta": 2 } })), "rope_parameters.other");
+}
+
+#[test]
+fn windows_are_of_the_blocks_that_the_config_says() {
+    let windows = |config: &Value| -> Vec<Option<usize>> {
+        read(config).unwrap().blocks.iter().map(|block| block.window).collect()
+    };
+    let window = json!({ "sliding_window": 5 });
+    assert_eq!(windows(&with("mistral", window.clone())), [Some(5); 3]);
+    assert_eq!(windows(&with("mistral", json!({ "sliding_window": null }))), [None; 3]);
+    assert_eq!(windows(&with("phi3", window.clone())), [Some(5); 3]);
+    assert_eq!(windows(&with("qwen2", window.clone())), [None; 3]);
+    let upper = json!({ "sliding_window": 5, "use_sliding_window": true, "max_window_layers": 2 });
+    assert_eq!(windows(&with("qwen3", upper)), [None, None, Some(5)]);
+    assert_eq!(windows(&with("gemma2", window.clone())), [Some(5), None, Some(5)]);
+    let types =
+        json!({ "sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "full_attention"] });
+    assert_eq!(windows(&with("gemma2", types)), [None, Some(5), None]);
+    let every = json!({ "sliding_window": 5, "sliding_window_pattern": 2 });
+    assert_eq!(windows(&with("gemma3_text", every)), [Some(5), None, Some(5)]);
+    refused(&with("gemma2", json!({ "layer_types": ["full_attention"] })), "layer_types");
+    refused(&with("gemma2", json!({ "layer_types": vec!["chunked_attention"; 3] })), "layer_types");
+    refused(&with("mistral", json!({ "sliding_window": 0 })), "sliding_window");
+}
+
+#[test]
+fn defaults_are_those_of_transformers() {
+    let gemma = read(&config("gemma2")).unwrap();
+    assert_eq!((gemma.heads.cap, gemma.logit_cap), (Some(SoftCap(50.0)), Some(SoftCap(30.0))));
+    assert_eq!((gemma.embedding_scale, gemma.heads.scale, gemma.tied), (4.0, 1.0 / 16.0, true));
+    let off = with("gemma2", json!({ "attn_logit_softcapping": null, "final_logit_softcapping": null }));
+    let off = read(&off).unwrap();
+    assert_eq!((off.heads.cap, off.logit_cap), (None, None));
+    let gemma = read(&config("gemma3_text")).unwrap();
+    assert_eq!((gemma.heads.cap, gemma.query_key_norm), (None, Some(QueryKeyNorm::Heads)));
+    assert_eq!(gemma.blocks, [BlockKind { window: Some(4096), rope: Some(1) }; 3]);
+    let neox = read(&config("gpt_neox")).unwrap();
+    assert!(neox.parallel && neox.norm.centred && neox.qkv_bias && !neox.tied);
+    // a quarter of a head of four
+    assert_eq!(neox.ropes[0].pairs, 1);
+    let qwen = read(&config("qwen2")).unwrap();
+    assert!(qwen.qkv_bias && !qwen.o_bias && !qwen.mlp_bias);
+}
+
+/// ww, wl, wl, ll over every parameter.
+fn gram(folder: &Path, adapter: Option<&Path>) -> Result<Vec<f64>, Error> {
+    let source = adapter.map_or(AdapterSource::None, |adapter| AdapterSource::Saved(adapter.to_owned()));
+    let model = Decoder::<Flex>::load(folder, &source, DType::F64, &FlexDevice, usize::MAX)?;
+    let scope = model.in_scope(&(if adapter.is_some() { "lora" } else { "full" }).parse()?)?;
+    let group = Group::new(vec![1, 2, 3], vec![vec![4, 5, 6], vec![4, 7]]);
+    Ok(grams(&model, &scope, &[(&group, &Cotangent::log_probabilities(&group))]).remove(0).total())
+}
+
+#[test]
+fn the_text_part_of_a_multimodal_model_is_the_text_model() {
+    let (text, tensors) = llama(2, false);
+    let plain = tempfile::tempdir().unwrap();
+    write_model(plain.path(), &(text.clone(), tensors.clone()));
+    let want = gram(plain.path(), None).unwrap();
+
+    // an adapter under the text model's names, and under those of each layout
+    let adapter = |before: &str, after: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"] });
+        write_json(&folder.path().join("adapter_config.json"), &config);
+        let mut random = support::Random::new(9);
+        let mut factors = Tensors::new();
+        for name in tensors.keys().filter(|name| name.contains("q_proj.weight")) {
+            let [outputs, inputs] = tensors[name].shape[..] else { panic!("{name} is a matrix") };
+            let module = name.replacen(before, after, 1).replace(".weight", "");
+            let mut add = |factor: &str, shape: &[usize]| {
+                factors.insert(format!("base_model.model.{module}.{factor}.weight"), random.tensor(shape, 0.5));
+            };
+            add("lora_A", &[2, inputs]);
+            add("lora_B", &[outputs, 2]);
+        }
+        write_tensors(&folder.path().join("adapter_model.safetensors"), &factors, safetensors::Dtype::F32);
+        folder
+    };
+    let lora = adapter("", "");
+    let want_lora = gram(plain.path(), Some(lora.path())).unwrap();
+
+    for (wrapper, body, head) in [
+        ("llava", "language_model.model.", "language_model."),
+        ("mistral3", "model.language_model.", ""),
+        ("gemma3", "language_model.model.", "language_model."),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let renamed = tensors.iter().map(|(name, tensor)| {
+            let inside = name.strip_prefix("model.").map(|inside| format!("{body}{inside}"));
+            (inside.unwrap_or_else(|| format!("{head}{name}")), tensor.clone())
+        });
+        let mut renamed: Tensors = renamed.collect();
+        let image = if head.is_empty() { "model.vision_tower.x" } else { "vision_tower.x" };
+        renamed.insert(image.to_owned(), support::Random::new(1).tensor(&[3], 1.0));
+        let config = json!({ "model_type": wrapper, "text_config": text, "vision_config": { "hidden_size": 3 } });
+        write_model(folder.path(), &(config, renamed.clone()));
+        assert_eq!(gram(folder.path(), None).unwrap(), want, "{wrapper}");
+        for inside in ["model.", "language_model.model.", "model.language_model."] {
+            let spelled = adapter("model.", inside);
+            assert_eq!(gram(folder.path(), Some(spelled.path())).unwrap(), want_lora, "{wrapper} {inside}");
+        }
+        // names that are no layout's
+        let odd: Tensors = renamed.iter().map(|(name, tensor)| (format!("odd.{name}"), tensor.clone())).collect();
+        write_tensors(&folder.path().join("model.safetensors"), &odd, safetensors::Dtype::F32);
+        let message = gram(folder.path(), None).unwrap_err().to_string();
+        assert!(message.contains("language_model.model.embed_tokens.weight"), "{message}");
+    }
+    refused(&json!({ "model_type": "llava" }), "text_config");
+}
