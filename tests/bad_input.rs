@@ -99,9 +99,9 @@ const MODEL: &[Case] = &[
     Case("heads that do not fit", |i| i.config("num_key_value_heads", 3.into()), &["num_key_value_heads", "divisor"]),
     Case("an activation that is not computed", |i| i.config("hidden_act", "mish".into()), &["hidden_act", "`mish`"]),
     Case(
-        "rope of type dynamic",
-        |i| i.config("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0})),
-        &["rope_scaling", "`dynamic`"],
+        "rope of an unknown type",
+        |i| i.config("rope_scaling", json!({"rope_type": "proportional", "factor": 2.0})),
+        &["rope_scaling", "`proportional`"],
     ),
     Case(
         "a quantised base",
@@ -284,7 +284,7 @@ const ADAPTER: &[Case] = &[
 
 const DATA: &[Case] = &[
     Case("no such data file", |i| std::fs::remove_file(&i.data).unwrap(), &["pairs.jsonl"]),
-    Case("a folder as data", |i| i.data = i.model.clone(), &["is a folder"]),
+    Case("a folder as data", |i| i.data = i.model.clone(), &["has no data files"]),
     Case("empty data", |i| i.rows(&[]), &["pairs.jsonl", "has no rows"]),
     Case("blank lines only", |i| i.rows(&["", " ", ""]), &["pairs.jsonl", "has no rows"]),
     Case(

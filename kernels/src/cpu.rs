@@ -326,6 +326,7 @@ impl Kernels for Flex {
                 log_normaliser: walk.log_normaliser,
                 entropy: walk.entropy,
                 best: walk.best,
+                rank: walk.rank,
                 back: matrix(walk.back, [targets.len(), d]),
                 gram: walk.gram,
             }

@@ -71,6 +71,8 @@ pub struct HeadOutput<T, P> {
     pub entropy: Vec<f64>,
     /// Most probable token of each row, the first of equals, `[n]`.
     pub best: Vec<u32>,
+    /// Place of the target among all tokens by probability, from 1, `[n]`; equals come after it.
+    pub rank: Vec<u32>,
     /// ∂ log p(target) / ∂ hidden row, `[n, d]`.
     pub back: T,
     /// Gram of the output matrix for each block of cotangents, where asked for.

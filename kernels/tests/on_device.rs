@@ -319,6 +319,7 @@ fn head<B: Kernels>(device: &B::Device) {
             close(&got.log_normaliser, &want.log_normaliser, 2e-4);
             close(&got.entropy, &want.entropy, 2e-4);
             assert_eq!(got.best, want.best);
+            assert_eq!(got.rank, want.rank);
             same::<B>(&got.back, &want.back);
             close(&B::collect(vec![got.gram.unwrap()])[0][0], &want.gram.unwrap()[0], 2e-4);
         }

@@ -8,6 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use polars_core::prelude::DataType;
 use std::process::{Command, Output};
 use tanglescope_analytics::Table;
 
@@ -174,7 +175,8 @@ pub fn copy_folder(from: &Path, to: &Path) {
 /// A column of numbers of a table's first part.
 pub fn numbers(out: &Path, table: &str, column: &str) -> Vec<Option<f64>> {
     let frame = Table::create(out, table).unwrap().read(0).unwrap();
-    frame.column(column).unwrap().f64().unwrap().iter().collect()
+    let column = frame.column(column).unwrap().cast(&DataType::Float64).unwrap();
+    column.f64().unwrap().iter().collect()
 }
 
 /// The program.

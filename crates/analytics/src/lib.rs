@@ -2,11 +2,13 @@
 //! records amount to.
 mod comparison;
 mod error;
+pub mod groups;
 mod metrics;
 pub mod objectives;
 mod official;
 mod params;
 mod parts;
+pub mod probes;
 mod records;
 mod relations;
 pub mod statistics;

@@ -23,8 +23,41 @@ pub struct PairRow {
     pub edit_distance: u32,
     /// Inner products over all parameters in scope.
     pub gram: PairGram,
+    /// What else the same pass measured.
+    pub companions: Companions,
+    /// Of a pair of a larger group: the group's row, and which of its responses are chosen and rejected.
+    pub group: Option<(u64, [u32; 2])>,
     /// What an objective of contrast tokens asks for.
     pub contrast: Option<Contrast>,
+}
+
+/// Measures of a pair beside its gradients (docs/mathematics.md, section 10).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Companions {
+    /// Inner products of the sums of last hidden states over both responses' rows: chosen with itself, with rejected, rejected
+    /// with itself.
+    pub hidden: [f64; 3],
+    /// Mean entropy of the predictions of both responses' tokens, in nats.
+    pub entropy: [f64; 2],
+    /// Mean place of both responses' tokens among all tokens by probability, from 1.
+    pub rank: [f64; 2],
+    /// Part of wl that the last block's parameters make; `None` where none of them is in scope or wl is zero.
+    pub last_layer: Option<f64>,
+}
+
+impl Companions {
+    /// CHES score (Razin et al., arXiv 2410.08847, definition 2): `⟨Σh_w, Σh_l⟩ − ‖Σh_w‖²`.
+    #[must_use]
+    pub fn ches(&self) -> f64 {
+        self.hidden[1] - self.hidden[0]
+    }
+
+    /// The same with each sum over its response's tokens: `⟨Σh_w, Σh_l⟩/(|w||l|) − ‖Σh_w‖²/|w|²` (ibid., definition 3).
+    #[must_use]
+    pub fn ches_by_length(&self, tokens: &PairLengths) -> f64 {
+        let (w, l) = (f64::from(tokens.chosen), f64::from(tokens.rejected));
+        self.hidden[1] / (w * l) - self.hidden[0] / (w * w)
+    }
 }
 
 /// A pair's log-probabilities summed over its contrast tokens, those that its responses do not share, and the gradients of
@@ -91,6 +124,10 @@ pub struct ResponseTokens {
     pub text: Option<Vec<String>>,
     /// Log-probability of each.
     pub logps: Vec<f64>,
+    /// Entropy of the prediction of each, in nats.
+    pub entropies: Vec<f64>,
+    /// Place of each among all tokens by probability, from 1.
+    pub ranks: Vec<u32>,
 }
 
 pub(crate) fn column<R, T>(name: &str, rows: &[R], value: impl Fn(&R) -> T) -> Column
@@ -184,7 +221,25 @@ pub fn pairs(rows: &[PairRow]) -> DataFrame {
         column("band_low", rows, |r| r.gram.band().map(|band| band.0)),
         column("band_high", rows, |r| r.gram.band().map(|band| band.1)),
         column("regime_dpo", rows, |r| r.gram.regime(1.0, 1.0).name().to_owned()),
+        column("common_mode", rows, |r| r.gram.common_mode()),
+        column("differential_mode", rows, |r| r.gram.differential_mode()),
+        column("last_layer_share", rows, |r| r.companions.last_layer),
+        column("hidden_ww", rows, |r| r.companions.hidden[0]),
+        column("hidden_wl", rows, |r| r.companions.hidden[1]),
+        column("hidden_ll", rows, |r| r.companions.hidden[2]),
+        column("ches", rows, |r| r.companions.ches()),
+        column("ches_by_length", rows, |r| r.companions.ches_by_length(&r.tokens)),
+        column("entropy_chosen", rows, |r| r.companions.entropy[0]),
+        column("entropy_rejected", rows, |r| r.companions.entropy[1]),
+        column("rank_chosen", rows, |r| r.companions.rank[0]),
+        column("rank_rejected", rows, |r| r.companions.rank[1]),
     ]);
+    if rows.iter().any(|r| r.group.is_some()) {
+        columns.push(column("group", rows, |r| r.group.map_or(r.pair, |(group, _)| group)));
+        let of = |k: usize, r: &PairRow| r.group.map_or(u32::from(k == 1), |(_, responses)| responses[k]);
+        columns.push(column("chosen_response", rows, |r| of(0, r)));
+        columns.push(column("rejected_response", rows, |r| of(1, r)));
+    }
     let contrast: Option<Vec<[f64; 8]>> = rows.iter().map(|r| r.contrast.map(|c| c.values())).collect();
     if let Some(contrast) = contrast {
         columns.extend(CONTRAST.iter().enumerate().map(|(i, name)| column(name, &contrast, |r| r[i])));
@@ -216,6 +271,10 @@ pub fn responses(rows: &[ResponsesRow]) -> DataFrame {
         lists::<_, StringType>("rejected_text", rows, |r| text(&r.rejected)),
         lists::<_, Float64Type>("chosen_logps", rows, |r| logps(&r.chosen)),
         lists::<_, Float64Type>("rejected_logps", rows, |r| logps(&r.rejected)),
+        lists::<_, Float64Type>("chosen_entropies", rows, |r| Some(Series::new(none.clone(), &r.chosen.entropies))),
+        lists::<_, Float64Type>("rejected_entropies", rows, |r| Some(Series::new(none.clone(), &r.rejected.entropies))),
+        lists::<_, UInt32Type>("chosen_ranks", rows, |r| Some(Series::new(none.clone(), &r.chosen.ranks))),
+        lists::<_, UInt32Type>("rejected_ranks", rows, |r| Some(Series::new(none.clone(), &r.rejected.ranks))),
     ])
 }
 

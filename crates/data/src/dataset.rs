@@ -1,13 +1,22 @@
-//! A data file as token ids that a model can take.
+//! A data set as token ids that a model can take.
 use crate::error::{Error, Result};
-use crate::preference::{Form, Preference, parse_row};
-use crate::rows::read_lines;
-use crate::tokens::{PairTokens, TextTokens};
+use crate::files::Files;
+use crate::layout::{Layout, Mapping, group, none_joined};
+use crate::preference::{Form, Preference, Row, columns_of, parse_columns};
+use crate::rows::{Raw, each};
+use crate::spool::{Pairs, Spool, nothing};
+use crate::tokens::{PairTokens, TextTokens, Tokens};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+
+/// Rows that are parsed and tokenised together, on all cores.
+const AT_ONCE: usize = 1024;
 
 /// How rows are read and tokenised.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +35,10 @@ pub struct Reading {
     pub limit: Option<usize>,
     /// Only a sample of those is used.
     pub sample: Option<Sample>,
+    /// Which part of the data set, where it has several.
+    pub split: Option<String>,
+    /// Where the usual columns are to be found.
+    pub columns: Mapping,
 }
 
 /// Rows drawn without replacement, the same for every model and tokenizer.
@@ -57,16 +70,52 @@ pub struct Limits {
 }
 
 /// One usable row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Pair {
     /// Number of the row in the data, from 0.
     pub row: u64,
     /// The row's `id`.
     pub id: Option<String>,
-    /// Its tokens.
+    /// Its tokens; of a group, the best response and the worst.
     pub tokens: PairTokens,
     /// Tokens that the prompt lost on the left.
     pub truncated_tokens: usize,
+    /// All responses, of a row that is a group.
+    pub group: Option<Candidates>,
+}
+
+/// The responses of a group.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Candidates {
+    /// Tokens of each.
+    pub responses: Vec<Vec<u32>>,
+    /// How good each is; `None` where the row does not say, and its first counts as the best and its last as the worst.
+    pub scores: Option<Vec<f64>>,
+    /// The best, the first of equals.
+    pub best: usize,
+    /// The worst, the last of equals.
+    pub worst: usize,
+}
+
+impl Candidates {
+    fn new(responses: Vec<Vec<u32>>, scores: Option<Vec<f64>>) -> Self {
+        let (mut best, mut worst) = (0, responses.len() - 1);
+        if let Some(scores) = &scores {
+            for (k, score) in scores.iter().enumerate() {
+                if *score > scores[best] {
+                    best = k;
+                }
+                if *score < scores[worst] || (*score - scores[worst]).abs() == 0.0 {
+                    worst = k;
+                }
+            }
+            // all are equal
+            if best == worst {
+                (best, worst) = (0, responses.len() - 1);
+            }
+        }
+        Self { responses, scores, best, worst }
+    }
 }
 
 /// A row that was left out.
@@ -78,76 +127,265 @@ pub struct Skipped {
     pub problem: String,
 }
 
-/// The usable rows of a data file, in order.
-#[derive(Clone, Debug)]
+/// The usable rows of a data set, in order.
+#[derive(Debug)]
 pub struct Dataset {
-    /// The file.
+    /// The file or folder.
     pub path: PathBuf,
     /// Usable rows.
-    pub pairs: Vec<Pair>,
+    pub pairs: Pairs,
     /// Rows left out.
     pub skipped: Vec<Skipped>,
+    /// How many prompts were cut from the left.
+    pub truncated: usize,
+    /// Whether some row is a group.
+    pub groups: bool,
+    /// Its files.
+    pub files: Vec<PathBuf>,
+    /// What was recognised, taken or left out, in words.
+    pub notes: Vec<String>,
     /// SHA-256 of the rows' numbers and token ids.
     pub content_hash: String,
 }
 
+/// A row with its number.
+type Numbered<T> = (u64, T);
+
+/// Rows on their way from files to tokens.
+struct Reader<'a> {
+    path: &'a Path,
+    model: &'a Path,
+    reading: &'a Reading,
+    limits: Limits,
+    /// Opened when the first row of text needs it.
+    tokenizer: Option<TextTokens>,
+    /// That of the first row.
+    layout: Option<Layout>,
+    spool: Spool,
+    skipped: Vec<Skipped>,
+    truncated: usize,
+    groups: bool,
+    hasher: Sha256,
+}
+
 impl Dataset {
-    /// Reads a data file for a model; `tokenizer` is opened when the first row of text needs it.
+    /// Reads a data set for a model; its tokenizer is opened when the first row of text needs it.
     ///
     /// # Errors
-    /// Where the file or tokenizer cannot be read, no row is usable, or a row is bad and bad rows are not skipped.
+    /// Where a file or the tokenizer cannot be read, no row is usable, or a row is bad and bad rows are not skipped.
     pub fn read(path: &Path, model: &Path, reading: &Reading, limits: Limits) -> Result<Self> {
-        let mut lines = read_lines(path)?;
-        lines.truncate(reading.limit.unwrap_or(usize::MAX));
-        if lines.is_empty() {
-            return Err(Error::file(path, "has no rows"));
-        }
-        let numbers = match reading.sample {
-            Some(sample) => sample.draw(lines.len()),
-            None => (0..lines.len()).collect(),
-        };
-        let rows: Vec<_> = numbers.par_iter().map(|&row| parse_row(&lines[row], reading.form)).collect();
-        drop(lines);
-        let is_text = |row: &Result<_, _>| matches!(row, Ok((_, Preference::Text { .. } | Preference::Chat { .. })));
-        let tokenizer = rows.iter().any(is_text).then(|| TextTokens::open(model)).transpose()?;
-        let results: Vec<Result<Pair, String>> = rows
-            .into_par_iter()
-            .zip(&numbers)
-            .map(|(parsed, &row)| {
-                let (id, preference) = parsed?;
-                let tokens = match (&tokenizer, preference) {
-                    (_, Preference::Ids { prompt, chosen, rejected }) => PairTokens { prompt, chosen, rejected },
-                    (Some(tokenizer), preference) => tokenizer.pair(&preference, reading.append_eos)?,
-                    (None, _) => return Err("needs a tokenizer".to_owned()),
-                };
-                fit(tokens, reading, limits).map(|(tokens, truncated_tokens)| Pair {
-                    row: row as u64,
-                    id,
-                    tokens,
-                    truncated_tokens,
-                })
-            })
-            .collect();
-        let (mut pairs, mut skipped) = (Vec::with_capacity(results.len()), Vec::new());
-        for (result, &row) in results.into_iter().zip(&numbers) {
-            let row = row as u64;
-            match result {
-                Ok(pair) => pairs.push(pair),
-                Err(problem) if reading.skip_bad_rows => skipped.push(Skipped { row, problem }),
-                Err(problem) => return Err(Error::Row { path: path.to_owned(), row, problem }),
+        let Files { files, note } = Files::find(path, reading.split.as_deref())?;
+        let limit = reading.limit.unwrap_or(usize::MAX);
+        let all = |take: &mut dyn FnMut(u64, Raw) -> Result<()>| -> Result<u64> {
+            let mut number = 0;
+            for (file, format) in &files {
+                let end = each(file, *format, &mut |raw| {
+                    if number >= limit as u64 {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                    take(number, raw)?;
+                    number += 1;
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                if end.is_break() {
+                    break;
+                }
             }
+            Ok(number)
+        };
+        let mut sample = match reading.sample {
+            None => None,
+            Some(sample) => {
+                let rows = all(&mut |_, _| Ok(()))?;
+                Some(sample.draw(usize::try_from(rows).unwrap_or(usize::MAX)).into_iter().peekable())
+            }
+        };
+        let mut reader = Reader::new(path, model, reading, limits)?;
+        let (mut waiting, mut joined) = (Vec::new(), Joined::default());
+        let rows = all(&mut |number, raw| {
+            if let Some(sample) = &mut sample
+                && sample.next_if_eq(&usize::try_from(number).unwrap_or(usize::MAX)).is_none()
+            {
+                return Ok(());
+            }
+            waiting.push((number, raw));
+            if waiting.len() == AT_ONCE { reader.take(std::mem::take(&mut waiting), &mut joined) } else { Ok(()) }
+        })?;
+        if rows == 0 {
+            return Err(nothing(path));
         }
-        if pairs.is_empty() {
-            let first = skipped.first().map_or(String::new(), |s| format!("; row {}: {}", s.row, s.problem));
-            return Err(Error::file(path, format!("no row can be used{first}")));
-        }
-        Ok(Self { path: path.to_owned(), content_hash: hash(&pairs), pairs, skipped })
+        reader.take(waiting, &mut joined)?;
+        reader.finish(joined, files.into_iter().map(|(file, _)| file).collect(), note)
     }
 }
 
+/// Responses of one prompt, of rows that are one response each.
+#[derive(Default)]
+struct OfPrompt {
+    row: u64,
+    id: Option<Value>,
+    prompt: Value,
+    responses: Vec<Value>,
+    scores: Vec<f64>,
+}
+
+/// Responses by prompt, in the order of the prompts' first rows.
+#[derive(Default)]
+struct Joined {
+    place: HashMap<String, usize>,
+    prompts: Vec<OfPrompt>,
+}
+
+impl Joined {
+    fn add(&mut self, row: u64, id: Option<Value>, (prompt, response, score): (Value, Value, f64)) {
+        let next = self.prompts.len();
+        let at = *self.place.entry(prompt.to_string()).or_insert(next);
+        if at == next {
+            self.prompts.push(OfPrompt { row, id, prompt, ..OfPrompt::default() });
+        }
+        self.prompts[at].responses.push(response);
+        self.prompts[at].scores.push(score);
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn new(path: &'a Path, model: &'a Path, reading: &'a Reading, limits: Limits) -> Result<Self> {
+        let (spool, skipped, hasher) = (Spool::new()?, Vec::new(), Sha256::new());
+        let (tokenizer, layout, truncated, groups) = (None, None, 0, false);
+        Ok(Self { path, model, reading, limits, tokenizer, layout, spool, skipped, truncated, groups, hasher })
+    }
+
+    /// Takes some rows in: to the spool, or among the responses of their prompts.
+    fn take(&mut self, rows: Vec<Numbered<Raw>>, joined: &mut Joined) -> Result<()> {
+        let columns = |raw: Raw| -> Result<Map<String, Value>, String> {
+            let columns = match raw {
+                Raw::Line(line) => columns_of(&line)?,
+                Raw::Columns(columns) => columns,
+                Raw::Bad(problem) => return Err(problem),
+            };
+            self.reading.columns.of(columns)
+        };
+        let rows: Vec<Numbered<Result<Map<String, Value>, String>>> =
+            rows.into_par_iter().map(|(number, raw)| (number, columns(raw))).collect();
+        if self.layout.is_none() {
+            self.layout = rows.iter().find_map(|(_, columns)| columns.as_ref().ok().map(Layout::of));
+        }
+        let form = self.reading.form;
+        // a response by itself is what is asked for
+        let layout = self.layout.filter(|layout| !(layout.joins() && form.chosen_only)).unwrap_or(Layout::Usual);
+        if layout.joins() {
+            for (number, columns) in rows {
+                let of = columns.and_then(|mut columns| Ok((layout.response(&columns)?, columns.remove("id"))));
+                match of {
+                    Ok((response, id)) => joined.add(number, id, response),
+                    Err(problem) => self.refuse(number, problem)?,
+                }
+            }
+            return Ok(());
+        }
+        let parse = |(number, columns): Numbered<Result<Map<String, Value>, String>>| {
+            (number, columns.and_then(|columns| layout.usual(columns)).and_then(|usual| parse_columns(usual, form)))
+        };
+        self.add(rows.into_par_iter().map(parse).collect())
+    }
+
+    /// Tokenises rows and adds them.
+    fn add(&mut self, rows: Vec<Numbered<Result<Row, String>>>) -> Result<()> {
+        let is_text = |row: &Result<Row, String>| {
+            row.as_ref().is_ok_and(|row| !matches!(row.preference, Preference::Ids { .. }))
+        };
+        if self.tokenizer.is_none() && rows.iter().any(|(_, row)| is_text(row)) {
+            self.tokenizer = Some(TextTokens::open(self.model)?);
+        }
+        let (tokenizer, reading, limits) = (self.tokenizer.as_ref(), self.reading, self.limits);
+        let of = |(row, parsed): Numbered<Result<Row, String>>| {
+            (row, parsed.and_then(|parsed| usable(row, parsed, tokenizer, reading, limits)))
+        };
+        let pairs: Vec<Numbered<Result<Pair, String>>> = rows.into_par_iter().map(of).collect();
+        for (row, pair) in pairs {
+            match pair {
+                Ok(pair) => {
+                    hash(&mut self.hasher, &pair);
+                    self.truncated += usize::from(pair.truncated_tokens > 0);
+                    self.groups |= pair.group.is_some();
+                    self.spool.add(&pair)?;
+                }
+                Err(problem) => self.refuse(row, problem)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, row: u64, problem: String) -> Result<()> {
+        if !self.reading.skip_bad_rows {
+            return Err(Error::Row { path: self.path.to_owned(), row, problem });
+        }
+        self.skipped.push(Skipped { row, problem });
+        Ok(())
+    }
+
+    fn finish(mut self, joined: Joined, files: Vec<PathBuf>, note: Option<String>) -> Result<Dataset> {
+        let mut notes: Vec<String> = note.into_iter().collect();
+        notes.extend(self.layout.and_then(Layout::name).map(|name| format!("read as {name}")));
+        if !joined.prompts.is_empty() {
+            let all = joined.prompts.len();
+            let differ = |of: &OfPrompt| of.scores.iter().any(|score| (score - of.scores[0]).abs() > 0.0);
+            let (useful, alone): (Vec<_>, Vec<_>) = joined.prompts.into_iter().partition(differ);
+            if useful.is_empty() {
+                return Err(none_joined(self.path));
+            }
+            if !alone.is_empty() {
+                notes.push(format!("{} of {all} prompts have no two responses to compare, and are left out", alone.len()));
+            }
+            let form = self.reading.form;
+            let row = |of: OfPrompt| {
+                let mut columns = group(of.prompt, of.responses, &of.scores);
+                columns.extend(of.id.map(|id| ("id".to_owned(), id)));
+                (of.row, parse_columns(columns, form))
+            };
+            self.add(useful.into_iter().map(row).collect())?;
+        }
+        let pairs = self.spool.finish()?;
+        if pairs.is_empty() {
+            let first = self.skipped.first().map_or(String::new(), |s| format!("; row {}: {}", s.row, s.problem));
+            return Err(Error::file(self.path, format!("no row can be used{first}")));
+        }
+        let content_hash = self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let (skipped, truncated, groups) = (self.skipped, self.truncated, self.groups);
+        Ok(Dataset { path: self.path.to_owned(), pairs, skipped, truncated, groups, files, notes, content_hash })
+    }
+}
+
+/// A row as a pair, or a group, of token ids that fit the model.
+fn usable(
+    row: u64,
+    parsed: Row,
+    tokenizer: Option<&TextTokens>,
+    reading: &Reading,
+    limits: Limits,
+) -> Result<Pair, String> {
+    let is_group = parsed.scores.is_some() || parsed.preference.len() > 2;
+    let tokens = match (parsed.preference, tokenizer) {
+        (Preference::Ids { prompt, responses }, _) => Tokens { prompt, responses },
+        (preference, Some(tokenizer)) => tokenizer.tokens(&preference, reading.append_eos)?,
+        (_, None) => return Err("needs a tokenizer".to_owned()),
+    };
+    let (Tokens { prompt, responses }, truncated_tokens) = fit(tokens, is_group, reading, limits)?;
+    let group = is_group.then(|| Candidates::new(responses.clone(), parsed.scores));
+    let (best, worst) = group.as_ref().map_or((0, 1), |group| (group.best, group.worst));
+    let tokens = PairTokens { prompt, chosen: responses[best].clone(), rejected: responses[worst].clone() };
+    Ok(Pair { row, id: parsed.id, tokens, truncated_tokens, group })
+}
+
 /// Checks ids and lengths, and truncates the prompt where that is asked for.
-fn fit(mut tokens: PairTokens, reading: &Reading, limits: Limits) -> Result<(PairTokens, usize), String> {
-    for (name, ids) in [("prompt", &tokens.prompt), ("chosen", &tokens.chosen), ("rejected", &tokens.rejected)] {
+fn fit(mut tokens: Tokens, group: bool, reading: &Reading, limits: Limits) -> Result<(Tokens, usize), String> {
+    let name = |k: usize| match (group, k) {
+        (true, k) => format!("responses[{k}]"),
+        (false, 0) => "chosen".to_owned(),
+        (false, _) => "rejected".to_owned(),
+    };
+    let responses = tokens.responses.iter().enumerate().map(|(k, ids)| (name(k), ids));
+    for (name, ids) in std::iter::once(("prompt".to_owned(), &tokens.prompt)).chain(responses) {
         if ids.is_empty() {
             return Err(format!("`{name}` has no tokens"));
         }
@@ -156,7 +394,7 @@ fn fit(mut tokens: PairTokens, reading: &Reading, limits: Limits) -> Result<(Pai
             return Err(format!("`{name}` has the id {id}, beyond the model's vocabulary (0 to {last})"));
         }
     }
-    let response = tokens.chosen.len().max(tokens.rejected.len());
+    let response = tokens.responses.iter().map(Vec::len).max().unwrap_or(0);
     let mut truncated = 0;
     if let Some(most) = reading.max_tokens {
         let total = tokens.prompt.len() + response;
@@ -184,16 +422,18 @@ fn fit(mut tokens: PairTokens, reading: &Reading, limits: Limits) -> Result<(Pai
     Ok((tokens, truncated))
 }
 
-fn hash(pairs: &[Pair]) -> String {
-    let mut hasher = Sha256::new();
-    for pair in pairs {
-        hasher.update(pair.row.to_le_bytes());
-        for ids in [&pair.tokens.prompt, &pair.tokens.chosen, &pair.tokens.rejected] {
-            hasher.update((ids.len() as u64).to_le_bytes());
-            ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
-        }
+/// What decides a row's results.
+fn hash(hasher: &mut Sha256, pair: &Pair) {
+    hasher.update(pair.row.to_le_bytes());
+    let mut ids = |ids: &[u32]| {
+        hasher.update((ids.len() as u64).to_le_bytes());
+        ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
+    };
+    [&pair.tokens.prompt, &pair.tokens.chosen, &pair.tokens.rejected].into_iter().for_each(|of| ids(of));
+    if let Some(group) = &pair.group {
+        group.responses.iter().for_each(|of| ids(of));
+        group.scores.iter().flatten().for_each(|score| hasher.update(score.to_le_bytes()));
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

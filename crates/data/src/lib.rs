@@ -1,16 +1,23 @@
 //! Preference data: from the files that the field uses to token ids that a model can take.
 //!
-//! [`Dataset::read`] reads JSONL rows in any of the usual forms ([`Preference`]), renders chats with the model's own
-//! template, tokenises prompt and response apart, and checks every row against the model's limits.
+//! [`Dataset::read`] finds the files of a data set, reads rows in any of the usual formats and layouts one after another
+//! ([`parse_row`]), renders chats with the model's own template, tokenises prompt and response apart, checks every row against
+//! the model's limits, and keeps what is usable on the disk, so that a data set may be larger than memory.
 mod dataset;
 mod error;
+mod files;
+mod layout;
 mod preference;
 mod rows;
+mod spool;
 mod template;
 mod tokens;
 
-pub use dataset::{Dataset, Limits, Pair, Reading, Sample, Skipped};
+pub use dataset::{Candidates, Dataset, Limits, Pair, Reading, Sample, Skipped};
 pub use error::{Error, Result};
-pub use preference::{Form, Message, Preference, parse_row};
+pub use files::{Files, Format, wanted};
+pub use layout::{Layout, Mapping};
+pub use preference::{Form, Message, Preference, Row, parse_columns, parse_row};
+pub use spool::Pairs;
 pub use template::ChatTemplate;
-pub use tokens::{PairTokens, TextTokens};
+pub use tokens::{PairTokens, TextTokens, Tokens};

@@ -1,27 +1,236 @@
-//! Rows of a JSONL file, plain or gzip.
+//! Rows of data files, one after another, whatever format they are in: no file is held in memory whole.
 use crate::error::{Error, Result};
+use crate::files::Format;
 use flate2::read::MultiGzDecoder;
+use polars_arrow::io::ipc::read::{StreamReader, StreamState, read_stream_metadata};
+use polars_core::prelude::{DataFrame, DataType};
+use polars_io::prelude::{IpcReader, JsonFormat, JsonWriter, ParquetReader, SerReader, SerWriter};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-/// Reads the lines of a file as bytes, without blank ones; `.gz` is unpacked.
+/// A row as it stands in its file.
+#[derive(Clone, Debug)]
+pub enum Raw {
+    /// A line, which should be a JSON object.
+    Line(Vec<u8>),
+    /// Columns and their values.
+    Columns(Map<String, Value>),
+    /// Something that is no row, and why.
+    Bad(String),
+}
+
+/// Takes rows, and says when it has enough.
+pub type Take<'a> = &'a mut dyn FnMut(Raw) -> Result<ControlFlow<()>>;
+
+/// Rows of a parquet file that are read together.
+const ROWS_AT_ONCE: usize = 8192;
+
+/// Hands over every row of a file, until enough are taken.
 ///
 /// # Errors
-/// Where the file cannot be opened, read, or unpacked.
-pub fn read_lines(path: &Path) -> Result<Vec<Vec<u8>>> {
-    let file = File::open(path).map_err(|e| Error::file(path, e))?;
-    if file.metadata().is_ok_and(|m| m.is_dir()) {
-        return Err(Error::file(path, "is a folder; expected a .jsonl or .jsonl.gz file"));
+/// Where the file cannot be opened, read, or unpacked, or is not of its format.
+pub fn each(path: &Path, format: Format, take: Take<'_>) -> Result<ControlFlow<()>> {
+    match format {
+        Format::JsonLines => lines(path, open(path)?, take),
+        Format::Json => json(path, take),
+        Format::Csv(separator) => csv_rows(path, separator, take),
+        Format::Parquet => parquet(path, take),
+        Format::Arrow => arrow(path, take),
     }
+}
+
+/// The bytes of a file; `.gz` is unpacked.
+fn open(path: &Path) -> Result<BufReader<Box<dyn Read>>> {
+    let file = File::open(path).map_err(|e| Error::file(path, e))?;
     let packed = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
-    let reader: Box<dyn Read> = if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    let mut lines = Vec::new();
-    for line in BufReader::new(reader).split(b'\n') {
-        let line = line.map_err(|e| Error::file(path, format!("cannot be read after {} rows: {e}", lines.len())))?;
-        if !line.trim_ascii().is_empty() {
-            lines.push(line);
+    Ok(BufReader::with_capacity(1 << 16, if packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) }))
+}
+
+fn lines(path: &Path, reader: impl BufRead, take: Take<'_>) -> Result<ControlFlow<()>> {
+    for (number, line) in reader.split(b'\n').enumerate() {
+        let line = line.map_err(|e| Error::file(path, format!("cannot be read after {number} lines: {e}")))?;
+        if !line.trim_ascii().is_empty() && take(Raw::Line(line))?.is_break() {
+            return Ok(ControlFlow::Break(()));
         }
     }
-    Ok(lines)
+    Ok(ControlFlow::Continue(()))
+}
+
+/// Elements of a JSON list, of the list under `data`, or lines.
+fn json(path: &Path, take: Take<'_>) -> Result<ControlFlow<()>> {
+    let mut reader = open(path)?;
+    let first = loop {
+        let bytes = reader.fill_buf().map_err(|e| Error::file(path, e))?;
+        let Some(at) = bytes.iter().position(|b| !b.is_ascii_whitespace() && !b"\xEF\xBB\xBF".contains(b)) else {
+            let n = bytes.len();
+            if n == 0 {
+                return Ok(ControlFlow::Continue(()));
+            }
+            reader.consume(n);
+            continue;
+        };
+        let first = bytes[at];
+        reader.consume(at);
+        break first;
+    };
+    if first != b'[' {
+        return lines(path, reader, take);
+    }
+    let mut elements = Elements { take, failed: None, enough: false };
+    let read = (&mut elements).deserialize(&mut serde_json::Deserializer::from_reader(reader));
+    match (elements.failed, elements.enough, read) {
+        (Some(error), ..) => Err(error),
+        (None, true, _) => Ok(ControlFlow::Break(())),
+        (None, false, Ok(())) => Ok(ControlFlow::Continue(())),
+        (None, false, Err(error)) => Err(Error::file(path, format!("not a complete JSON list: {error}"))),
+    }
+}
+
+/// Hands over the elements of a list one at a time.
+struct Elements<'a> {
+    take: Take<'a>,
+    failed: Option<Error>,
+    enough: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Elements<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Elements<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(value) = list.next_element::<Value>()? {
+            let raw = match value {
+                Value::Object(columns) => Raw::Columns(columns),
+                other => Raw::Bad(format!("found {other}, expected an object")),
+            };
+            match (self.take)(raw) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => {
+                    self.enough = true;
+                    return Err(serde::de::Error::custom("enough"));
+                }
+                Err(error) => {
+                    self.failed = Some(error);
+                    return Err(serde::de::Error::custom("stopped"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _map: A) -> Result<(), A::Error> {
+        Err(serde::de::Error::custom("expected a list of objects"))
+    }
+}
+
+fn csv_rows(path: &Path, separator: u8, take: Take<'_>) -> Result<ControlFlow<()>> {
+    let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(open(path)?);
+    let header = reader.byte_headers().map_err(|e| Error::file(path, format!("has no header: {e}")))?.clone();
+    let names: Vec<String> = header.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+    for row in reader.byte_records() {
+        let raw = match row {
+            Err(error) if error.is_io_error() => return Err(Error::file(path, error)),
+            Err(error) => Raw::Bad(error.to_string()),
+            Ok(row) => match row.iter().map(std::str::from_utf8).collect::<Result<Vec<_>, _>>() {
+                Err(error) => Raw::Bad(format!("not UTF-8: {error}")),
+                Ok(cells) => Raw::Columns(names.iter().cloned().zip(cells.into_iter().map(cell)).collect()),
+            },
+        };
+        if take(raw)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// A cell of a CSV file: text, or a list where it is one in JSON. An empty cell is no value.
+fn cell(text: &str) -> Value {
+    if text.is_empty() {
+        return Value::Null;
+    }
+    match text.starts_with('[').then(|| serde_json::from_str(text)) {
+        Some(Ok(Value::Array(list))) if list.iter().all(|v| v.is_object() || v.is_number() || v.is_array()) => {
+            Value::Array(list)
+        }
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+/// What a reader makes of a file that nobody vouches for: a panic in it is an error of the file.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
+    let refuse = |problem: String| Error::file(path, format!("cannot be read; download or save it again ({problem})"));
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(refuse),
+        Err(_) => Err(refuse("its structure is damaged".to_owned())),
+    }
+}
+
+fn parquet(path: &Path, take: Take<'_>) -> Result<ControlFlow<()>> {
+    let file = || File::open(path).map_err(|e| Error::file(path, e));
+    let count = file()?;
+    let all = guarded(path, || ParquetReader::new(count).num_rows().map_err(|e| e.to_string()))?;
+    for from in (0..all).step_by(ROWS_AT_ONCE) {
+        let part = file()?;
+        let read = || ParquetReader::new(part).with_slice(Some((from, ROWS_AT_ONCE))).finish();
+        let rows = guarded(path, || read().map_err(|e| e.to_string()))?;
+        if frame(path, &rows, take)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+fn arrow(path: &Path, take: Take<'_>) -> Result<ControlFlow<()>> {
+    let mut file = File::open(path).map_err(|e| Error::file(path, e))?;
+    let mut magic = [0; 6];
+    let is_file = file.read_exact(&mut magic).is_ok() && &magic == b"ARROW1";
+    file.rewind().map_err(|e| Error::file(path, e))?;
+    if is_file {
+        let rows = guarded(path, || IpcReader::new(file).finish().map_err(|e| e.to_string()))?;
+        return frame(path, &rows, take);
+    }
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let metadata = guarded(path, || read_stream_metadata(&mut reader).map_err(|e| e.to_string()))?;
+    let mut stream = StreamReader::new(reader, metadata, None);
+    loop {
+        let next = guarded(path, || match stream.next() {
+            None => Ok(None),
+            Some(Err(error)) => Err(error.to_string()),
+            Some(Ok(StreamState::Waiting)) => Err("it ends in the middle".to_owned()),
+            Some(Ok(StreamState::Some(batch))) => Ok(Some(DataFrame::from(batch))),
+        })?;
+        let Some(rows) = next else { return Ok(ControlFlow::Continue(())) };
+        if frame(path, &rows, take)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+}
+
+/// Hands over the rows of a frame, as JSON; values in bytes are no text, and are left out.
+fn frame(path: &Path, rows: &DataFrame, take: Take<'_>) -> Result<ControlFlow<()>> {
+    let text = guarded(path, || {
+        let kept = rows.columns().iter().filter(|column| *column.dtype() != DataType::Binary).cloned().collect();
+        let mut kept = DataFrame::new(rows.height(), kept).map_err(|e| e.to_string())?;
+        let mut text = Vec::new();
+        let mut writer = JsonWriter::new(&mut text).with_json_format(JsonFormat::JsonLines);
+        writer.finish(&mut kept).map_err(|e| e.to_string())?;
+        Ok(text)
+    })?;
+    lines(path, text.as_slice(), take)
 }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::preference::{Message, Preference};
 use crate::template::ChatTemplate;
 use serde_json::{Map, Value};
+use std::collections::HashMap;
 use std::path::Path;
 use tokenizers::Tokenizer;
 
@@ -19,6 +20,15 @@ pub struct TextTokens {
 
 /// Prompt and responses as ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Tokens before the response.
+    pub prompt: Vec<u32>,
+    /// Tokens of each response.
+    pub responses: Vec<Vec<u32>>,
+}
+
+/// Prompt, preferred response and another as ids.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PairTokens {
     /// Tokens before the response.
     pub prompt: Vec<u32>,
@@ -47,6 +57,19 @@ fn configured_template(config: &Map<String, Value>) -> Option<&str> {
         }
         _ => None,
     }
+}
+
+/// The bytes that a token's name writes: `<0xE2>` of models with byte fallback, or one character a byte of byte-level BPE, which
+/// has printable ASCII and Latin-1 for themselves and moves the others up from U+0100, in order.
+fn bytes_of(name: &str) -> Option<Vec<u8>> {
+    if let Some(digits) = name.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')) {
+        return u8::from_str_radix(digits, 16).ok().map(|byte| vec![byte]);
+    }
+    let plain = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut moved = (0..=u8::MAX).filter(|byte| !plain(byte)).zip('\u{100}'..);
+    let table: HashMap<char, u8> =
+        (0..=u8::MAX).filter(plain).map(|byte| (char::from(byte), byte)).chain(moved.by_ref().map(|(b, c)| (c, b))).collect();
+    name.chars().map(|c| table.get(&c).copied()).collect()
 }
 
 impl TextTokens {
@@ -80,16 +103,16 @@ impl TextTokens {
         Ok(Self { tokenizer, template, bos, eos })
     }
 
-    /// Tokenises a pair; `append_eos` ends plain-text responses with the tokenizer's EOS.
+    /// Tokenises a row; `append_eos` ends plain-text responses with the tokenizer's EOS.
     ///
     /// # Errors
     /// Says what cannot be tokenised, and why.
-    pub fn pair(&self, pair: &Preference, append_eos: bool) -> Result<PairTokens, String> {
-        match pair {
-            Preference::Ids { prompt, chosen, rejected } => {
-                Ok(PairTokens { prompt: prompt.clone(), chosen: chosen.clone(), rejected: rejected.clone() })
+    pub fn tokens(&self, row: &Preference, append_eos: bool) -> Result<Tokens, String> {
+        match row {
+            Preference::Ids { prompt, responses } => {
+                Ok(Tokens { prompt: prompt.clone(), responses: responses.clone() })
             }
-            Preference::Text { prompt, chosen, rejected } => {
+            Preference::Text { prompt, responses } => {
                 let (prompt, closing) = self.prompt(prompt)?;
                 let response = |text: &str| -> Result<Vec<u32>, String> {
                     let mut ids = self.encode(text)?;
@@ -102,9 +125,10 @@ impl TextTokens {
                     }
                     Ok(ids)
                 };
-                Ok(PairTokens { chosen: response(chosen)?, rejected: response(rejected)?, prompt })
+                let responses = responses.iter().map(|text| response(text)).collect::<Result<_, _>>()?;
+                Ok(Tokens { prompt, responses })
             }
-            Preference::Chat { prompt, chosen, rejected } => {
+            Preference::Chat { prompt, responses } => {
                 let template = self.template.as_ref().ok_or(
                     "the row is a chat, and the model has no chat template (chat_template.jinja, or `chat_template` in \
                      tokenizer_config.json)",
@@ -120,22 +144,23 @@ impl TextTokens {
                     };
                     self.encode(added)
                 };
-                Ok(PairTokens {
-                    chosen: response(chosen)?,
-                    rejected: response(rejected)?,
-                    prompt: self.encode(&prompt_text)?,
-                })
+                let responses = responses.iter().map(|turns| response(turns)).collect::<Result<_, _>>()?;
+                Ok(Tokens { prompt: self.encode(&prompt_text)?, responses })
             }
         }
     }
 
-    /// What a token stands for: its text, or its own name where it is a part of a character; `None` for an unknown id.
+    /// What a token stands for: its text; its bytes, as `⟨E2 80⟩`, where it is a part of a character; its own name where
+    /// it has neither. `None` for an unknown id.
     #[must_use]
     pub fn text(&self, token: u32) -> Option<String> {
         let name = self.tokenizer.id_to_token(token)?;
         match self.tokenizer.decode(&[token], false) {
             Ok(text) if !text.is_empty() && !text.contains('\u{FFFD}') => Some(text),
-            _ => Some(name),
+            _ => Some(bytes_of(&name).map_or(name, |bytes| {
+                let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
+                format!("⟨{}⟩", digits.join(" "))
+            })),
         }
     }
 
@@ -167,5 +192,23 @@ impl TextTokens {
             ids.remove(0);
         }
         Ok((ids, closing))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes_of;
+
+    #[test]
+    fn names_of_byte_tokens_are_their_bytes() {
+        // the first two bytes of ’ in byte-level BPE, and as GPT-2's file writes them; byte fallback; a name with a character that
+        // stands for no byte
+        assert_eq!(bytes_of("âĢ"), Some(vec![0xE2, 0x80]));
+        assert_eq!(bytes_of("Ġa"), Some(vec![b' ', b'a']));
+        assert_eq!(bytes_of("<0xE2>"), Some(vec![0xE2]));
+        assert_eq!(bytes_of("漢"), None);
+        // every byte has a character of its own
+        let all: String = (0..=u8::MAX).map(|byte| char::from_u32(if byte < 0x21 { 0x100 + u32::from(byte) } else { 0x21 }).unwrap()).collect();
+        assert_eq!(bytes_of(&all).unwrap()[..3], [0, 1, 2]);
     }
 }

@@ -40,16 +40,16 @@ fn around(before: &[&str], after: &[&str]) -> serde_json::Value {
 }
 
 fn text(prompt: &str, chosen: &str, rejected: &str) -> Preference {
-    Preference::Text { prompt: prompt.to_owned(), chosen: chosen.to_owned(), rejected: rejected.to_owned() }
+    Preference::Text { prompt: prompt.to_owned(), responses: vec![chosen.to_owned(), rejected.to_owned()] }
 }
 
 #[test]
 fn bos_comes_with_the_prompt_and_never_twice() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = tokenizer(folder.path(), &around(&["<s>"], &[]), None);
-    let pair = tokens.pair(&text("a b", "c", "d e"), false).unwrap();
-    assert_eq!((pair.prompt, pair.chosen, pair.rejected), (vec![BOS, 2, 3], vec![4], vec![5, 6]));
-    let pair = tokens.pair(&text("<s> a b", "c", "d e"), false).unwrap();
+    let pair = tokens.tokens(&text("a b", "c", "d e"), false).unwrap();
+    assert_eq!((pair.prompt, pair.responses), (vec![BOS, 2, 3], vec![vec![4], vec![5, 6]]));
+    let pair = tokens.tokens(&text("<s> a b", "c", "d e"), false).unwrap();
     assert_eq!(pair.prompt, [BOS, 2, 3]);
 }
 
@@ -58,8 +58,8 @@ fn what_the_tokenizer_puts_after_a_text_comes_after_the_response() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = tokenizer(folder.path(), &around(&["<s>"], &["</s>"]), None);
     for append_eos in [false, true] {
-        let pair = tokens.pair(&text("a b", "c", "d </s>"), append_eos).unwrap();
-        assert_eq!((pair.prompt, pair.chosen, pair.rejected), (vec![BOS, 2, 3], vec![4, EOS], vec![5, EOS]));
+        let pair = tokens.tokens(&text("a b", "c", "d </s>"), append_eos).unwrap();
+        assert_eq!((pair.prompt, pair.responses), (vec![BOS, 2, 3], vec![vec![4, EOS], vec![5, EOS]]));
     }
 }
 
@@ -67,10 +67,10 @@ fn what_the_tokenizer_puts_after_a_text_comes_after_the_response() {
 fn eos_is_appended_where_asked_for_and_never_twice() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = tokenizer(folder.path(), &serde_json::Value::Null, None);
-    let pair = tokens.pair(&text("a", "c", "d </s>"), true).unwrap();
-    assert_eq!((pair.prompt, pair.chosen, pair.rejected), (vec![2], vec![4, EOS], vec![5, EOS]));
-    let pair = tokens.pair(&text("a", "c", "d"), false).unwrap();
-    assert_eq!(pair.chosen, [4]);
+    let pair = tokens.tokens(&text("a", "c", "d </s>"), true).unwrap();
+    assert_eq!((pair.prompt, pair.responses), (vec![2], vec![vec![4, EOS], vec![5, EOS]]));
+    let pair = tokens.tokens(&text("a", "c", "d"), false).unwrap();
+    assert_eq!(pair.responses[0], [4]);
 }
 
 #[test]
@@ -81,11 +81,11 @@ fn a_chat_response_is_what_the_whole_rendering_adds() {
     let tokens = tokenizer(folder.path(), &around(&["<s>"], &[]), Some(template));
     let row = br#"{"prompt": [{"role": "user", "content": "b"}], "chosen": [{"role": "assistant", "content": "c"}],
         "rejected": [{"role": "assistant", "content": "d e"}]}"#;
-    let (_, pair) = parse_row(row, Form::default()).unwrap();
-    let pair = tokens.pair(&pair, false).unwrap();
+    let pair = parse_row(row, Form::default()).unwrap().preference;
+    let pair = tokens.tokens(&pair, false).unwrap();
     // the template's BOS, not the tokenizer's as well; `u` is unknown
     assert_eq!(pair.prompt, [BOS, 12, 3, EOS, 2]);
-    assert_eq!((pair.chosen, pair.rejected), (vec![4, EOS], vec![5, 6, EOS]));
+    assert_eq!(pair.responses, [vec![4, EOS], vec![5, 6, EOS]]);
 }
 
 #[test]
@@ -94,6 +94,6 @@ fn a_template_whose_prompt_is_no_prefix_is_refused() {
     let template = "{% if add_generation_prompt %}a{% else %}b{% endif %}";
     let tokens = tokenizer(folder.path(), &serde_json::Value::Null, Some(template));
     let row = br#"{"prompt": [{"role": "user", "content": "b"}], "chosen": "c", "rejected": "d"}"#;
-    let (_, pair) = parse_row(row, Form::default()).unwrap();
-    assert!(tokens.pair(&pair, false).unwrap_err().contains("no prefix"));
+    let pair = parse_row(row, Form::default()).unwrap().preference;
+    assert!(tokens.tokens(&pair, false).unwrap_err().contains("no prefix"));
 }

@@ -2,11 +2,23 @@
 use crate::batch::{Batch, Cotangent, Group};
 use crate::gram_sink::{Detail, GramSink};
 use crate::plan;
-use crate::turn::{Begun, Turn};
+use crate::turn::{Begun, Turn, half_way};
 use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
-use tanglescope_kernels::{BlockGram, FloatTensor, HeadOutput, Kernels};
+use tanglescope_kernels::{BlockGram, FloatTensor, HeadOutput, Kernels, TensorMetadata};
 use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Predictions, Sink, Trace};
+
+/// What a forward pass says of the branches of a group beside log-probabilities.
+#[derive(Clone, Debug, Default)]
+pub struct Companions {
+    /// `[B, B]`: inner products of the branches' sums of last hidden states, the head's inputs, over the rows that predict
+    /// their tokens (Razin et al., arXiv 2410.08847, definition 2).
+    pub hidden: BlockGram,
+    /// Entropy of the prediction of each token, in nats.
+    pub entropies: Vec<Vec<f64>>,
+    /// Place of each token among all by probability, from 1.
+    pub ranks: Vec<Vec<u32>>,
+}
 
 /// What a run finds about one group.
 #[derive(Clone, Debug)]
@@ -15,6 +27,8 @@ pub struct GroupResult {
     pub trunk_tokens: usize,
     /// Log-probability of each token of each branch's response.
     pub token_logps: Vec<Vec<f64>>,
+    /// What the forward pass says beside that.
+    pub companions: Companions,
     /// K×K Gram of each parameter in scope, in the scope's order; or one, their sum, where no more was asked for.
     pub grams: Vec<BlockGram>,
 }
@@ -122,14 +136,23 @@ fn grams_in_turn<B: Kernels>(
 ) -> Vec<GroupResult> {
     let batch = Batch::new(groups);
     let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates).keeping(detail);
-    // a forward pass takes a third of the time, and a quarter of the backward pass as much as half of that
-    sink.turn = turn.map(|turn| (model.description.layers() * 3 / 4, turn));
-    let token_logps = run(model, &batch, &mut sink);
-    let per_group = sink.finish();
-    let results = token_logps.into_iter().zip(per_group).zip(groups);
-    results
-        .map(|((token_logps, grams), (group, _))| GroupResult { trunk_tokens: group.trunk_len(), token_logps, grams })
-        .collect()
+    sink.turn = turn.map(|turn| (half_way(model.description.layers()), turn));
+    let pass = ForwardPass::new(model, &batch, sink.wants(model.head_name()) && sink.wants_head_gram());
+    let forward: Vec<(Vec<Vec<f64>>, Companions)> = pass.token_logps().into_iter().zip(pass.companions()).collect();
+    pass.backward(&mut sink);
+    results(groups, forward, sink.finish())
+}
+
+/// What a batch found, group by group.
+pub(crate) fn results(
+    groups: &[(&Group, &[Cotangent])],
+    forward: Vec<(Vec<Vec<f64>>, Companions)>,
+    grams: Vec<Vec<BlockGram>>,
+) -> Vec<GroupResult> {
+    let of = |(((token_logps, companions), grams), (group, _)): (((Vec<Vec<f64>>, Companions), Vec<BlockGram>), &(&Group, _))| {
+        GroupResult { trunk_tokens: group.trunk_len(), token_logps, companions, grams }
+    };
+    forward.into_iter().zip(grams).zip(groups).map(of).collect()
 }
 
 /// Gram of each parameter in scope, in the scope's order, over the cotangents of all groups, in their order.
@@ -142,6 +165,19 @@ pub fn grams_across<B: Kernels>(
     let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates);
     run(model, &batch, &mut sink);
     sink.finish().into_iter().flatten().collect()
+}
+
+/// The Gram over all parameters in scope and the cotangents of all groups, and the token log-probabilities of each group's
+/// branches.
+pub fn total_across<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    groups: &[(&Group, &[Cotangent])],
+) -> (BlockGram, Vec<Vec<Vec<f64>>>) {
+    let batch = Batch::new(groups).joined();
+    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates).keeping(Detail::Total);
+    let token_logps = run(model, &batch, &mut sink);
+    (sink.finish().into_iter().flatten().next().unwrap_or_default(), token_logps)
 }
 
 /// Runs a batch into a sink; returns the token log-probabilities of each group's branches.
@@ -184,6 +220,28 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
     #[must_use]
     pub fn token_logps(&self) -> Vec<Vec<Vec<f64>>> {
         by_branch(self.batch, &self.head.logp)
+    }
+
+    /// What else the forward pass says of each group.
+    #[must_use]
+    pub fn companions(&self) -> Vec<Companions> {
+        let Self { batch, head, .. } = self;
+        let entropies = by_branch(batch, &head.entropy);
+        let ranks = by_branch(batch, &head.rank);
+        let mut offsets = vec![0];
+        offsets.extend(batch.branches.iter().flatten().map(|of| of.end));
+        let sums = B::segment_sums(&self.y, &offsets);
+        let width = sums.shape()[1];
+        let sums = B::download(&sums);
+        let mut sums = sums.chunks_exact(width);
+        let products = batch.branches.iter().map(|branches| -> BlockGram {
+            let of_group: Vec<&[f64]> = sums.by_ref().take(branches.len()).collect();
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum();
+            of_group.iter().flat_map(|a| of_group.iter().map(move |b| dot(a, b))).collect()
+        });
+        let products: Vec<BlockGram> = products.collect();
+        let all = products.into_iter().zip(entropies).zip(ranks);
+        all.map(|((hidden, entropies), ranks)| Companions { hidden, entropies, ranks }).collect()
     }
 
     /// Carries all cotangents down, into a sink.
@@ -233,7 +291,8 @@ pub fn token_logps_of_batches<B: Kernels>(
     })
 }
 
-fn by_branch(batch: &Batch, logp: &[f64]) -> Vec<Vec<Vec<f64>>> {
-    let of = |branches: &Vec<std::ops::Range<usize>>| branches.iter().map(|r| logp[r.clone()].to_vec()).collect();
+/// Values of predictions by group, branch and token.
+fn by_branch<T: Clone>(batch: &Batch, values: &[T]) -> Vec<Vec<Vec<T>>> {
+    let of = |branches: &Vec<std::ops::Range<usize>>| branches.iter().map(|r| values[r.clone()].to_vec()).collect();
     batch.branches.iter().map(of).collect()
 }

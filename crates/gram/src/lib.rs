@@ -20,7 +20,8 @@ pub use along_sink::AlongSink;
 pub use batch::{Batch, Cotangent, Group};
 pub use count::{Count, count};
 pub use engine::{
-    ForwardPass, GroupResult, grams, grams_across, grams_of_batches, run, token_logps, token_logps_of_batches,
+    Companions, ForwardPass, GroupResult, grams, grams_across, grams_of_batches, run, token_logps, token_logps_of_batches,
+    total_across,
 };
 pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;

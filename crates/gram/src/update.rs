@@ -1,11 +1,11 @@
 //! The direction of one training step, and what a step does: passes over all batches of a step.
 use crate::batch::{Batch, Cotangent, Group};
-use crate::engine::{ForwardPass, GroupResult};
+use crate::engine::{Companions, ForwardPass, GroupResult, results};
 use crate::gradient_sink::GradientSink;
 use crate::gram_sink::GramSink;
 use crate::sum_sink::SumSink;
 use crate::together::Together;
-use crate::turn::{Begun, Turn};
+use crate::turn::{Begun, Turn, half_way};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels};
@@ -91,18 +91,12 @@ impl<B: Kernels> Pass<'_, B> {
         let forward = ForwardPass::new(self.model, &batch, wants_grams && head);
         let token_logps = forward.token_logps();
         let mut gram = wants_grams.then(|| GramSink::new(self.scope, &batch.full.blocks, self.model.rates));
-        // a forward pass takes a third of the time, and a quarter of the backward pass as much as half of that
-        let turn = turn.map(|turn| (self.model.description.layers() * 3 / 4, turn));
+        let turn = turn.map(|turn| (half_way(self.model.description.layers()), turn));
         let results = |token_logps: Vec<Vec<Vec<f64>>>, gram: Option<GramSink<'_, B>>| {
             let grams = gram.map_or_else(|| vec![Vec::new(); items.len()], GramSink::finish);
-            let found = token_logps.into_iter().zip(grams).zip(&items);
-            found
-                .map(|((token_logps, grams), (group, _))| GroupResult {
-                    trunk_tokens: group.trunk_len(),
-                    token_logps,
-                    grams,
-                })
-                .collect::<Vec<_>>()
+            // a step looks at nothing else
+            let forward = token_logps.into_iter().map(|logps| (logps, Companions::default())).collect();
+            results(&items, forward, grams)
         };
         match coefficients {
             Coefficients::OfLogps(of) => {

@@ -26,4 +26,4 @@ pub use rope::Rope;
 pub use save::{read_tensors, write_tensors};
 pub use scope::{InScope, Parameter, ParameterKind, Scope};
 pub use sink::{Embedding, Factor, HeadRows, Predictions, Sink};
-pub use weights::{Layout, Weights, content_hash, file_hash};
+pub use weights::{Layout, Weights, content_hash, file_hash, text_hash};

@@ -246,6 +246,12 @@ pub fn content_hash(folder: &Path) -> Result<String> {
     Ok(format!("{weights}+{}", file_hash(&folder.join("config.json"))?))
 }
 
+/// SHA-256 of a text.
+#[must_use]
+pub fn text_hash(text: &str) -> String {
+    hex(&Sha256::digest(text))
+}
+
 /// SHA-256 of a file.
 ///
 /// # Errors

@@ -72,6 +72,19 @@ impl PairGram {
         Self { ww: gram[0], wl: gram[1], ll: gram[gram.len().isqrt() + 1] }
     }
 
+    /// ‖g_w + g_l‖/2: what both log-probabilities have in common.
+    #[must_use]
+    pub fn common_mode(&self) -> f64 {
+        // the square is not negative but for rounding
+        0.5 * (self.ww + 2.0 * self.wl + self.ll).max(0.0).sqrt()
+    }
+
+    /// ‖g_w − g_l‖/2: what tells them apart.
+    #[must_use]
+    pub fn differential_mode(&self) -> f64 {
+        0.5 * (self.ww - 2.0 * self.wl + self.ll).max(0.0).sqrt()
+    }
+
     /// ln c = ½ ln(‖g_l‖/‖g_w‖): what brings d_w/d_l = 1 to the centre of the band when it multiplies d_w and divides d_l;
     /// `None` where a gradient is zero (Chen et al., arXiv 2604.18239).
     #[must_use]

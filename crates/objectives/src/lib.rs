@@ -22,12 +22,14 @@ mod dual;
 mod entanglement;
 mod error;
 mod gradients;
+mod group;
 mod objective;
 
 pub use catalogue::{Definition, all};
 pub use contrast::contrast;
 pub use entanglement::{PairGram, Regime};
 pub use error::{Error, Result};
+pub use group::{GroupObjective, ResponseMeasure, predicted};
 pub use objective::{Needs, Objective};
 
 /// Tokens of both responses.

@@ -1,28 +1,130 @@
 //! The analysis of a loaded model on a data set: records, part by part.
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::manifest::{Identity, Manifest, Plan};
 use crate::objectives::{Asked, Loaded};
-use crate::options::{ModelOptions, Placement, dtype_name, group};
+use crate::options::{ModelOptions, Placement, dtype_name};
 use crate::progress::{Amount, Progress};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use tanglescope_analytics::groups::{self, GroupResponse, MeasuredGroup};
 use tanglescope_analytics::objectives::{self, Measured};
-use tanglescope_analytics::tables::{Contrast, PairLengths, PairRow, ParamRow, ResponseTokens, ResponsesRow};
+use tanglescope_analytics::probes::{self, ProbeRow};
+use tanglescope_analytics::tables::{
+    Companions, Contrast, PairLengths, PairRow, ParamRow, ResponseTokens, ResponsesRow,
+};
 use tanglescope_analytics::{Summary, Table, tables};
-use tanglescope_data::{Dataset, Pair, PairTokens, TextTokens};
-use tanglescope_gram::{Cotangent, Group, GroupResult, grams_of_batches, plan, token_logps_of_batches};
+use tanglescope_data::{Candidates, Dataset, Pair, PairTokens, TextTokens};
+use tanglescope_gram::{Cotangent, Group, GroupResult, grams_of_batches, plan, token_logps_of_batches, total_across};
 use tanglescope_kernels::Kernels;
-use tanglescope_model::{AdapterSource, Decoder, InScope};
-use tanglescope_objectives::{Objective, PairGram, contrast};
+use tanglescope_model::architectures::Description;
+use tanglescope_model::{AdapterSource, Decoder, InScope, text_hash};
+use tanglescope_objectives::{GroupObjective, Needs, Objective, PairGram, contrast};
 
 /// Pairs of a part: few enough that little is lost when a run is killed, many enough that batches of like length fill.
 const ROWS_PER_PART: usize = 64;
 
-/// The tables whose parts belong together.
+/// The tables whose parts belong together, in the order in which they are written; groups.parquet comes before them.
 const PARTS: [&str; 3] = ["params.parquet", "responses.parquet", "pairs.parquet"];
+
+/// What is measured beside pairs of the best and the worst response.
+#[derive(Clone, Debug, Default)]
+pub struct Beyond {
+    /// Every pair of a better and a worse response of a group is a pair.
+    pub all_pairs: bool,
+    /// Losses on groups.
+    pub objectives: Vec<GroupObjective>,
+    /// Texts whose change under the pairs' steps is predicted.
+    pub probes: Vec<Probe>,
+}
+
+/// A text beside the pairs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// Number of its row in its file.
+    pub row: u64,
+    /// The row's own `id`.
+    pub id: Option<String>,
+    /// Its tokens, as a group of one.
+    pub group: Group,
+}
+
+/// A row of the data as it runs: its responses as branches, the best first and the worst second, and the pairs among them.
+struct Item {
+    row: u64,
+    id: Option<String>,
+    truncated: usize,
+    group: Group,
+    /// Which response of the row each branch is.
+    responses: Vec<usize>,
+    /// Of a group: the score of each branch.
+    scores: Option<Vec<Option<f64>>>,
+    /// Branches of chosen and rejected, and the pair's number.
+    pairs: Vec<([usize; 2], u64)>,
+}
+
+impl Item {
+    /// `first` is the number of the row's first pair where rows have several.
+    fn new(model: &Description, pair: Pair, all_pairs: Option<u64>) -> Self {
+        let Pair { row, id, tokens, truncated_tokens: truncated, group } = pair;
+        let Some(Candidates { responses, scores, best, worst }) = group else {
+            let pairs = vec![([0, 1], all_pairs.unwrap_or(row))];
+            let group = Group::of(model, tokens.prompt, vec![tokens.chosen, tokens.rejected]);
+            return Self { row, id, truncated, group, responses: vec![0, 1], scores: None, pairs };
+        };
+        let mut order = vec![best, worst];
+        order.extend((0..responses.len()).filter(|k| ![best, worst].contains(k)));
+        let of_branch: Vec<Option<f64>> = order.iter().map(|&k| scores.as_ref().map(|scores| scores[k])).collect();
+        let pairs = match all_pairs {
+            None => vec![([0, 1], row)],
+            Some(first) => (0u64..).zip(ordered(&order, &of_branch)).map(|(n, pair)| (pair, first + n)).collect(),
+        };
+        let branches = order.iter().map(|&k| responses[k].clone()).collect();
+        let group = Group::of(model, tokens.prompt, branches);
+        Self { row, id, truncated, group, responses: order, scores: Some(of_branch), pairs }
+    }
+
+    /// The group as the table has it, its responses in the row's order.
+    fn measured(&self, result: &GroupResult, reference: Option<&Vec<Vec<f64>>>) -> MeasuredGroup {
+        let (k, total) = (self.responses.len(), result.total());
+        let cotangents = total.len().isqrt();
+        let mut branch = vec![0; k];
+        self.responses.iter().enumerate().for_each(|(at, &response)| branch[response] = at);
+        let response = |&at: &usize| GroupResponse {
+            score: self.scores.as_ref().and_then(|scores| scores[at]),
+            logp: result.logp(at),
+            reference: reference.map(|of| of[at].iter().sum()),
+            tokens: u32::try_from(self.group.responses[at].len()).unwrap_or(u32::MAX),
+        };
+        let products = branch.iter().flat_map(|a| branch.iter().map(move |b| (a, b)));
+        MeasuredGroup {
+            group: self.row,
+            id: self.id.clone(),
+            responses: branch.iter().map(response).collect(),
+            gram: products.map(|(a, b)| total[a * cotangents + b]).collect(),
+        }
+    }
+}
+
+/// Every two branches of which one is better: by score, or by the row's order where it has none.
+fn ordered(order: &[usize], scores: &[Option<f64>]) -> Vec<[usize; 2]> {
+    let better = |a: usize, b: usize| match (scores[a], scores[b]) {
+        (Some(a), Some(b)) => a > b,
+        _ => order[a] < order[b],
+    };
+    let all = (0..order.len()).flat_map(|a| (0..order.len()).map(move |b| [a, b]));
+    all.filter(|[a, b]| a != b && better(*a, *b)).collect()
+}
+
+/// Rows and columns of a Gram `[K, K]`.
+fn part_of(gram: &[f64], which: &[usize]) -> Vec<f64> {
+    let k = gram.len().isqrt();
+    which.iter().flat_map(|&i| which.iter().map(move |&j| gram[i * k + j])).collect()
+}
 
 /// Token log-probabilities of both responses under the reference, pair by pair.
 type TokenLogps = Vec<Vec<Vec<f64>>>;
@@ -42,6 +144,8 @@ pub struct Analysis<'a, B: Kernels> {
     pub memo: &'a ReferenceLogps,
     /// Turns ids back into text.
     pub tokenizer: Option<&'a TextTokens>,
+    /// What is measured beside pairs.
+    pub beyond: &'a Beyond,
 }
 
 impl<B: Kernels> Analysis<'_, B> {
@@ -54,14 +158,18 @@ impl<B: Kernels> Analysis<'_, B> {
         out: &Path,
         progress: &mut Progress,
     ) -> Result<Summary> {
-        let Self { options, asked, reference, memo, tokenizer } = self;
+        let Self { options, asked, reference, memo, tokenizer, beyond } = self;
         std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
         let _lock = lock(out)?;
         let outline = options.outline()?;
         let placement = Placement::of(options, &outline);
         let hashes = [model.content_hash.as_str(), &data.content_hash];
         let reference_identity = reference.identity(&asked.reference);
-        let identity = identity(options, hashes, model.adapter_hash.as_deref(), reference_identity, asked.contrast());
+        let identity = Identity {
+            all_pairs: beyond.all_pairs,
+            probes: beyond.identity(),
+            ..identity(options, hashes, model.adapter_hash.as_deref(), reference_identity, asked.contrast())
+        };
         let plan = Plan {
             rows_per_part: ROWS_PER_PART,
             forward_rows_per_batch: placement.rows_per_batch(options, &outline),
@@ -72,7 +180,7 @@ impl<B: Kernels> Analysis<'_, B> {
         model.rates = manifest.plan.rates.into();
         let contrast = manifest.identity.contrast;
         let (plan, at_once) = (manifest.plan, placement.at_once);
-        let run = Run { model, scope, reference, memo, data, contrast, plan, at_once };
+        let run = Run { model, scope, reference, memo, data, contrast, plan, at_once, beyond };
         run.parts(out, &asked.objectives, *tokenizer, progress)
     }
 }
@@ -110,6 +218,8 @@ pub fn identity(
         scope: options.scope.to_string(),
         dtype: dtype_name(options.dtype).to_owned(),
         contrast,
+        all_pairs: false,
+        probes: None,
     }
 }
 
@@ -146,6 +256,10 @@ pub fn open(
             tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
             command: std::env::args().collect(),
             model: options.folder.clone(),
+            hub: [("model", Some(&options.folder)), ("adapter", adapter.as_ref()), ("data", Some(&data.path))]
+                .into_iter()
+                .filter_map(|(what, path)| Some((what.to_owned(), hub::source(path?)?)))
+                .collect(),
             adapter,
             data: data.path.clone(),
             pairs: data.pairs.len(),
@@ -173,30 +287,46 @@ struct Run<'a, B: Kernels> {
     plan: Plan,
     /// Batches that run side by side.
     at_once: usize,
+    beyond: &'a Beyond,
 }
 
 /// What a part adds to each table.
+#[derive(Default)]
 struct Rows {
     pairs: Vec<PairRow>,
     params: Vec<ParamRow>,
     responses: Vec<ResponsesRow>,
-}
-
-/// Parts of a data set.
-pub fn windows(data: &Dataset) -> Vec<&[Pair]> {
-    data.pairs.chunks(ROWS_PER_PART).collect()
+    groups: Vec<MeasuredGroup>,
+    probes: Vec<ProbeRow>,
 }
 
 /// What of an analysis is in a folder already.
-pub fn done(out: &Path, data: &Dataset) -> Amount {
+pub fn done(out: &Path, data: &Dataset) -> Result<Amount> {
     let tables = PARTS.map(|name| Table::at(out, name));
     let mut done = Amount::default();
-    for (part, window) in windows(data).into_iter().enumerate() {
+    for (part, window) in data.pairs.parts(ROWS_PER_PART).enumerate() {
         if tables.iter().all(|table| table.has(part)) {
-            done.add(Amount { pairs: window.len(), rows: rows(window) });
+            done.add(Amount { pairs: window.len(), rows: rows(&data.pairs.get(window)?) });
         }
     }
-    done
+    Ok(done)
+}
+
+/// All that an analysis has to do.
+pub fn work(data: &Dataset) -> Result<Amount> {
+    let mut work = Amount::default();
+    for window in data.pairs.parts(ROWS_PER_PART) {
+        work.add(Amount { pairs: window.len(), rows: rows(&data.pairs.get(window)?) });
+    }
+    Ok(work)
+}
+
+impl Beyond {
+    /// What stands for the probes.
+    fn identity(&self) -> Option<String> {
+        let of = |probe: &Probe| format!("{} {:?} {:?}", probe.row, probe.group.prompt, probe.group.responses);
+        (!self.probes.is_empty()).then(|| text_hash(&self.probes.iter().map(of).collect::<Vec<_>>().join("\n")))
+    }
 }
 
 impl<B: Kernels> Run<'_, B> {
@@ -210,16 +340,41 @@ impl<B: Kernels> Run<'_, B> {
     ) -> Result<Summary> {
         let [params, responses, pairs] = PARTS.map(|name| Table::create(out, name));
         let (params, responses, pairs) = (params?, responses?, pairs?);
-        let outcomes = if objectives.is_empty() { None } else { Some(Table::create(out, "objectives.parquet")?) };
+        let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
+        let beyond = self.beyond;
+        let groups = table(self.data.groups, "groups.parquet")?;
+        let probes = table(!beyond.probes.is_empty(), "probes.parquet")?;
+        let outcomes = table(!objectives.is_empty(), "objectives.parquet")?;
+        let of_groups = table(groups.is_some() && !beyond.objectives.is_empty(), "group_objectives.parquet")?;
+        let of_probes = table(probes.is_some() && outcomes.is_some(), "probe_objectives.parquet")?;
+        // contrast tokens have gradients of their own
+        let contrast = objectives.iter().filter(|objective| objective.needs() == Needs::Contrast);
+        let contrast: Vec<String> = contrast.map(Objective::to_string).collect();
         let mut summary = Summary::default();
         let mut all: Vec<Measured> = Vec::new();
-        let windows = windows(self.data);
+        let windows: Vec<Range<usize>> = self.data.pairs.parts(ROWS_PER_PART).collect();
+        let mut first = 0;
         for (part, window) in windows.iter().enumerate() {
-            if ![&pairs, &responses, &params].iter().all(|table| table.has(part)) {
-                let rows = self.window(part, window, tokenizer, progress)?;
+            let rows = self.data.pairs.get(window.clone())?;
+            let first_pair = beyond.all_pairs.then_some(first);
+            let items = items(&self.model.description, rows, first_pair);
+            first += items.iter().map(|item| item.pairs.len() as u64).sum::<u64>();
+            let tables = [Some(&pairs), Some(&responses), Some(&params), groups.as_ref(), probes.as_ref()];
+            if !tables.into_iter().flatten().all(|table| table.has(part)) {
+                let rows = self.window(part, &items, tokenizer, progress)?;
+                if let Some(groups) = &groups {
+                    groups.write(part, groups::table(&rows.groups))?;
+                }
+                if let Some(probes) = &probes {
+                    probes.write(part, probes::table(&rows.probes))?;
+                }
                 params.write(part, tables::params(&rows.params))?;
                 responses.write(part, tables::responses(&rows.responses))?;
                 pairs.write(part, tables::pairs(&rows.pairs))?;
+            }
+            if let (Some(groups), Some(of_groups)) = (&groups, &of_groups) {
+                let measured = groups::measured(&groups.read(part)?)?;
+                of_groups.write(part, groups::outcomes(&measured, &beyond.objectives))?;
             }
             let of_pairs = pairs.read(part)?;
             summary.add(&of_pairs, &params.read(part)?)?;
@@ -228,14 +383,24 @@ impl<B: Kernels> Run<'_, B> {
                 if !outcomes.has(part) {
                     outcomes.write(part, objectives::of_pairs(&measured, objectives))?;
                 }
-                summary.add_objectives(&outcomes.read(part)?)?;
+                let of_part = outcomes.read(part)?;
+                summary.add_objectives(&of_part)?;
+                if let (Some(probes), Some(of_probes)) = (&probes, &of_probes) {
+                    of_probes.write(part, probes::outcomes(&[probes.read(part)?], &of_part, &contrast)?)?;
+                }
                 all.extend(measured);
             }
         }
         // objectives of a batch take the whole data as theirs
         if let (Some(outcomes), Some(of_all)) = (&outcomes, objectives::of_all(&all, objectives)) {
-            outcomes.write(windows.len(), of_all)?;
-            summary.add_objectives(&outcomes.read(windows.len())?)?;
+            let part = windows.len();
+            outcomes.write(part, of_all)?;
+            let of_all = outcomes.read(part)?;
+            summary.add_objectives(&of_all)?;
+            if let (Some(probes), Some(of_probes)) = (&probes, &of_probes) {
+                let tables = (0..part).map(|part| probes.read(part)).collect::<Result<Vec<_>, _>>()?;
+                of_probes.write(part, probes::outcomes(&tables, &of_all, &contrast)?)?;
+            }
         }
         Ok(summary)
     }
@@ -244,26 +409,29 @@ impl<B: Kernels> Run<'_, B> {
     fn window(
         &self,
         part: usize,
-        window: &[Pair],
+        window: &[Item],
         tokenizer: Option<&TextTokens>,
         progress: &mut Progress,
     ) -> Result<Rows> {
-        let groups: Vec<Group> =
-            window.iter().map(|pair| group(&self.model.description, pair.tokens.clone())).collect();
-        let masks: Vec<Option<Masks>> = groups
-            .iter()
-            .map(|group| self.contrast.then(|| contrast(&group.responses[0], &group.responses[1])))
-            .collect();
-        let cotangents = groups.iter().zip(&masks).map(|(group, masks)| {
-            let over = |masks: &Masks| masks.iter().enumerate().map(|(k, mask)| Cotangent::over(k, mask)).collect();
-            let contrast: Vec<Cotangent> = masks.as_ref().map(over).unwrap_or_default();
-            Cotangent::log_probabilities(group).into_iter().chain(contrast).collect()
+        // of each pair, where contrast tokens are asked for
+        let masks = |item: &Item| -> Vec<Option<Masks>> {
+            let of = |&[chosen, rejected]: &[usize; 2]| {
+                self.contrast.then(|| contrast(&item.group.responses[chosen], &item.group.responses[rejected]))
+            };
+            item.pairs.iter().map(|(pair, _)| of(pair)).collect()
+        };
+        let masks: Vec<Vec<Option<Masks>>> = window.iter().map(masks).collect();
+        let cotangents = window.iter().zip(&masks).map(|(item, masks)| {
+            let of_pairs = item.pairs.iter().zip(masks).filter_map(|((pair, _), masks)| Some((pair, masks.as_ref()?)));
+            let over = of_pairs.flat_map(|(pair, masks)| pair.iter().zip(masks).map(|(&k, mask)| Cotangent::over(k, mask)));
+            Cotangent::log_probabilities(&item.group).into_iter().chain(over).collect()
         });
         let cotangents: Vec<Vec<Cotangent>> = cotangents.collect();
-        let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
+        let groups: Vec<&Group> = window.iter().map(|item| &item.group).collect();
+        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
         let batches = plan::batches(&lengths, self.plan.forward_rows_per_batch);
         let items: Vec<(&Group, &[Cotangent])> =
-            groups.iter().zip(&cotangents).map(|(group, cotangents)| (group, cotangents.as_slice())).collect();
+            groups.iter().zip(&cotangents).map(|(group, cotangents)| (*group, cotangents.as_slice())).collect();
         let progress = Mutex::new(progress);
         let results = grams_of_batches(self.model, self.scope, &items, (&batches, self.at_once), |batch| {
             let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -275,89 +443,185 @@ impl<B: Kernels> Run<'_, B> {
             Loaded::Model(model) => {
                 let mut memo = self.memo.borrow_mut();
                 let known = memo.entry((self.data.content_hash.clone(), part)).or_insert_with(|| {
-                    let groups: Vec<&Group> = groups.iter().collect();
                     token_logps_of_batches(model, &groups, (&batches, self.at_once), |_| ())
                 });
                 Some(known.clone())
             }
         };
-        let mut rows = Rows { pairs: Vec::new(), params: Vec::new(), responses: Vec::new() };
-        for (at, (pair, result)) in window.iter().zip(&results).enumerate() {
+        let mut rows = Rows::default();
+        for (at, (item, result)) in window.iter().zip(&results).enumerate() {
             let reference = reference.as_ref().map(|all| &all[at]);
-            let row = pair_row(pair, result, reference, masks[at].as_ref());
-            let numbers = result.total().into_iter().chain([row.logp_chosen, row.logp_rejected]);
-            if !numbers.chain(row.reference.into_iter().flatten()).all(f64::is_finite) {
-                let problem = "a log-probability or inner product is not finite: the model overflows this number type";
-                return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", pair.row)));
+            if self.data.groups {
+                rows.groups.push(item.measured(result, reference));
             }
-            rows.pairs.push(row);
-            rows.responses.push(responses_row(pair, result, tokenizer));
-            for (parameter, gram) in self.scope.parameters.iter().zip(&result.grams) {
-                rows.params.push(ParamRow {
-                    pair: pair.row,
-                    param: parameter.name.clone(),
-                    layer: parameter.layer.and_then(|layer| u32::try_from(layer).ok()),
-                    module: parameter.module.clone(),
-                    gram: PairGram::of(gram),
-                });
+            for (n, (branches, number)) in item.pairs.iter().enumerate() {
+                let contrast = masks[at][n].as_ref();
+                let first = item.group.responses.len() + 2 * n;
+                let mut which = branches.to_vec();
+                which.extend(contrast.iter().flat_map(|_| [first, first + 1]));
+                let pair = OfPair { item, branches: *branches, number: *number, which, reference, masks: contrast };
+                let row = self.pair_row(&pair, result);
+                let numbers = part_of(&result.total(), &pair.which).into_iter().chain([row.logp_chosen, row.logp_rejected]);
+                if !numbers.chain(row.reference.into_iter().flatten()).all(f64::is_finite) {
+                    let problem = "a log-probability or inner product is not finite: the model overflows this number type";
+                    return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", item.row)));
+                }
+                rows.pairs.push(row);
+                rows.responses.push(pair.responses(result, tokenizer));
+                for (parameter, gram) in self.scope.parameters.iter().zip(&result.grams) {
+                    rows.params.push(ParamRow {
+                        pair: *number,
+                        param: parameter.name.clone(),
+                        layer: parameter.layer.and_then(|layer| u32::try_from(layer).ok()),
+                        module: parameter.module.clone(),
+                        gram: PairGram::of(&part_of(gram, branches)),
+                    });
+                }
             }
+            rows.probes.extend(self.probes(item));
         }
         Ok(rows)
     }
+
+    /// How a row's pairs pull on the probes: a Gram over the branches of both.
+    fn probes(&self, item: &Item) -> Vec<ProbeRow> {
+        let probes = &self.beyond.probes;
+        if probes.is_empty() {
+            return Vec::new();
+        }
+        let groups: Vec<&Group> = std::iter::once(&item.group).chain(probes.iter().map(|probe| &probe.group)).collect();
+        let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(|group| Cotangent::log_probabilities(group)).collect();
+        let items: Vec<(&Group, &[Cotangent])> =
+            groups.iter().zip(&cotangents).map(|(group, cotangents)| (*group, cotangents.as_slice())).collect();
+        let (gram, logps) = total_across(self.model, self.scope, &items);
+        let (first, k) = (item.group.responses.len(), gram.len().isqrt());
+        let of = |(n, probe): (usize, &Probe)| {
+            let row = &gram[(first + n) * k..(first + n + 1) * k];
+            let (logp, square) = (logps[1 + n][0].iter().sum(), row[first + n]);
+            let of_pair = move |(branches, pair): &([usize; 2], u64)| ProbeRow {
+                pair: *pair,
+                probe: probe.row,
+                id: probe.id.clone(),
+                logp,
+                inner: branches.map(|branch| row[branch]),
+                square,
+            };
+            item.pairs.iter().map(of_pair).collect::<Vec<_>>()
+        };
+        probes.iter().enumerate().flat_map(of).collect()
+    }
+
+    fn pair_row(&self, pair: &OfPair<'_>, result: &GroupResult) -> PairRow {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let OfPair { item, branches, which, reference, .. } = pair;
+        let [w, l] = *branches;
+        let total = part_of(&result.total(), which);
+        let contrast = reference.zip(pair.masks).map(|(reference, masks)| Contrast {
+            logps: masked(&result.token_logps, *branches, masks),
+            reference: masked(reference, *branches, masks),
+            inner: [[total[8], total[9]], [total[12], total[13]]],
+        });
+        let (chosen, rejected) = (&item.group.responses[w], &item.group.responses[l]);
+        let tokens = PairLengths {
+            prompt: count(item.group.prompt.len()),
+            chosen: count(chosen.len()),
+            rejected: count(rejected.len()),
+            trunk: count(result.trunk_tokens),
+            truncated: count(item.truncated),
+        };
+        let gram = PairGram::of(&total);
+        let hidden = part_of(&result.companions.hidden, branches);
+        let average = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let ranks = |k: usize| average(&result.companions.ranks[k].iter().map(|&r| f64::from(r)).collect::<Vec<_>>());
+        PairRow {
+            pair: pair.number,
+            id: item.id.clone(),
+            tokens,
+            logp_chosen: result.logp(w),
+            logp_rejected: result.logp(l),
+            reference: reference.map(|of| branches.map(|k| of[k].iter().sum())),
+            edit_distance: count(strsim::generic_levenshtein(chosen, rejected)),
+            gram,
+            companions: Companions {
+                hidden: [hidden[0], hidden[1], hidden[3]],
+                entropy: branches.map(|k| average(&result.companions.entropies[k])),
+                rank: branches.map(ranks),
+                last_layer: self.last_layer(result, *branches, gram.wl),
+            },
+            group: item.scores.as_ref().map(|_| (item.row, branches.map(|k| count(item.responses[k])))),
+            contrast,
+        }
+    }
+
+    /// Part of wl that the last block makes.
+    fn last_layer(&self, result: &GroupResult, [w, l]: [usize; 2], wl: f64) -> Option<f64> {
+        let last = self.model.description.layers() - 1;
+        let of_last = self.scope.parameters.iter().zip(&result.grams).filter(|(p, _)| p.layer == Some(last));
+        let parts: Vec<f64> = of_last.map(|(_, gram)| part_of(gram, &[w, l])[1]).collect();
+        (!parts.is_empty() && wl != 0.0).then(|| parts.iter().sum::<f64>() / wl)
+    }
 }
 
-/// Forward rows of some pairs whose responses share a trunk: how much of the work they are.
+/// A pair of a row, and what is known of it beside the row's results.
+struct OfPair<'a> {
+    item: &'a Item,
+    /// Of chosen and rejected.
+    branches: [usize; 2],
+    number: u64,
+    /// Its cotangents among the row's: of both log-probabilities, and of both sums over contrast tokens.
+    which: Vec<usize>,
+    reference: Option<&'a Vec<Vec<f64>>>,
+    masks: Option<&'a Masks>,
+}
+
+impl OfPair<'_> {
+    /// Both responses, token by token.
+    fn responses(&self, result: &GroupResult, tokenizer: Option<&TextTokens>) -> ResponsesRow {
+        let tokens = |k: usize| {
+            let ids = &self.item.group.responses[k];
+            ResponseTokens {
+                ids: ids.clone(),
+                text: tokenizer.map(|tokenizer| ids.iter().map(|&id| tokenizer.text(id).unwrap_or_default()).collect()),
+                logps: result.token_logps[k].clone(),
+                entropies: result.companions.entropies[k].clone(),
+                ranks: result.companions.ranks[k].clone(),
+            }
+        };
+        let [chosen, rejected] = self.branches.map(tokens);
+        let prompt = tokenizer.map(|tokenizer| tokenizer.join(&self.item.group.prompt));
+        ResponsesRow { pair: self.number, prompt, chosen, rejected }
+    }
+}
+
+/// The rows of a part as they run; `first` is the number of its first pair where rows have several.
+fn items(model: &Description, rows: Vec<Pair>, first: Option<u64>) -> Vec<Item> {
+    let mut next = first;
+    let of = |pair| {
+        let item = Item::new(model, pair, next);
+        next = next.map(|next| next + item.pairs.len() as u64);
+        item
+    };
+    rows.into_iter().map(of).collect()
+}
+
+/// Forward rows of some rows whose responses share a trunk: how much of the work they are.
 pub fn rows(pairs: &[Pair]) -> usize {
-    let of = |PairTokens { prompt, chosen, rejected }: PairTokens| Group::new(prompt, vec![chosen, rejected]);
-    pairs.iter().map(|pair| of(pair.tokens.clone()).forward_rows()).sum()
+    let of = |pair: &Pair| {
+        let PairTokens { prompt, chosen, rejected } = pair.tokens.clone();
+        let responses = pair.group.as_ref().map_or_else(|| vec![chosen, rejected], |group| group.responses.clone());
+        Group::new(prompt, responses).forward_rows()
+    };
+    pairs.iter().map(of).sum()
 }
 
 /// The contrast tokens of both responses.
 type Masks = [Vec<bool>; 2];
 
-/// Log-probabilities of both responses, summed over the tokens that `mask` keeps.
-fn masked(token_logps: &[Vec<f64>], masks: &Masks) -> [f64; 2] {
-    [0, 1].map(|k| token_logps[k].iter().zip(&masks[k]).filter(|(_, kept)| **kept).map(|(logp, _)| logp).sum())
-}
-
-fn pair_row(pair: &Pair, result: &GroupResult, reference: Option<&Vec<Vec<f64>>>, masks: Option<&Masks>) -> PairRow {
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let total = result.total();
-    let contrast = reference.zip(masks).map(|(reference, masks)| Contrast {
-        logps: masked(&result.token_logps, masks),
-        reference: masked(reference, masks),
-        inner: [[total[8], total[9]], [total[12], total[13]]],
-    });
-    PairRow {
-        pair: pair.row,
-        id: pair.id.clone(),
-        tokens: PairLengths {
-            prompt: count(pair.tokens.prompt.len()),
-            chosen: count(pair.tokens.chosen.len()),
-            rejected: count(pair.tokens.rejected.len()),
-            trunk: count(result.trunk_tokens),
-            truncated: count(pair.truncated_tokens),
-        },
-        logp_chosen: result.logp(0),
-        logp_rejected: result.logp(1),
-        reference: reference.map(|of| [of[0].iter().sum(), of[1].iter().sum()]),
-        edit_distance: count(strsim::generic_levenshtein(&pair.tokens.chosen, &pair.tokens.rejected)),
-        gram: PairGram::of(&total),
-        contrast,
-    }
-}
-
-/// A pair's responses, token by token.
-fn responses_row(pair: &Pair, result: &GroupResult, tokenizer: Option<&TextTokens>) -> ResponsesRow {
-    let tokens = |k: usize, ids: &[u32]| ResponseTokens {
-        ids: ids.to_vec(),
-        text: tokenizer.map(|tokenizer| ids.iter().map(|&id| tokenizer.text(id).unwrap_or_default()).collect()),
-        logps: result.token_logps[k].clone(),
+/// Log-probabilities of two branches, summed over the tokens that the masks keep.
+fn masked(token_logps: &[Vec<f64>], branches: [usize; 2], masks: &Masks) -> [f64; 2] {
+    let sum = |k: usize| -> f64 {
+        let kept = token_logps[branches[k]].iter().zip(&masks[k]).filter(|(_, kept)| **kept);
+        kept.map(|(logp, _)| logp).sum()
     };
-    ResponsesRow {
-        pair: pair.row,
-        prompt: tokenizer.map(|tokenizer| tokenizer.join(&pair.tokens.prompt)),
-        chosen: tokens(0, &pair.tokens.chosen),
-        rejected: tokens(1, &pair.tokens.rejected),
-    }
+    [sum(0), sum(1)]
 }

@@ -1,15 +1,18 @@
 //! `tanglescope analyze`: every pair's entanglement.
-use crate::analysis::{Analysis, ReferenceLogps, done, rows};
+use crate::analysis::{Analysis, Beyond, Probe, ReferenceLogps, done, work};
 use crate::cli::Analyze;
 use crate::device::OnDevice;
 use crate::dry_run;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::objectives::{Asked, Reference};
-use crate::options::{ModelOptions, Placement, group, limits, read_data, reading, tokenizer};
-use crate::progress::{Amount, Progress};
+use crate::options::{ModelOptions, Placement, groups, limits, read_data, reading, tokenizer};
+use crate::progress::Progress;
 use tanglescope_analytics::Summary;
+use tanglescope_data::{Form, Reading};
 use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
+use tanglescope_model::architectures::Description;
+use tanglescope_objectives::GroupObjective;
 
 /// Runs the command, and returns what it found.
 pub fn run(args: &Analyze) -> Result<Summary> {
@@ -28,7 +31,7 @@ pub fn dry_run(args: &Analyze) -> Result<()> {
     let scope = outline.in_scope(&options.scope)?;
     let limits = limits(&outline.description);
     let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits)?;
-    let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(&outline.description, pair.tokens)).collect();
+    let groups = groups(&outline.description, &data)?;
     let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
     dry_run::report(&options, &outline, &scope, &groups, rows);
     if matches!(asked.reference, Reference::Base | Reference::Folder(_)) {
@@ -36,6 +39,35 @@ pub fn dry_run(args: &Analyze) -> Result<()> {
     }
     println!("nothing was computed, and nothing written to {}", args.out.display());
     Ok(())
+}
+
+/// What is asked for beside pairs of the best and the worst response.
+fn beyond(args: &Analyze, options: &ModelOptions, model: &Description, asked: &Asked) -> Result<Beyond> {
+    let objective = |name: &String| -> Result<GroupObjective> {
+        let objective: GroupObjective = name.parse().map_err(|e| Error::option("--group-objective", e))?;
+        if objective.needs_reference() && asked.reference == Reference::None {
+            let problem = "uses a reference model, and there is none; add --reference FOLDER, or self";
+            return Err(Error::option(format!("--group-objective {name}"), problem));
+        }
+        Ok(objective)
+    };
+    let probes = match &args.probe {
+        None => Vec::new(),
+        Some(path) => {
+            let reading = reading(&args.data.rows)?;
+            let form = Form { chosen_only: true, ..reading.form };
+            let reading = Reading { form, limit: None, split: None, ..reading };
+            let data = read_data(path, &options.folder, &reading, limits(model))?;
+            let probe = |pair: tanglescope_data::Pair| Probe {
+                row: pair.row,
+                id: pair.id,
+                group: Group::of(model, pair.tokens.prompt, vec![pair.tokens.chosen]),
+            };
+            data.pairs.all()?.into_iter().map(probe).collect()
+        }
+    };
+    let objectives = args.group_objective.iter().map(objective).collect::<Result<_>>()?;
+    Ok(Beyond { all_pairs: args.all_pairs, objectives, probes })
 }
 
 struct Work<'a> {
@@ -55,14 +87,15 @@ impl OnDevice for Work<'_> {
         let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits)?;
         let reference = asked.reference.load(options, &model)?;
         let tokenizer = tokenizer(&options.folder)?;
-        let before = done(&args.out, &data);
+        let before = done(&args.out, &data)?;
+        let beyond = beyond(args, options, &model.description, asked)?;
         if before.pairs > 0 {
             eprintln!("{}: {} of {} pairs are there already", args.out.display(), before.pairs, data.pairs.len());
         }
-        let mut progress = Progress::new(Amount { pairs: data.pairs.len(), rows: rows(&data.pairs) }, before, false);
+        let mut progress = Progress::new(work(&data)?, before, false);
         let (asked, memo) = (asked, ReferenceLogps::default());
         let tokenizer = tokenizer.as_ref();
-        let analysis = Analysis { options, asked, reference: &reference, memo: &memo, tokenizer };
+        let analysis = Analysis { options, asked, reference: &reference, memo: &memo, tokenizer, beyond: &beyond };
         let summary = analysis.write(&mut model, &scope, &data, &args.out, &mut progress)?;
         progress.finish();
         Ok(summary)

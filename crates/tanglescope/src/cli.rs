@@ -1,6 +1,7 @@
 //! The command line as it is written.
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use tanglescope_data::Mapping;
 
 /// Measures gradient entanglement in preference-tuned language models.
 #[derive(Debug, Parser)]
@@ -36,6 +37,26 @@ pub enum Command {
     Bench(Bench),
     /// The paper's experiment in miniature: train a small model on many objectives, and see whose probabilities fall
     Demo(Demo),
+    /// Print what completes these commands in a shell
+    Completions(Completions),
+    /// Write manual pages of these commands
+    Man(Man),
+}
+
+/// Options of `completions`.
+#[derive(Args, Clone, Debug)]
+pub struct Completions {
+    /// Which shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Options of `man`.
+#[derive(Args, Clone, Debug)]
+pub struct Man {
+    /// Folder for the pages
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
 }
 
 /// Which model, and what of it.
@@ -85,8 +106,8 @@ pub struct Measured {
 /// Which rows, and how they become tokens.
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Preference pairs as JSONL, plain or .gz
-    #[arg(long, value_name = "FILE")]
+    /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name[@revision] on the hub
+    #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
     #[command(flatten)]
     pub rows: RowArgs,
@@ -95,6 +116,12 @@ pub struct DataArgs {
 /// How rows become tokens.
 #[derive(Args, Clone, Debug)]
 pub struct RowArgs {
+    /// Part of a data set that has several [default: train]
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Where the usual columns are: prompt=info.post,chosen=…,rejected=… [default: recognised by their names]
+    #[arg(long, value_name = "NAME=COLUMN,…", value_parser = Mapping::parse)]
+    pub columns: Option<Mapping>,
     /// Only the first N rows
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -154,6 +181,15 @@ pub struct Analyze {
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
     #[arg(long, value_name = "FOLDER|base|self")]
     pub reference: Option<String>,
+    /// Of rows with more than two responses, every pair of a better and a worse one, not only the best and the worst
+    #[arg(long)]
+    pub all_pairs: bool,
+    /// What one step on a loss over groups would do to every response (repeatable): grpo, dr_grpo, rloo, plackett_luce, listnet
+    #[arg(long, value_name = "NAME[:K=V,…]")]
+    pub group_objective: Vec<String>,
+    /// Texts beside the pairs, rows of `prompt` and `completion`, whose predicted change under every pair's step is wanted
+    #[arg(long, value_name = "FILE")]
+    pub probe: Option<PathBuf>,
     #[command(flatten)]
     pub dry: DryRun,
 }
@@ -165,8 +201,9 @@ pub struct Sweep {
     /// gives a run another name than its folder's
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<String>,
-    /// Preference pairs as JSONL, plain or .gz (repeatable); NAME=FILE gives them another name than the file's
-    #[arg(long, required = true, value_name = "FILE")]
+    /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name[@revision] on the hub
+    /// (repeatable); NAME=DATA gives it another name than the file's
+    #[arg(long, required = true, value_name = "DATA")]
     pub data: Vec<String>,
     /// Folder for the results, in run=…/step=…/dataset=… folders; what is there already is not done again
     #[arg(long, value_name = "FOLDER")]

@@ -8,6 +8,7 @@ mod demo;
 mod device;
 mod dry_run;
 mod error;
+mod hub;
 mod manifest;
 mod objectives;
 mod options;
@@ -21,7 +22,9 @@ mod train;
 mod train_config;
 mod verify;
 
-use cli::Command;
+use clap::CommandFactory;
+use cli::{Cli, Command};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Keeps freed memory for the next result; the system's gives large blocks back and faults them in again.
@@ -35,6 +38,12 @@ fn keep_memory() {
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     // SAFETY: sets a number in the allocator, before any other thread is there.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
+}
+
+/// Writes a manual page for every command.
+fn man(out: &Path) -> error::Result<()> {
+    let written = std::fs::create_dir_all(out).and_then(|()| clap_mangen::generate_to(Cli::command(), out));
+    written.map_err(|e| error::Error::output(out, format!("cannot be written: {e}")))
 }
 
 fn main() -> ExitCode {
@@ -67,6 +76,11 @@ fn main() -> ExitCode {
         }
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => {
+            clap_complete::generate(args.shell, &mut Cli::command(), "tanglescope", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man(args) => man(&args.out),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

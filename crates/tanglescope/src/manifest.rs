@@ -4,6 +4,7 @@ use crate::rates::StoredRates;
 use crate::summarize;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tanglescope_data::Skipped;
 
@@ -26,6 +27,12 @@ pub struct Identity {
     /// Whether gradients over contrast tokens are measured too.
     #[serde(default)]
     pub contrast: bool,
+    /// Whether every pair of a better and a worse response of a group is a pair.
+    #[serde(default)]
+    pub all_pairs: bool,
+    /// SHA-256 of the probes.
+    #[serde(default)]
+    pub probes: Option<String>,
 }
 
 /// How rows are cut into parts and batches.
@@ -55,6 +62,9 @@ pub struct Manifest {
     pub adapter: Option<PathBuf>,
     /// The data file.
     pub data: PathBuf,
+    /// What came from the hub: repository and commit of the model, the adapter and the data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hub: BTreeMap<String, String>,
     /// Usable rows.
     pub pairs: usize,
     /// Rows that were left out, and why.
@@ -90,6 +100,8 @@ impl Manifest {
     pub fn same_run(&self, identity: &Identity, folder: &Path) -> Result<()> {
         let (old, new) = (&self.identity, identity);
         let none = "none".to_owned();
+        let (all, best) = ("all pairs".to_owned(), "best and worst".to_owned());
+        let choice = |of: &Identity| if of.all_pairs { &all } else { &best };
         let pairs = [
             ("model", &old.model, &new.model),
             ("adapter", old.adapter.as_ref().unwrap_or(&none), new.adapter.as_ref().unwrap_or(&none)),
@@ -97,6 +109,8 @@ impl Manifest {
             ("data or tokenisation", &old.data, &new.data),
             ("scope", &old.scope, &new.scope),
             ("dtype", &old.dtype, &new.dtype),
+            ("choice of pairs of a group", choice(old), choice(new)),
+            ("probe file", old.probes.as_ref().unwrap_or(&none), new.probes.as_ref().unwrap_or(&none)),
         ];
         match pairs.iter().find(|(_, old, new)| old != new) {
             None if new.contrast && !old.contrast => Err(Error::option(

@@ -1,7 +1,8 @@
 //! Objectives on the command line: which are asked for, what they need, and the list of all.
 use crate::error::{Error, Result};
+use crate::hub::{self, Kind};
 use crate::options::ModelOptions;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder};
 use tanglescope_objectives::{Needs, Objective, all};
@@ -46,7 +47,7 @@ impl Asked {
                     "there is no adapter, so the base is the policy; say self or a folder",
                 )
             })?),
-            Some(folder) => Some(Reference::Folder(folder.into())),
+            Some(folder) => Some(Reference::Folder(hub::resolve(Path::new(folder), Kind::Model)?)),
         };
         let available = given.clone().or(under_adapter);
         let mut objectives: Vec<Objective> = Vec::new();

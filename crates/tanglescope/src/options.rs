@@ -2,6 +2,7 @@
 use crate::cli::{Bench, Measured, ModelArgs, OnBadRow, Precision, RowArgs};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::hub::{self, Kind};
 use crate::rates;
 use std::path::{Path, PathBuf};
 use tanglescope_data::{Dataset, Form, Limits, PairTokens, Reading, TextTokens};
@@ -118,6 +119,8 @@ impl ModelOptions {
 
     /// The same for a model and its adapter.
     pub fn of(folder: PathBuf, adapter: Option<PathBuf>, args: &Measured) -> Result<Self> {
+        let folder = hub::resolve(&folder, Kind::Model)?;
+        let adapter = adapter.map(|adapter| hub::resolve(&adapter, Kind::Adapter)).transpose()?;
         let scope: Scope = args.scope.parse()?;
         let device = Device::choose(args.device.as_deref())?;
         let dtype = dtype(args.dtype, &device)?;
@@ -225,18 +228,23 @@ pub fn reading(rows: &RowArgs) -> Result<Reading> {
         skip_bad_rows: rows.on_bad_row == OnBadRow::Skip,
         limit: rows.limit,
         sample: None,
+        split: rows.split.clone(),
+        columns: rows.columns.clone().unwrap_or_default(),
     })
 }
 
 /// The rows of a data file for the model of a folder; says what was left out or cut.
 pub fn read_data(path: &Path, folder: &Path, reading: &Reading, limits: Limits) -> Result<Dataset> {
+    let path = &hub::resolve(path, Kind::Data(reading.split.as_deref()))?;
     let data = Dataset::read(path, folder, reading, limits)?;
+    for note in &data.notes {
+        eprintln!("{}: {note}", path.display());
+    }
     for skipped in &data.skipped {
         eprintln!("{}: row {} left out: {}", path.display(), skipped.row, skipped.problem);
     }
-    let truncated = data.pairs.iter().filter(|pair| pair.truncated_tokens > 0).count();
-    if truncated > 0 {
-        eprintln!("{}: {truncated} prompts were cut from the left", path.display());
+    if data.truncated > 0 {
+        eprintln!("{}: {} prompts were cut from the left", path.display(), data.truncated);
     }
     Ok(data)
 }
@@ -244,6 +252,11 @@ pub fn read_data(path: &Path, folder: &Path, reading: &Reading, limits: Limits) 
 /// The tokenizer of a model's folder, where it has one.
 pub fn tokenizer(folder: &Path) -> Result<Option<TextTokens>> {
     Ok(folder.join("tokenizer.json").is_file().then(|| TextTokens::open(folder)).transpose()?)
+}
+
+/// The rows of a data set as groups of two for a model.
+pub fn groups(model: &Description, data: &Dataset) -> Result<Vec<Group>> {
+    Ok(data.pairs.iter().map(|pair| pair.map(|pair| group(model, pair.tokens))).collect::<tanglescope_data::Result<_>>()?)
 }
 
 /// What a model can take.

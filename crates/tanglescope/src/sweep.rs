@@ -1,5 +1,5 @@
 //! `tanglescope sweep`: every checkpoint of one or more runs, on one or more data sets.
-use crate::analysis::{Analysis, ReferenceLogps, done, identity, lock_file, rows};
+use crate::analysis::{Analysis, Beyond, ReferenceLogps, done, identity, lock_file, work};
 use crate::checkpoints::{Checkpoint, Kind, Run, named};
 use crate::cli::Sweep;
 use crate::device::OnDevice;
@@ -7,7 +7,7 @@ use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::manifest::{self, Identity, Manifest, short};
 use crate::objectives::{Asked, Loaded, Reference};
-use crate::options::{ModelOptions, Placement, dtype_name, group, limits, read_data, reading, tokenizer};
+use crate::options::{ModelOptions, Placement, dtype_name, groups, limits, read_data, reading, tokenizer};
 use crate::progress::{Amount, Progress};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -290,9 +290,11 @@ impl Work<'_> {
         let Self { args, options, runs, .. } = self;
         let mut data = BTreeMap::new();
         for (name, of) in runs.iter().flat_map(|run| &run.texts.data) {
-            let row = |pair: &tanglescope_data::Pair| SampledRow { row: pair.row, id: pair.id.clone() };
-            let sample = args.pairs.map(|_| of.pairs.iter().map(row).collect());
-            data.insert(name.clone(), SweptData { path: of.path.clone(), file: file_hash(&of.path)?, sample });
+            let row = |pair: tanglescope_data::Pair| SampledRow { row: pair.row, id: pair.id };
+            let rows = || of.pairs.iter().map(|pair| pair.map(row)).collect::<tanglescope_data::Result<_>>();
+            let sample = args.pairs.map(|_| rows()).transpose()?;
+            let files = of.files.iter().map(|file| file_hash(file)).collect::<Result<Vec<_>, _>>()?;
+            data.insert(name.clone(), SweptData { path: of.path.clone(), file: files.join("+"), sample });
         }
         let runs = runs.iter().map(|of| {
             let steps = of.run.checkpoints.iter().map(|checkpoint| checkpoint.step).collect();
@@ -361,19 +363,20 @@ impl Work<'_> {
         for (name, data) in self.runs.iter().take(1).flat_map(|of| &of.texts.data) {
             println!("data set        {name}: {}", count(data.pairs.len(), "pair"));
         }
-        let left = |job: &&Job<'_>| done(&job.out, job.data).pairs < job.data.pairs.len();
-        let left: Vec<&Job<'_>> = self.jobs.iter().filter(left).collect();
+        let mut left: Vec<&Job<'_>> = Vec::new();
+        for job in self.jobs {
+            if done(&job.out, job.data)?.pairs < job.data.pairs.len() {
+                left.push(job);
+            }
+        }
         let all = count(self.jobs.len(), "checkpoint and data set");
         println!("work            {all} together, {} of them left", left.len());
         if let Some(job) = left.first() {
             let options = self.options(job);
             let outline = options.outline()?;
             let scope = outline.in_scope(&options.scope)?;
-            let groups: Vec<Group> = left
-                .iter()
-                .flat_map(|job| &job.data.pairs)
-                .map(|p| group(&outline.description, p.tokens.clone()))
-                .collect();
+            let all = left.iter().map(|job| groups(&outline.description, job.data)).collect::<Result<Vec<_>>>()?;
+            let groups: Vec<Group> = all.into_iter().flatten().collect();
             println!("\nall of it, as if each checkpoint were like the first:");
             let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
             dry_run::report(&options, &outline, &scope, &groups, rows);
@@ -419,7 +422,7 @@ impl Hashes {
 /// whole model; a job of which something is missing is compared when its model is loaded.
 fn finished(job: &Job<'_>, options: &ModelOptions, hashes: &mut Hashes) -> Result<bool> {
     let Some(manifest) = Manifest::read(&job.out)? else { return Ok(false) };
-    if done(&job.out, job.data).pairs < job.data.pairs.len() {
+    if done(&job.out, job.data)?.pairs < job.data.pairs.len() {
         return Ok(false);
     }
     // what cannot be read is said by the loader
@@ -447,8 +450,8 @@ impl OnDevice for Work<'_> {
         self.manifest()?;
         let (mut total, mut before) = (Amount::default(), Amount::default());
         for job in self.jobs {
-            total.add(Amount { pairs: job.data.pairs.len(), rows: rows(&job.data.pairs) });
-            before.add(done(&job.out, job.data));
+            total.add(work(job.data)?);
+            before.add(done(&job.out, job.data)?);
         }
         if before.pairs > 0 && !self.quiet {
             eprintln!("{}: {} of {} pairs are there already", out.display(), before.pairs, total.pairs);
@@ -496,7 +499,8 @@ impl OnDevice for Work<'_> {
                 unreachable!("a reference was just put there")
             };
             let tokenizer = first.run.texts.tokenizer.as_ref();
-            let analysis = Analysis { options: &options, asked, reference, memo, tokenizer };
+            let beyond = &Beyond::default();
+            let analysis = Analysis { options: &options, asked, reference, memo, tokenizer, beyond };
             for (job, _) in jobs.iter().zip(states).filter(|(_, finished)| !finished) {
                 progress.about(format!("run {}, step {}, {}: ", job.run.run.name, job.checkpoint.step, job.name));
                 match analysis.write(model, &scope, job.data, &job.out, &mut progress) {

@@ -4,10 +4,11 @@ use crate::cli::Tokens;
 use crate::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::manifest::Plan;
-use crate::options::{ModelOptions, Placement, group, limits, read_data, reading, tokenizer};
+use crate::options::{ModelOptions, Placement, group, groups, limits, read_data, reading, tokenizer};
 use crate::progress::{Amount, Progress};
 use crate::summarize::write_whole;
 use polars_core::prelude::DataFrame;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::Table;
@@ -40,7 +41,7 @@ pub fn dry_run(args: &Tokens) -> Result<()> {
     options.announce();
     let outline = options.outline()?;
     let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
-    let groups: Vec<Group> = data.pairs.into_iter().map(|pair| group(&outline.description, pair.tokens)).collect();
+    let groups = groups(&outline.description, &data)?;
     let most = Placement::of(&options, &outline).backward_rows(&options, &outline);
     let count = |f: &dyn Fn(&Group) -> usize| groups.iter().map(f).sum::<usize>();
     let tokens = |g: &Group| g.responses.iter().map(Vec::len).sum::<usize>();
@@ -91,7 +92,7 @@ impl OnDevice for Work<'_> {
 
         let (matrices, positions) = (Table::create(out, "tokens.parquet")?, Table::create(out, "positions.parquet")?);
         let products = args.positions.then(|| Table::create(out, "position_products.parquet")).transpose()?;
-        let windows: Vec<&[Pair]> = data.pairs.chunks(PAIRS_PER_PART).collect();
+        let windows: Vec<Range<usize>> = data.pairs.parts(PAIRS_PER_PART).collect();
         // positions.parquet is written last, so its part says that both are there
         let is_done = |part: usize| matrices.has(part) && positions.has(part);
         let amount = |window: &[Pair]| Amount {
@@ -99,16 +100,21 @@ impl OnDevice for Work<'_> {
             rows: window.iter().map(|pair| token_rows(&group(&model.description, pair.tokens.clone()))).sum(),
         };
         let mut before = Amount::default();
-        for (_, window) in windows.iter().enumerate().filter(|(part, _)| is_done(*part)) {
-            before.pairs += window.len();
-            before.rows += amount(window).rows;
+        let mut all = Amount::default();
+        for (part, window) in windows.iter().enumerate() {
+            let of_part = amount(&data.pairs.get(window.clone())?);
+            all.add(of_part);
+            if is_done(part) {
+                before.add(of_part);
+            }
         }
         if before.pairs > 0 {
             eprintln!("{}: {} of {} pairs are there already", out.display(), before.pairs, data.pairs.len());
         }
-        let progress = Mutex::new(Progress::new(amount(&data.pairs), before, quiet));
+        let progress = Mutex::new(Progress::new(all, before, quiet));
         let mut shares = Shares::default();
         for (part, window) in windows.iter().enumerate() {
+            let window = &data.pairs.get(window.clone())?;
             if !is_done(part) {
                 let groups: Vec<Group> =
                     window.iter().map(|pair| group(&model.description, pair.tokens.clone())).collect();

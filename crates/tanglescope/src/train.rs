@@ -260,12 +260,12 @@ impl Examples {
         };
         let read = |path: &Path, reading: &Reading| read_data(path, &options.folder, reading, limits);
         let data = read(&args.data.data, &reading)?;
-        let mut train: Vec<Example> = data.pairs.into_iter().map(example).collect();
+        let mut train: Vec<Example> = data.pairs.all()?.into_iter().map(example).collect();
         let (mut held_out, mut eval_data, mut eval_skipped) = (Vec::new(), None, Vec::new());
         if let Some(path) = &args.eval_data {
-            let data = read(path, &Reading { limit: None, ..reading })?;
+            let data = read(path, &Reading { limit: None, ..reading.clone() })?;
+            held_out = data.pairs.all()?.into_iter().map(example).collect();
             (eval_data, eval_skipped) = (Some(data.content_hash), data.skipped);
-            held_out = data.pairs.into_iter().map(example).collect();
         } else if let Some(share) = args.eval_fraction {
             let bad = |problem: String| Error::option(format!("--eval-fraction {share}"), problem);
             if !(share > 0.0 && share < 1.0) {

@@ -47,12 +47,8 @@ pub fn run(args: &Verify) -> Result<()> {
         let scope = outline.in_scope(&options.scope)?;
         let data =
             read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
-        let groups: Vec<Group> = data
-            .pairs
-            .into_iter()
-            .take(args.pairs.max(1))
-            .map(|pair| group(&outline.description, pair.tokens))
-            .collect();
+        let pairs = data.pairs.get(0..args.pairs.max(1))?.into_iter();
+        let groups: Vec<Group> = pairs.map(|pair| group(&outline.description, pair.tokens)).collect();
         dry_run::report(&options, &outline, &scope, &groups, 1);
         println!(
             "and for each pair {} forward passes of each response in f64 on the CPU, and two gradients kept whole",
@@ -127,7 +123,7 @@ fn load<B: Kernels>(
     let model = options.load::<B>(dtype, device)?;
     let scope = model.in_scope(&options.scope)?;
     let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&model.description))?;
-    let pairs = data.pairs.into_iter().take(args.pairs.max(1));
+    let pairs = data.pairs.get(0..args.pairs.max(1))?.into_iter();
     let groups = pairs.map(|pair| group(&model.description, pair.tokens)).collect();
     Ok((model, scope, groups))
 }

@@ -18,6 +18,7 @@ pub struct Walk<E> {
     pub log_normaliser: Vec<f64>,
     pub entropy: Vec<f64>,
     pub best: Vec<u32>,
+    pub rank: Vec<u32>,
     pub back: Vec<E>,
     pub gram: Option<Vec<BlockGram>>,
 }
@@ -33,9 +34,19 @@ struct Running<E> {
     weighted: f64,
     /// What the last chunk's rise of the maximum multiplied everything before it with.
     rescale: E,
+    /// Tokens above the target.
+    above: u32,
 }
 
 impl<E: Real> Running<E> {
+    /// Counts the logits of a chunk that are above the target's, which is at place `own` where it is in this chunk.
+    #[inline(always)]
+    fn count(&mut self, z: &[E], target: E, own: Option<usize>) {
+        let above = z.iter().fold(0, |sum, &z| sum + u32::from(z > target));
+        // products of one and of many rows may round the target's own logit apart
+        self.above += above - u32::from(own.is_some_and(|own| z[own] > target));
+    }
+
     /// Takes a chunk of logits in, and turns them into exponentials.
     #[inline(always)]
     fn take(&mut self, z: &mut [E], first: usize) {
@@ -106,7 +117,7 @@ pub fn walk<E: Real>(
     let n = targets.len();
     let vocabulary = w.len() / d;
     let blocks = cotangents.map_or(&[][..], |c| c.block_rows);
-    let start = Running { top: E::neg_infinity(), best: 0, sum: 0.0, weighted: 0.0, rescale: E::of(1.0) };
+    let start = Running { top: E::neg_infinity(), best: 0, sum: 0.0, weighted: 0.0, rescale: E::of(1.0), above: 0 };
     let mut running = vec![start; n];
     let mut mean = vec![E::of(0.0); n * d];
     let mut products: Vec<Vec<f64>> = blocks.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
@@ -114,6 +125,13 @@ pub fn walk<E: Real>(
     let mut logits = vec![E::of(0.0); n * CHUNK.min(vocabulary)];
     // slopes of the soft bound, where there is one
     let mut slopes = vec![E::of(0.0); if cap.is_some() { logits.len() } else { 0 }];
+    let of_targets = w.gather(targets, d);
+    // the target of row j as seen from row i: its bounded logit, and the slope of the bound there
+    let logit = |i: usize, j: usize| {
+        let z = dot_wide(&y[i * d..][..d], &of_targets[j * d..][..d]);
+        cap.map_or((z, 1.0), |cap| (cap.bounded(z), cap.slope(cap.bounded(z))))
+    };
+    let own: Vec<(f64, f64)> = (0..n).into_par_iter().map(|r| logit(r, r)).collect();
     for start in (0..vocabulary).step_by(CHUNK) {
         let columns = CHUNK.min(vocabulary - start);
         let logits = &mut logits[..n * columns];
@@ -122,9 +140,11 @@ pub fn walk<E: Real>(
         let shape = [n, d, columns];
         product_parallel(Target::rows(logits, columns), shape, View::rows(y, d), chunk.transposed(), 1.0, false);
         bound(logits, &mut slopes, columns, cap);
-        logits.par_chunks_mut(columns).zip(&mut running).zip(mean.par_chunks_mut(d)).for_each(
-            |((z, running), mean)| {
+        logits.par_chunks_mut(columns).zip(&mut running).zip(mean.par_chunks_mut(d)).enumerate().for_each(
+            |(row, ((z, running), mean))| {
+                let here = (targets[row] as usize).checked_sub(start).filter(|at| *at < columns);
                 vectorised!({
+                    running.count(z, E::of(own[row].0), here);
                     running.take(z, start);
                     if running.rescale < E::of(1.0) {
                         for m in mean {
@@ -153,15 +173,11 @@ pub fn walk<E: Real>(
     }
     let mut back = mean;
     let log_normaliser: Vec<f64> = running.iter().map(|r| r.top.wide() + r.sum.ln()).collect();
-    // log p of the target of row j as seen from row i, and the slope of its bound there
-    let of_targets = w.gather(targets, d);
     let of_target = |i: usize, j: usize| {
-        let z = dot_wide(&y[i * d..][..d], &of_targets[j * d..][..d]);
-        let (z, slope) = cap.map_or((z, 1.0), |cap| (cap.bounded(z), cap.slope(cap.bounded(z))));
+        let (z, slope) = logit(i, j);
         (z - log_normaliser[i], slope)
     };
-    let own: Vec<(f64, f64)> = (0..n).into_par_iter().map(|r| of_target(r, r)).collect();
-    let logp: Vec<f64> = own.iter().map(|(logp, _)| *logp).collect();
+    let logp: Vec<f64> = own.iter().zip(&log_normaliser).map(|((z, _), normaliser)| z - normaliser).collect();
     back.par_chunks_mut(d).enumerate().for_each(|(r, back)| {
         let (inverse, slope) = (E::of(1.0 / running[r].sum), E::of(own[r].1));
         let target = &of_targets[r * d..][..d];
@@ -203,6 +219,7 @@ pub fn walk<E: Real>(
         log_normaliser,
         entropy: running.iter().map(|r| r.sum.ln() - r.weighted / r.sum).collect(),
         best: running.iter().map(|r| u32::try_from(r.best).unwrap_or(u32::MAX)).collect(),
+        rank: running.iter().map(|r| r.above + 1).collect(),
         back,
         gram,
     }

@@ -34,15 +34,38 @@ fn slope(bounded: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     out
 }
 
+/// `y_r · W[target of r]`: each row's own logit; a unit a row.
+#[cube(launch)]
+pub(super) fn target_logits<F: Float>(
+    y: &Matrix<F>,
+    w: &Matrix<F>,
+    targets: &Array<u32>,
+    logits: &mut Array<f32>,
+    #[define(F)] _dtype: StorageType,
+) {
+    if ABSOLUTE_POS >= y.shape(0) {
+        terminate!();
+    }
+    let of_row = ABSOLUTE_POS * y.stride(0);
+    let of_token = targets[ABSOLUTE_POS] as usize * w.stride(0);
+    let mut sum = 0.0f32;
+    for i in 0..y.shape(1) {
+        sum += f32::cast_from(y[of_row + i]) * f32::cast_from(w[of_token + i]);
+    }
+    logits[ABSOLUTE_POS] = sum;
+}
+
 /// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)`, times the slope
 /// of the soft bound, in `p[n, C]`.
 ///
-/// `figures[n, 5]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, and the factor that
-/// what came before this chunk has to be multiplied with; `best[n]` is the token of the maximum.
+/// `figures[n, 6]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, the factor that
+/// what came before this chunk has to be multiplied with, and the tokens above the target; `best[n]` is the token of the
+/// maximum.
 #[cube(launch)]
 pub(super) fn take_chunk<F: Float>(
     logits: &Matrix<f32>,
     targets: &Array<u32>,
+    target_logits: &Array<f32>,
     figures: &mut Array<f32>,
     best: &mut Array<u32>,
     p: &mut Matrix<F>,
@@ -95,16 +118,21 @@ pub(super) fn take_chunk<F: Float>(
     let mut sum_before = 0.0f32;
     let mut weighted_before = 0.0f32;
     if comptime!(!start) {
-        before = figures[row * 5];
-        sum_before = figures[row * 5 + 1];
-        weighted_before = figures[row * 5 + 2];
+        before = figures[row * 6];
+        sum_before = figures[row * 6 + 1];
+        weighted_before = figures[row * 6 + 2];
     }
     let top = max(here, before);
     let mut sum = 0.0f32;
     let mut weighted = 0.0f32;
+    let mut above = 0.0f32;
+    let target = targets[row];
+    let target_logit = bounded(target_logits[row], cap, capped);
     at = unit;
     while at < columns {
         let z = bounded(logits[from + at], cap, capped);
+        // products may round the target's own logit apart
+        above += select(z > target_logit && first + at as u32 != target, 1.0f32, 0.0f32);
         let d = z - top;
         let e = d.exp();
         p[row * p.stride(0) + at] = F::cast_from(e * slope(z, cap, capped));
@@ -114,18 +142,23 @@ pub(super) fn take_chunk<F: Float>(
     }
     let all = cube_sum(sum, &mut scratch, UNITS);
     let all_weighted = cube_sum(weighted, &mut scratch, UNITS);
+    let all_above = cube_sum(above, &mut scratch, UNITS);
     if unit == 0 {
         let factor = (before - top).exp();
-        figures[row * 5] = top;
-        figures[row * 5 + 1] = sum_before * factor + all;
-        figures[row * 5 + 2] = (weighted_before + sum_before * (before - top)) * factor + all_weighted;
-        figures[row * 5 + 4] = factor;
+        figures[row * 6] = top;
+        figures[row * 6 + 1] = sum_before * factor + all;
+        figures[row * 6 + 2] = (weighted_before + sum_before * (before - top)) * factor + all_weighted;
+        figures[row * 6 + 4] = factor;
         if comptime!(start) || here > before {
             best[row] = first + of_here;
         }
-        let target = targets[row];
+        let mut above_before = 0.0f32;
+        if comptime!(!start) {
+            above_before = figures[row * 6 + 5];
+        }
+        figures[row * 6 + 5] = above_before + all_above;
         if target >= first && target < first + columns as u32 {
-            figures[row * 5 + 3] = bounded(logits[from + (target - first) as usize], cap, capped);
+            figures[row * 6 + 3] = bounded(logits[from + (target - first) as usize], cap, capped);
         }
     }
 }
@@ -143,7 +176,7 @@ pub(super) fn add_chunk(mean: &mut Matrix<f32>, here: &Matrix<f32>, figures: &Ar
     if comptime!(start) {
         mean[ABSOLUTE_POS] = value;
     } else {
-        mean[ABSOLUTE_POS] = mean[ABSOLUTE_POS] * figures[row * 5 + 4] + value;
+        mean[ABSOLUTE_POS] = mean[ABSOLUTE_POS] * figures[row * 6 + 4] + value;
     }
 }
 
@@ -166,8 +199,8 @@ pub(super) fn finish<F: Float>(
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     let of_target = f32::cast_from(w[targets[row] as usize * w.stride(0) + column]);
-    let of_target = of_target * slope(figures[row * 5 + 3], cap, capped);
-    back[ABSOLUTE_POS] = F::cast_from(of_target - mean[row * mean.stride(0) + column] / figures[row * 5 + 1]);
+    let of_target = of_target * slope(figures[row * 6 + 3], cap, capped);
+    back[ABSOLUTE_POS] = F::cast_from(of_target - mean[row * mean.stride(0) + column] / figures[row * 6 + 1]);
 }
 
 /// `e = (onehot − p)·slope` of a chunk of the vocabulary, from its logits and each row's final figures; a unit a value.
@@ -189,7 +222,7 @@ pub(super) fn cotangents_of_chunk<F: Float>(
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     let z = bounded(logits[row * logits.stride(0) + column], cap, capped);
-    let p = (z - figures[row * 5]).exp() / figures[row * 5 + 1];
+    let p = (z - figures[row * 6]).exp() / figures[row * 6 + 1];
     let hit = targets[row] == first + column as u32;
     e[ABSOLUTE_POS] = F::cast_from((select(hit, 1.0f32, 0.0f32) - p) * slope(z, cap, capped));
 }

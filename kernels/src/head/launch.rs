@@ -2,7 +2,7 @@
 //!
 //! One walk over the vocabulary for log-probabilities and the gradient; where the output matrix is in scope a second one
 //! forms e = onehot − p chunk by chunk and hands it to the *gram* reduction.
-use super::cube::{UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk};
+use super::cube::{UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
 use crate::blocks::{array, as_u32, by_rows, empty, ints, rows_as_they_are, rows_of, width_of};
 use crate::pending::Pending;
 use crate::product::{product, rows, turned};
@@ -43,18 +43,30 @@ pub(crate) fn head<R: CubeRuntime>(
             log_normaliser: Vec::new(),
             entropy: Vec::new(),
             best: Vec::new(),
+            rank: Vec::new(),
             back,
             gram: nothing,
         };
     }
-    let figures = client.empty(n * 5 * size_of::<f32>());
+    let figures = client.empty(n * 6 * size_of::<f32>());
     let best = client.empty(n * size_of::<u32>());
-    let of_rows = || array(figures.clone(), n * 5);
+    let of_rows = || array(figures.clone(), n * 6);
     let mean = empty(y, [n, d], DType::F32);
     let step = chunk_tokens(n);
     let chunks = || (0..vocabulary).step_by(step).map(|first| first..(first + step).min(vocabulary));
     let cells = CubeDim::new_1d(as_u32(UNITS));
     let grid = |values: usize| calculate_cube_count_elemwise(&client, values, cells);
+    let own = client.empty(n * size_of::<f32>());
+    target_logits::launch::<R>(
+        &client,
+        grid(n),
+        cells,
+        rows_as_they_are(y).into_tensor_arg(),
+        rows_as_they_are(w).into_tensor_arg(),
+        ints(&client, targets),
+        array(own.clone(), n),
+        y.dtype.into(),
+    );
     for chunk in chunks() {
         let part = rows(w, chunk.clone());
         let logits = product(y, &turned(&part), DType::F32);
@@ -65,6 +77,7 @@ pub(crate) fn head<R: CubeRuntime>(
             cells,
             logits.into_tensor_arg(),
             ints(&client, targets),
+            array(own.clone(), n),
             of_rows(),
             array(best.clone(), n),
             p.clone().into_tensor_arg(),
@@ -120,13 +133,16 @@ pub(crate) fn head<R: CubeRuntime>(
     });
     let read = client.read(vec![figures.clone(), best]);
     let values: Vec<f32> = bytemuck::pod_collect_to_vec(&read[0]);
-    let (mut logp, mut log_normaliser, mut entropy) = (Vec::new(), Vec::new(), Vec::new());
-    for of_row in values.chunks_exact(5) {
+    let (mut logp, mut log_normaliser, mut entropy, mut rank) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for of_row in values.chunks_exact(6) {
         let [top, sum, weighted, target] = [0, 1, 2, 3].map(|i| f64::from(of_row[i]));
         log_normaliser.push(top + sum.ln());
         logp.push(target - top - sum.ln());
         entropy.push(sum.ln() - weighted / sum);
+        // a whole number, exact in f32 up to 2²⁴ tokens
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        rank.push(of_row[5] as u32 + 1);
     }
     let best = bytemuck::pod_collect_to_vec(&read[1]);
-    HeadOutput { logp, log_normaliser, entropy, best, back, gram }
+    HeadOutput { logp, log_normaliser, entropy, best, rank, back, gram }
 }

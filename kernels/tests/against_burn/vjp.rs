@@ -202,6 +202,9 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize, cap: Opt
         all.chunks_exact(vocabulary).map(|row| -row.iter().map(|l| l * l.exp()).sum::<f64>()).collect();
     let highest = |row: &[f64]| (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
     let want_best: Vec<u32> = all.chunks_exact(vocabulary).map(|row| u32::try_from(highest(row)).unwrap()).collect();
+    let above = |(row, &t): (&[f64], &u32)| row.iter().filter(|logp| **logp > row[t as usize]).count();
+    let want_rank: Vec<u32> =
+        all.chunks_exact(vocabulary).zip(&targets).map(|of| u32::try_from(above(of) + 1).unwrap()).collect();
     let row = |values: &[f64], r: usize, width: usize| values[r * width..][..width].to_vec();
     let dot = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let term = |r, s| dot(row(&e, r, vocabulary), row(&e, s, vocabulary)) * dot(row(&y, r, d), row(&y, s, d));
@@ -223,6 +226,7 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize, cap: Opt
         close(&out.logp, &want_logp, tolerance);
         close(&out.entropy, &want_entropy, tolerance);
         assert_eq!(out.best, want_best);
+        assert_eq!(out.rank, want_rank);
         close(&Flex::download(&out.back), &want_back, tolerance);
         for (gram, block) in out.gram.unwrap().iter().zip(&of_block) {
             let pairs = block.clone().flat_map(|i| block.clone().map(move |j| (i, j)));
