@@ -71,6 +71,18 @@ fn the_tables_have_the_documented_columns() {
         "band_low",
         "band_high",
         "regime_dpo",
+        "common_mode",
+        "differential_mode",
+        "last_layer_share",
+        "hidden_ww",
+        "hidden_wl",
+        "hidden_ll",
+        "ches",
+        "ches_by_length",
+        "entropy_chosen",
+        "entropy_rejected",
+        "rank_chosen",
+        "rank_rejected",
     ];
     assert_eq!(columns("pairs.parquet"), pairs);
     assert_eq!(columns("params.parquet"), ["pair", "param", "layer", "module", "ww", "wl", "ll"]);

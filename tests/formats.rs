@@ -62,7 +62,11 @@ fn every_format_and_layout_gives_the_rows_that_were_written() {
         let found = found.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(Value::Array(rows(&found, &tokenizer)), want, "{name}");
         let told = ["comparisons", "ultrafeedback.", "helpsteer", "shp", "saferlhf", "nectar", "kto"];
-        assert_eq!(found.notes.iter().any(|note| note.contains("read as")), told.iter().any(|t| name.starts_with(t)), "{name}");
+        assert_eq!(
+            found.notes.iter().any(|note| note.contains("read as")),
+            told.iter().any(|t| name.starts_with(t)),
+            "{name}"
+        );
         if name.starts_with("kto") {
             assert!(found.notes.iter().any(|note| note.contains("2 of 3 prompts")), "{:?}", found.notes);
         }
@@ -145,7 +149,8 @@ fn malformed_files_of_each_kind_are_named() {
 fn many_rows_are_read_in_flat_memory() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("many.jsonl");
-    let row = json!({"prompt_ids": vec![1; 100], "chosen_ids": vec![2; 100], "rejected_ids": vec![3; 100]}).to_string() + "\n";
+    let row = json!({"prompt_ids": vec![1; 100], "chosen_ids": vec![2; 100], "rejected_ids": vec![3; 100]}).to_string()
+        + "\n";
     let megabytes = || {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB").to_owned();

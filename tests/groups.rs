@@ -7,15 +7,18 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 use support::{llama, numbers, repository, run, succeed, write_model};
-use tanglescope_gram::{AlongSink, Cotangent, Group, GradientSink, grams, run as run_batch, token_logps, total_across};
 use tanglescope_gram::Batch;
+use tanglescope_gram::{AlongSink, Cotangent, GradientSink, Group, grams, run as run_batch, token_logps, total_across};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor};
 use tanglescope_model::{AdapterSource, Decoder};
 
 fn analyze(model: &Path, data: &Path, out: &Path, more: &[&str]) -> String {
     let paths = [model, data, out].map(|path| path.to_str().unwrap().to_owned());
     let [model, data, out] = paths.each_ref().map(String::as_str);
-    let base = ["analyze", "--model", model, "--data", data, "--out", out, "--dtype", "f64", "--device", "cpu", "--scope", "full"];
+    let base = [
+        "analyze", "--model", model, "--data", data, "--out", out, "--dtype", "f64", "--device", "cpu", "--scope",
+        "full",
+    ];
     succeed(base.iter().chain(more))
 }
 
@@ -29,7 +32,8 @@ type Row = (Vec<u32>, Vec<Vec<u32>>, Vec<f64>);
 fn rows(k: usize) -> impl Strategy<Value = Vec<Row>> {
     let ids = |n| proptest::collection::vec(1u32..30, 1..n);
     let row = (ids(6), proptest::collection::vec(ids(8), k), proptest::collection::vec(-3i32..4, k));
-    let row = row.prop_map(|(prompt, responses, scores)| (prompt, responses, scores.into_iter().map(f64::from).collect()));
+    let row =
+        row.prop_map(|(prompt, responses, scores)| (prompt, responses, scores.into_iter().map(f64::from).collect()));
     proptest::collection::vec(row, 1..4)
 }
 
@@ -101,8 +105,13 @@ fn a_group_of_two_is_the_pair_to_the_bit() {
     analyze(&at("model"), &at("pairs.jsonl"), &at("pairs"), &objectives);
     for (name, more) in [("groups", vec![]), ("all", vec!["--all-pairs"])] {
         analyze(&at("model"), &at("groups.jsonl"), &at(name), &[&objectives, more.as_slice()].concat());
-        let names = ["ww", "wl", "ll", "logp_chosen", "logp_rejected", "ches", "entropy_chosen", "contrast_l_w", "pair"];
-        for (table, columns) in [("pairs.parquet", names.as_slice()), ("params.parquet", &["ww", "wl", "ll"]), ("objectives.parquet", &["delta_w"])] {
+        let names =
+            ["ww", "wl", "ll", "logp_chosen", "logp_rejected", "ches", "entropy_chosen", "contrast_l_w", "pair"];
+        for (table, columns) in [
+            ("pairs.parquet", names.as_slice()),
+            ("params.parquet", &["ww", "wl", "ll"]),
+            ("objectives.parquet", &["delta_w"]),
+        ] {
             for column in columns {
                 let (got, want) = (numbers(&at(name), table, column), numbers(&at("pairs"), table, column));
                 let bits = |x: &[Option<f64>]| x.iter().map(|x| x.map(f64::to_bits)).collect::<Vec<_>>();
@@ -123,7 +132,8 @@ fn group_objectives_predict_a_step() {
     write(&at("data"), &[json!({"prompt_ids": prompt, "responses_ids": responses, "scores": [0.2, 1.0, -0.5]})]);
     let asked = ["--group-objective", "grpo", "--group-objective", "plackett_luce:beta=0.3", "--reference", "self"];
     analyze(&at("model"), &at("data"), &at("out"), &asked);
-    let (d, delta) = (column(&at("out"), "group_objectives.parquet", "d"), column(&at("out"), "group_objectives.parquet", "delta"));
+    let (d, delta) =
+        (column(&at("out"), "group_objectives.parquet", "d"), column(&at("out"), "group_objectives.parquet", "delta"));
     assert_eq!(d.len(), 6);
     let model = Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
     let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
@@ -138,11 +148,16 @@ fn group_objectives_predict_a_step() {
         let of = 3 * objective..3 * objective + 3;
         let direction = sink.combined(&d[of.clone()]);
         // central differences: the error is of the order of the step's square
-        let step = 1e-4 / d[of.clone()].iter().fold(0.0f64, |a, d| a.max(d.abs()));
-        let (ahead, behind) = (logps(&model.moved(&scope, &direction, step)), logps(&model.moved(&scope, &direction, -step)));
+        let step = 1e-5 / d[of.clone()].iter().fold(0.0f64, |a, d| a.max(d.abs()));
+        let (ahead, behind) =
+            (logps(&model.moved(&scope, &direction, step)), logps(&model.moved(&scope, &direction, -step)));
         for k in 0..3 {
             let real = (ahead[k] - behind[k]) / (2.0 * step);
-            assert!((real / delta[of.start + k] - 1.0).abs() <= 1e-4, "{objective} {k}: {real} {}", delta[of.start + k]);
+            assert!(
+                (real / delta[of.start + k] - 1.0).abs() <= 1e-4,
+                "{objective} {k}: {real} {}",
+                delta[of.start + k]
+            );
         }
     }
 }
@@ -160,7 +175,8 @@ fn probes_predict_what_a_step_on_a_pair_does_to_other_texts() {
     write(&at("data"), &pairs.iter().map(row).collect::<Vec<_>>());
     let row = |(p, r): &(Vec<u32>, Vec<u32>)| json!({"prompt_ids": p, "chosen_ids": r});
     write(&at("probes"), &probes.iter().map(row).collect::<Vec<_>>());
-    let asked = ["--probe", at("probes").to_str().unwrap(), "--objective", "dpo", "--reference", "self"].map(str::to_owned);
+    let asked =
+        ["--probe", at("probes").to_str().unwrap(), "--objective", "dpo", "--reference", "self"].map(str::to_owned);
     let asked: Vec<&str> = asked.iter().map(String::as_str).collect();
     analyze(&at("model"), &at("data"), &at("out"), &asked);
     let delta = column(&at("out"), "probe_objectives.parquet", "delta");
@@ -204,7 +220,8 @@ fn companion_measures_meet_transformers() {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(golden.join(name), folder.path().join(name)).unwrap();
     }
-    let model = Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
+    let model =
+        Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
     let scope = model.in_scope(&"head".parse().unwrap()).unwrap();
     let ids = |pair: &Value, key: &str| -> Vec<u32> { serde_json::from_value(pair[key].clone()).unwrap() };
     for (pair, want) in pairs.iter().zip(wanted.as_array().unwrap()) {
@@ -223,6 +240,44 @@ fn companion_measures_meet_transformers() {
     }
 }
 
+/// ⟨mean g_w, mean g_l⟩ from the Gram over the branches of all pairs.
+#[test]
+fn mean_gradients_are_the_means_over_all_pairs() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write_model(&at("model"), &llama(7, true));
+    let rows: Vec<Value> = (0..70u32)
+        .map(|i| json!({"prompt_ids": [1 + i % 5, 2], "chosen_ids": [3 + i % 7, 4], "rejected_ids": [5 + i % 9]}))
+        .collect();
+    write(&at("data"), &rows);
+    analyze(&at("model"), &at("data"), &at("out"), &["--mean-gradients"]);
+    let model = Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
+    let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
+    let ids = |row: &Value, key: &str| -> Vec<u32> { serde_json::from_value(row[key].clone()).unwrap() };
+    let group =
+        |row: &Value| Group::new(ids(row, "prompt_ids"), vec![ids(row, "chosen_ids"), ids(row, "rejected_ids")]);
+    let groups: Vec<Group> = rows.iter().map(group).collect();
+    let all: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
+    let items: Vec<(&Group, &[Cotangent])> =
+        groups.iter().zip(&all).map(|(group, of)| (group, of.as_slice())).collect();
+    let (gram, _) = total_across(&model, &scope, &items);
+    let k = 2 * groups.len();
+    let mean = |a: usize, b: usize| -> f64 {
+        let sum: f64 = (0..70).flat_map(|i| (0..70).map(move |j| (2 * i + a) * k + 2 * j + b)).map(|at| gram[at]).sum();
+        sum / 4900.0
+    };
+    let size = (mean(0, 0) * mean(1, 1)).sqrt();
+    for (name, want) in [("ww", mean(0, 0)), ("wl", mean(0, 1)), ("ll", mean(1, 1))] {
+        let got: f64 = column(&at("out"), "means.parquet", name).iter().sum();
+        // 140 sums of f64, in another order
+        assert!((got - want).abs() <= 1e-12 * size, "{name}: {got} instead of {want}");
+    }
+    let summary = succeed(["summarize", at("out").to_str().unwrap(), "--by", "mean", "--format", "json"]);
+    let rows: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(rows[0]["pairs"], 70);
+    assert!((rows[0]["cosine"].as_f64().unwrap() - mean(0, 1) / size).abs() <= 1e-12);
+}
+
 #[test]
 fn what_cannot_be_asked_of_groups_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -233,7 +288,7 @@ fn what_cannot_be_asked_of_groups_is_refused() {
     let base = ["analyze", "--model", &paths[0], "--data", &paths[1], "--out", &paths[2], "--device", "cpu"];
     for (more, told) in [
         (["--group-objective", "dpo"], "no objective on groups"),
-        (["--group-objective", "listnet", ], "--reference"),
+        (["--group-objective", "listnet"], "--reference"),
         (["--probe", "nothing.jsonl"], "nothing.jsonl"),
     ] {
         let scope = if more[1] == "listnet" { ["--scope", "full"] } else { ["--scope", "lora"] };

@@ -68,8 +68,8 @@ fn etag(bytes: &[u8]) -> String {
 }
 
 fn send(mut stream: &TcpStream, status: &str, headers: &[(&str, String)], body: &[u8], most: usize) {
-    let mut head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n", body.len());
-    headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{lines}", body.len());
     let _ = stream.write_all(format!("{head}\r\n").as_bytes());
     let _ = stream.write_all(&body[..body.len().min(most)]);
     let _ = stream.flush();
@@ -93,7 +93,8 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
         state.busy -= 1;
         return send(&stream, "429 Too Many Requests", &[], b"", 0);
     }
-    let known = state.token.as_ref().is_none_or(|token| headers.get("authorization") == Some(&format!("Bearer {token}")));
+    let known =
+        state.token.as_ref().is_none_or(|token| headers.get("authorization") == Some(&format!("Bearer {token}")));
     if !known && !path.starts_with("cdn/") {
         return send(&stream, "401 Unauthorized", &[], b"", 0);
     }
@@ -116,7 +117,10 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
     }
     let (repository, name) = match path.strip_prefix("cdn/") {
         Some(rest) => rest.split_once("/file/").unwrap(),
-        None => path.split_once("/resolve/").map(|(repository, rest)| (repository, rest.split_once('/').unwrap().1)).unwrap(),
+        None => path
+            .split_once("/resolve/")
+            .map(|(repository, rest)| (repository, rest.split_once('/').unwrap().1))
+            .unwrap(),
     };
     let key = if repository.starts_with("datasets/") || repository.starts_with("models/") {
         repository.to_owned()
@@ -206,7 +210,7 @@ impl Case {
         let folder = tempfile::tempdir().unwrap();
         let server = Server::start(repositories(folder.path()));
         let home = folder.path().join("home");
-        Self { server, home, folder }
+        Self { folder, server, home }
     }
 
     fn analyze(&self, out: &str, model: &str, more: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -229,7 +233,10 @@ impl Case {
     fn blobs(&self, repository: &str) -> Vec<String> {
         let folder = self.home.join("hub").join(repository).join("blobs");
         let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        names.map(|entry| entry.file_name().to_str().unwrap().to_owned()).filter(|name| !name.ends_with(".lock")).collect()
+        names
+            .map(|entry| entry.file_name().to_str().unwrap().to_owned())
+            .filter(|name| !name.contains(".lock"))
+            .collect()
     }
 }
 
@@ -252,7 +259,8 @@ fn models_adapters_and_data_come_from_the_hub_once_and_are_kept() {
     let mut asked = case.server.asked();
     asked.sort();
     let names: Vec<&str> = asked.iter().map(|of| of.split(' ').next().unwrap()).collect();
-    let wanted = ["adapter_config.json", "adapter_model.safetensors", "config.json", "data/train.jsonl", "model.safetensors"];
+    let wanted =
+        ["adapter_config.json", "adapter_model.safetensors", "config.json", "data/train.jsonl", "model.safetensors"];
     assert_eq!(names, wanted);
     let manifest = std::fs::read_to_string(case.folder.path().join("fetched/manifest.json")).unwrap();
     for name in ["org/model", "org/adapter", "org/pairs"] {

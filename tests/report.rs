@@ -263,6 +263,18 @@ fn the_page_shows_what_the_records_hold() {
     assert_ne!(ground(), before);
     // the matrix was the fifteenth
     assert_eq!(page.get("Object.keys(report.charts).length"), json!(15));
+    // on paper: what only a screen can use is gone, and there are pages
+    let shown = || {
+        page.get("['filters', 'theme', 'downloads'].map((id) => getComputedStyle(document.getElementById(id)).display)")
+    };
+    assert!(!shown().as_array().unwrap().contains(&json!("none")));
+    let media =
+        headless_chrome::protocol::cdp::Emulation::SetEmulatedMedia { media: Some("print".into()), features: None };
+    page.tab.call_method(media).unwrap();
+    assert_eq!(shown(), json!(["none", "none", "none"]));
+    let pdf = page.tab.print_to_pdf(None).unwrap();
+    let pages = pdf.windows(11).filter(|bytes| bytes == b"/Type /Page").count();
+    assert!(pdf.starts_with(b"%PDF") && pages >= 3, "{pages} pages");
     assert_eq!(page.heard(), Vec::<String>::new());
 }
 

@@ -1,6 +1,7 @@
 //! What the tests share: small random checkpoints, and the program run as a user runs it.
 #![allow(dead_code)] // each test crate uses its own part
 use half::{bf16, f16};
+use polars_core::prelude::DataType;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -8,7 +9,6 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use polars_core::prelude::DataType;
 use std::process::{Command, Output};
 use tanglescope_analytics::Table;
 

@@ -21,7 +21,7 @@ pub use comparison::{Comparison, compare};
 pub use error::{Error, Result};
 pub use metrics::{METRICS, OUTCOMES, derived, digest, metrics, outcomes, regimes};
 pub use official::official;
-pub use params::{By, params};
+pub use params::{By, means, params};
 pub use parts::Table;
 pub use records::{Leaf, Records, find, find_some};
 pub use relations::{outliers, relations};

@@ -82,6 +82,32 @@ pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
     Ok(Some(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect())))
 }
 
+/// The Gram of the mean gradients over all pairs, summed over the parameters; `None` where it was not recorded.
+///
+/// # Errors
+/// Where the table is damaged.
+pub fn means(leaf: &Leaf) -> Result<Option<DataFrame>> {
+    let Some(records) = leaf.table("means.parquet")? else { return Ok(None) };
+    let query = records.scan()?.select([col("pairs").max(), col("ww").sum(), col("wl").sum(), col("ll").sum()]);
+    let sums = records.collect(query)?;
+    let read = || -> PolarsResult<(u64, PairGram)> {
+        let sum = |name: &str| -> PolarsResult<f64> { Ok(sums.column(name)?.f64()?.get(0).unwrap_or(f64::NAN)) };
+        let pairs = sums.column("pairs")?.u64()?.get(0).unwrap_or(0);
+        Ok((pairs, PairGram { ww: sum("ww")?, wl: sum("wl")?, ll: sum("ll")? }))
+    };
+    let rows = [read().map_err(|e| records.blame(e))?];
+    let columns = vec![
+        column("pairs", &rows, |r| r.0),
+        column("ww", &rows, |r| r.1.ww),
+        column("wl", &rows, |r| r.1.wl),
+        column("ll", &rows, |r| r.1.ll),
+        column("cosine", &rows, |r| r.1.cosine()),
+        column("norm_ratio", &rows, |r| r.1.norm_ratio()),
+        column("regime_dpo", &rows, |r| r.1.regime(1.0, 1.0).name().to_owned()),
+    ];
+    Ok(Some(frame(keys(leaf, 1).into_iter().chain(columns).collect())))
+}
+
 impl By {
     /// The key of a row, `None` where it is in no layer and layers are asked for.
     fn key(self, layer: Option<u32>, module: &str) -> Option<Key> {

@@ -64,6 +64,11 @@ impl Leaf {
         let part = |key: &str| names.iter().rev().find_map(|name| name.strip_prefix(key)).map(str::to_owned);
         let data = || {
             let manifest: Value = serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).ok()?).ok()?;
+            // a snapshot's folder is called by its commit
+            if let Some(name) = manifest.get("hub").and_then(|hub| hub.get("data")?.as_str()?.split(['/', '@']).nth(1))
+            {
+                return Some(name.to_owned());
+            }
             let path = PathBuf::from(manifest.get("data")?.as_str()?);
             let name = path.file_name()?.to_string_lossy().into_owned();
             Some(name.split_once('.').map_or(name.clone(), |(name, _)| name.to_owned()))

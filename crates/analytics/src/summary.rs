@@ -2,6 +2,7 @@
 use crate::error::{Error, Result};
 use crate::statistics::{median, quantile};
 use polars_core::prelude::{DataFrame, PolarsResult};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -83,6 +84,26 @@ impl Summary {
             self.layers.entry(layer).or_default().extend(gram.cosine());
         }
         Ok(())
+    }
+
+    /// What [`Display`](fmt::Display) writes, for programs.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let counts = |regimes: &[Regime]| -> Value {
+            let of =
+                |regime: Regime| (regime.name().to_owned(), regimes.iter().filter(|r| **r == regime).count().into());
+            Regime::ALL.into_iter().map(of).collect::<Map<_, _>>().into()
+        };
+        let layers = self.layers().into_iter().map(|(layer, cosine)| json!({"layer": layer, "cosine": cosine}));
+        let objectives = self.objectives.iter().map(|(name, regimes)| (name.clone(), counts(regimes)));
+        json!({
+            "pairs": self.regimes.len(),
+            "cosine_quartiles": self.quartiles(),
+            "no_cosine": self.undefined,
+            "regimes_dpo": counts(&self.regimes),
+            "layers": layers.collect::<Vec<_>>(),
+            "regimes": objectives.collect::<Map<_, _>>(),
+        })
     }
 
     /// Quartiles of the cosine: a quarter, the median, three quarters.

@@ -102,6 +102,21 @@ pub struct ParamRow {
     pub gram: PairGram,
 }
 
+/// A row of means.parquet: a parameter's part of the mean gradients over all pairs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MeanRow {
+    /// Name of the parameter.
+    pub param: String,
+    /// Its block.
+    pub layer: Option<u32>,
+    /// Its module.
+    pub module: String,
+    /// Number of pairs that the means are over.
+    pub pairs: u64,
+    /// Inner products of this parameter's mean gradients.
+    pub gram: PairGram,
+}
+
 /// A row of responses.parquet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ResponsesRow {
@@ -275,6 +290,20 @@ pub fn responses(rows: &[ResponsesRow]) -> DataFrame {
         lists::<_, Float64Type>("rejected_entropies", rows, |r| Some(Series::new(none.clone(), &r.rejected.entropies))),
         lists::<_, UInt32Type>("chosen_ranks", rows, |r| Some(Series::new(none.clone(), &r.chosen.ranks))),
         lists::<_, UInt32Type>("rejected_ranks", rows, |r| Some(Series::new(none.clone(), &r.rejected.ranks))),
+    ])
+}
+
+/// means.parquet.
+#[must_use]
+pub fn means(rows: &[MeanRow]) -> DataFrame {
+    frame(vec![
+        column("param", rows, |r| r.param.clone()),
+        column("layer", rows, |r| r.layer),
+        column("module", rows, |r| r.module.clone()),
+        column("pairs", rows, |r| r.pairs),
+        column("ww", rows, |r| r.gram.ww),
+        column("wl", rows, |r| r.gram.wl),
+        column("ll", rows, |r| r.gram.ll),
     ])
 }
 

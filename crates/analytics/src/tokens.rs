@@ -2,6 +2,7 @@
 use crate::error::{Error, Result};
 use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, PolarsResult};
+use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
@@ -203,11 +204,26 @@ impl Shares {
     }
 }
 
+/// Kinds of entries, in the order in which their sums are kept.
+const KINDS: [&str; 3] = ["shared, shared", "contrast, contrast", "mixed"];
+
+impl Shares {
+    /// What [`Display`](fmt::Display) writes, for programs.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let mean = |(sum, count): (f64, usize)| (count > 0).then(|| sum / count as f64);
+        let kinds = KINDS.into_iter().zip(self.sums);
+        let kinds =
+            kinds.map(|(kind, of)| (kind.replace(", ", "_"), json!({"mean_cosine": mean(of), "entries": of.1})));
+        json!({"pairs": self.pairs, "no_cosine": self.undefined, "kinds": kinds.collect::<Map<_, _>>()})
+    }
+}
+
 impl fmt::Display for Shares {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "pairs                   {}", self.pairs)?;
         writeln!(f, "mean cosine of a chosen and a rejected token's gradients")?;
-        for (name, (sum, count)) in ["shared, shared", "contrast, contrast", "mixed"].into_iter().zip(self.sums) {
+        for (name, (sum, count)) in KINDS.into_iter().zip(self.sums) {
             match count {
                 0 => writeln!(f, "  {name:<20}  none")?,
                 _ => writeln!(f, "  {name:<20}  {:.4} over {count} entries", sum / count as f64)?,

@@ -291,9 +291,8 @@ impl<'a> Reader<'a> {
 
     /// Tokenises rows and adds them.
     fn add(&mut self, rows: Vec<Numbered<Result<Row, String>>>) -> Result<()> {
-        let is_text = |row: &Result<Row, String>| {
-            row.as_ref().is_ok_and(|row| !matches!(row.preference, Preference::Ids { .. }))
-        };
+        let is_text =
+            |row: &Result<Row, String>| row.as_ref().is_ok_and(|row| !matches!(row.preference, Preference::Ids { .. }));
         if self.tokenizer.is_none() && rows.iter().any(|(_, row)| is_text(row)) {
             self.tokenizer = Some(TextTokens::open(self.model)?);
         }
@@ -335,7 +334,10 @@ impl<'a> Reader<'a> {
                 return Err(none_joined(self.path));
             }
             if !alone.is_empty() {
-                notes.push(format!("{} of {all} prompts have no two responses to compare, and are left out", alone.len()));
+                notes.push(format!(
+                    "{} of {all} prompts have no two responses to compare, and are left out",
+                    alone.len()
+                ));
             }
             let form = self.reading.form;
             let row = |of: OfPrompt| {

@@ -163,20 +163,20 @@ fn split_of(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let stem = name.split('.').next()?;
     let mut pieces = stem.rsplitn(4, '-');
-    if let (Some(of), Some("of"), Some(number), Some(split)) = (pieces.next(), pieces.next(), pieces.next(), pieces.next())
+    if let (Some(of), Some("of"), Some(number), Some(split)) =
+        (pieces.next(), pieces.next(), pieces.next(), pieces.next())
         && [of, number].iter().all(|digits| digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit()))
     {
         return (split != "data").then(|| split.to_owned());
     }
     let words = path.components().rev().filter_map(|part| part.as_os_str().to_str());
-    words
-        .flat_map(|part| part.split(['.', '-', '_']))
-        .find(|word| SPLITS.contains(&word.to_lowercase().as_str()))
-        .map(|word| match word.to_lowercase().as_str() {
+    words.flat_map(|part| part.split(['.', '-', '_'])).find(|word| SPLITS.contains(&word.to_lowercase().as_str())).map(
+        |word| match word.to_lowercase().as_str() {
             "valid" | "val" | "dev" => "validation".to_owned(),
             "eval" => "test".to_owned(),
             word => word.to_owned(),
-        })
+        },
+    )
 }
 
 /// Which of the files of a repository belong to a part of its data: all data files where none is asked for and none is named
@@ -190,7 +190,10 @@ pub fn wanted(names: &[String], split: Option<&str>) -> Vec<String> {
     };
     let data: Vec<&String> = names.iter().filter(is_data).collect();
     let of = |split: &str| -> Vec<String> {
-        data.iter().filter(|name| split_of(Path::new(name)).as_deref() == Some(split)).map(|name| (*name).clone()).collect()
+        data.iter()
+            .filter(|name| split_of(Path::new(name)).as_deref() == Some(split))
+            .map(|name| (*name).clone())
+            .collect()
     };
     match split {
         Some(split) => of(split),

@@ -88,7 +88,8 @@ impl Layout {
                 let summaries = list(&columns, "summaries")?.iter().map(|summary| text_at(summary, "text"));
                 let info = need(&columns, "info")?;
                 let post = text_at(info, "post").or_else(|_| text_at(info, "article"))?;
-                let headed = |key: &str, head: &str| text_at(info, key).map_or(String::new(), |t| format!("{head}{t}\n\n"));
+                let headed =
+                    |key: &str, head: &str| text_at(info, key).map_or(String::new(), |t| format!("{head}{t}\n\n"));
                 let (forum, title) = (headed("subreddit", "SUBREDDIT: r/"), headed("title", "TITLE: "));
                 let prompt = format!("{forum}{title}POST: {post}\n\nTL;DR:");
                 chosen_of(prompt, summaries.collect::<Result<_, _>>()?, choice, "choice")?
@@ -98,10 +99,16 @@ impl Layout {
                 let responses = completions.iter().map(|c| text_at(c, "response")).collect::<Result<Vec<_>, _>>()?;
                 let score = |c: &Value| {
                     let number = |key: &str| c.get(key).and_then(number);
-                    number("overall_score").or(number("fine-grained_score")).ok_or("a completion has no `overall_score`")
+                    number("overall_score")
+                        .or(number("fine-grained_score"))
+                        .ok_or("a completion has no `overall_score`")
                 };
                 let scores = completions.iter().map(score).collect::<Result<Vec<f64>, _>>()?;
-                group(need(&columns, "instruction")?.clone(), responses.into_iter().map(Value::String).collect(), &scores)
+                group(
+                    need(&columns, "instruction")?.clone(),
+                    responses.into_iter().map(Value::String).collect(),
+                    &scores,
+                )
             }
             Self::HelpSteerPreference => {
                 let newer = columns.contains_key("context");
@@ -117,7 +124,7 @@ impl Layout {
                 pair(need(&columns, prompt)?.clone(), responses, usize::from(strength_value > 0.0))
             }
             Self::Shp => {
-                let better = if index(&columns, "labels")? == 1 { 0 } else { 1 };
+                let better = usize::from(index(&columns, "labels")? != 1);
                 pair(
                     text(&columns, "history")?.into(),
                     [text(&columns, "human_ref_A")?, text(&columns, "human_ref_B")?],
@@ -137,7 +144,9 @@ impl Layout {
                 let scores: Vec<f64> = scores.into_iter().map(|rank| -rank).collect();
                 group(need(&columns, "prompt")?.clone(), responses.into_iter().map(Value::String).collect(), &scores)
             }
-            Self::HelpSteer | Self::Kto => return Err("is one response, which has to be joined by its prompt".to_owned()),
+            Self::HelpSteer | Self::Kto => {
+                return Err("is one response, which has to be joined by its prompt".to_owned());
+            }
         };
         usual.insert("id".to_owned(), id);
         Ok(usual)

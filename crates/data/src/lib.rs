@@ -6,6 +6,7 @@
 mod dataset;
 mod error;
 mod files;
+mod guard;
 mod layout;
 mod preference;
 mod rows;

@@ -86,7 +86,10 @@ pub struct Form {
 /// Where it is not a JSON object in UTF-8.
 pub fn columns_of(line: &[u8]) -> Result<Map<String, Value>, String> {
     let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8: {e}"))?;
-    serde_json::from_str(text).map_err(|e| format!("not a JSON object: {e}"))
+    match serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))? {
+        Value::Object(columns) => Ok(columns),
+        _ => Err("a row is a JSON object, and this is none".to_owned()),
+    }
 }
 
 /// Reads one JSON row in any layout that is recognised.
@@ -129,7 +132,9 @@ pub fn parse_columns(columns: Map<String, Value>, form: Form) -> Result<Row, Str
     let number = preference.len();
     match scores {
         Some(scores) if scores.len() != number => Err(format!("has {number} responses and {} scores", scores.len())),
-        Some(scores) if scores.iter().any(|score| !score.is_finite()) => Err("has a score that is not finite".to_owned()),
+        Some(scores) if scores.iter().any(|score| !score.is_finite()) => {
+            Err("has a score that is not finite".to_owned())
+        }
         scores => Ok(Row { id, preference, scores }),
     }
 }

@@ -1,16 +1,22 @@
 //! Rows of data files, one after another, whatever format they are in: no file is held in memory whole.
 use crate::error::{Error, Result};
 use crate::files::Format;
+use crate::guard;
 use flate2::read::MultiGzDecoder;
+use polars_arrow::io::ipc::format::ipc::planus::ReadAsRoot;
+use polars_arrow::io::ipc::format::ipc::{MessageHeaderRef, MessageRef, RecordBatchRef};
 use polars_arrow::io::ipc::read::{StreamReader, StreamState, read_stream_metadata};
+use polars_buffer::Buffer;
 use polars_core::prelude::{DataFrame, DataType};
-use polars_io::prelude::{IpcReader, JsonFormat, JsonWriter, ParquetReader, SerReader, SerWriter};
+use polars_io::prelude::{JsonFormat, JsonWriter, ParquetReader, SerReader, SerWriter};
+use polars_parquet::parquet::page::CompressedPage;
+use polars_parquet::parquet::read::{PageReader, read_metadata};
+use polars_parquet::read::RowGroupMetadata;
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{BufRead, BufReader, Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// A row as it stands in its file.
@@ -172,17 +178,16 @@ fn cell(text: &str) -> Value {
     }
 }
 
-/// What a reader makes of a file that nobody vouches for: a panic in it is an error of the file.
+/// What a reader makes of a file that nobody vouches for.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
     let refuse = |problem: String| Error::file(path, format!("cannot be read; download or save it again ({problem})"));
-    match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(refuse),
-        Err(_) => Err(refuse("its structure is damaged".to_owned())),
-    }
+    guard::guarded(read).map_err(refuse)
 }
 
 fn parquet(path: &Path, take: Take<'_>) -> Result<ControlFlow<()>> {
     let file = || File::open(path).map_err(|e| Error::file(path, e));
+    let look = file()?;
+    guarded(path, || pages(look))?;
     let count = file()?;
     let all = guarded(path, || ParquetReader::new(count).num_rows().map_err(|e| e.to_string()))?;
     for from in (0..all).step_by(ROWS_AT_ONCE) {
@@ -196,23 +201,55 @@ fn parquet(path: &Path, take: Take<'_>) -> Result<ControlFlow<()>> {
     Ok(ControlFlow::Continue(()))
 }
 
+/// Most values of a page, and of a column of a row group: a reader takes memory for as many as a page's header claims.
+const MOST_VALUES: [usize; 2] = [1 << 24, 1 << 28];
+
+/// Looks through the pages of a parquet file for sizes that no writer would give them.
+fn pages(mut file: File) -> std::result::Result<(), String> {
+    let metadata = read_metadata(&mut file).map_err(|e| e.to_string())?;
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    for column in metadata.row_groups.iter().flat_map(RowGroupMetadata::parquet_columns) {
+        let range = column.byte_range();
+        if range.end > length || range.start > range.end {
+            return Err("a column lies outside the file".to_owned());
+        }
+        let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(|e| e.to_string())?];
+        file.seek(SeekFrom::Start(range.start)).and_then(|_| file.read_exact(&mut bytes)).map_err(|e| e.to_string())?;
+        let of_column = usize::try_from(column.num_values()).map_err(|e| e.to_string())?;
+        let all = PageReader::new(Cursor::new(Buffer::from(bytes)), column, Vec::new(), usize::MAX);
+        let mut seen = 0usize;
+        for page in all {
+            // a dictionary is as large as it unpacks to, which its header bounds at 2 GiB
+            let CompressedPage::Data(page) = page.map_err(|e| e.to_string())? else { continue };
+            let (values, unpacked) = (page.num_values(), page.uncompressed_size());
+            seen = seen.saturating_add(values);
+            if values > MOST_VALUES[0] || seen > of_column.max(values).min(MOST_VALUES[1]) || unpacked > 1 << 30 {
+                return Err(format!("a page claims {values} values in {unpacked} bytes"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The batches of an arrow stream, or of an arrow file, which holds a stream between its magic and its footer.
 fn arrow(path: &Path, take: Take<'_>) -> Result<ControlFlow<()>> {
     let mut file = File::open(path).map_err(|e| Error::file(path, e))?;
+    let length = file.metadata().map_err(|e| Error::file(path, e))?.len();
     let mut magic = [0; 6];
     let is_file = file.read_exact(&mut magic).is_ok() && &magic == b"ARROW1";
-    file.rewind().map_err(|e| Error::file(path, e))?;
-    if is_file {
-        let rows = guarded(path, || IpcReader::new(file).finish().map_err(|e| e.to_string()))?;
-        return frame(path, &rows, take);
-    }
+    let start = SeekFrom::Start(if is_file { 8 } else { 0 });
     let mut reader = BufReader::with_capacity(1 << 20, file);
+    let rewind = |reader: &mut BufReader<File>| reader.seek(start).map_err(|e| Error::file(path, e));
+    rewind(&mut reader)?;
+    guarded(path, || messages(&mut reader, length))?;
+    rewind(&mut reader)?;
     let metadata = guarded(path, || read_stream_metadata(&mut reader).map_err(|e| e.to_string()))?;
     let mut stream = StreamReader::new(reader, metadata, None);
     loop {
         let next = guarded(path, || match stream.next() {
-            None => Ok(None),
+            // a stream may end without the mark of its end
+            None | Some(Ok(StreamState::Waiting)) => Ok(None),
             Some(Err(error)) => Err(error.to_string()),
-            Some(Ok(StreamState::Waiting)) => Err("it ends in the middle".to_owned()),
             Some(Ok(StreamState::Some(batch))) => Ok(Some(DataFrame::from(batch))),
         })?;
         let Some(rows) = next else { return Ok(ControlFlow::Continue(())) };
@@ -220,6 +257,82 @@ fn arrow(path: &Path, take: Take<'_>) -> Result<ControlFlow<()>> {
             return Ok(ControlFlow::Break(()));
         }
     }
+}
+
+/// Most times that a packed buffer may grow: a reader takes memory for as much as it claims.
+const GROWTH: u64 = 1024;
+
+/// Looks through the messages of an arrow stream for sizes that its file cannot hold.
+fn messages(reader: &mut (impl Read + Seek), length: u64) -> std::result::Result<(), String> {
+    let mut number = [0; 4];
+    loop {
+        match reader.read_exact(&mut number) {
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+            other => other.map_err(|e| e.to_string())?,
+        }
+        if number == [0xFF; 4] {
+            reader.read_exact(&mut number).map_err(|_| "it ends in the middle".to_owned())?;
+        }
+        let size = u64::from(u32::from_le_bytes(number));
+        if size == 0 {
+            return Ok(());
+        }
+        let at = reader.stream_position().map_err(|e| e.to_string())?;
+        if at + size > length {
+            return Err("a message is longer than the file".to_owned());
+        }
+        let mut bytes = vec![0; usize::try_from(size).map_err(|e| e.to_string())?];
+        reader.read_exact(&mut bytes).map_err(|e| e.to_string())?;
+        let message = MessageRef::read_as_root(&bytes).map_err(|e| e.to_string())?;
+        let body = u64::try_from(message.body_length().map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+        let start = at + size;
+        if body > length - start {
+            return Err("a batch is longer than the file: it ends in the middle".to_owned());
+        }
+        let batch = match message.header().map_err(|e| e.to_string())? {
+            Some(MessageHeaderRef::RecordBatch(batch)) => Some(batch),
+            Some(MessageHeaderRef::DictionaryBatch(batch)) => batch.data().map_err(|e| e.to_string())?,
+            _ => None,
+        };
+        if let Some(batch) = batch {
+            sizes(&batch, reader, start, body)?;
+        }
+        reader.seek(SeekFrom::Start(start + body)).map_err(|e| e.to_string())?;
+    }
+}
+
+/// Checks that a batch's rows and buffers are no more than its body can hold.
+fn sizes(
+    batch: &RecordBatchRef<'_>,
+    reader: &mut (impl Read + Seek),
+    start: u64,
+    body: u64,
+) -> std::result::Result<(), String> {
+    let packed = batch.compression().map_err(|e| e.to_string())?.is_some();
+    let most = if packed { body.saturating_mul(GROWTH) } else { body }.saturating_mul(8) + 8;
+    let rows = batch.length().map_err(|e| e.to_string())?;
+    // a bit a row at the least; columns without any value take none
+    if u64::try_from(rows).map_err(|e| e.to_string())? > most.max(1 << 20) {
+        return Err(format!("a batch claims {rows} rows"));
+    }
+    let buffers = batch.buffers().map_err(|e| e.to_string())?;
+    for buffer in buffers.into_iter().flatten() {
+        let [offset, length] = [buffer.offset(), buffer.length()].map(|of| u64::try_from(of).unwrap_or(u64::MAX));
+        if offset.checked_add(length).is_none_or(|end| end > body) {
+            return Err("a buffer lies outside its batch".to_owned());
+        }
+        if packed && length >= 8 {
+            let mut claimed = [0; 8];
+            reader.seek(SeekFrom::Start(start + offset)).map_err(|e| e.to_string())?;
+            reader.read_exact(&mut claimed).map_err(|e| e.to_string())?;
+            let claimed = i64::from_le_bytes(claimed);
+            // −1: as it is
+            if claimed < -1 || u64::try_from(claimed).is_ok_and(|claimed| claimed > GROWTH * length) {
+                return Err(format!("a buffer of {length} bytes claims to hold {claimed}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Hands over the rows of a frame, as JSON; values in bytes are no text, and are left out.

@@ -3,6 +3,7 @@
 //! Prompt and response are tokenised apart and concatenated. Special tokens come with the prompt: for plain text those
 //! that the tokenizer adds, for chats those that the template writes.
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 use crate::preference::{Message, Preference};
 use crate::template::ChatTemplate;
 use serde_json::{Map, Value};
@@ -67,8 +68,11 @@ fn bytes_of(name: &str) -> Option<Vec<u8>> {
     }
     let plain = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut moved = (0..=u8::MAX).filter(|byte| !plain(byte)).zip('\u{100}'..);
-    let table: HashMap<char, u8> =
-        (0..=u8::MAX).filter(plain).map(|byte| (char::from(byte), byte)).chain(moved.by_ref().map(|(b, c)| (c, b))).collect();
+    let table: HashMap<char, u8> = (0..=u8::MAX)
+        .filter(plain)
+        .map(|byte| (char::from(byte), byte))
+        .chain(moved.by_ref().map(|(b, c)| (c, b)))
+        .collect();
     name.chars().map(|c| table.get(&c).copied()).collect()
 }
 
@@ -82,7 +86,8 @@ impl TextTokens {
         let text = std::fs::read(&path).map_err(|e| {
             Error::file(&path, format!("{e}; text needs the model's tokenizer (rows of token ids do not)"))
         })?;
-        let tokenizer = Tokenizer::from_bytes(text).map_err(|e| Error::file(&path, format!("not a tokenizer: {e}")))?;
+        let tokenizer = guarded(|| Tokenizer::from_bytes(text).map_err(|e| e.to_string()))
+            .map_err(|problem| Error::file(&path, format!("not a tokenizer: {problem}")))?;
         let config_path = folder.join("tokenizer_config.json");
         let config: Map<String, Value> = match std::fs::read(&config_path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|e| Error::file(&config_path, e))?,
@@ -208,7 +213,9 @@ mod tests {
         assert_eq!(bytes_of("<0xE2>"), Some(vec![0xE2]));
         assert_eq!(bytes_of("漢"), None);
         // every byte has a character of its own
-        let all: String = (0..=u8::MAX).map(|byte| char::from_u32(if byte < 0x21 { 0x100 + u32::from(byte) } else { 0x21 }).unwrap()).collect();
+        let all: String = (0..=u8::MAX)
+            .map(|byte| char::from_u32(if byte < 0x21 { 0x100 + u32::from(byte) } else { 0x21 }).unwrap())
+            .collect();
         assert_eq!(bytes_of(&all).unwrap()[..3], [0, 1, 2]);
     }
 }

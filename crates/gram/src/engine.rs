@@ -149,10 +149,12 @@ pub(crate) fn results(
     forward: Vec<(Vec<Vec<f64>>, Companions)>,
     grams: Vec<Vec<BlockGram>>,
 ) -> Vec<GroupResult> {
-    let of = |(((token_logps, companions), grams), (group, _)): (((Vec<Vec<f64>>, Companions), Vec<BlockGram>), &(&Group, _))| {
-        GroupResult { trunk_tokens: group.trunk_len(), token_logps, companions, grams }
-    };
-    forward.into_iter().zip(grams).zip(groups).map(of).collect()
+    let all = forward.into_iter().zip(grams).zip(groups);
+    all.map(|(((token_logps, companions), grams), (group, _))| {
+        let trunk_tokens = group.trunk_len();
+        GroupResult { trunk_tokens, token_logps, companions, grams }
+    })
+    .collect()
 }
 
 /// Gram of each parameter in scope, in the scope's order, over the cotangents of all groups, in their order.

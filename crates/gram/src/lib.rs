@@ -9,6 +9,7 @@ mod count;
 mod engine;
 mod gradient_sink;
 mod gram_sink;
+mod mean;
 pub mod plan;
 mod sum_sink;
 mod together;
@@ -20,11 +21,12 @@ pub use along_sink::AlongSink;
 pub use batch::{Batch, Cotangent, Group};
 pub use count::{Count, count};
 pub use engine::{
-    Companions, ForwardPass, GroupResult, grams, grams_across, grams_of_batches, run, token_logps, token_logps_of_batches,
-    total_across,
+    Companions, ForwardPass, GroupResult, grams, grams_across, grams_of_batches, run, token_logps,
+    token_logps_of_batches, total_across,
 };
 pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;
+pub use mean::MeanGradients;
 pub use sum_sink::SumSink;
 pub use token_matrix::{TokenMatrix, position_matrix, token_matrices, token_rows};
 pub use update::{Coefficients, Of, Update, update};

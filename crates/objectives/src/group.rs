@@ -66,7 +66,8 @@ impl FromStr for GroupObjective {
         };
         let mut values: Vec<f64> = keys.iter().map(|(_, default)| *default).collect();
         for part in rest.split(',').filter(|part| !part.is_empty()) {
-            let (key, value) = part.split_once('=').ok_or_else(|| refuse(format!("found `{part}`, expected KEY=VALUE")))?;
+            let (key, value) =
+                part.split_once('=').ok_or_else(|| refuse(format!("found `{part}`, expected KEY=VALUE")))?;
             let known = || keys.iter().map(|(key, _)| *key).collect::<Vec<_>>().join(", ");
             let Some(at) = keys.iter().position(|(known, _)| *known == key) else {
                 return Err(refuse(format!("`{key}` is no key of {name}; it has: {}", known())));
@@ -180,7 +181,9 @@ mod tests {
                 let h = h(*beta);
                 let mut order: Vec<usize> = (0..group.len()).collect();
                 order.sort_by(|&a, &b| group[b].score.total_cmp(&group[a].score));
-                (0..order.len()).map(|at| order[at..].iter().map(|&j| h[j].exp()).sum::<f64>().ln() - h[order[at]]).sum()
+                (0..order.len())
+                    .map(|at| order[at..].iter().map(|&j| h[j].exp()).sum::<f64>().ln() - h[order[at]])
+                    .sum()
             }
             GroupObjective::ListNet { beta, tau } => {
                 let h = h(*beta);
@@ -240,7 +243,8 @@ mod tests {
         for name in ["grpo:eps=0.01", "dr_grpo", "rloo", "plackett_luce:beta=0.2", "listnet:beta=0.3,tau=2"] {
             assert_eq!(name.parse::<GroupObjective>().unwrap().to_string(), name);
         }
-        for (name, told) in [("dpo", "no objective on groups"), ("grpo:beta=1", "no key"), ("grpo:eps=-1", "positive")] {
+        for (name, told) in [("dpo", "no objective on groups"), ("grpo:beta=1", "no key"), ("grpo:eps=-1", "positive")]
+        {
             let message = name.parse::<GroupObjective>().unwrap_err().to_string();
             assert!(message.contains(told), "{message}");
         }

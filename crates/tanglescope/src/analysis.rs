@@ -15,14 +15,16 @@ use tanglescope_analytics::groups::{self, GroupResponse, MeasuredGroup};
 use tanglescope_analytics::objectives::{self, Measured};
 use tanglescope_analytics::probes::{self, ProbeRow};
 use tanglescope_analytics::tables::{
-    Companions, Contrast, PairLengths, PairRow, ParamRow, ResponseTokens, ResponsesRow,
+    Companions, Contrast, MeanRow, PairLengths, PairRow, ParamRow, ResponseTokens, ResponsesRow,
 };
 use tanglescope_analytics::{Summary, Table, tables};
 use tanglescope_data::{Candidates, Dataset, Pair, PairTokens, TextTokens};
-use tanglescope_gram::{Cotangent, Group, GroupResult, grams_of_batches, plan, token_logps_of_batches, total_across};
+use tanglescope_gram::{
+    Cotangent, Group, GroupResult, MeanGradients, grams_of_batches, plan, token_logps_of_batches, total_across,
+};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::architectures::Description;
-use tanglescope_model::{AdapterSource, Decoder, InScope, text_hash};
+use tanglescope_model::{AdapterSource, Decoder, InScope, Parameter, text_hash};
 use tanglescope_objectives::{GroupObjective, Needs, Objective, PairGram, contrast};
 
 /// Pairs of a part: few enough that little is lost when a run is killed, many enough that batches of like length fill.
@@ -38,6 +40,8 @@ pub struct Beyond {
     pub all_pairs: bool,
     /// Losses on groups.
     pub objectives: Vec<GroupObjective>,
+    /// Whether the Gram of the mean gradients is wanted.
+    pub mean: bool,
     /// Texts whose change under the pairs' steps is predicted.
     pub probes: Vec<Probe>,
 }
@@ -181,7 +185,12 @@ impl<B: Kernels> Analysis<'_, B> {
         let contrast = manifest.identity.contrast;
         let (plan, at_once) = (manifest.plan, placement.at_once);
         let run = Run { model, scope, reference, memo, data, contrast, plan, at_once, beyond };
-        run.parts(out, &asked.objectives, *tokenizer, progress)
+        let summary = run.parts(out, &asked.objectives, *tokenizer, progress)?;
+        let means = beyond.mean.then(|| Table::create(out, "means.parquet")).transpose()?;
+        if let Some(means) = means.filter(|means| !means.has(0)) {
+            means.write(0, tables::means(&run.means()?))?;
+        }
+        Ok(summary)
     }
 }
 
@@ -423,7 +432,8 @@ impl<B: Kernels> Run<'_, B> {
         let masks: Vec<Vec<Option<Masks>>> = window.iter().map(masks).collect();
         let cotangents = window.iter().zip(&masks).map(|(item, masks)| {
             let of_pairs = item.pairs.iter().zip(masks).filter_map(|((pair, _), masks)| Some((pair, masks.as_ref()?)));
-            let over = of_pairs.flat_map(|(pair, masks)| pair.iter().zip(masks).map(|(&k, mask)| Cotangent::over(k, mask)));
+            let over =
+                of_pairs.flat_map(|(pair, masks)| pair.iter().zip(masks).map(|(&k, mask)| Cotangent::over(k, mask)));
             Cotangent::log_probabilities(&item.group).into_iter().chain(over).collect()
         });
         let cotangents: Vec<Vec<Cotangent>> = cotangents.collect();
@@ -442,9 +452,9 @@ impl<B: Kernels> Run<'_, B> {
             Loaded::Itself => Some(results.iter().map(|result| result.token_logps.clone()).collect()),
             Loaded::Model(model) => {
                 let mut memo = self.memo.borrow_mut();
-                let known = memo.entry((self.data.content_hash.clone(), part)).or_insert_with(|| {
-                    token_logps_of_batches(model, &groups, (&batches, self.at_once), |_| ())
-                });
+                let known = memo
+                    .entry((self.data.content_hash.clone(), part))
+                    .or_insert_with(|| token_logps_of_batches(model, &groups, (&batches, self.at_once), |_| ()));
                 Some(known.clone())
             }
         };
@@ -461,9 +471,11 @@ impl<B: Kernels> Run<'_, B> {
                 which.extend(contrast.iter().flat_map(|_| [first, first + 1]));
                 let pair = OfPair { item, branches: *branches, number: *number, which, reference, masks: contrast };
                 let row = self.pair_row(&pair, result);
-                let numbers = part_of(&result.total(), &pair.which).into_iter().chain([row.logp_chosen, row.logp_rejected]);
+                let numbers =
+                    part_of(&result.total(), &pair.which).into_iter().chain([row.logp_chosen, row.logp_rejected]);
                 if !numbers.chain(row.reference.into_iter().flatten()).all(f64::is_finite) {
-                    let problem = "a log-probability or inner product is not finite: the model overflows this number type";
+                    let problem =
+                        "a log-probability or inner product is not finite: the model overflows this number type";
                     return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", item.row)));
                 }
                 rows.pairs.push(row);
@@ -481,6 +493,27 @@ impl<B: Kernels> Run<'_, B> {
             rows.probes.extend(self.probes(item));
         }
         Ok(rows)
+    }
+
+    /// The Gram of the mean gradients over all pairs of the best and the worst response, parameter by parameter.
+    fn means(&self) -> Result<Vec<MeanRow>> {
+        eprintln!("mean gradients: a second pass over all pairs");
+        let mut sums = MeanGradients::new(self.scope);
+        for window in self.data.pairs.parts(ROWS_PER_PART) {
+            let items = items(&self.model.description, self.data.pairs.get(window)?, None);
+            let lengths: Vec<usize> = items.iter().map(|item| item.group.forward_rows()).collect();
+            for batch in plan::batches(&lengths, self.plan.forward_rows_per_batch) {
+                sums.add(self.model, &batch.iter().map(|&at| &items[at].group).collect::<Vec<_>>());
+            }
+        }
+        let row = |(parameter, gram): (&Parameter, Vec<f64>)| MeanRow {
+            param: parameter.name.clone(),
+            layer: parameter.layer.and_then(|layer| u32::try_from(layer).ok()),
+            module: parameter.module.clone(),
+            pairs: self.data.pairs.len() as u64,
+            gram: PairGram::of(&gram),
+        };
+        Ok(self.scope.parameters.iter().zip(sums.grams()).map(row).collect())
     }
 
     /// How a row's pairs pull on the probes: a Gram over the branches of both.

@@ -67,7 +67,7 @@ fn beyond(args: &Analyze, options: &ModelOptions, model: &Description, asked: &A
         }
     };
     let objectives = args.group_objective.iter().map(objective).collect::<Result<_>>()?;
-    Ok(Beyond { all_pairs: args.all_pairs, objectives, probes })
+    Ok(Beyond { all_pairs: args.all_pairs, objectives, mean: args.mean_gradients, probes })
 }
 
 struct Work<'a> {

@@ -7,6 +7,9 @@ use tanglescope_data::Mapping;
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 110)]
 pub struct Cli {
+    /// Print what a command prints as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -187,6 +190,9 @@ pub struct Analyze {
     /// What one step on a loss over groups would do to every response (repeatable): grpo, dr_grpo, rloo, plackett_luce, listnet
     #[arg(long, value_name = "NAME[:K=V,…]")]
     pub group_objective: Vec<String>,
+    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope
+    #[arg(long)]
+    pub mean_gradients: bool,
     /// Texts beside the pairs, rows of `prompt` and `completion`, whose predicted change under every pair's step is wanted
     #[arg(long, value_name = "FILE")]
     pub probe: Option<PathBuf>,
@@ -226,6 +232,9 @@ pub struct Sweep {
     /// of `train`, else none]
     #[arg(long, value_name = "FOLDER|base|start|self")]
     pub reference: Option<String>,
+    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope
+    #[arg(long)]
+    pub mean_gradients: bool,
     /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
     #[arg(long, value_name = "I/N")]
     pub shard: Option<String>,
@@ -248,6 +257,8 @@ pub enum SummaryBy {
     Layer,
     /// Each module of each layer.
     Module,
+    /// The Gram of the mean gradients over all pairs, where the run recorded it.
+    Mean,
     /// Each measure of entanglement and property of the pairs: Spearman's correlation with its 95 % interval.
     Relation,
     /// The pairs that are farthest from the others.

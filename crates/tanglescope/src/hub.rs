@@ -26,7 +26,8 @@ pub enum Kind<'a> {
 const RETRIES: usize = 5;
 
 /// Files of a model beside its weights that are read where they are there.
-const BESIDE_WEIGHTS: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
+const BESIDE_WEIGHTS: [&str; 4] =
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 
 /// A repository by its name: `org/name`, or `org/name@revision`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +68,10 @@ pub fn resolve(path: &Path, kind: Kind<'_>) -> Result<PathBuf> {
 
 /// The repository and commit whose snapshot a path is of, as `org/name@commit`.
 pub fn source(path: &Path) -> Option<String> {
-    let parts: Vec<&str> = path.components().filter_map(|part| if let Component::Normal(part) = part { part.to_str() } else { None }).collect();
+    let parts: Vec<&str> = path
+        .components()
+        .filter_map(|part| if let Component::Normal(part) = part { part.to_str() } else { None })
+        .collect();
     let at = parts.iter().position(|part| *part == "snapshots")?;
     let (_, name) = parts[at.checked_sub(1)?].split_once("--")?;
     Some(format!("{}@{}", name.replacen("--", "/", 1), parts.get(at + 1)?))
@@ -224,7 +228,9 @@ impl Hub {
         }
         match place.exists() {
             true => Ok(()),
-            false => Err(Error::Failed(format!("{id}: the repository changed while it was fetched; run the command again"))),
+            false => {
+                Err(Error::Failed(format!("{id}: the repository changed while it was fetched; run the command again")))
+            }
         }
     }
 
@@ -236,11 +242,15 @@ impl Hub {
 
     fn refusal(&self, id: &Id, error: &ApiError) -> Error {
         let problem = match status(error) {
-            Some(401 | 403) => "the hub does not let this user at it: it is private, gated or not there. Accept its terms on its \
+            Some(401 | 403) => {
+                "the hub does not let this user at it: it is private, gated or not there. Accept its terms on its \
                  page, and log in with `hf auth login` or set HF_TOKEN"
-                .to_owned(),
+                    .to_owned()
+            }
             Some(404) => format!("is no folder here, and no repository or revision of {}", self.endpoint),
-            Some(429) => "the hub asks to be left alone for a while (too many requests); try again in some minutes".to_owned(),
+            Some(429) => {
+                "the hub asks to be left alone for a while (too many requests); try again in some minutes".to_owned()
+            }
             _ => format!("cannot be fetched from {}: {error}", self.endpoint),
         };
         Error::option(id, problem)
@@ -276,7 +286,8 @@ impl Cached<'_> {
     /// Remembers which commit a revision is.
     fn name(&self, commit: &str) -> Result<()> {
         let path = self.folder.join("refs").join(&self.id.revision);
-        let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, commit));
+        let written =
+            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, commit));
         written.map_err(|e| Error::output(&path, e))
     }
 }
@@ -302,7 +313,8 @@ fn link(blob: &Path, place: &Path) -> Result<()> {
     std::fs::create_dir_all(place.parent().unwrap_or(place)).map_err(refuse)?;
     #[cfg(unix)]
     {
-        let depth = place.components().count() - blob.parent().and_then(Path::parent).map_or(0, |p| p.components().count());
+        let depth =
+            place.components().count() - blob.parent().and_then(Path::parent).map_or(0, |p| p.components().count());
         let up: PathBuf = std::iter::repeat_n("..", depth - 1).collect();
         let name = blob.file_name().unwrap_or_default();
         std::os::unix::fs::symlink(up.join("blobs").join(name), place).map_err(refuse)
@@ -353,7 +365,8 @@ mod tests {
         let id = of("org/name").unwrap();
         assert_eq!((id.name.as_str(), id.revision.as_str()), ("org/name", "main"));
         assert_eq!(of("org/na.me-2@v1/x").unwrap().revision, "v1/x");
-        for path in ["name", "/org/name", "./org/name", "org/name/more", "../org", "org/na me", "src/main.rs", "org/@x"] {
+        for path in ["name", "/org/name", "./org/name", "org/name/more", "../org", "org/na me", "src/main.rs", "org/@x"]
+        {
             assert_eq!(of(path), None, "{path}");
         }
     }

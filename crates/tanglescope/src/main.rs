@@ -23,7 +23,7 @@ mod train_config;
 mod verify;
 
 use clap::CommandFactory;
-use cli::{Cli, Command};
+use cli::{Cli, Command, Format, TableFormat};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -40,6 +40,11 @@ fn keep_memory() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
 }
 
+/// Prints what was found, for people or for programs.
+fn say(json: bool, found: &impl std::fmt::Display, value: impl FnOnce() -> serde_json::Value) {
+    if json { println!("{:#}", value()) } else { print!("{found}") }
+}
+
 /// Writes a manual page for every command.
 fn man(out: &Path) -> error::Result<()> {
     let written = std::fs::create_dir_all(out).and_then(|()| clap_mangen::generate_to(Cli::command(), out));
@@ -48,8 +53,8 @@ fn man(out: &Path) -> error::Result<()> {
 
 fn main() -> ExitCode {
     keep_memory();
-    let command = match train_config::parse() {
-        Ok(command) => command,
+    let Cli { json, command } = match train_config::parse() {
+        Ok(cli) => cli,
         Err(error) => {
             eprintln!("error: {error}");
             return error.exit_code();
@@ -57,24 +62,31 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Analyze(args) if args.dry.dry_run => analyze::dry_run(&args),
-        Command::Analyze(args) => analyze::run(&args).map(|summary| print!("{summary}")),
+        Command::Analyze(args) => analyze::run(&args).map(|summary| say(json, &summary, || summary.json())),
         Command::Report(args) => report::run(&args),
-        Command::Summarize(args) => summarize::run(&args),
+        Command::Summarize(mut args) => {
+            args.format = if json { TableFormat::Json } else { args.format };
+            summarize::run(&args)
+        }
         Command::Sweep(args) => sweep::run(&args),
         Command::Tokens(args) if args.dry.dry_run => tokens::dry_run(&args),
-        Command::Tokens(args) => tokens::run(&args),
+        Command::Tokens(args) => tokens::run(&args).map(|shares| say(json, &shares, || shares.json())),
         Command::Train(args) if args.dry.dry_run => train::dry_run(&args),
         Command::Train(args) => train::run(&args),
-        Command::Verify(args) => verify::run(&args),
+        Command::Verify(args) => verify::run(&args, json),
         Command::Objectives => {
-            objectives::list();
+            objectives::list(json);
             Ok(())
         }
-        Command::Devices(args) => {
+        Command::Devices(mut args) => {
+            args.format = if json { Format::Json } else { args.format };
             device::list(args);
             Ok(())
         }
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(mut args) => {
+            args.format = if json { Format::Json } else { args.format };
+            bench::run(&args)
+        }
         Command::Demo(args) => demo::run(&args),
         Command::Completions(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "tanglescope", &mut std::io::stdout());

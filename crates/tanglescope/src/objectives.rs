@@ -2,10 +2,11 @@
 use crate::error::{Error, Result};
 use crate::hub::{self, Kind};
 use crate::options::ModelOptions;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder};
-use tanglescope_objectives::{Needs, Objective, all};
+use tanglescope_objectives::{Definition, Needs, Objective, all};
 
 /// Where reference log-probabilities come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,7 +144,16 @@ impl<B: Kernels> Loaded<B> {
 }
 
 /// `tanglescope objectives`.
-pub fn list() {
+pub fn list(json: bool) {
+    if json {
+        let of = |of: &Definition| {
+            let keys = of.hyper.iter().map(|(key, default)| (*key, *default));
+            let keys = keys.collect::<std::collections::BTreeMap<_, _>>();
+            json!({"name": of.name, "keys": keys, "reference": of.reference, "formula": of.formula, "source": of.source})
+        };
+        println!("{:#}", json!(all().iter().map(of).collect::<Vec<_>>()));
+        return;
+    }
     println!(
         "s is the sigmoid, ls its logarithm; pw, pl are log-probabilities of the chosen and the rejected response, rw,"
     );

@@ -256,7 +256,11 @@ pub fn tokenizer(folder: &Path) -> Result<Option<TextTokens>> {
 
 /// The rows of a data set as groups of two for a model.
 pub fn groups(model: &Description, data: &Dataset) -> Result<Vec<Group>> {
-    Ok(data.pairs.iter().map(|pair| pair.map(|pair| group(model, pair.tokens))).collect::<tanglescope_data::Result<_>>()?)
+    Ok(data
+        .pairs
+        .iter()
+        .map(|pair| pair.map(|pair| group(model, pair.tokens)))
+        .collect::<tanglescope_data::Result<_>>()?)
 }
 
 /// What a model can take.

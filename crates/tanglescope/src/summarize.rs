@@ -36,12 +36,14 @@ pub fn summary(leaves: &[Leaf], by: SummaryBy) -> Result<DataFrame> {
             SummaryBy::Objective => analytics::outcomes(leaf)?,
             SummaryBy::Layer => analytics::params(leaf, By::Layer)?,
             SummaryBy::Module => analytics::params(leaf, By::Module)?,
+            SummaryBy::Mean => analytics::means(leaf)?,
             SummaryBy::Relation => Some(analytics::relations(leaf)?),
             SummaryBy::Outlier => Some(analytics::outliers(leaf)?),
         })
     };
     let missing = match by {
         SummaryBy::Layer | SummaryBy::Module => "params.parquet",
+        SummaryBy::Mean => "means.parquet; analyze and sweep write it with --mean-gradients",
         _ => "objectives.parquet; analyze with --objective writes it",
     };
     let mut tables = Vec::new();

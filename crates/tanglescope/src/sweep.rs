@@ -499,7 +499,7 @@ impl OnDevice for Work<'_> {
                 unreachable!("a reference was just put there")
             };
             let tokenizer = first.run.texts.tokenizer.as_ref();
-            let beyond = &Beyond::default();
+            let beyond = &Beyond { mean: self.args.mean_gradients, ..Beyond::default() };
             let analysis = Analysis { options: &options, asked, reference, memo, tokenizer, beyond };
             for (job, _) in jobs.iter().zip(states).filter(|(_, finished)| !finished) {
                 progress.about(format!("run {}, step {}, {}: ", job.run.run.name, job.checkpoint.step, job.name));

@@ -23,10 +23,10 @@ use tanglescope_objectives::contrast;
 const PAIRS_PER_PART: usize = 8;
 
 /// Runs the command.
-pub fn run(args: &Tokens) -> Result<()> {
+pub fn run(args: &Tokens) -> Result<Shares> {
     let options = ModelOptions::new(&args.model)?;
     options.announce();
-    options.device.run(Work { args, options: &options, quiet: false }).map(|shares| print!("{shares}"))
+    options.device.run(Work { args, options: &options, quiet: false })
 }
 
 /// Runs the command as a part of another, which says what is done.

@@ -1,5 +1,5 @@
 //! Options of `train` from a TOML file: each key is an option's name, and what the command line says comes before it.
-use crate::cli::{Cli, Command};
+use crate::cli::Cli;
 use crate::error::{Error, Result};
 use clap::{CommandFactory, Parser};
 use std::ffi::OsString;
@@ -7,19 +7,18 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Parses the command line, with the options of a config file where it names one.
-pub fn parse() -> Result<Command> {
-    parse_from(std::env::args_os().collect())
+pub fn parse() -> Result<Cli> {
+    read(std::env::args_os().collect())
 }
 
-/// The same for given words, the program's name first.
-pub fn parse_from(words: Vec<OsString>) -> Result<Command> {
+fn read(words: Vec<OsString>) -> Result<Cli> {
     // required options may be in the file
     let lenient = Cli::command().ignore_errors(true).disable_help_flag(true).try_get_matches_from(&words).ok();
     let config = lenient
         .as_ref()
         .and_then(|all| all.subcommand())
         .and_then(|(name, of)| if name == "train" { of.get_one::<PathBuf>("config").cloned() } else { None });
-    let Some(config) = config else { return Ok(Cli::parse_from(words).command) };
+    let Some(config) = config else { return Ok(Cli::parse_from(words)) };
     let at = words.iter().position(|word| word == "train").map_or(words.len(), |at| at + 1);
     let (before, after) = words.split_at(at);
     let given = |name: &str| {
@@ -29,7 +28,7 @@ pub fn parse_from(words: Vec<OsString>) -> Result<Command> {
             .any(|word| word.strip_prefix("--").is_some_and(|word| word.split('=').next() == Some(name)))
     };
     let options = options(&config, given)?;
-    Ok(Cli::parse_from(before.iter().cloned().chain(options).chain(after.iter().cloned())).command)
+    Ok(Cli::parse_from(before.iter().cloned().chain(options).chain(after.iter().cloned())))
 }
 
 /// The words that a config file stands for, but for options that are `given` in another way.

@@ -12,6 +12,7 @@ use crate::options::{ModelOptions, dtype_name, group, limits, read_data, reading
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, GroupResult, grams, run as run_batch, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
@@ -38,7 +39,7 @@ const F32: Arithmetic = Arithmetic { dtype: DType::F32, change: 1e-1, tolerance:
 const WORKING_TOLERANCE: f64 = 1e-4;
 
 /// Runs the command.
-pub fn run(args: &Verify) -> Result<()> {
+pub fn run(args: &Verify, json: bool) -> Result<()> {
     let options = ModelOptions::new(&args.model)?;
     let objectives = args.objective.iter().map(|name| one_pair(name)).collect::<Result<Vec<_>>>()?;
     options.announce();
@@ -71,7 +72,7 @@ pub fn run(args: &Verify) -> Result<()> {
         );
         F32
     };
-    let mut checks = Checks::default();
+    let mut checks = Checks { json: json.then(Vec::new), ..Checks::default() };
     let reference = differences(args, &options, &exact, &objectives, &mut checks)?;
     let working = options.device.run(Working { args, options: &options })?;
     for (i, (got, want)) in working.iter().zip(&reference).enumerate() {
@@ -90,6 +91,8 @@ pub fn run(args: &Verify) -> Result<()> {
 struct Checks {
     failed: usize,
     made: usize,
+    /// Kept until the end where they are for a program.
+    json: Option<Vec<Value>>,
 }
 
 impl Checks {
@@ -100,12 +103,19 @@ impl Checks {
         let passed = error <= tolerance;
         self.made += 1;
         self.failed += usize::from(!passed);
+        if let Some(all) = &mut self.json {
+            all.push(json!({"what": what, "got": got, "expected": want, "error": error, "tolerance": tolerance, "passed": passed}));
+            return;
+        }
         let verdict = if passed { "pass" } else { "FAIL" };
         println!("{verdict}  {what}: {got:.9e}, expected {want:.9e}, error {error:.1e} (up to {tolerance:.0e})");
     }
 
     fn finish(self) -> Result<()> {
-        println!("{} of {} checks passed", self.made - self.failed, self.made);
+        match &self.json {
+            Some(all) => println!("{:#}", json!({"made": self.made, "failed": self.failed, "checks": all})),
+            None => println!("{} of {} checks passed", self.made - self.failed, self.made),
+        }
         if self.failed == 0 {
             return Ok(());
         }

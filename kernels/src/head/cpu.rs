@@ -39,6 +39,11 @@ struct Running<E> {
 }
 
 impl<E: Real> Running<E> {
+    /// log Σ exp of the logits so far.
+    fn log_normaliser(&self) -> f64 {
+        self.top.wide() + self.sum.ln()
+    }
+
     /// Counts the logits of a chunk that are above the target's, which is at place `own` where it is in this chunk.
     #[inline(always)]
     fn count(&mut self, z: &[E], target: E, own: Option<usize>) {
@@ -105,6 +110,72 @@ fn multiply<E: Real>(values: &mut [E], slopes: &[E]) {
     });
 }
 
+/// Grams of the output matrix for each block of cotangents, from `products`, p·pᵀ over the vocabulary before the sums are divided out.
+fn grams<E: Real>(
+    rows: &Rows<'_, E>,
+    running: &[Running<E>],
+    products: &[Vec<f64>],
+    cotangents: &HeadCotangents<'_>,
+) -> Vec<BlockGram> {
+    let (blocks, targets) = (cotangents.block_rows, rows.targets);
+    let of_block = |b: usize| {
+        let (of, width) = (&blocks[b], blocks[b].len());
+        // (h_r·h_s)(e_r·e_s), e_r·e_s = [y_r = y_s] − p_r[y_s] − p_s[y_r] + p_r·p_s, each e times its slope
+        let terms: Vec<f64> = (0..width * width)
+            .into_par_iter()
+            .map(|at| {
+                let (r, s) = (of.start + at / width, of.start + at % width);
+                if s > r {
+                    return 0.0;
+                }
+                let p = |i: usize, j: usize| {
+                    let (z, slope) = rows.logit(i, j);
+                    (z - running[i].log_normaliser()).exp() * slope
+                };
+                let (slope_r, slope_s) = (rows.logit(r, r).1, rows.logit(s, s).1);
+                let same = if targets[r] == targets[s] { slope_r * slope_s } else { 0.0 };
+                let both = products[b][at] / (running[r].sum * running[s].sum);
+                let e = same - p(r, s) * slope_s - p(s, r) * slope_r + both;
+                e * dot_wide(rows.y(r), rows.y(s))
+            })
+            .collect();
+        let term = |r: usize, s: usize| terms[(r.max(s) - of.start) * width + r.min(s) - of.start];
+        let block = cotangents.blocks[b].clone();
+        let products = block.clone().flat_map(|i| block.clone().map(move |j| (i, j))).map(|(i, j)| {
+            let (i, j) = (&cotangents.weights[i], &cotangents.weights[j]);
+            i.iter().map(|&(r, a)| a * j.iter().map(|&(s, c)| c * term(r, s)).sum::<f64>()).sum::<f64>()
+        });
+        products.collect()
+    };
+    (0..blocks.len()).map(of_block).collect()
+}
+
+/// The head's rows and what they predict.
+struct Rows<'a, E> {
+    y: &'a [E],
+    targets: &'a [u32],
+    /// The target's row of the output matrix, for each row.
+    of_targets: Vec<E>,
+    d: usize,
+    cap: Option<SoftCap>,
+}
+
+impl<E: Real> Rows<'_, E> {
+    fn y(&self, r: usize) -> &[E] {
+        &self.y[r * self.d..][..self.d]
+    }
+
+    fn target(&self, r: usize) -> &[E] {
+        &self.of_targets[r * self.d..][..self.d]
+    }
+
+    /// The target of row j as seen from row i: its bounded logit, and the slope of the bound there.
+    fn logit(&self, i: usize, j: usize) -> (f64, f64) {
+        let z = dot_wide(self.y(i), self.target(j));
+        self.cap.map_or((z, 1.0), |cap| (cap.bounded(z), cap.slope(cap.bounded(z))))
+    }
+}
+
 /// See [`crate::Kernels::head`].
 pub fn walk<E: Real>(
     y: &[E],
@@ -125,13 +196,8 @@ pub fn walk<E: Real>(
     let mut logits = vec![E::of(0.0); n * CHUNK.min(vocabulary)];
     // slopes of the soft bound, where there is one
     let mut slopes = vec![E::of(0.0); if cap.is_some() { logits.len() } else { 0 }];
-    let of_targets = w.gather(targets, d);
-    // the target of row j as seen from row i: its bounded logit, and the slope of the bound there
-    let logit = |i: usize, j: usize| {
-        let z = dot_wide(&y[i * d..][..d], &of_targets[j * d..][..d]);
-        cap.map_or((z, 1.0), |cap| (cap.bounded(z), cap.slope(cap.bounded(z))))
-    };
-    let own: Vec<(f64, f64)> = (0..n).into_par_iter().map(|r| logit(r, r)).collect();
+    let rows = Rows { y, targets, of_targets: w.gather(targets, d), d, cap };
+    let own: Vec<(f64, f64)> = (0..n).into_par_iter().map(|r| rows.logit(r, r)).collect();
     for start in (0..vocabulary).step_by(CHUNK) {
         let columns = CHUNK.min(vocabulary - start);
         let logits = &mut logits[..n * columns];
@@ -172,48 +238,15 @@ pub fn walk<E: Real>(
         });
     }
     let mut back = mean;
-    let log_normaliser: Vec<f64> = running.iter().map(|r| r.top.wide() + r.sum.ln()).collect();
-    let of_target = |i: usize, j: usize| {
-        let (z, slope) = logit(i, j);
-        (z - log_normaliser[i], slope)
-    };
+    let log_normaliser: Vec<f64> = running.iter().map(Running::log_normaliser).collect();
     let logp: Vec<f64> = own.iter().zip(&log_normaliser).map(|((z, _), normaliser)| z - normaliser).collect();
     back.par_chunks_mut(d).enumerate().for_each(|(r, back)| {
-        let (inverse, slope) = (E::of(1.0 / running[r].sum), E::of(own[r].1));
-        let target = &of_targets[r * d..][..d];
+        let (inverse, slope, target) = (E::of(1.0 / running[r].sum), E::of(own[r].1), rows.target(r));
         for i in 0..d {
             back[i] = target[i] * slope - back[i] * inverse;
         }
     });
-    let gram = cotangents.map(|cotangents| {
-        let of_block = |b: usize| {
-            let (rows, width) = (&blocks[b], blocks[b].len());
-            // (h_r·h_s)(e_r·e_s), e_r·e_s = [y_r = y_s] − p_r[y_s] − p_s[y_r] + p_r·p_s, each e times its slope
-            let terms: Vec<f64> = (0..width * width)
-                .into_par_iter()
-                .map(|at| {
-                    let (r, s) = (rows.start + at / width, rows.start + at % width);
-                    if s > r {
-                        return 0.0;
-                    }
-                    let (slope_r, slope_s) = (own[r].1, own[s].1);
-                    let same = if targets[r] == targets[s] { slope_r * slope_s } else { 0.0 };
-                    let both = products[b][at] / (running[r].sum * running[s].sum);
-                    let ((r_of_s, at_s), (s_of_r, at_r)) = (of_target(r, s), of_target(s, r));
-                    let e = same - r_of_s.exp() * at_s * slope_s - s_of_r.exp() * at_r * slope_r + both;
-                    e * dot_wide(&y[r * d..][..d], &y[s * d..][..d])
-                })
-                .collect();
-            let term = |r: usize, s: usize| terms[(r.max(s) - rows.start) * width + r.min(s) - rows.start];
-            let block = cotangents.blocks[b].clone();
-            let products = block.clone().flat_map(|i| block.clone().map(move |j| (i, j))).map(|(i, j)| {
-                let (i, j) = (&cotangents.weights[i], &cotangents.weights[j]);
-                i.iter().map(|&(r, a)| a * j.iter().map(|&(s, c)| c * term(r, s)).sum::<f64>()).sum::<f64>()
-            });
-            products.collect()
-        };
-        (0..blocks.len()).map(of_block).collect()
-    });
+    let gram = cotangents.map(|cotangents| grams(&rows, &running, &products, cotangents));
     Walk {
         logp,
         log_normaliser,

@@ -37,16 +37,7 @@ pub(crate) fn head<R: CubeRuntime>(
     let client = y.client.clone();
     let back = empty(y, [n, d], y.dtype);
     if n == 0 {
-        let nothing = cotangents.map(|c| Pending::nothing(&c.rows()));
-        return HeadOutput {
-            logp: Vec::new(),
-            log_normaliser: Vec::new(),
-            entropy: Vec::new(),
-            best: Vec::new(),
-            rank: Vec::new(),
-            back,
-            gram: nothing,
-        };
+        return output(&[], Vec::new(), back, cotangents.map(|c| Pending::nothing(&c.rows())));
     }
     let figures = client.empty(n * 6 * size_of::<f32>());
     let best = client.empty(n * size_of::<u32>());
@@ -132,9 +123,13 @@ pub(crate) fn head<R: CubeRuntime>(
         sum
     });
     let read = client.read(vec![figures.clone(), best]);
-    let values: Vec<f32> = bytemuck::pod_collect_to_vec(&read[0]);
+    output(&bytemuck::pod_collect_to_vec(&read[0]), bytemuck::pod_collect_to_vec(&read[1]), back, gram)
+}
+
+/// What the rows' final figures say.
+fn output<T, P>(figures: &[f32], best: Vec<u32>, back: T, gram: Option<P>) -> HeadOutput<T, P> {
     let (mut logp, mut log_normaliser, mut entropy, mut rank) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for of_row in values.chunks_exact(6) {
+    for of_row in figures.chunks_exact(6) {
         let [top, sum, weighted, target] = [0, 1, 2, 3].map(|i| f64::from(of_row[i]));
         log_normaliser.push(top + sum.ln());
         logp.push(target - top - sum.ln());
@@ -143,6 +138,5 @@ pub(crate) fn head<R: CubeRuntime>(
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         rank.push(of_row[5] as u32 + 1);
     }
-    let best = bytemuck::pod_collect_to_vec(&read[1]);
     HeadOutput { logp, log_normaliser, entropy, best, rank, back, gram }
 }

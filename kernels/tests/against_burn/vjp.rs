@@ -200,11 +200,6 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize, cap: Opt
         onehot.iter().zip(&all).zip(&all_slopes).map(|((one, logp), slope)| (one - logp.exp()) * slope).collect();
     let want_entropy: Vec<f64> =
         all.chunks_exact(vocabulary).map(|row| -row.iter().map(|l| l * l.exp()).sum::<f64>()).collect();
-    let highest = |row: &[f64]| (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
-    let want_best: Vec<u32> = all.chunks_exact(vocabulary).map(|row| u32::try_from(highest(row)).unwrap()).collect();
-    let above = |(row, &t): (&[f64], &u32)| row.iter().filter(|logp| **logp > row[t as usize]).count();
-    let want_rank: Vec<u32> =
-        all.chunks_exact(vocabulary).zip(&targets).map(|of| u32::try_from(above(of) + 1).unwrap()).collect();
     let row = |values: &[f64], r: usize, width: usize| values[r * width..][..width].to_vec();
     let dot = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let term = |r, s| dot(row(&e, r, vocabulary), row(&e, s, vocabulary)) * dot(row(&y, r, d), row(&y, s, d));
@@ -225,8 +220,13 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize, cap: Opt
         let out = Flex::head(&y, &w, &targets, cap.map(SoftCap), Some(&cotangents));
         close(&out.logp, &want_logp, tolerance);
         close(&out.entropy, &want_entropy, tolerance);
-        assert_eq!(out.best, want_best);
-        assert_eq!(out.rank, want_rank);
+        // tokens within 1e-4 of each other may change places
+        for (r, (row, &target)) in all.chunks_exact(vocabulary).zip(&targets).enumerate() {
+            let highest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            assert!(row[out.best[r] as usize] >= highest - 1e-4);
+            let above = |margin: f64| row.iter().filter(|logp| **logp > row[target as usize] + margin).count() as u64;
+            assert!((above(1e-4)..=above(-1e-4)).contains(&(u64::from(out.rank[r]) - 1)), "{}", out.rank[r]);
+        }
         close(&Flex::download(&out.back), &want_back, tolerance);
         for (gram, block) in out.gram.unwrap().iter().zip(&of_block) {
             let pairs = block.clone().flat_map(|i| block.clone().map(move |j| (i, j)));

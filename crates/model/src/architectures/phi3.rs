@@ -19,6 +19,12 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let of = llama::with_rope(llama::body(config, defaults)?, config, rope)?;
     // read where the rotary embedding is scaled; the others leave it unread
     let _original: Option<usize> = config.get("original_max_position_embeddings")?;
+    // written by Phi-4 at the only value that its code has
+    for key in ["full_attn_mod", "interpolate_factor"] {
+        if config.get(key)?.is_some_and(|value: f64| value.to_bits() != 1.0f64.to_bits()) {
+            return Err(config.refuse(key, "only 1 is supported"));
+        }
+    }
     let (window, all) = (window(config)?, vec![true; of.layers()]);
     Ok(Description { names: names(), ..llama::with_windows(of, window, &all) })
 }

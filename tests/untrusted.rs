@@ -1,0 +1,235 @@
+//! Files that nobody vouches for: whatever they hold, reading them ends, in an error or in rows, without a panic and within bounds of
+//! memory. Inputs are made from valid ones by reproducible changes (the seeds are the case numbers); `TANGLESCOPE_CASES` is how many of
+//! each kind, a few thousand where it is not set.
+mod support;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use support::{demo, llama, repository, write_model};
+use tanglescope_data::{ChatTemplate, Dataset, Form, Limits, Mapping, Message, Reading, TextTokens, parse_row};
+use tanglescope_kernels::{DType, Flex, FlexDevice};
+use tanglescope_model::architectures::describe;
+use tanglescope_model::{AdapterSource, Config, Decoder, Weights, adapter_hash};
+
+fn cases(default: u64) -> u64 {
+    std::env::var("TANGLESCOPE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+/// Pieces that parsers look at twice.
+const PIECES: [&[u8]; 22] = [
+    b"\"",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"null",
+    b"-1",
+    b"1e999",
+    b"18446744073709551616",
+    b"\\u0000",
+    b"\\ud800",
+    b"\xFF\xFE",
+    b"\0\0\0\0",
+    b"\xFF\xFF\xFF\xFF",
+    b"\x7F\xFF\xFF\xFF\xFF\xFF\xFF\xFF",
+    b"{%",
+    b"{{",
+    b"PAR1",
+    b"true",
+    b"0.0000001",
+];
+
+/// A changed copy: bytes flipped, cut, repeated, put in.
+fn changed(bytes: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    for _ in 0..random.random_range(1..4) {
+        let at = random.random_range(0..=out.len());
+        match random.random_range(0..6) {
+            0 if at < out.len() => out[at] ^= 1 << random.random_range(0..8),
+            1 => out.truncate(at),
+            2 => {
+                let piece = PIECES[random.random_range(0..PIECES.len())];
+                out.splice(at..at, piece.iter().copied());
+            }
+            3 if at < out.len() => {
+                let end = (at + random.random_range(1..40)).min(out.len());
+                out.drain(at..end);
+            }
+            4 if at < out.len() => {
+                let end = (at + random.random_range(1..40)).min(out.len());
+                let copy = out[at..end].to_vec();
+                out.splice(at..at, copy);
+            }
+            _ if at < out.len() => out[at] = random.random(),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// Runs a reader on changed copies of some files. A case that takes seconds hangs for all that a user can tell.
+fn survive(what: &str, seeds: &[Vec<u8>], cases: u64, read: impl Fn(&[u8])) {
+    for case in 0..cases {
+        let mut random = ChaCha8Rng::seed_from_u64(case);
+        let bytes = changed(&seeds[random.random_range(0..seeds.len())], &mut random);
+        let start = Instant::now();
+        let ended = catch_unwind(AssertUnwindSafe(|| read(&bytes)));
+        assert!(ended.is_ok(), "{what}: case {case} panicked on {:?}", String::from_utf8_lossy(&bytes));
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}: case {case} took {:?}", start.elapsed());
+    }
+    // what the system says of this process, after all cases
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB").trim();
+    let kilobytes: u64 = peak.trim_end_matches(" kB").parse().unwrap();
+    assert!(kilobytes < 4 << 20, "{what}: {peak}");
+}
+
+fn texts(of: &[&str]) -> Vec<Vec<u8>> {
+    of.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
+#[test]
+fn configs() {
+    let shapes =
+        ["gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "llava"];
+    let config = |kind: &str| {
+        let body = r#""vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 8, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, "sliding_window": 5,
+            "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32},
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"], "tie_word_embeddings": false"#;
+        match kind {
+            "llava" => format!(r#"{{"model_type": "llava", "text_config": {{"model_type": "llama", {body}}}}}"#),
+            _ => format!(r#"{{"model_type": "{kind}", {body}}}"#),
+        }
+    };
+    let seeds: Vec<Vec<u8>> = shapes.iter().map(|kind| config(kind).into_bytes()).collect();
+    survive("config.json", &seeds, cases(20_000), |bytes| {
+        if let Ok(config) = Config::parse(Path::new("config.json"), bytes) {
+            let _ = describe(&config).map(|of| of.parts());
+        }
+    });
+}
+
+#[test]
+fn rows() {
+    let seeds = texts(&[
+        r#"{"id": 7, "prompt": "Q", "chosen": "A", "rejected": "B"}"#,
+        r#"{"prompt": [{"role": "user", "content": "Q"}], "chosen": [{"role": "assistant", "content": "A"}], "rejected": "B"}"#,
+        r#"{"chosen": "\n\nHuman: x\n\nAssistant: é", "rejected": "\n\nHuman: x\n\nAssistant: 漢"}"#,
+        r#"{"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}"#,
+        r#"{"prompt": "Q", "responses": ["A", "B", "C"], "scores": [1, 2.5, -3]}"#,
+        r#"{"info": {"post": "P", "title": "T"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1}"#,
+        r#"{"instruction": "I", "completions": [{"response": "a", "overall_score": 1}, {"response": "b", "overall_score": 2}]}"#,
+        r#"{"history": "H", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}"#,
+        r#"{"prompt": "P", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]}"#,
+    ]);
+    survive("rows", &seeds, cases(60_000), |bytes| {
+        drop(parse_row(bytes, Form { chat: bytes.len() % 2 == 0, chosen_only: false }));
+    });
+}
+
+#[test]
+fn data_files_of_each_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = demo();
+    let reading = Reading {
+        form: Form::default(),
+        append_eos: false,
+        max_tokens: None,
+        truncate_prompt: false,
+        skip_bad_rows: true,
+        limit: None,
+        sample: None,
+        split: None,
+        columns: Mapping::default(),
+    };
+    let limits = Limits { vocabulary: 1 << 20, positions: 1 << 20 };
+    for (name, many) in [
+        ("pandas.parquet", 1500),
+        ("kto.parquet", 1500),
+        ("ids.parquet", 1500),
+        ("pandas.feather", 1500),
+        ("saved/data-00000-of-00002.arrow", 1500),
+        ("pandas.json", 1500),
+        ("pandas.csv", 1500),
+        ("packed.jsonl.gz", 1500),
+    ] {
+        let path = repository("tests/golden/data").join(name);
+        let copy = folder.path().join(path.file_name().unwrap());
+        let seed = std::fs::read(&path).unwrap();
+        survive(name, &[seed], cases(many), |bytes| {
+            std::fs::write(&copy, bytes).unwrap();
+            drop(Dataset::read(&copy, &model, &reading, limits));
+        });
+    }
+}
+
+#[test]
+fn tokenizers_and_templates() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = r#"{"version": "1.0", "truncation": null, "padding": null, "normalizer": {"type": "NFC"}, "added_tokens": [],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null, "decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "Ġ": 3},
+        "merges": [["a", "b"]], "unk_token": null, "byte_fallback": false}}"#;
+    survive("tokenizer.json", &texts(&[small]), cases(3000), |bytes| {
+        std::fs::write(folder.path().join("tokenizer.json"), bytes).unwrap();
+        if let Ok(tokenizer) = TextTokens::open(folder.path()) {
+            let _ = (tokenizer.text(0), tokenizer.text(u32::MAX), tokenizer.join(&[0, 1, 99]));
+            let row =
+                parse_row(r#"{"prompt": "ab a", "chosen": "b", "rejected": "é"}"#.as_bytes(), Form::default()).unwrap();
+            drop(tokenizer.tokens(&row.preference, true));
+        }
+    });
+    let templates = texts(&[
+        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}{{ eos_token }}{% endfor %}",
+        "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% endif %}{{ s[:3] }}{{ raise_exception('x') }}",
+        "{% macro f(x, n=2) %}{{ x ~ n }}{% endmacro %}{% for i in range(3) %}{{ f(i) }}{% endfor %}{{ strftime_now('%d %b %Y') }}",
+        "{%- for m in messages if m.role != 'tool' -%}{{ loop.index0 * 2 // 3 }}{{ m | tojson(indent=2) }}{%- endfor %}",
+    ]);
+    let message: Message = serde_json::from_str(r#"{"role": "user", "content": "Hello"}"#).unwrap();
+    survive("chat templates", &templates, cases(20_000), |bytes| {
+        let source = String::from_utf8_lossy(bytes);
+        if let Ok(template) = ChatTemplate::new(&source, serde_json::Map::new(), Path::new("chat_template.jinja")) {
+            drop(template.render(std::slice::from_ref(&message), true));
+        }
+    });
+}
+
+#[test]
+fn safetensors_and_adapters() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), &llama(1, true));
+    let path = folder.path().join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let header = 8 + usize::try_from(u64::from_le_bytes(whole[..8].try_into().unwrap())).unwrap();
+    survive("safetensors headers", &[whole[..header].to_vec()], cases(6000), |bytes| {
+        std::fs::write(&path, [bytes, &whole[header..]].concat()).unwrap();
+        if let Ok(weights) = Weights::open(folder.path(), "model") {
+            let names: Vec<String> = weights.names().map(str::to_owned).collect();
+            names.iter().for_each(|name| drop(weights.shape(name).map(<[usize]>::to_vec)));
+            let load = |source: &AdapterSource| {
+                Decoder::<Flex>::load(folder.path(), source, DType::F32, &FlexDevice, usize::MAX)
+            };
+            drop(load(&AdapterSource::None));
+        }
+    });
+    let adapter = folder.path().join("adapter");
+    std::fs::create_dir_all(&adapter).unwrap();
+    std::fs::write(adapter.join("adapter_model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"a.*b": 2},
+        "alpha_pattern": {}, "bias": "none", "layers_to_transform": [0, 1], "layers_pattern": "layers", "modules_to_save": null}"#;
+    survive(
+        "adapter_config.json",
+        &texts(&[config, &config.replace(r#"["q_proj", "v_proj"]"#, r#""(a|b)+.*""#)]),
+        cases(6000),
+        |bytes| {
+            std::fs::write(adapter.join("adapter_config.json"), bytes).unwrap();
+            drop(adapter_hash(&adapter));
+        },
+    );
+}
