@@ -291,7 +291,7 @@ fn what_cannot_be_swept_is_refused_before_anything_is_written() {
 fn a_dry_run_counts_and_writes_nothing() {
     let runs = Runs::new();
     let said = succeed(runs.sweep(&["adapters"], "out", &["--dry-run"]));
-    for line in ["adapters: steps 0, 2, 4", "one: 150 pairs", "570 pairs", "nothing was computed"] {
+    for line in ["adapters: steps 0, 2, 4", "one: 150 pairs", "570 rows", "nothing was computed"] {
         assert!(said.contains(line), "{said}");
     }
     assert!(!runs.path("out").exists());

@@ -321,6 +321,15 @@ pub fn done(out: &Path, data: &Dataset) -> Result<Amount> {
     Ok(done)
 }
 
+/// Whether what follows from the rows is in a folder too: objectives, and mean gradients where they are wanted.
+pub fn has_followed(out: &Path, data: &Dataset, objectives: &[Objective], mean: bool) -> bool {
+    let parts = data.pairs.parts(ROWS_PER_PART).count();
+    let of_all = objectives.iter().any(|objective| objective.needs() == Needs::Batch);
+    let outcomes = Table::at(out, "objectives.parquet");
+    let needed = if objectives.is_empty() { 0 } else { parts + usize::from(of_all) };
+    (0..needed).all(|part| outcomes.has(part)) && (!mean || Table::at(out, "means.parquet").has(0))
+}
+
 /// All that an analysis has to do.
 pub fn work(data: &Dataset) -> Result<Amount> {
     let mut work = Amount::default();

@@ -5,7 +5,7 @@ use crate::device::OnDevice;
 use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::objectives::{Asked, Reference};
-use crate::options::{ModelOptions, Placement, groups, limits, read_data, reading, tokenizer};
+use crate::options::{ModelOptions, Placement, limits, read_data, reading, tokenizer, whole_groups};
 use crate::progress::Progress;
 use tanglescope_analytics::Summary;
 use tanglescope_data::{Form, Reading};
@@ -31,7 +31,7 @@ pub fn dry_run(args: &Analyze) -> Result<()> {
     let scope = outline.in_scope(&options.scope)?;
     let limits = limits(&outline.description);
     let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits)?;
-    let groups = groups(&outline.description, &data)?;
+    let groups = whole_groups(&outline.description, &data)?;
     let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
     dry_run::report(&options, &outline, &scope, &groups, rows);
     if matches!(asked.reference, Reference::Base | Reference::Folder(_)) {

@@ -25,7 +25,7 @@ pub fn report(options: &ModelOptions, outline: &Outline, scope: &InScope, groups
     let placement = Placement::of(options, outline);
     println!("device          {}, {}", options.device, dtype_name(dtype));
     println!(
-        "groups          {} pairs, {} prompt and {} response tokens",
+        "groups          {} rows, {} prompt and {} response tokens",
         groups.len(),
         tokens(|g| g.prompt.len()),
         tokens(|g| g.responses.iter().map(Vec::len).sum())

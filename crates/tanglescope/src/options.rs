@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::hub::{self, Kind};
 use crate::rates;
 use std::path::{Path, PathBuf};
-use tanglescope_data::{Dataset, Form, Limits, PairTokens, Reading, TextTokens};
+use tanglescope_data::{Dataset, Form, Limits, Pair, PairTokens, Reading, TextTokens};
 use tanglescope_gram::{Group, plan};
 use tanglescope_kernels::{DType, Kernels};
 use tanglescope_model::architectures::Description;
@@ -252,6 +252,15 @@ pub fn read_data(path: &Path, folder: &Path, reading: &Reading, limits: Limits) 
 /// The tokenizer of a model's folder, where it has one.
 pub fn tokenizer(folder: &Path) -> Result<Option<TextTokens>> {
     Ok(folder.join("tokenizer.json").is_file().then(|| TextTokens::open(folder)).transpose()?)
+}
+
+/// The rows of a data set as groups for a model, with all their responses.
+pub fn whole_groups(model: &Description, data: &Dataset) -> Result<Vec<Group>> {
+    let of = |pair: Pair| match pair.group {
+        Some(group) => Group::of(model, pair.tokens.prompt, group.responses),
+        None => group(model, pair.tokens),
+    };
+    Ok(data.pairs.iter().map(|pair| pair.map(of)).collect::<tanglescope_data::Result<_>>()?)
 }
 
 /// The rows of a data set as groups of two for a model.

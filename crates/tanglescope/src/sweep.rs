@@ -1,5 +1,5 @@
 //! `tanglescope sweep`: every checkpoint of one or more runs, on one or more data sets.
-use crate::analysis::{Analysis, Beyond, ReferenceLogps, done, identity, lock_file, work};
+use crate::analysis::{Analysis, Beyond, ReferenceLogps, done, has_followed, identity, lock_file, work};
 use crate::checkpoints::{Checkpoint, Kind, Run, named};
 use crate::cli::Sweep;
 use crate::device::OnDevice;
@@ -7,7 +7,7 @@ use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::manifest::{self, Identity, Manifest, short};
 use crate::objectives::{Asked, Loaded, Reference};
-use crate::options::{ModelOptions, Placement, dtype_name, groups, limits, read_data, reading, tokenizer};
+use crate::options::{ModelOptions, Placement, dtype_name, limits, read_data, reading, tokenizer, whole_groups};
 use crate::progress::{Amount, Progress};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -375,7 +375,8 @@ impl Work<'_> {
             let options = self.options(job);
             let outline = options.outline()?;
             let scope = outline.in_scope(&options.scope)?;
-            let all = left.iter().map(|job| groups(&outline.description, job.data)).collect::<Result<Vec<_>>>()?;
+            let all =
+                left.iter().map(|job| whole_groups(&outline.description, job.data)).collect::<Result<Vec<_>>>()?;
             let groups: Vec<Group> = all.into_iter().flatten().collect();
             println!("\nall of it, as if each checkpoint were like the first:");
             let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
@@ -420,9 +421,10 @@ impl Hashes {
 
 /// Whether a job was finished as what it is now. Only what has all its parts is looked at by content, which takes reading a
 /// whole model; a job of which something is missing is compared when its model is loaded.
-fn finished(job: &Job<'_>, options: &ModelOptions, hashes: &mut Hashes) -> Result<bool> {
+fn finished(job: &Job<'_>, options: &ModelOptions, mean: bool, hashes: &mut Hashes) -> Result<bool> {
     let Some(manifest) = Manifest::read(&job.out)? else { return Ok(false) };
-    if done(&job.out, job.data)?.pairs < job.data.pairs.len() {
+    let all = done(&job.out, job.data)?.pairs == job.data.pairs.len();
+    if !all || !has_followed(&job.out, job.data, &job.run.asked.objectives, mean) {
         return Ok(false);
     }
     // what cannot be read is said by the loader
@@ -463,7 +465,7 @@ impl OnDevice for Work<'_> {
         let mut held: Option<Held<B>> = None;
         for jobs in self.jobs.chunk_by(|a, b| std::ptr::eq(a.checkpoint, b.checkpoint)) {
             let (first, options) = (&jobs[0], self.options(&jobs[0]));
-            let is_finished = |job| finished(job, &options, &mut hashes);
+            let is_finished = |job| finished(job, &options, self.args.mean_gradients, &mut hashes);
             let states: Vec<bool> = jobs.iter().map(is_finished).collect::<Result<_>>()?;
             if states.iter().all(|finished| *finished) {
                 continue;

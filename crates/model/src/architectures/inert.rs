@@ -11,25 +11,18 @@ const KEYS: &[&str] = &[
     "bad_words_ids",
     "base_model_name",
     "begin_suppress_tokens",
-    "bos_token",
-    "bos_token_id",
     "cache_implementation",
     "chunk_size_feed_forward",
     "classifier_dropout",
     "cross_attention_hidden_size",
-    "decoder_start_token_id",
     "diversity_penalty",
     "do_sample",
     "dtype",
     "early_stopping",
     "embd_pdrop",
     "encoder_no_repeat_ngram_size",
-    "eos_token",
-    "eos_token_id",
     "exponential_decay_length_penalty",
     "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
     "gradient_checkpointing",
     "hidden_dropout",
     "hidden_dropout_prob",
@@ -57,8 +50,6 @@ const KEYS: &[&str] = &[
     "output_attentions",
     "output_hidden_states",
     "output_scores",
-    "pad_token",
-    "pad_token_id",
     "padding_side",
     "prefix",
     "pretraining_tp",
@@ -69,7 +60,6 @@ const KEYS: &[&str] = &[
     "resid_pdrop",
     "return_dict",
     "return_dict_in_generate",
-    "sep_token_id",
     "seq_length",
     "summary_activation",
     "summary_first_dropout",
@@ -98,7 +88,12 @@ const KEYS: &[&str] = &[
     "use_return_dict",
 ];
 
-/// Whether a key changes nothing; keys that begin with `_` or `unsloth` are notes of the libraries that wrote them.
+/// Whether a key changes nothing. Keys that begin with `_` or `unsloth` are notes of the libraries that wrote them, and special tokens
+/// are a tokenizer's or a generation loop's.
 pub(super) fn is_inert(key: &str) -> bool {
-    KEYS.contains(&key) || key.starts_with('_') || key.starts_with("unsloth")
+    let special = ["_token", "_token_id", "_token_ids"];
+    KEYS.contains(&key)
+        || key.starts_with('_')
+        || key.starts_with("unsloth")
+        || special.iter().any(|end| key.ends_with(end))
 }
