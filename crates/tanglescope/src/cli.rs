@@ -109,7 +109,7 @@ pub struct Measured {
 /// Which rows, and how they become tokens.
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name[@revision] on the hub
+    /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name or org/name@revision on the hub
     #[arg(long, value_name = "DATA")]
     pub data: PathBuf,
     #[command(flatten)]
@@ -207,7 +207,7 @@ pub struct Sweep {
     /// gives a run another name than its folder's
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<String>,
-    /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name[@revision] on the hub
+    /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name or org/name@revision on the hub
     /// (repeatable); NAME=DATA gives it another name than the file's
     #[arg(long, required = true, value_name = "DATA")]
     pub data: Vec<String>,

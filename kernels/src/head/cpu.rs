@@ -113,6 +113,7 @@ fn multiply<E: Real>(values: &mut [E], slopes: &[E]) {
 /// Grams of the output matrix for each block of cotangents, from `products`, p·pᵀ over the vocabulary before the sums are divided out.
 fn grams<E: Real>(
     rows: &Rows<'_, E>,
+    own: &[(f64, f64)],
     running: &[Running<E>],
     products: &[Vec<f64>],
     cotangents: &HeadCotangents<'_>,
@@ -129,10 +130,10 @@ fn grams<E: Real>(
                     return 0.0;
                 }
                 let p = |i: usize, j: usize| {
-                    let (z, slope) = rows.logit(i, j);
+                    let (z, slope) = if i == j { own[i] } else { rows.logit(i, j) };
                     (z - running[i].log_normaliser()).exp() * slope
                 };
-                let (slope_r, slope_s) = (rows.logit(r, r).1, rows.logit(s, s).1);
+                let (slope_r, slope_s) = (own[r].1, own[s].1);
                 let same = if targets[r] == targets[s] { slope_r * slope_s } else { 0.0 };
                 let both = products[b][at] / (running[r].sum * running[s].sum);
                 let e = same - p(r, s) * slope_s - p(s, r) * slope_r + both;
@@ -246,7 +247,7 @@ pub fn walk<E: Real>(
             back[i] = target[i] * slope - back[i] * inverse;
         }
     });
-    let gram = cotangents.map(|cotangents| grams(&rows, &running, &products, cotangents));
+    let gram = cotangents.map(|cotangents| grams(&rows, &own, &running, &products, cotangents));
     Walk {
         logp,
         log_normaliser,
