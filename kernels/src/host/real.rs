@@ -203,30 +203,6 @@ pub fn dot_wide<E: Real>(a: &[E], b: &[E]) -> f64 {
     total
 }
 
-/// [`dot_wide`] of one vector with four of its length: to the same bits, and without waiting for each sum.
-#[inline(always)]
-pub fn dots_wide<E: Real>(a: &[E], b: [&[E]; 4]) -> [f64; 4] {
-    const LANES: usize = 8;
-    let mut sums = [[0.0f64; LANES]; 4];
-    let (a_body, a_tail) = a.as_chunks::<LANES>();
-    let [b0, b1, b2, b3] = b.map(|b| b.as_chunks::<LANES>());
-    let bodies = b0.0.iter().zip(b1.0).zip(b2.0.iter().zip(b3.0));
-    for (x, ((y0, y1), (y2, y3))) in a_body.iter().zip(bodies) {
-        for (sums, y) in sums.iter_mut().zip([y0, y1, y2, y3]) {
-            for i in 0..LANES {
-                sums[i] += x[i].wide() * y[i].wide();
-            }
-        }
-    }
-    let mut out = sums.map(|sums| sums.iter().sum::<f64>());
-    for (total, tail) in out.iter_mut().zip([b0.1, b1.1, b2.1, b3.1]) {
-        for (&x, &y) in a_tail.iter().zip(tail) {
-            *total += x.wide() * y.wide();
-        }
-    }
-    out
-}
-
 /// Runs a loop compiled for the widest vectors of this processor (`pulp` finds out at run time). The closure is always
 /// inlined: made a function of its own, it would be compiled for the oldest processors.
 macro_rules! vectorised {
@@ -241,7 +217,7 @@ pub(crate) use vectorised;
 
 #[cfg(test)]
 mod tests {
-    use super::{Real, dot_wide, dots_wide};
+    use super::Real;
     use proptest::prelude::*;
 
     proptest! {
@@ -256,15 +232,6 @@ mod tests {
         #[test]
         fn fast_hyperbolic_tangent_agrees_with_the_library(x in -100f32..100.0) {
             prop_assert!((x.tanh_fast() - x.tanh()).abs() <= 2f32.powi(-21), "{x}: {} {}", x.tanh_fast(), x.tanh());
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn four_dots_at_once_are_the_same_bits(values in prop::collection::vec(-1e3f32..1e3, 5 * 21), n in 0usize..21) {
-            let part = |at: usize| &values[at * 21..][..n];
-            let four = dots_wide(part(0), [part(1), part(2), part(3), part(4)]);
-            prop_assert_eq!(four.map(f64::to_bits), [1, 2, 3, 4].map(|at| dot_wide(part(0), part(at)).to_bits()));
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Inside a tile the products are in the working type; tiles are multiplied and summed in f64. Partial results are
 //! added in a fixed order, so that two runs give the same bits.
-use crate::host::real::{Real, dot_wide, dots_wide, vectorised};
+use crate::host::real::{Real, dot_wide, vectorised};
 use crate::product::cpu::{Target, View, product};
 use crate::{BlockGram, RowSet};
 use rayon::prelude::*;
@@ -12,6 +12,12 @@ const TILE_BYTES: usize = 512 * 1024;
 
 /// Side of the tiles of many cotangents, which do not fit there: a product with less to it runs at a fraction of its rate.
 const LEAST_SIDE: usize = 64;
+
+/// Tiles from which on their inner products are taken as one matrix product in f64: two by two they run at a fraction of its rate.
+const AS_MATRIX: usize = 8;
+
+/// Entries of each tile that are widened to f64 at a time: those of some dozen tiles stay in a second-level cache.
+const WIDE: usize = 1024;
 
 fn add(mut a: BlockGram, b: &BlockGram) -> BlockGram {
     a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
@@ -25,6 +31,36 @@ fn total(parts: Vec<(usize, BlockGram)>, rows: &RowSet) -> Vec<BlockGram> {
         out[block] = add(std::mem::take(&mut out[block]), &part);
     }
     out
+}
+
+/// Inner products, in f64, of the `k` tiles in `tiles`.
+fn products<E: Real>(tiles: &[E], k: usize) -> BlockGram {
+    let size = tiles.len() / k.max(1);
+    let mut gram = vec![0.0; k * k];
+    if k < AS_MATRIX {
+        vectorised!({
+            let tile = |of: usize| &tiles[of * size..][..size];
+            for p in 0..k {
+                (0..=p).for_each(|q| gram[p * k + q] = dot_wide(tile(p), tile(q)));
+            }
+        });
+    } else {
+        let mut wide = vec![0.0f64; k * WIDE.min(size)];
+        for start in (0..size).step_by(WIDE) {
+            let here = WIDE.min(size - start);
+            let wide = &mut wide[..k * here];
+            for (wide, tile) in wide.chunks_exact_mut(here).zip(tiles.chunks_exact(size)) {
+                wide.iter_mut().zip(&tile[start..]).for_each(|(wide, x)| *wide = x.wide());
+            }
+            let rows = View::rows(wide, here);
+            product(Target::rows(&mut gram, k), [k, here, k], rows, rows.transposed(), 1.0, true);
+        }
+    }
+    // a product may round the two triangles apart
+    for p in 0..k {
+        (0..p).for_each(|q| gram[q * k + p] = gram[p * k + q]);
+    }
+    gram
 }
 
 /// *tile*: `G_k = δ_kᵀ x` tile by tile for all cotangents of a block, reduced to their inner products at once.
@@ -56,21 +92,31 @@ pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) ->
                     product(Target::rows(tile, i.len()), shape, input.transposed(), cotangent, 1.0, true);
                 }
             }
-            let mut gram = vec![0.0; k * k];
-            vectorised!({
-                let tile = |of: usize| &tiles[of * size..][..size];
-                for p in 0..k {
-                    let whole = (p + 1) / 4 * 4;
-                    for q in (0..whole).step_by(4) {
-                        let four = dots_wide(tile(p), [tile(q), tile(q + 1), tile(q + 2), tile(q + 3)]);
-                        gram[p * k + q..][..4].copy_from_slice(&four);
-                    }
-                    (whole..=p).for_each(|q| gram[p * k + q] = dot_wide(tile(p), tile(q)));
-                    (0..p).for_each(|q| gram[q * k + p] = gram[p * k + q]);
-                }
-            });
-            (b, gram)
+            (b, products(&tiles, k))
         })
         .collect();
     total(parts, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::products;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Both sides round each sum of n products in f64, in their own order: n ε Σ|x y| for each.
+        #[test]
+        fn products_of_few_and_of_many_tiles_are_plain_sums(k in 1usize..20, size in 1usize..2500, seed in any::<u32>()) {
+            let entry = |at: usize| ((at as f32 + 1.0) * (seed as f32 * 1e-9 + 0.7)).sin();
+            let tiles: Vec<f32> = (0..k * size).map(entry).collect();
+            let gram = products(&tiles, k);
+            for (at, got) in gram.iter().enumerate() {
+                let (p, q) = (&tiles[at / k * size..][..size], &tiles[at % k * size..][..size]);
+                let terms = || p.iter().zip(q).map(|(&x, &y)| f64::from(x) * f64::from(y));
+                let bound = 2.0 * size as f64 * f64::EPSILON * terms().map(f64::abs).sum::<f64>();
+                prop_assert!((got - terms().sum::<f64>()).abs() <= bound, "{at}: {got} {}", terms().sum::<f64>());
+                prop_assert_eq!(got.to_bits(), gram[at % k * k + at / k].to_bits());
+            }
+        }
+    }
 }
