@@ -82,17 +82,22 @@ fn is_on(name: &str) -> bool {
     var(name).is_ok_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
 }
 
+/// A variable's value, where it has one that is not empty.
+fn set(name: &str) -> Option<String> {
+    var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// The folder under which everything of Hugging Face is kept.
 fn home() -> Option<PathBuf> {
-    let set = |name: &str| var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("HF_HOME")
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("huggingface")))
+    let folder = |name: &str| set(name).map(PathBuf::from);
+    folder("HF_HOME")
+        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface")))
         .or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")))
 }
 
 fn cache_folder() -> Result<PathBuf> {
-    let set = |name: &str| var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).or_else(|| Some(home()?.join("hub")));
+    let named = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+    let folder = named.or_else(|| Some(home()?.join("hub")));
     folder.ok_or_else(|| Error::Failed("there is no home folder to keep downloads in; set HF_HOME".to_owned()))
 }
 
@@ -116,8 +121,8 @@ struct Hub {
 
 impl Hub {
     fn new() -> Result<Self> {
-        let (cache, endpoint) = (cache_folder()?, var("HF_ENDPOINT").ok().filter(|value| !value.is_empty()));
-        let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let cache = cache_folder()?;
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let builder = ApiBuilder::from_cache(Cache::new(cache.clone()))
             .with_endpoint(endpoint.trim_end_matches('/').to_owned())
             .with_token(token())
@@ -373,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_says_what_it_is_of() {
-        let path = Path::new("/home/u/.cache/huggingface/hub/models--org--na--me/snapshots/abc/config.json");
+        let path = Path::new("/cache/hub/models--org--na--me/snapshots/abc/config.json");
         assert_eq!(source(path).as_deref(), Some("org/na--me@abc"));
         assert_eq!(source(Path::new("/models/mine")), None);
     }
