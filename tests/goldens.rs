@@ -7,7 +7,8 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tanglescope_gram::{Cotangent, Group, GroupResult, grams, token_matrices, token_rows};
-use tanglescope_kernels::{DType, Flex};
+use tanglescope_kernels::device::{Vulkan, vulkan_devices};
+use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels};
 use tanglescope_model::{AdapterSource, Decoder, Scope};
 
 /// Architectures with goldens.
@@ -42,10 +43,10 @@ fn groups(golden: &Value) -> Vec<Group> {
     golden["pairs"].as_array().unwrap().iter().map(group).collect()
 }
 
-fn load(golden: &Path, legacy: bool, adapter: bool, dtype: DType) -> Decoder<Flex> {
+fn load<B: Kernels>(golden: &Path, legacy: bool, adapter: bool, dtype: DType, device: &B::Device) -> Decoder<B> {
     let source = if adapter { AdapterSource::Saved(golden.join("adapter")) } else { AdapterSource::None };
     let folder = model_folder(golden, legacy);
-    Decoder::load(folder.path(), &source, dtype, &tanglescope_kernels::FlexDevice, usize::MAX).unwrap()
+    Decoder::load(folder.path(), &source, dtype, device, usize::MAX).unwrap()
 }
 
 /// Largest error of a pair's results, and where it is.
@@ -75,7 +76,7 @@ fn error(result: &GroupResult, names: &[String], pair: &Value, scope: &str) -> (
     errors.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
 }
 
-fn check(dtype: DType, tolerance: f64) {
+fn check<B: Kernels>(device: &B::Device, dtype: DType, tolerance: f64, (spellings, scopes): (&[bool], &[&str])) {
     for folder in folders() {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let linear: Vec<String> = golden["meta"]["linear_params"]
@@ -85,9 +86,9 @@ fn check(dtype: DType, tolerance: f64) {
             .map(|n| n.as_str().unwrap().replace('.', r"\."))
             .collect();
         let linear = format!("^({})$", linear.join("|"));
-        for legacy in [false, true] {
-            for scope in ["lora", "full", "linear"] {
-                let model = load(&folder, legacy, scope == "lora", dtype);
+        for &legacy in spellings {
+            for &scope in scopes {
+                let model = load::<B>(&folder, legacy, scope == "lora", dtype, device);
                 let wanted: Scope = if scope == "linear" { &linear } else { scope }.parse().unwrap();
                 let in_scope = model.in_scope(&wanted).unwrap();
                 let names: Vec<String> = in_scope.parameters.iter().map(|p| p.name.clone()).collect();
@@ -106,14 +107,33 @@ fn check(dtype: DType, tolerance: f64) {
     }
 }
 
+/// Both spellings of the config, and every scope.
+const ALL: (&[bool], &[&str]) = (&[false, true], &["lora", "full", "linear"]);
+
 #[test]
 fn grams_meet_the_goldens_in_f64() {
-    check(DType::F64, 1e-9);
+    check::<Flex>(&FlexDevice, DType::F64, 1e-9, ALL);
 }
 
 #[test]
 fn grams_meet_the_goldens_in_f32() {
-    check(DType::F32, 1e-4);
+    check::<Flex>(&FlexDevice, DType::F32, 1e-4, ALL);
+}
+
+/// On a driver that is a program on the CPU: Debian's mesa-vulkan-drivers. Without it the test is left out, but not on CI.
+#[test]
+#[allow(unsafe_code)]
+fn grams_meet_the_goldens_on_vulkan() {
+    let files = std::fs::read_dir("/usr/share/vulkan/icd.d").into_iter().flatten().flatten().map(|entry| entry.path());
+    let lavapipe = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("lvp_icd"));
+    let Some(driver) = files.filter(lavapipe).min() else {
+        assert!(std::env::var_os("CI").is_none(), "install libvulkan1 and mesa-vulkan-drivers");
+        return;
+    };
+    // SAFETY: before the first look for devices, and no other test here reads the environment.
+    unsafe { std::env::set_var("VK_DRIVER_FILES", driver) };
+    let (device, _) = vulkan_devices().unwrap().remove(0);
+    check::<Vulkan>(&device, DType::F32, 1e-4, (&[false], &["lora", "full"]));
 }
 
 /// In one pass, and put together from passes of few rows.
@@ -125,7 +145,7 @@ fn token_matrices_meet_the_goldens() {
         for (pair, group) in golden["pairs"].as_array().unwrap().iter().zip(groups(&golden)) {
             let Some(matrix) = pair.get("token_matrix") else { continue };
             for scope in ["lora", "full"] {
-                let model = load(&folder, false, scope == "lora", DType::F64);
+                let model = load::<Flex>(&folder, false, scope == "lora", DType::F64, &FlexDevice);
                 let in_scope = model.in_scope(&scope.parse().unwrap()).unwrap();
                 let number = |v: &Value| v.as_f64().unwrap();
                 let size = (number(&pair[scope]["ww"]) * number(&pair[scope]["ll"])).sqrt();
@@ -165,9 +185,8 @@ fn scaled_rotary_embeddings_meet_transformers() {
         let weights = format!("{}.safetensors", of["weights"].as_str().unwrap());
         std::fs::copy(root.join(weights), folder.path().join("model.safetensors")).unwrap();
         std::fs::copy(root.join(format!("{name}.json")), folder.path().join("config.json")).unwrap();
-        let device = tanglescope_kernels::FlexDevice;
         let model =
-            Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F64, &device, usize::MAX).unwrap();
+            Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
         let scope = model.in_scope(&Scope::Full).unwrap();
         let pairs = of["pairs"].as_array().unwrap();
         let responses = |pair| vec![ids(pair, "chosen_ids"), ids(pair, "rejected_ids")];

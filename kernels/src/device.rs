@@ -112,6 +112,13 @@ pub fn cuda_devices() -> Result<Vec<(CudaDevice, Found)>, String> {
     if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
         return Err("no CUDA device: NVRTC (libnvrtc.so of the CUDA toolkit) is not installed".to_owned());
     }
+    // kernels include what it has; CubeCL ends the process where it finds no toolkit
+    let headers = cubecl::cuda::install::cuda_path().map(|toolkit| toolkit.join("include"));
+    if !headers.as_ref().is_some_and(|folder| folder.join("cuda_fp16.h").is_file()) {
+        return Err("no CUDA device: the headers of the CUDA toolkit (include/cuda_fp16.h) are not in CUDA_PATH, \
+                    /usr/local/cuda or /opt/cuda"
+            .to_owned());
+    }
     let failed = |e: result::DriverError| format!("no CUDA device: the driver says {e}");
     result::init().map_err(failed)?;
     let count = usize::try_from(result::device::get_count().map_err(failed)?).unwrap_or(0);

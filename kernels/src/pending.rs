@@ -1,6 +1,6 @@
 //! Grams whose partial sums are still in a device's memory: nothing waits for a device inside a pass.
 use crate::{BlockGram, RowSet};
-use burn_cubecl::CubeRuntime;
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::ComputeClient;
 use cubecl::server::Handle;
 use std::iter::StepBy;
@@ -27,6 +27,17 @@ pub struct Pending<R: CubeRuntime> {
     buffers: Vec<(Handle, usize)>,
     /// Buffer, places in it, where their sum belongs.
     sums: Vec<(usize, StepBy<Range<usize>>, Entry)>,
+    /// Buffers that hold parts of whole Grams.
+    wholes: Vec<Whole>,
+}
+
+/// A buffer of square matrices one after the other, whose sum is the Gram of some of a block's cotangents.
+#[derive(Clone, Debug)]
+struct Whole {
+    buffer: usize,
+    block: usize,
+    /// The cotangent of each row and column, from the block's first on.
+    cotangents: Vec<usize>,
 }
 
 impl<R: CubeRuntime> std::fmt::Debug for Pending<R> {
@@ -43,7 +54,15 @@ impl<R: CubeRuntime> Pending<R> {
             client: None,
             buffers: Vec::new(),
             sums: Vec::new(),
+            wholes: Vec::new(),
         }
+    }
+
+    /// Grams of some of a block's cotangents (by their place in it), whose parts are `[…, K, K]`.
+    pub(crate) fn matrices(rows: &RowSet, parts: &CubeTensor<R>, block: usize, cotangents: Vec<usize>) -> Self {
+        let whole = Whole { buffer: 0, block, cotangents };
+        let len = parts.meta.num_elements();
+        Self { wholes: vec![whole], ..Self::new(rows, parts.client.clone(), parts.handle.clone(), len) }
     }
 
     /// Grams whose partial sums are in a buffer of `len` values.
@@ -63,6 +82,7 @@ impl<R: CubeRuntime> Pending<R> {
         self.client = self.client.or(other.client);
         self.buffers.extend(other.buffers);
         self.sums.extend(other.sums.into_iter().map(|(buffer, places, entry)| (first + buffer, places, entry)));
+        self.wholes.extend(other.wholes.into_iter().map(|whole| Whole { buffer: first + whole.buffer, ..whole }));
         self
     }
 
@@ -86,6 +106,18 @@ impl<R: CubeRuntime> Pending<R> {
             } else {
                 gram[i * k + j] += sum / 2.0;
                 gram[j * k + i] += sum / 2.0;
+            }
+        }
+        for Whole { buffer, block, cotangents } in self.wholes {
+            let (k, gram, size) = (self.sizes[block], &mut grams[block], cotangents.len());
+            for part in buffers[buffer].chunks_exact((size * size).max(1)) {
+                for (row, &i) in part.chunks_exact(size).zip(&cotangents) {
+                    // a product may round the two triangles apart
+                    for (&value, &j) in row.iter().zip(&cotangents) {
+                        gram[i * k + j] += f64::from(value) / 2.0;
+                        gram[j * k + i] += f64::from(value) / 2.0;
+                    }
+                }
             }
         }
         grams

@@ -10,7 +10,7 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::blocks::{Block, multiply};
+use crate::blocks::{Block, bounded, multiply};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
@@ -22,16 +22,6 @@ const ROW: usize = SIDE + 1;
 pub(super) const BLOCK: Block = Block { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
 /// Score of a key that a query does not see: its exponential is zero.
 const UNSEEN: f32 = -1.0e30;
-
-/// The soft bound `c·tanh(s/c)` on a score; far out, where some drivers' tanh overflows, the bound itself.
-#[cube]
-fn bounded(score: f32, cap: f32, #[comptime] capped: bool) -> f32 {
-    let mut out = score;
-    if comptime!(capped) {
-        out = clamp(score / cap, -15.0f32, 15.0f32).tanh() * cap;
-    }
-    out
-}
 
 /// First key, at the start of a block of 64, of the keys that the query at a position sees.
 #[cube]

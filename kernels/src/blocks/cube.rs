@@ -10,6 +10,16 @@
 use super::Block;
 use cubecl::prelude::*;
 
+/// The soft bound `c·tanh(x/c)` on a score or a logit; far out, where some drivers' tanh overflows, the bound itself.
+#[cube]
+pub(crate) fn bounded(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+    let mut out = value;
+    if comptime!(capped) {
+        out = clamp(value / cap, -15.0f32, 15.0f32).tanh() * cap;
+    }
+    out
+}
+
 /// `acc[first + (i, j)] += Σ_k a[k, i]·b[k, j]` over the staged entries of the contracted axis, in f32.
 ///
 /// `a` is read at `a_first + k·a_step + i·a_along`, `b` at `k·n + j`.

@@ -2,7 +2,7 @@
 mod cube;
 mod launch;
 
-pub(crate) use cube::{cube_sum, multiply};
+pub(crate) use cube::{bounded, cube_sum, multiply};
 pub(crate) use launch::{
     alone, array, as_u32, by_rows, empty, floats, ints, limits, rows_as_they_are, rows_of, width_of,
 };

@@ -4,7 +4,10 @@ use super::plan::Plan;
 use crate::RowSet;
 use crate::blocks::{Block, array, as_u32, by_rows, ints, limits, rows_as_they_are, width_of};
 use crate::pending::Pending;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use crate::product::{product, rows as some_rows, turned};
+use crate::sums::gather;
+use burn_backend::DType;
+use burn_cubecl::{CubeRuntime, ops::numeric::mul, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 /// Tiles of 64 × 64 rows.
@@ -13,12 +16,18 @@ const BLOCK: Block = Block { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step:
 /// Parameters of one input that a launch takes.
 const DELTAS: usize = 3;
 
+/// Cotangents of a block from which on, where none has more than a row, both row Grams are formed whole.
+const WHOLE: usize = 16;
+
 /// See [`crate::Kernels::gram_rows`].
 pub(crate) fn gram_rows<R: CubeRuntime>(
     x: &CubeTensor<R>,
     deltas: &[&CubeTensor<R>],
     rows: &RowSet,
 ) -> Vec<Pending<R>> {
+    if rows.blocks.iter().all(|block| block.len() > WHOLE && block.clone().all(|k| rows.of(k).len() <= 1)) {
+        return deltas.iter().map(|delta| of_single_rows(x, delta, rows)).collect();
+    }
     let plan = Plan::new(rows, SIDE.min(BLOCK.m()));
     let pairs = plan.pairs.len();
     if pairs == 0 {
@@ -64,4 +73,21 @@ pub(crate) fn gram_rows<R: CubeRuntime>(
         }
     }
     out
+}
+
+/// The Grams of cotangents that have a row each, or none: `x·xᵀ` and `δ·δᵀ` over those rows, entry by entry.
+fn of_single_rows<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet) -> Pending<R> {
+    let mut pending = Pending::nothing(rows);
+    for (b, block) in rows.blocks.iter().enumerate() {
+        let present: Vec<usize> = (0..block.len()).filter(|k| !rows.of(block.start + k).is_empty()).collect();
+        let of = rows.of_block(block);
+        if present.is_empty() {
+            continue;
+        }
+        let of_rows = |x: &CubeTensor<R>| product(x, &turned(x), DType::F32);
+        let inputs = of_rows(&gather(x, &rows.index[of.clone()], None));
+        let products = mul(inputs, of_rows(&some_rows(delta, of)));
+        pending = pending.plus(Pending::matrices(rows, &products, b, present));
+    }
+    pending
 }

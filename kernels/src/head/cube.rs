@@ -7,22 +7,12 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::blocks::cube_sum;
+use crate::blocks::{bounded, cube_sum};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
 /// Units of a cube.
 pub(super) const UNITS: usize = 256;
-
-/// The soft bound `c·tanh(z/c)` on a logit; far out, where some drivers' tanh overflows, the bound itself.
-#[cube]
-fn bounded(z: f32, cap: f32, #[comptime] capped: bool) -> f32 {
-    let mut out = z;
-    if comptime!(capped) {
-        out = clamp(z / cap, -15.0f32, 15.0f32).tanh() * cap;
-    }
-    out
-}
 
 /// Slope of the bound where it has a value.
 #[cube]

@@ -4,7 +4,7 @@
 //! matrix units, an error of 5e-4 where f32 has 6e-8. f16 and bf16 are multiplied on matrix units where there are some,
 //! and summed in f32.
 use crate::blocks::width_of;
-use burn_backend::{DType, Shape};
+use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, kernel, tensor::CubeTensor};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
@@ -12,16 +12,24 @@ use cubek::matmul::routines::BlueprintStrategy;
 use cubek::std::InputBinding;
 use std::ops::Range;
 
-/// `a[m, k] · b[k, n]` as a new matrix of a type.
+/// `a[…, m, k] · b[…, k, n]` as a new tensor of a type.
 pub(crate) fn product<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
-    let (m, n) = (a.meta.shape()[0], width_of(b));
-    let out = crate::blocks::empty(a, Shape::from([m, n]), dtype);
-    if m == 0 || n == 0 {
-        return out;
+    let mut shape = a.meta.shape().clone();
+    let last = shape.num_dims() - 1;
+    shape[last] = width_of(b);
+    let out = crate::blocks::empty(a, shape, dtype);
+    product_into(a, b, &out);
+    out
+}
+
+/// The same into memory that is there.
+pub(crate) fn product_into<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, out: &CubeTensor<R>) {
+    if out.meta.num_elements() == 0 {
+        return;
     }
     let strategy =
         if a.dtype == DType::F32 { Strategy::SimpleUnit(BlueprintStrategy::default()) } else { Strategy::Auto };
-    let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: dtype.into() };
+    let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: out.dtype.into() };
     let bind = |x: &CubeTensor<R>| InputBinding::new(x.clone().binding(), x.dtype.into());
     let launched = |strategy: &Strategy| {
         let mut elements = MatmulElems::from_globals(&globals);
@@ -31,15 +39,15 @@ pub(crate) fn product<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, dtyp
     if launched(&strategy).is_err()
         && let Err(problem) = launched(&Strategy::Naive)
     {
-        unreachable!("a product of {m} rows and {n} columns cannot be launched: {problem:?}");
+        unreachable!("a product of shape {:?} cannot be launched: {problem:?}", out.meta.shape());
     }
-    out
 }
 
-/// The transpose, as a view.
+/// The transpose of the last two axes, as a view.
 pub(crate) fn turned<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
     let mut x = x.clone();
-    x.meta.swap(0, 1);
+    let last = x.meta.shape().num_dims() - 1;
+    x.meta.swap(last - 1, last);
     x
 }
 

@@ -2,4 +2,4 @@
 pub(crate) mod cpu;
 mod launch;
 
-pub(crate) use launch::{columns, product, rows, turned};
+pub(crate) use launch::{columns, product, product_into, rows, turned};

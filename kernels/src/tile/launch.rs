@@ -1,51 +1,20 @@
 //! How the *tile* reduction is spread over a device.
 use super::cube::{PLANES, SIDE, tile_gram, tile_gram_matrix_units};
+use super::many;
 use crate::RowSet;
 use crate::blocks::{Block, array, as_u32, ints, limits, rows_as_they_are, width_of};
 use crate::pending::{Entry, Pending};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
-use std::collections::HashSet;
+use std::ops::Range;
 
-/// Cotangents that a cube holds at once. More are multiplied two and two at a time.
+/// Cotangents that a cube holds at once. Gradients of more are formed in device memory (see [`many`]).
 const HELD: usize = 4;
 
-/// The cotangents whose gradients one cube multiplies.
+/// The cotangents of a block whose gradients one cube multiplies.
 struct Task {
-    cotangents: Vec<usize>,
-    /// Pairs of places among them that count here, and where their product belongs.
-    entries: Vec<(usize, usize, Entry)>,
-}
-
-/// Every pair of a block's cotangents in exactly one task.
-fn tasks(rows: &RowSet) -> Vec<Task> {
-    let mut out = Vec::new();
-    for (b, block) in rows.blocks.iter().enumerate() {
-        let all: Vec<usize> = block.clone().collect();
-        let together: Vec<Vec<usize>> = if all.len() <= HELD {
-            vec![all]
-        } else {
-            let twos: Vec<&[usize]> = all.chunks(HELD / 2).collect();
-            (1..twos.len())
-                .flat_map(|i| (0..i).map(move |j| (j, i)))
-                .map(|(j, i)| [twos[j], twos[i]].concat())
-                .collect()
-        };
-        let mut seen = HashSet::new();
-        for cotangents in together {
-            let mut entries = Vec::new();
-            for (p, &i) in cotangents.iter().enumerate() {
-                for (q, &j) in cotangents.iter().enumerate().take(p + 1) {
-                    if seen.insert((i, j)) {
-                        let (i, j) = (i - block.start, j - block.start);
-                        entries.push((p, q, Entry { block: b, i, j, weight: if i == j { 1.0 } else { 2.0 } }));
-                    }
-                }
-            }
-            out.push(Task { cotangents, entries });
-        }
-    }
-    out
+    block: usize,
+    cotangents: Range<usize>,
 }
 
 /// Tiles for a gradient `[m, n]`: square ones, or long ones where one side is a low rank. A program that plays a GPU takes
@@ -63,8 +32,16 @@ fn block(m: usize, n: usize, held: usize, hardware: bool) -> Block {
 
 /// See [`crate::Kernels::gram_tile`].
 pub(crate) fn gram_tile<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet) -> Pending<R> {
+    let of = |(block, cotangents): (usize, &Range<usize>)| Task { block, cotangents: cotangents.clone() };
+    let tasks = rows.blocks.iter().enumerate().map(of);
+    let (few, many): (Vec<Task>, Vec<Task>) = tasks.partition(|task| task.cotangents.len() <= HELD);
+    let pending = held(x, delta, rows, &few);
+    many.iter().fold(pending, |pending, task| pending.plus(many::gram(x, delta, rows, task.block)))
+}
+
+/// The blocks whose gradient tiles a cube holds.
+fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet, tasks: &[Task]) -> Pending<R> {
     let (n, m) = (width_of(x), width_of(delta));
-    let tasks = tasks(rows);
     let held = match tasks.iter().map(|task| task.cotangents.len()).max() {
         None | Some(0) => return Pending::nothing(rows),
         Some(most) => most.next_power_of_two(),
@@ -72,7 +49,10 @@ pub(crate) fn gram_tile<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>
     let (x, delta, client) = (rows_as_they_are(x), rows_as_they_are(delta), x.client.clone());
     let ranges: Vec<u32> = tasks
         .iter()
-        .flat_map(|task| (0..held).map(|c| task.cotangents.get(c).map_or(0..0, |&k| rows.of(k))))
+        .flat_map(|task| {
+            let of = |k: usize| if k < task.cotangents.end { rows.of(k) } else { 0..0 };
+            (task.cotangents.start..task.cotangents.start + held).map(of)
+        })
         .flat_map(|range| [as_u32(range.start), as_u32(range.end)])
         .collect();
     let limits = limits(&client, delta.dtype);
@@ -101,9 +81,11 @@ pub(crate) fn gram_tile<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>
     let tiles = tiles_m * tiles_n;
     let mut pending = Pending::new(rows, client, partials, len);
     for (t, task) in tasks.iter().enumerate() {
-        for &(p, q, entry) in &task.entries {
-            let first = t * tiles * pairs + p * (p + 1) / 2 + q;
-            pending.add(entry, first, tiles, pairs);
+        for i in 0..task.cotangents.len() {
+            for j in 0..=i {
+                let entry = Entry { block: task.block, i, j, weight: if i == j { 1.0 } else { 2.0 } };
+                pending.add(entry, t * tiles * pairs + i * (i + 1) / 2 + j, tiles, pairs);
+            }
         }
     }
     pending

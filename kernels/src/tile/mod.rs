@@ -3,5 +3,6 @@
 pub(crate) mod cpu;
 mod cube;
 mod launch;
+mod many;
 
 pub(crate) use launch::gram_tile;
