@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Checks and measurements on a machine that has a GPU and no network.
 #
-#   benches/gpu.sh build            here: one stripped binary and what goes with it, into gpu-run/ (under 64 MiB)
-#   benches/gpu.sh run [FOLDER]     there, in the same folder: everything below; tables and JSON into FOLDER [gpu-run/out]
-#   benches/gpu.sh dry-run          here: the same steps at a tiny size on whatever devices there are
+#   benches/gpu.sh build                    here: one stripped binary and what goes with it, into gpu-run/ (under 64 MiB)
+#   benches/gpu.sh run [FOLDER [STEPS]]     there, in the same folder: everything below; tables and JSON into FOLDER
+#                                           [gpu-run/out]; of STEPS, a pattern of grep -E, only those
+#   benches/gpu.sh dry-run [FOLDER [STEPS]] here: the same steps at a tiny size on whatever devices there are
 #
-# `run` makes its models on the spot. On CUDA and on Vulkan: `verify` on the goldens' models (device against f64 on the CPU);
-# the kernels' roofline table; the pass at the shape of Llama-3-8B's blocks, LoRA r = 64 on q, k, v and full scope, in f32 and
-# bf16; and the same work in PyTorch, if there is one. A step that fails is said and does not end the others.
+# `run` makes its models on the spot. On CUDA and on Vulkan: the kernels against f64 in every type (the test on_device), and
+# `verify` on the goldens' models (device against f64 on the CPU, f32 and bf16); the kernels' roofline table; the pass at the
+# shape of Llama-3-8B's blocks, LoRA r = 64 on q, k, v and full scope, in f32 and bf16; and the same work in PyTorch, if there
+# is one. A step that fails, or takes more than $LIMIT seconds [300], is said and does not end the others.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 here=gpu-run
@@ -15,12 +17,22 @@ binary=$here/tanglescope
 
 build() {
   set -e
-  cargo build --release -p tanglescope
-  mkdir -p "$here"
-  strip -o "$binary" "${CARGO_TARGET_DIR:-target}/release/tanglescope"
-  gzip -9 -f "$binary"
-  cp -r tests/golden "$here/"
+  rm -rf "$here"
+  mkdir -p "$here/golden"
+  # what the tests build, so that nothing compiles twice; the command line's own tests bring the binary
+  local test
+  test=$(cargo test --release --workspace --no-run --message-format json 2>/dev/null |
+    python3 -c 'import json, sys
+for line in sys.stdin:
+    built = json.loads(line)
+    if built.get("target", {}).get("name") == "on_device" and built.get("executable"):
+        print(built["executable"])')
+  pack "$(dirname "$(dirname "$test")")/tanglescope" tanglescope
+  pack "$test" on_device
   cp benches/pytorch_pass.py "$here/"
+  for golden in tests/golden/*/golden.json; do
+    cp -r "$(dirname "$golden")" "$here/golden/"
+  done
   for model in "$here"/golden/*/; do
     python3 - "$model" <<'PYTHON'
 import json, sys
@@ -36,14 +48,33 @@ PYTHON
   ((bytes < 64 << 20)) || { echo "more than 64 MiB" >&2; exit 1; }
 }
 
-unpack() { [[ -x $binary ]] || { gunzip -kf "$binary.gz" && chmod +x "$binary"; }; }
+pack() { # FILE NAME: without symbols, and small
+  strip -o "$here/$2" "$1"
+  gzip -9 -f "$here/$2"
+}
+
+unpack() {
+  local name
+  for name in tanglescope on_device; do
+    [[ -x $here/$name ]] || { gunzip -kf "$here/$name.gz" && chmod +x "$here/$name"; }
+  done
+  # CubeCL compiles with NVRTC and the toolkit's headers
+  local nvcc
+  if [[ -z ${CUDA_PATH:-} ]] && nvcc=$(command -v nvcc); then
+    export CUDA_PATH=${nvcc%/bin/nvcc}
+  fi
+  if [[ -n ${CUDA_PATH:-} ]]; then
+    export LD_LIBRARY_PATH="$CUDA_PATH/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+  fi
+}
 
 failed=0
 step() { # NAME COMMAND…: its output into NAME.txt, and its time
   local name=$1 start=$SECONDS
   shift
+  [[ $name =~ $steps ]] || return 0
   echo "== $name: $*"
-  "$@" >"$out/$name.txt" 2>"$out/$name.err"
+  timeout "${LIMIT:-300}" "$@" >"$out/$name.txt" 2>"$out/$name.err"
   local code=$?
   tail -n 40 "$out/$name.txt"
   if ((code)); then
@@ -59,20 +90,28 @@ measure() {
   mkdir -p "$out"
   (nvidia-smi -q 2>/dev/null || true) >"$out/machine.txt"
   step devices "$binary" devices
+  # kernels against f64 on the CPU, where no driver is a program: a GPU's own Vulkan driver, and CUDA
+  step kernels-against-f64 env TANGLESCOPE_VULKAN=any "$here/on_device" --nocapture
   for device in $devices; do
+    if [[ $device != cpu ]] && ! "$binary" devices --format json | usable "$device"; then
+      echo "!! no $device device that is a GPU: left out"
+      continue
+    fi
     for model in "$here"/golden/*/; do
       for scope in lora full; do
-        local adapter=()
-        [[ $scope == lora ]] && adapter=(--adapter "$model/adapter")
-        step "verify-$device-$(basename "$model")-$scope" "$binary" verify --device "$device" --scope "$scope" \
-          --model "$model" --data "$model/pairs.jsonl" --pairs "$checked" "${adapter[@]}"
+        for dtype in $dtypes; do
+          local adapter=()
+          [[ $scope == lora ]] && adapter=(--adapter "$model/adapter")
+          step "verify-$device-$dtype-$(basename "$model")-$scope" "$binary" verify --device "$device" --dtype "$dtype" \
+            --scope "$scope" --model "$model" --data "$model/pairs.jsonl" --pairs "$checked" "${adapter[@]}"
+        done
       done
     done
     for dtype in $dtypes; do
       step "kernels-$device-$dtype" "$binary" bench --device "$device" --dtype "$dtype" --kernels-only "${shape[@]}"
       for scope in lora full; do
         step "pass-$device-$dtype-$scope" "$binary" bench --device "$device" --dtype "$dtype" --scope "$scope" \
-          --lora-r "$rank" --lora-targets q_proj,k_proj,v_proj "${shape[@]}" --format json
+          --lora-r "$rank" --lora-targets q_proj,k_proj,v_proj "${shape[@]}" --pass-only --format json
       done
     done
   done
@@ -92,6 +131,14 @@ measure() {
   echo "$failed steps failed; results in $out"
 }
 
+# Whether the list of devices has one of a kind that is no program; in a dry run programs do.
+usable() { # KIND
+  python3 -c 'import json, sys
+kind, programs = sys.argv[1], sys.argv[2] == "1"
+devices = json.load(sys.stdin)["devices"]
+sys.exit(not any(d["device"].startswith(kind) and (programs or not d["software"]) for d in devices))' "$1" "$programs"
+}
+
 # Pairs a second beside PyTorch's, from the files.
 compare() {
   python3 - "$out" <<'PYTHON'
@@ -101,11 +148,11 @@ rivals = {}
 for path in glob.glob(f"{sys.argv[1]}/pytorch-*.txt"):
     _, dtype, scope, method = os.path.basename(path)[:-4].split("-")
     try:
-        rivals[dtype, scope, method] = read(path)["seconds_a_pair"]
+        rivals[dtype, scope, method] = read(path)
     except Exception:
         pass
-print("| device | dtype | scope | pairs/s | efficiency | times official | times hooks | memory GiB |")
-print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+print("| device | dtype | scope | pairs/s | of our products' rate | of PyTorch's | times official | times hooks | GiB | official GiB |")
+print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 for path in sorted(glob.glob(f"{sys.argv[1]}/pass-*.txt")):
     match = re.match(r"pass-(.+)-(\w+)-(\w+)\.txt", os.path.basename(path))
     try:
@@ -115,16 +162,19 @@ for path in sorted(glob.glob(f"{sys.argv[1]}/pass-*.txt")):
     if not report:
         continue
     (_, dtype, scope), ours = match.groups(), report["pass"]
-    ratio = lambda method: f"{rivals[dtype, scope, method] * ours['pairs_per_second']:.2f}" if (dtype, scope, method) in rivals else "–"
-    memory = ours["memory_bytes"]
-    print(f"| {report['device']} | {dtype} | {scope} | {ours['pairs_per_second']:.3f} | {ours['efficiency']:.2f} | {ratio('official')} | {ratio('hooks')} | {memory / 2**30 if memory else 0:.2f} |")
+    rival = lambda method, value: value(rivals[dtype, scope, method]) if (dtype, scope, method) in rivals else "–"
+    ratio = lambda method: rival(method, lambda r: f"{r['seconds_a_pair'] * ours['pairs_per_second']:.2f}")
+    achieved = ours["pairs_per_second"] * ours["operations_per_pair"]
+    print(f"| {report['device']} | {dtype} | {scope} | {ours['pairs_per_second']:.3f} | {ours['efficiency']:.2f} "
+          f"| {rival('official', lambda r: '%.2f' % (achieved / r['products']))} | {ratio('official')} | {ratio('hooks')} "
+          f"| {(ours['memory_bytes'] or 0) / 2**30:.2f} | {rival('official', lambda r: '%.2f' % (r['peak_bytes'] / 2**30))} |")
 PYTHON
 }
 
 case ${1:-} in
   build) build ;;
   run)
-    out=${2:-$here/out}
+    out=${2:-$here/out} steps=${3:-.} programs=0
     unpack
     devices="cuda vulkan" dtypes="f32 bf16" checked=2 rank=64
     shape=(--shape llama-3-8b --layers 4 --prompt 256 --response 128 --pairs 8)
@@ -132,7 +182,7 @@ case ${1:-} in
     measure | tee "$out.log"
     ;;
   dry-run)
-    out=${2:-$here/dry}
+    out=${2:-$here/dry} steps=${3:-.} programs=1
     unpack
     devices="cpu vulkan" dtypes="f32" checked=1 rank=4
     shape=(--shape demo --prompt 8 --response 4 --pairs 2 --repeats 1)
@@ -141,5 +191,5 @@ case ${1:-} in
     measure
     exit "$failed"
     ;;
-  *) sed -n '2,10p' "$0"; exit 2 ;;
+  *) sed -n '2,14p' "$0"; exit 2 ;;
 esac

@@ -2,9 +2,9 @@
 mod support;
 
 use polars_core::prelude::{AnyValue, DataFrame};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::PathBuf;
-use support::{error_line, repository, run, succeed};
+use support::{analyze, demo, error_line, repository, run, succeed};
 use tanglescope_analytics::{
     By, Leaf, compare, find, metrics, official, outcomes, outliers, params, regimes, relations,
 };
@@ -75,11 +75,13 @@ fn metrics_regimes_and_outcomes_are_numpys() {
         let table = regimes(&leaf).unwrap();
         let counted: u64 = table.column("count").unwrap().u64().unwrap().iter().flatten().sum();
         let expected_counts = expected["regime"].as_object().unwrap();
-        assert_eq!(counted, expected_counts.values().map(|n| n.as_u64().unwrap()).sum::<u64>());
-        for (key, count) in expected_counts {
+        assert_eq!(counted, expected_counts.values().map(|n| n["count"].as_u64().unwrap()).sum::<u64>());
+        for (key, expected) in expected_counts {
             let (objective, regime) = key.rsplit_once('/').unwrap();
             let at = row(&table, &[("objective", objective), ("regime", regime)]);
-            same(number(&table, "count", at), count, key);
+            for column in ["count", "share", "low", "high"] {
+                same(number(&table, column, at), &expected[column], &format!("{key}, {column}"));
+            }
         }
         let table = outcomes(&leaf).unwrap().unwrap();
         for (key, expected) in expected["objective"].as_object().unwrap() {
@@ -118,8 +120,9 @@ fn correlations_are_scipys() {
         for (key, expected) in values[name]["relation"].as_object().unwrap() {
             let (metric, against) = key.split_once('/').unwrap();
             let at = row(&table, &[("metric", metric), ("against", against)]);
-            same(number(&table, "count", at), &expected["count"], key);
-            same(number(&table, "spearman", at), &expected["spearman"], key);
+            for column in ["count", "spearman", "low", "high"] {
+                same(number(&table, column, at), &expected[column], &format!("{key}, {column}"));
+            }
         }
     }
 }
@@ -134,6 +137,38 @@ fn comparisons_are_numpys() {
             same(number(&table, column, at), &expected[column], &format!("{metric}, {column}"));
         }
     }
+}
+
+#[test]
+fn only_the_same_pairs_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |id: &str, chosen: &str| {
+        json!({"id": id, "prompt": "It was a", "chosen": chosen, "rejected": " day"}).to_string()
+    };
+    let files = [
+        ("good", [row("a", " good day"), row("b", " good one")]),
+        ("fine", [row("a", " fine day"), row("b", " fine one")]),
+        ("other", [row("a", " good day"), row("c", " good one")]),
+    ];
+    let out = |name: &str| folder.path().join(name).display().to_string();
+    for (name, rows) in &files {
+        let data = folder.path().join(format!("{name}.jsonl"));
+        std::fs::write(&data, rows.join("\n")).unwrap();
+        succeed(analyze(&demo(), &data, &folder.path().join(name)));
+    }
+    // two data sets, row by row
+    let compared = run(["summarize", &out("good"), "--against", &out("fine"), "--format", "csv"]);
+    assert!(compared.status.success(), "{}", error_line(&compared));
+    assert!(String::from_utf8_lossy(&compared.stderr).contains("not the same token ids"));
+    assert!(String::from_utf8_lossy(&compared.stdout).lines().any(|line| line.contains(",cosine,")));
+    let refused = run(["summarize", &out("good"), "--against", &out("other")]);
+    assert!(error_line(&refused).contains("pair 1 is `b`, and `c` in"), "{}", error_line(&refused));
+    // the official columns say of a row only its step
+    let refused = run(["summarize", &out("good"), &out("fine"), "--compat", "official"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(error_line(&refused).contains("several runs"), "{}", error_line(&refused));
+    let nothing = run(["summarize", &folder.path().join("nowhere").display().to_string()]);
+    assert_eq!(nothing.status.code(), Some(2));
 }
 
 #[test]
@@ -161,6 +196,10 @@ fn nothing_to_summarize_is_said_with_nulls() {
     assert_eq!(outliers(&empty).unwrap().height(), 0);
     assert!(relations(&empty).unwrap().column("spearman").unwrap().null_count() > 0);
     assert!(compare(&empty, &leaf("one")).unwrap_err().to_string().contains("has no pair that"));
+    // the wl of all is that of embeddings and norms too
+    let table = params(&leaf("large"), By::Layer).unwrap().unwrap();
+    let shares: f64 = (0..table.height()).filter_map(|at| number(&table, "wl_share", at)).sum();
+    assert!(shares < 0.999, "{shares}");
 }
 
 #[test]

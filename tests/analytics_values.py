@@ -120,7 +120,11 @@ AGAINST = "length_difference chosen_tokens rejected_tokens prompt_tokens shared_
 def expected(tables):
     pairs, params, objectives = derived(tables["pairs"]), tables["params"], tables["objectives"]
     out = dict(metric={name: spread(pairs[name].to_list()) for name in METRICS})
-    out["regime"] = {f"{name}/{kind}": rows.height for (name, kind), rows in objectives.group_by("objective", "regime")}
+    shares = {}
+    for (name, kind), rows in objectives.group_by("objective", "regime"):
+        of = stats.binomtest(rows.height, pairs.height).proportion_ci(method="wilson")
+        shares[f"{name}/{kind}"] = dict(count=rows.height, share=rows.height / pairs.height, low=of.low, high=of.high)
+    out["regime"] = dict(sorted(shares.items()))
     out["objective"] = {
         f"{name}/{metric}": spread(rows[metric].to_list())
         for (name,), rows in objectives.group_by("objective") for metric in ("loss", "d_w", "d_l", "delta_w", "delta_l", "band_slack")
@@ -132,7 +136,7 @@ def expected(tables):
         for key, part in rows.group_by(keys):
             sums = part.group_by("pair", maintain_order=True).agg(pl.col("ww", "wl", "ll").sum())
             cosines = [x / np.sqrt(w * l) if w * l > 0 else None for w, x, l in sums.select("ww", "wl", "ll").iter_rows()]
-            share = sums["wl"].sum() / (total if by == "module" else rows["wl"].sum())
+            share = sums["wl"].sum() / total
             whole["/".join(str(k) for k in key)] = spread(cosines) | dict(wl=finite(sums["wl"].sum()), wl_share=finite(share))
         out[by] = whole
     out["relation"] = {}
@@ -140,7 +144,14 @@ def expected(tables):
         for against in AGAINST:
             both = pairs.select(a=pl.col(metric).cast(pl.Float64), b=pl.col(against).cast(pl.Float64)).drop_nulls().filter(~pl.col("a").is_nan() & ~pl.col("b").is_nan())
             value = stats.spearmanr(both["a"], both["b"])[0] if both.height > 3 and both["a"].n_unique() > 1 and both["b"].n_unique() > 1 else None
-            out["relation"][f"{metric}/{against}"] = dict(count=both.height, spearman=None if value is None else finite(value))
+            # Fisher's transform with the standard error of Bonett and Wright (2000), as in SciPy's own documentation of spearmanr
+            ends = [None, None]
+            if value is not None:
+                half = stats.norm.ppf(0.975) * np.sqrt((1 + value**2 / 2) / (both.height - 3))
+                with np.errstate(divide="ignore"):
+                    ends = [finite(np.tanh(np.arctanh(value) + sign * half)) for sign in (-1, 1)]
+            out["relation"][f"{metric}/{against}"] = dict(
+                count=both.height, spearman=None if value is None else finite(value), low=ends[0], high=ends[1])
     ww, wl, ll = (pairs[name].to_numpy() for name in ("ww", "wl", "ll"))
     with np.errstate(all="ignore"):
         out["official"] = [finite(x) for x in (wl.mean(), (wl / np.sqrt(ww * ll)).mean(), np.sqrt(ww).mean(), np.sqrt(ll).mean(), np.mean(wl / np.minimum(ww, ww)))]

@@ -333,21 +333,3 @@ fn devices_always_lists_the_processor() {
     assert!(said.starts_with("cpu ("), "{said}");
     assert!(said.contains("used without --device: "), "{said}");
 }
-
-#[test]
-fn the_demo_runs_offline_and_keeps_its_results_where_asked() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().display().to_string();
-    let said = succeed(["demo", "--out", &out]);
-    // what the paper saw is there to be seen
-    assert_eq!(said.matches("\n  yes  ").count(), 3, "{said}");
-    for remedy in ["dpop", "normalised"] {
-        assert!(said.lines().any(|line| line.contains("do not fall under") && line.contains(remedy)), "{said}");
-    }
-    for run in ["dpo-single", "dpo-short", "dpo-long", "sparse-long"] {
-        assert!(folder.path().join("runs").join(run).join("checkpoint-18/model.safetensors").is_file());
-        let (_, set) = run.split_once('-').unwrap();
-        let swept = format!("sweep/run={run}/step=18/dataset={set}/pairs.parquet/00000.parquet");
-        assert!(folder.path().join(swept).is_file());
-    }
-}

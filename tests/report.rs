@@ -5,6 +5,7 @@ mod support;
 use headless_chrome::browser::tab::Tab;
 use headless_chrome::protocol::cdp::types::Event;
 use headless_chrome::{Browser, LaunchOptionsBuilder};
+use polars_core::prelude::DataFrame;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -87,10 +88,11 @@ impl Page {
         object.value.and_then(|text| serde_json::from_str(text.as_str()?).ok()).unwrap_or(Value::Null)
     }
 
-    /// Marks of each series of a chart; null where it is not drawn.
+    /// Marks of each series of a chart that have a finite value; null where it is not drawn.
     fn marks(&self, chart: &str) -> Value {
         self.get(&format!(
-            "report.charts['{chart}'] ? report.charts['{chart}'].getModel().getSeries().map((s) => s.getData().count()) : null"
+            "report.charts['{chart}'] ? report.charts['{chart}'].getOption().series.map((s) => s.data.filter((d) => {{ \
+             const v = d?.value ?? d, last = Array.isArray(v) ? v[v.length - 1] : v; return Number.isFinite(last); }}).length) : null"
         ))
     }
 
@@ -159,8 +161,13 @@ fn reported(folder: &Path) -> PathBuf {
     succeed([words.as_slice(), &rest].concat());
     let words = ["tokens", "--model", &model, "--adapter", &text("dpo/checkpoint-4"), "--data", &text("long.jsonl")];
     succeed([words.as_slice(), &["--out", &text("tokens"), "--device", "cpu"]].concat());
+    // matrices of other tokens, under the same numbers, belong to no pair that is shown
+    let words = ["tokens", "--model", &model, "--adapter", &text("dpo/checkpoint-4"), "--data", &text("long.jsonl")];
+    succeed([words.as_slice(), &["--append-eos", "--limit", "2", "--out", &text("stale"), "--device", "cpu"]].concat());
     let page = folder.join("report.html");
-    succeed(["report", &text("sweep"), &text("tokens"), "--out", &page.display().to_string()]);
+    let output = run(["report", &text("sweep"), &text("tokens"), &text("stale"), "--out", &page.display().to_string()]);
+    assert!(output.status.success(), "{}", error_line(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stale: of no records that are shown"));
     page
 }
 
@@ -192,7 +199,12 @@ fn the_page_shows_what_the_records_hold() {
     assert_eq!(page.marks("c-hist-condition"), json!([40]));
     let scatter: u64 = page.marks("c-scatter").as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
     assert_eq!(scatter, 13);
-    assert!(!page.marks("c-relations").is_null());
+    let related = page.get(
+        "(() => { const t = report.data.tables.relations; return t.leaf.filter((n, i) => n === report.data.leaves.findIndex((l) => \
+         l.run === 'dpo' && l.step === 4 && l.dataset === 'long') && t.metric[i] === 'cosine' && t.spearman[i] !== null).length; })()",
+    );
+    assert!(related.as_u64().unwrap() > 3);
+    assert_eq!(page.marks("c-relations"), json!([related, related]));
     // and nothing else
     assert_eq!(page.get("Object.keys(report.charts).length"), json!(14));
     assert_eq!(page.get("report.charts['c-hist-cosine'].getModel().getSeries()[0].getData().mapArray('y', (y) => y).reduce((a, b) => a + b)"), json!(13));
@@ -252,6 +264,13 @@ fn the_page_shows_what_the_records_hold() {
     assert_eq!(page.marks("c-matrix"), json!([tokens[0] * tokens[0]]));
     page.get("(() => { document.getElementById('pair').close(); return 0; })()");
     search("");
+    filters(&page, &pairs);
+    // what is said first is the records' median
+    let mut sorted: Vec<f64> = pairs.column("cosine").unwrap().f64().unwrap().iter().flatten().collect();
+    sorted.sort_by(f64::total_cmp);
+    assert_eq!(sorted.len(), 13);
+    let said = page.get("document.getElementById('finding').textContent");
+    assert!(said.as_str().unwrap().contains(&format!("a median cosine of {:.4}", sorted[6])), "{said}");
 
     // tables to take away
     let csv = page.get("report.csv(report.data.pairs).split('\\n').length");
@@ -261,9 +280,57 @@ fn the_page_shows_what_the_records_hold() {
     let before = ground();
     page.get("(() => { document.getElementById('theme').click(); return 0; })()");
     assert_ne!(ground(), before);
+    telephone(&page);
     // the matrix was the fifteenth
     assert_eq!(page.get("Object.keys(report.charts).length"), json!(15));
-    // on paper: what only a screen can use is gone, and there are pages
+    paper(&page);
+    assert_eq!(page.heard(), Vec::<String>::new());
+}
+
+/// Filters by regime, and by whether there is a text.
+fn filters(page: &Page, pairs: &DataFrame) {
+    let rows = || page.get("document.querySelectorAll('#pairs tbody tr').length").as_u64().unwrap();
+    let regimes = pairs.column("regime_dpo").unwrap().str().unwrap().clone();
+    let first = regimes.get(0).unwrap();
+    page.select_plain("f-regime", first);
+    assert_eq!(rows(), regimes.iter().filter(|regime| *regime == Some(first)).count() as u64);
+    page.select_plain("f-regime", "");
+    page.get("(() => { const f = document.getElementById('f-read'); f.checked = true; f.onchange(); return 0; })()");
+    let read = page.get("Object.keys(report.data.texts.pairs).filter((k) => k.startsWith(report.data.leaves.findIndex((l) => l.run === 'dpo' && l.step === 4 && l.dataset === 'long') + '/')).length");
+    assert_eq!(json!(rows()), read);
+    page.get("(() => { const f = document.getElementById('f-read'); f.checked = false; f.onchange(); return 0; })()");
+}
+
+/// On a telephone only tables and matrices are wider than the window, and scroll by themselves.
+fn telephone(page: &Page) {
+    let metrics = headless_chrome::protocol::cdp::Emulation::SetDeviceMetricsOverride {
+        width: 390,
+        height: 844,
+        device_scale_factor: 2.0,
+        mobile: true,
+        scale: None,
+        screen_width: None,
+        screen_height: None,
+        position_x: None,
+        position_y: None,
+        dont_set_visible_size: None,
+        screen_orientation: None,
+        viewport: None,
+        display_feature: None,
+        device_posture: None,
+    };
+    page.tab.call_method(metrics).unwrap();
+    let wide = || page.get("document.documentElement.scrollWidth");
+    assert_eq!(wide(), json!(390));
+    page.get("(() => { document.querySelector('#pairs tbody tr').click(); return 0; })()");
+    assert_eq!(page.get("document.getElementById('pair').open"), json!(true));
+    assert!(page.get("document.getElementById('pair').scrollWidth").as_u64().unwrap() <= 390);
+    page.get("(() => { document.getElementById('pair').close(); return 0; })()");
+    page.tab.call_method(headless_chrome::protocol::cdp::Emulation::ClearDeviceMetricsOverride(None)).unwrap();
+}
+
+/// On paper: what only a screen can use is gone, and there are pages.
+fn paper(page: &Page) {
     let shown = || {
         page.get("['filters', 'theme', 'downloads'].map((id) => getComputedStyle(document.getElementById(id)).display)")
     };
@@ -275,7 +342,6 @@ fn the_page_shows_what_the_records_hold() {
     let pdf = page.tab.print_to_pdf(None).unwrap();
     let pages = pdf.windows(11).filter(|bytes| bytes == b"/Type /Page").count();
     assert!(pdf.starts_with(b"%PDF") && pages >= 3, "{pages} pages");
-    assert_eq!(page.heard(), Vec::<String>::new());
 }
 
 #[test]
@@ -302,19 +368,12 @@ fn records_without_steps_objectives_or_texts_are_shown_as_far_as_they_go() {
 #[test]
 fn ten_thousand_pairs_fit_into_ten_megabytes() {
     let folder = tempfile::tempdir().unwrap();
-    let leaf = folder.path().join("many");
-    let source = repository("tests/golden/analytics/large/pairs.parquet");
-    // the stored pairs, again and again
-    std::fs::create_dir_all(leaf.join("pairs.parquet")).unwrap();
-    for part in 0..134 {
-        let from = source.join(format!("0000{}.parquet", part % 2));
-        std::fs::copy(from, leaf.join(format!("pairs.parquet/{part:05}.parquet"))).unwrap();
-    }
+    let leaf = many(folder.path());
     let page = folder.path().join("report.html");
     succeed(["report", &leaf.display().to_string(), "--out", &page.display().to_string()]);
     let text = std::fs::read_to_string(&page).unwrap();
     assert!(text.contains("10050 pairs"));
-    // 200 texts and 300,000 entries of matrices come to at most 5 MB more
+    // texts and matrices have 2.5 MB each to themselves, and no more
     assert!(text.len() < 5_000_000, "{}", text.len());
 }
 
@@ -322,17 +381,32 @@ fn ten_thousand_pairs_fit_into_ten_megabytes() {
 fn a_killed_report_leaves_the_old_one_or_the_new_one() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("report.html");
-    let golden = repository("tests/golden/analytics/large").display().to_string();
-    let words = ["report", &golden, "--out", &page.display().to_string()].map(str::to_owned);
+    let leaf = many(folder.path()).display().to_string();
+    let words = ["report", &leaf, "--out", &page.display().to_string()].map(str::to_owned);
     succeed(&words);
     let whole = std::fs::read(&page).unwrap();
-    for wait in (0..20).map(|i| Duration::from_millis(3 * i)) {
+    let mut killed = 0;
+    for wait in (0..20).map(|i| Duration::from_millis(15 * i)) {
         let mut process = tanglescope().args(&words).stdout(std::process::Stdio::null()).spawn().unwrap();
         std::thread::sleep(wait);
+        killed += usize::from(process.try_wait().unwrap().is_none());
         let _ = process.kill();
         process.wait().unwrap();
         assert_eq!(std::fs::read(&page).unwrap(), whole);
     }
+    assert!(killed > 5, "{killed} of 20 runs were still at work");
+}
+
+/// Records of 10,050 pairs: the stored ones, again and again.
+fn many(folder: &Path) -> PathBuf {
+    let leaf = folder.join("many");
+    let source = repository("tests/golden/analytics/large/pairs.parquet");
+    std::fs::create_dir_all(leaf.join("pairs.parquet")).unwrap();
+    for part in 0..134 {
+        let from = source.join(format!("0000{}.parquet", part % 2));
+        std::fs::copy(from, leaf.join(format!("pairs.parquet/{part:05}.parquet"))).unwrap();
+    }
+    leaf
 }
 
 #[test]
@@ -355,6 +429,36 @@ fn markdown_comes_with_its_figures() {
 fn a_folder_without_records_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let output = run(["report", &folder.path().display().to_string(), "--out", "x.html"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(error_line(&output).contains("has no records"));
+}
+
+#[test]
+fn the_demo_runs_offline_and_ends_with_a_page_whose_figures_are_filled() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().display().to_string();
+    let said = succeed(["demo", "--out", &out]);
+    // what the paper saw is there to be seen
+    assert_eq!(said.matches("\n  yes  ").count(), 3, "{said}");
+    for remedy in ["dpop", "normalised"] {
+        assert!(said.lines().any(|line| line.contains("do not fall under") && line.contains(remedy)), "{said}");
+    }
+    for run in ["dpo-single", "dpo-short", "dpo-long", "sparse-long"] {
+        assert!(folder.path().join("runs").join(run).join("checkpoint-18/model.safetensors").is_file());
+        let (_, set) = run.split_once('-').unwrap();
+        let swept = format!("sweep/run={run}/step=18/dataset={set}/pairs.parquet/00000.parquet");
+        assert!(folder.path().join(swept).is_file());
+    }
+    let Some(browser) = browser() else { return };
+    let page = Page::open(&browser, &folder.path().join("report.html"));
+    page.select("run", &json!("dpo-long"));
+    let charts = page.get("[...document.querySelectorAll('main .chart')].map((c) => c.id)");
+    assert_eq!(charts.as_array().unwrap().len(), 14);
+    for chart in charts.as_array().unwrap() {
+        let marks = page.marks(chart.as_str().unwrap());
+        let filled = |marks: &Vec<Value>| marks.iter().any(|n| n.as_u64().is_some_and(|n| n > 0));
+        assert!(marks.as_array().is_some_and(filled), "{chart}: {marks}");
+    }
+    assert!(page.get("Object.keys(report.data.texts.matrices).length").as_u64().unwrap() > 0);
+    assert_eq!(page.heard(), Vec::<String>::new());
 }

@@ -72,6 +72,34 @@ fn entries_sum_to_the_pair_and_tokens_are_named() {
 }
 
 #[test]
+fn an_analysis_with_a_reference_and_matrices_share_a_folder_whichever_comes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = demo().join("pairs.jsonl");
+    let rows = ["--limit", "3"];
+    let mut words: Vec<Vec<String>> = Vec::new();
+    for out in ["first", "second"].map(|name| folder.path().join(name)) {
+        let mut with_objective = analyze(&demo(), &data, &out);
+        with_objective.extend(["--objective", "dpo", "--objective", "sparse_hard:beta=0.1"].map(str::to_owned));
+        with_objective.extend(rows.map(str::to_owned));
+        words.push(with_objective);
+        words.push(args(&demo(), &data, &out, &rows));
+    }
+    words.swap(2, 3);
+    words.into_iter().for_each(|words| drop(succeed(words)));
+    let read = |out: &str, table: &str| Table::at(&folder.path().join(out), table).read(0).unwrap();
+    for table in ["pairs.parquet", "objectives.parquet", "tokens.parquet"] {
+        assert!(read("first", table).equals_missing(&read("second", table)), "{table}");
+    }
+    // numbers of all pairs are not those of rows
+    let mut all = analyze(&demo(), &data, &folder.path().join("all"));
+    all.extend(["--all-pairs"].map(str::to_owned).into_iter().chain(rows.map(str::to_owned)));
+    succeed(all);
+    let refused = run(args(&demo(), &data, &folder.path().join("all"), &rows));
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(error_line(&refused).contains("choice of pairs"), "{}", error_line(&refused));
+}
+
+#[test]
 fn an_unfinished_run_goes_on_and_another_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (out, data) = (folder.path().join("out"), demo().join("pairs.jsonl"));

@@ -8,23 +8,23 @@ use polars_lazy::prelude::{Expr, LazyFrame, col, len, lit, min_horizontal, when}
 use std::collections::HashMap;
 use tanglescope_objectives::Regime;
 
-/// The metrics of a pair, and what each is.
-pub const METRICS: [(&str, &str); 15] = [
-    ("cosine", "wl / sqrt(ww ll)"),
-    ("wl_over_min", "wl / min(ww, ll): above 1 one probability follows the other under DPO"),
-    ("norm_chosen", "sqrt(ww)"),
-    ("norm_rejected", "sqrt(ll)"),
-    ("norm_ratio", "sqrt(ll / ww)"),
-    ("wl", "inner product of both gradients"),
-    ("band_low", "least d_w/d_l at which neither probability goes the wrong way"),
-    ("band_high", "greatest d_w/d_l at which neither probability goes the wrong way"),
-    ("logp_chosen", "log pi(chosen)"),
-    ("logp_rejected", "log pi(rejected)"),
-    ("margin", "logp_chosen - logp_rejected"),
-    ("gain_chosen", "logp_chosen - ref_logp_chosen"),
-    ("gain_rejected", "logp_rejected - ref_logp_rejected"),
-    ("gain_margin", "gain_chosen - gain_rejected"),
-    ("edit_distance", "insertions, deletions and exchanges of tokens between the responses"),
+/// The metrics of a pair (docs/formats.md says what each is).
+pub const METRICS: [&str; 15] = [
+    "cosine",
+    "wl_over_min",
+    "norm_chosen",
+    "norm_rejected",
+    "norm_ratio",
+    "wl",
+    "band_low",
+    "band_high",
+    "logp_chosen",
+    "logp_rejected",
+    "margin",
+    "gain_chosen",
+    "gain_rejected",
+    "gain_margin",
+    "edit_distance",
 ];
 
 /// Rows of objectives.parquet that are read at once: as many objectives as have them together.
@@ -111,7 +111,7 @@ pub fn metrics(leaf: &Leaf) -> Result<DataFrame> {
     let pairs = leaf.pairs()?;
     let mut query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
     let schema = query.collect_schema().map_err(|e| pairs.blame(e))?;
-    let there: Vec<&str> = METRICS.iter().map(|(name, _)| *name).filter(|name| schema.get(name).is_some()).collect();
+    let there: Vec<&str> = METRICS.into_iter().filter(|name| schema.get(name).is_some()).collect();
     let spread = |name: &&str| {
         let (values, undefined) = numbers(&pairs, query.clone(), name)?;
         Ok((Spread::of(values), undefined))

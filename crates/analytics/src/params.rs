@@ -5,7 +5,7 @@ use crate::records::{Leaf, Records};
 use crate::statistics::Spread;
 use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, PolarsResult};
-use polars_lazy::prelude::{col, len};
+use polars_lazy::prelude::{col, len, lit, when};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tanglescope_objectives::PairGram;
 
@@ -36,8 +36,8 @@ struct Found {
 }
 
 /// One row a layer, or a layer and module: where the cosines of pairs lie, when only these parameters count (columns of a
-/// spread), the sums over pairs `ww`, `wl`, `ll`, and `wl_share`, the part of the total wl that is of these parameters. `None`
-/// without params.parquet.
+/// spread), the sums over pairs `ww`, `wl`, `ll`, and `wl_share`, the part of the wl of all parameters, those in no layer
+/// included, that is of these. `None` without params.parquet.
 ///
 /// A pair's rows have to be together, as `analyze` writes them.
 ///
@@ -66,7 +66,9 @@ pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
             rows.push((key.clone(), Spread::of(found.cosines), found.undefined, found.gram));
         }
     }
-    let total: f64 = rows.iter().map(|row| row.3.wl).sum();
+    let known = when(col("wl").is_not_nan()).then(col("wl")).otherwise(lit(0.0));
+    let total = records.collect(records.scan()?.select([known.sum().alias("wl")]))?;
+    let total = total.column("wl").and_then(|wl| Ok(wl.f64()?.get(0))).map_err(|e| records.blame(e))?.unwrap_or(0.0);
     let mut columns = vec![column("layer", &rows, |r| r.0.0)];
     if by == By::Module {
         columns.push(column("module", &rows, |r| r.0.1.clone()));

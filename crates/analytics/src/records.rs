@@ -5,6 +5,7 @@ use polars_core::prelude::DataFrame;
 use polars_io::HiveOptions;
 use polars_lazy::prelude::{LazyFrame, ScanArgsParquet};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The records of one model on one data set.
@@ -41,8 +42,40 @@ pub fn find_some(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
     let mut leaves = Vec::new();
     folders.iter().try_for_each(|folder| search(folder, &mut leaves))?;
     leaves.sort();
-    leaves.dedup();
+    leaves.dedup_by_key(|leaf| whole(&leaf.folder));
+    tell_apart(&mut leaves);
+    leaves.sort();
     Ok(leaves)
+}
+
+fn whole(folder: &Path) -> PathBuf {
+    std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned())
+}
+
+/// Where several records are of the same run, step and data set, as those of two sweeps of one run are, puts as much of the
+/// path in front of the run's name as tells them apart.
+fn tell_apart(leaves: &mut [Leaf]) {
+    let mut by_run: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    leaves.iter().enumerate().for_each(|(at, leaf)| by_run.entry(leaf.run.clone()).or_default().push(at));
+    for (run, of) in by_run {
+        let places: Vec<Vec<String>> = of.iter().map(|&at| leaves[at].place()).collect();
+        let name = |place: &Vec<String>, depth: usize| {
+            let parents = place[place.len().saturating_sub(depth)..].iter();
+            parents.chain([&run]).map(String::as_str).collect::<Vec<_>>().join("/")
+        };
+        let apart = |depth: &usize| {
+            let keys = of.iter().zip(&places).map(|(&at, place)| {
+                let Leaf { step, dataset, .. } = &leaves[at];
+                (name(place, *depth), *step, dataset.as_str())
+            });
+            keys.collect::<BTreeSet<_>>().len() == of.len()
+        };
+        let most = places.iter().map(Vec::len).max().unwrap_or(0);
+        let depth = (0..most).find(apart).unwrap_or(most);
+        for (&at, place) in of.iter().zip(&places) {
+            leaves[at].run = name(place, depth);
+        }
+    }
 }
 
 fn search(folder: &Path, leaves: &mut Vec<Leaf>) -> Result<()> {
@@ -59,8 +92,7 @@ fn search(folder: &Path, leaves: &mut Vec<Leaf>) -> Result<()> {
 impl Leaf {
     /// What a folder's path and manifest say of it.
     fn of(folder: &Path) -> Self {
-        let whole = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        let names: Vec<String> = whole.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        let names: Vec<String> = whole(folder).iter().map(|name| name.to_string_lossy().into_owned()).collect();
         let part = |key: &str| names.iter().rev().find_map(|name| name.strip_prefix(key)).map(str::to_owned);
         let data = || {
             let manifest: Value = serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).ok()?).ok()?;
@@ -79,6 +111,15 @@ impl Leaf {
             dataset: part("dataset=").or_else(data).unwrap_or_default(),
             folder: folder.to_owned(),
         }
+    }
+
+    /// The folders that the run's own is in.
+    fn place(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            whole(&self.folder).iter().skip(1).map(|name| name.to_string_lossy().into_owned()).collect();
+        let run = names.iter().rposition(|name| name.starts_with("run="));
+        names.truncate(run.unwrap_or(names.len().saturating_sub(1)));
+        names
     }
 
     /// A name for messages.
@@ -154,5 +195,36 @@ impl Records {
     pub fn blame(&self, error: impl ToString) -> Error {
         let damaged = self.parts.iter().find_map(|path| crate::parts::read(path).err());
         damaged.unwrap_or_else(|| Error::new(self.parts.first().map_or(Path::new(""), PathBuf::as_path), error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find_some;
+    use std::path::Path;
+
+    #[test]
+    fn records_of_one_run_in_two_places_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |names: &[&str]| {
+            let _ = std::fs::remove_dir_all(folder.path().join("all"));
+            for name in names {
+                std::fs::create_dir_all(folder.path().join("all").join(name).join("pairs.parquet")).unwrap();
+            }
+            let leaves = find_some(&[folder.path().join("all")]).unwrap();
+            leaves.iter().map(|leaf| (leaf.run.clone(), leaf.step)).collect::<Vec<_>>()
+        };
+        let named =
+            |names: &[(&str, Option<u64>)]| names.iter().map(|(n, s)| ((*n).to_owned(), *s)).collect::<Vec<_>>();
+        // shards and steps of one run stay one run
+        let [one, two] = ["x/run=a/step=1/dataset=d", "y/run=a/step=2/dataset=d"];
+        assert_eq!(make(&[one, two]), named(&[("a", Some(1)), ("a", Some(2))]));
+        let again = "y/run=a/step=1/dataset=d";
+        assert_eq!(make(&[one, two, again]), named(&[("x/a", Some(1)), ("y/a", Some(1)), ("y/a", Some(2))]));
+        assert_eq!(make(&["lora/x/out", "full/x/out"]), named(&[("full/x/out", None), ("lora/x/out", None)]));
+        // one folder under two spellings is one
+        let at = folder.path().join("all/lora");
+        assert_eq!(find_some(&[at.clone(), at.join("x/../x")]).unwrap().len(), 2);
+        assert_eq!(find_some(&[at.clone(), Path::new("/").join(at.strip_prefix("/").unwrap())]).unwrap().len(), 1);
     }
 }

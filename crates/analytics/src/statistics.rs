@@ -194,6 +194,8 @@ mod tests {
         // scipy.stats.binomtest(3, 10).pvalue = 0.34375
         assert!((sign_test(3, 7) - 0.34375).abs() < 1e-13);
         assert_eq!((sign_test(0, 0), sign_test(4, 4)), (1.0, 1.0));
+        // scipy.stats.binomtest(99_500, 200_000).pvalue; the normal approximation is off by O(1/n)
+        assert!((sign_test(99_500, 100_500) - 0.025_493_890_667).abs() < 5e-6, "{}", sign_test(99_500, 100_500));
         // scipy.stats.binomtest(3, 10).proportion_ci(method="wilson")
         let [low, high] = wilson(3, 10);
         assert!(

@@ -127,21 +127,24 @@
         stack: "all", areaStyle: { opacity: 0.85 }, color, showSymbol: false,
       })),
     });
-    const training = data.training.find((run) => run.run === chosen.run);
+    // a path may stand in front of a run's name, to tell it from another one
+    const training = data.training.find((run) => run.run === chosen.run || chosen.run.endsWith(`/${run.run}`));
     const recorded = training && training.steps.at
       ? training.steps.at.map((step, i) => [step, ...["band_low", "band_high", "ratio"].map((name) => number(training.steps[name][i]))])
       : own.map((leaf) => [leaf.step, number(metric(leaf.number, "band_low")?.median), number(metric(leaf.number, "band_high")?.median), 1]);
     const log = (x) => (finite(x) && x > 0 ? Math.log10(x) : null);
+    // without a training run's records the coefficients are those of the paper's DPO condition
+    const ratio = training?.steps.at ? "d_w/d_l" : "d_w = d_l";
     const banded = recorded.filter((row) => finite(log(row[1])) && finite(log(row[2])));
     draw("c-band", recorded.length < 2 ? none : {
-      legend: { data: ["band", "d_w/d_l"] },
+      legend: { data: ["band", ratio] },
       tooltip: { trigger: "axis", valueFormatter: (v) => (Array.isArray(v) && v[1] !== null ? shown(10 ** v[1]) : "") },
       xAxis: stepAxis(),
       yAxis: axis({ type: "value", name: "d_w/d_l", nameGap: 46, scale: true, axisLabel: { color: look().soft, formatter: (v) => shown(Number((10 ** v).toPrecision(2))) } }),
       series: [
         line("least", banded.map((row) => [row[0], log(row[1])]), { stack: "band", stackStrategy: "all", lineStyle: { opacity: 0 }, showSymbol: false, color: "#56b4e9" }),
         line("band", banded.map((row) => [row[0], log(row[2]) - log(row[1])]), { stack: "band", stackStrategy: "all", lineStyle: { opacity: 0 }, showSymbol: false, areaStyle: { opacity: 0.45 }, color: "#56b4e9" }),
-        line("d_w/d_l", recorded.map((row) => [row[0], log(row[3])]), { color: "#d55e00", symbolSize: 3 }),
+        line(ratio, recorded.map((row) => [row[0], log(row[3])]), { color: "#d55e00", symbolSize: 3 }),
       ],
     });
     const points = training?.predictions?.predicted
@@ -208,16 +211,17 @@
       const x = values(leaf.number, "cosine").sort((a, b) => a - b);
       return x.length ? [0.05, 0.25, 0.5, 0.75, 0.95].map((share) => quantile(x, share)) : [];
     };
-    // runs that were each measured on their own data set are compared at their own last steps
-    const others = leaves.length > 1 ? [] : distinct(data.leaves.map((leaf) => leaf.dataset)).filter((set) => set !== chosen.dataset).flatMap((set) => {
-      const same = numbered.filter((leaf) => leaf.dataset === set && leaf.step === chosen.step);
-      return same.slice(0, 1);
+    // runs that were each measured on their own data set: at the selected step, or else at their own last one
+    const others = leaves.length > 1 ? [] : distinct(data.leaves.map((leaf) => leaf.dataset)).filter((set) => set !== chosen.dataset).map((set) => {
+      const own = numbered.filter((leaf) => leaf.dataset === set);
+      return own.find((leaf) => leaf.step === chosen.step) ?? own[own.length - 1];
     });
+    const named = (leaf) => (leaf.step === chosen.step ? `${leaf.dataset} (${leaf.run})` : `${leaf.dataset} (${leaf.run}, step ${leaf.step ?? "–"})`);
     const all = [...leaves, ...others];
     draw("c-sets", all.length < 2 ? "one data set only" : {
       tooltip: { formatter: (p) => { const [, ...q] = p.value; return `${escape(p.name)}<br>5 %, quarter, median, three quarters, 95 %:<br>${q.map(shown).join(", ")}`; } },
       grid: { left: 62, right: 18, top: 16, bottom: 60 },
-      xAxis: axis({ type: "category", data: all.map((leaf) => (others.length ? `${leaf.dataset} (${leaf.run})` : leaf.dataset)), axisLabel: { color: look().soft, interval: 0, overflow: "break", width: 130 } }),
+      xAxis: axis({ type: "category", data: all.map((leaf) => (others.length ? named(leaf) : leaf.dataset)), axisLabel: { color: look().soft, interval: 0, overflow: "break", width: 130 } }),
       yAxis: axis({ type: "value", name: "cosine", nameGap: 46, scale: true }),
       series: [{ type: "boxplot", name: "cosine", data: all.map(box), itemStyle: { color: "#56b4e955", borderColor: "#0072b2" } }],
     });
@@ -423,12 +427,15 @@
       const size = norm[a][r] * norm[b][c];
       return { value: [c, r, size > 0 ? Math.max(-1, Math.min(1, x / size)) : null], inner: x };
     }));
+    const columns = inner[0]?.length ?? 0;
     at("c-matrix").style.height = `${Math.max(300, 150 + 15 * inner.length)}px`;
+    // a label has room of its own; what is wider than the window is scrolled
+    at("c-matrix").style.minWidth = `${190 + 13 * columns}px`;
     const tokenLabel = { color: look().soft, interval: 0, fontSize: 10, fontFamily: "monospace", width: 90, overflow: "truncate", formatter: (text) => text.replace(/\n/g, "⏎") };
     draw("c-matrix", {
       grid: { left: 110, right: 80, top: 10, bottom: 110 },
       tooltip: { formatter: (p) => `${escape(a)} ${p.value[1]}: ${escape(label(a, p.value[1]))}<br>${escape(b)} ${p.value[0]}: ${escape(label(b, p.value[0]))}<br>cosine ${shown(p.value[2])}<br>inner product ${shown(p.data.inner)}` },
-      xAxis: axis({ type: "category", data: labels(b, inner[0]?.length ?? 0), axisLabel: { ...tokenLabel, rotate: 90 } }),
+      xAxis: axis({ type: "category", data: labels(b, columns), axisLabel: { ...tokenLabel, rotate: 90 } }),
       yAxis: axis({ type: "category", inverse: true, data: labels(a, inner.length), axisLabel: tokenLabel }),
       visualMap: { min: -1, max: 1, text: ["1", "-1"], orient: "vertical", right: 0, top: "middle", inRange: { color: DIVERGING }, textStyle: { color: look().soft }, precision: 1 },
       series: [{ type: "heatmap", name: block, data: entries }],
@@ -465,22 +472,26 @@
     }));
   };
   const csv = (table) => {
-    const names = Object.keys(table), count = names.length ? table[names[0]].length : 0;
+    const names = Object.keys(table).filter((name) => name !== "leaf"), count = names.length ? table[names[0]].length : 0;
     const quote = (x) => (x === null ? "" : /[",\n\r]/.test(String(x)) ? `"${String(x).replaceAll('"', '""')}"` : String(x));
-    const extra = ["run", "step", "dataset"];
-    const line = (i) => [...extra.map((name) => data.leaves[table.leaf[i]][name]), ...names.filter((name) => name !== "leaf").map((name) => table[name][i])].map(quote).join(",");
-    return [[...extra, ...names.filter((name) => name !== "leaf")].join(","), ...Array.from({ length: count }, (_, i) => line(i))].join("\n") + "\n";
+    // what training recorded is of its own steps, and of no record
+    const extra = names.includes("at") ? [] : ["run", "step", "dataset"];
+    const line = (i) => [...extra.map((name) => data.leaves[table.leaf[i]][name]), ...names.map((name) => table[name][i])].map(quote).join(",");
+    return [[...extra, ...names.map((name) => (name === "at" ? "step" : name))].join(","), ...Array.from({ length: count }, (_, i) => line(i))].join("\n") + "\n";
   };
   const downloads = () => {
     const tables = { pairs: data.pairs, ...data.tables };
+    data.training.forEach((run) => {
+      for (const kind of ["steps", "predictions"]) tables[`${run.run}-${kind}`] = run[kind];
+    });
     at("downloads").replaceChildren(...Object.keys(tables).filter((name) => tables[name].leaf?.length).flatMap((name) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = `${name}.csv`;
+      button.textContent = `${name.replaceAll("/", "-")}.csv`;
       button.onclick = () => {
         const link = document.createElement("a");
         link.href = URL.createObjectURL(new Blob([csv(tables[name])], { type: "text/csv" }));
-        link.download = `${name}.csv`;
+        link.download = button.textContent;
         link.click();
         URL.revokeObjectURL(link.href);
       };

@@ -2,13 +2,15 @@
 use crate::error::Result;
 use crate::texts::{self, Texts};
 use crate::training::{self, Training};
-use polars_core::prelude::{AnyValue, DataFrame};
+use polars_core::prelude::{AnyValue, DataFrame, DataType, NamedFrom, Series, SortMultipleOptions};
+use polars_lazy::prelude::{Expr, LazyFrame, col, len, lit};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use tanglescope_analytics::{self as analytics, By, Leaf, derived};
+use tanglescope_analytics::{self as analytics, By, Leaf, Records, derived};
 
-/// Pairs whose numbers are in a report; of more, every n-th of each model and data set is.
+/// Pairs whose numbers are in a report; of more, every n-th is, and the extremes of each model and data set.
 const PAIRS: usize = 20_000;
 
 /// The columns of pairs that are shown.
@@ -31,6 +33,9 @@ const COLUMNS: [&str; 17] = [
     "norm_ratio",
     "regime_dpo",
 ];
+
+/// Measures both of whose ends are shown, whatever is left out.
+pub(crate) const EXTREMES: [&str; 5] = ["cosine", "wl_over_min", "norm_ratio", "logp_chosen", "edit_distance"];
 
 /// Where a report comes from.
 #[derive(Clone, Debug, Serialize)]
@@ -58,6 +63,9 @@ pub struct Report {
     pub training: Vec<Training>,
     /// Texts and matrices of some pairs.
     pub texts: Texts,
+    /// What was found in the folders and is not shown.
+    #[serde(skip)]
+    pub left_out: Vec<String>,
 }
 
 impl Report {
@@ -84,7 +92,8 @@ impl Report {
             tables.insert(name.to_owned(), Value::Object(table));
         }
         let (pairs, pairs_in_all) = pairs(&leaves)?;
-        let texts = texts::gather(folders, &leaves, &pairs)?;
+        let mut left_out = Vec::new();
+        let texts = texts::gather(folders, &leaves, &pairs, &mut left_out)?;
         let training = training::gather(folders)?;
         Ok(Self {
             origin,
@@ -94,6 +103,7 @@ impl Report {
             pairs_in_all,
             training,
             texts,
+            left_out,
         })
     }
 }
@@ -165,21 +175,58 @@ pub(crate) fn value(cell: &AnyValue<'_>) -> Value {
     }
 }
 
-/// The pairs that are shown, and how many there are.
+/// The pairs that are shown, and how many there are: all of them, or every n-th, and of each record those at either end of the
+/// measures that a reader sorts by.
 fn pairs(leaves: &[Leaf]) -> Result<(Map<String, Value>, usize)> {
-    let mut tables = Vec::new();
-    for leaf in leaves {
-        let records = leaf.pairs()?;
-        let mut query = derived(records.scan()?).map_err(|e| records.blame(e))?;
-        let schema = query.collect_schema().map_err(|e| records.blame(e))?;
-        let there = COLUMNS.into_iter().filter(|name| schema.get(name).is_some());
-        tables.push(records.collect(query.select(there.map(polars_lazy::prelude::col).collect::<Vec<_>>()))?);
-    }
-    let all: usize = tables.iter().map(DataFrame::height).sum();
+    let records: Vec<Records> = leaves.iter().map(Leaf::pairs).collect::<analytics::Result<_>>()?;
+    let heights: Vec<usize> = records.iter().map(height).collect::<Result<_>>()?;
+    let all: usize = heights.iter().sum();
     let every = all.div_ceil(PAIRS).max(1);
     let mut whole = Map::new();
-    for (number, table) in tables.iter().enumerate() {
-        append(&mut whole, number, table, every);
+    for (number, records) in records.iter().enumerate() {
+        let mut query = derived(records.scan()?).map_err(|e| records.blame(e))?;
+        let schema = query.collect_schema().map_err(|e| records.blame(e))?;
+        let there: Vec<Expr> = COLUMNS.into_iter().filter(|name| schema.get(name).is_some()).map(col).collect();
+        query = query.with_row_index(PLACE, None);
+        if every > 1 {
+            let wanted = (col(PLACE) % lit(as_place(every))).eq(lit(0u32));
+            let ends: Vec<u32> = ends(records, &query)?.into_iter().collect();
+            query =
+                query.filter(wanted.or(col(PLACE).is_in(lit(Series::new(PLACE.into(), ends)).implode(true), false)));
+        }
+        append(&mut whole, number, &records.collect(query.select(there))?, 1);
     }
     Ok((whole, all))
+}
+
+/// The name of a column of places, which no records have.
+const PLACE: &str = "place";
+
+/// Pairs at each end of a measure that are shown of a record whatever else is.
+const ENDS: u32 = 25;
+
+fn as_place(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// Rows of a table.
+fn height(records: &Records) -> Result<usize> {
+    let n = records.collect(records.scan()?.select([len().alias("n").cast(DataType::UInt64)]))?;
+    let n = n.column("n").and_then(|n| Ok(n.u64()?.get(0))).map_err(|e| records.blame(e))?.unwrap_or(0);
+    Ok(usize::try_from(n).unwrap_or(usize::MAX))
+}
+
+/// Places of the pairs at either end of the measures that texts are chosen by.
+fn ends(records: &Records, query: &LazyFrame) -> Result<BTreeSet<u32>> {
+    let mut places = BTreeSet::new();
+    for name in EXTREMES {
+        for descending in [false, true] {
+            let options = SortMultipleOptions::default().with_order_descending(descending).with_nulls_last(true);
+            let few = query.clone().filter(col(name).is_not_null()).sort([name], options).limit(ENDS);
+            let few = records.collect(few.select([col(PLACE)]))?;
+            let of = few.column(PLACE).and_then(|of| of.u32().cloned()).map_err(|e| records.blame(e))?;
+            places.extend(of.iter().flatten());
+        }
+    }
+    Ok(places)
 }

@@ -1,6 +1,7 @@
 //! The pairs whose texts are in a report, chosen so that every regime and every extreme is among them, and their matrices of
 //! token gradients.
 use crate::error::Result;
+use crate::gather::EXTREMES;
 use polars_core::prelude::{DataFrame, DataType, PolarsResult};
 use polars_lazy::prelude::{col, lit};
 use serde::Serialize;
@@ -13,11 +14,12 @@ use tanglescope_objectives::contrast;
 /// Pairs whose texts are in a report.
 const TEXTS: usize = 200;
 
-/// Response tokens of all of them together; fewer texts are taken where they are long.
-const TOKENS: usize = 120_000;
+/// Bytes of texts in the file; fewer are taken where they are long. With as many of matrices, and 10,000 pairs' numbers, a
+/// report stays under 10 MB.
+const TEXT_BYTES: usize = 2_500_000;
 
-/// Entries of matrices of all of them together.
-const ENTRIES: usize = 300_000;
+/// Bytes of matrices.
+const MATRIX_BYTES: usize = 2_500_000;
 
 /// Characters of a prompt that are shown, the last ones.
 const PROMPT: usize = 4000;
@@ -31,20 +33,29 @@ pub struct Texts {
     pub matrices: BTreeMap<String, Value>,
 }
 
-/// Reads texts and matrices.
-pub(crate) fn gather(folders: &[PathBuf], leaves: &[Leaf], pairs: &Map<String, Value>) -> Result<Texts> {
+/// Reads texts and matrices. Says what of the folders is not shown.
+pub(crate) fn gather(
+    folders: &[PathBuf],
+    leaves: &[Leaf],
+    pairs: &Map<String, Value>,
+    left_out: &mut Vec<String>,
+) -> Result<Texts> {
     let mut texts = Texts::default();
-    matrices(folders, leaves, &mut texts)?;
+    matrices(folders, leaves, &mut texts, left_out)?;
     let with_matrix: Vec<(usize, u64)> = texts.matrices.keys().filter_map(|key| parse(key)).collect();
-    let mut left = TOKENS;
     let mut by_leaf: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
     for (leaf, pair) in chosen(pairs, &with_matrix) {
         by_leaf.entry(leaf).or_default().push(pair);
     }
+    let (mut left, mut leaves_left) = (TEXT_BYTES, by_leaf.len());
     for (leaf, wanted) in by_leaf {
+        // what one leaves over is the next ones'
+        let mut own = left / leaves_left;
+        (left, leaves_left) = (left - own, leaves_left - 1);
         if let Some(records) = leaves[leaf].table("responses.parquet")? {
-            responses(&records, leaf, &wanted, &mut left, &mut texts)?;
+            responses(&records, leaf, &wanted, &mut own, &mut texts)?;
         }
+        left += own;
     }
     Ok(texts)
 }
@@ -67,7 +78,7 @@ fn chosen(pairs: &Map<String, Value>, first: &[(usize, u64)]) -> BTreeSet<(usize
     };
     let mut all: BTreeSet<(usize, u64)> = first.iter().copied().collect();
     let mut orders: Vec<Vec<usize>> = Vec::new();
-    for name in ["cosine", "wl_over_min", "norm_ratio", "logp_chosen", "edit_distance"] {
+    for name in EXTREMES {
         let values = column(name);
         let mut rows: Vec<(usize, f64)> =
             values.iter().enumerate().filter_map(|(row, x)| Some((row, x.as_f64()?))).collect();
@@ -85,10 +96,11 @@ fn chosen(pairs: &Map<String, Value>, first: &[(usize, u64)]) -> BTreeSet<(usize
         .flat_map(|kind| orders.iter().take(4).map(|rows| of_kind(kind, rows)).collect::<Vec<_>>())
         .collect();
     orders.extend(of_kinds);
-    // half by their ends, in turn
+    // a half by their ends, in turn, whatever else is shown
+    let enough = first.len() + TEXTS / 2;
     for rank in 0..TEXTS {
         for rows in &orders {
-            if all.len() < TEXTS / 2 {
+            if all.len() < enough {
                 all.extend(rows.get(rank).and_then(|&row| id(row)));
             }
         }
@@ -112,16 +124,7 @@ fn responses(records: &Records, leaf: usize, wanted: &[u64], left: &mut usize, t
     let mut read = || -> PolarsResult<()> {
         for row in 0..rows.height() {
             let Some(pair) = rows.column("pair")?.cast(&DataType::UInt64)?.u64()?.get(row) else { continue };
-            let ids = |name: &str| -> PolarsResult<Vec<u32>> {
-                let list = rows.column(name)?.list()?.get_as_series(row);
-                Ok(list
-                    .map(|list| list.u32().map(|ids| ids.iter().flatten().collect()))
-                    .transpose()?
-                    .unwrap_or_default())
-            };
-            let (chosen, rejected) = (ids("chosen_ids")?, ids("rejected_ids")?);
-            let Some(rest) = left.checked_sub(chosen.len() + rejected.len()) else { continue };
-            *left = rest;
+            let (chosen, rejected) = (ids(&rows, "chosen_ids", row)?, ids(&rows, "rejected_ids", row)?);
             let masks = contrast(&chosen, &rejected);
             let tokens = |name: &str, ids: &[u32], mask: &[bool]| -> PolarsResult<Value> {
                 let text = rows.column(&format!("{name}_text"))?.list()?.get_as_series(row);
@@ -144,6 +147,8 @@ fn responses(records: &Records, leaf: usize, wanted: &[u64], left: &mut usize, t
                 "chosen": tokens("chosen", &chosen, &masks[0])?,
                 "rejected": tokens("rejected", &rejected, &masks[1])?,
             });
+            let Some(rest) = left.checked_sub(of.to_string().len()) else { continue };
+            *left = rest;
             texts.pairs.insert(key(leaf, pair), of);
         }
         Ok(())
@@ -172,22 +177,33 @@ fn identity(folder: &Path) -> Option<Value> {
     let manifest: Value = serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).ok()?).ok()?;
     let of = |key: &str| manifest["identity"][key].clone();
     let data = PathBuf::from(manifest["data"].as_str()?);
-    Some(json!([of("model"), of("adapter"), of("scope"), of("dtype"), data.canonicalize().unwrap_or(data)]))
+    let data = data.canonicalize().unwrap_or(data);
+    Some(json!([of("model"), of("adapter"), of("scope"), of("dtype"), of("all_pairs"), data]))
 }
 
-/// Adds matrices: those in a leaf's own folder, or in one of the same model, data and scope.
-fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts) -> Result<()> {
+/// Adds matrices: those in a leaf's own folder, or in one of the same model, data and scope, of the same tokens.
+fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts, left_out: &mut Vec<String>) -> Result<()> {
     let mut found = Vec::new();
     folders.iter().for_each(|folder| search(folder, &mut found));
-    let mut left = ENTRIES;
+    let mut left = MATRIX_BYTES;
     for folder in found {
         let of = identity(&folder);
-        let same = |leaf: &&Leaf| leaf.folder == folder || (of.is_some() && identity(&leaf.folder) == of);
-        let Some(leaf) = leaves.iter().position(|leaf| same(&leaf)) else { continue };
-        let from = Leaf { folder, ..leaves[leaf].clone() };
+        let same = |leaf: &Leaf| leaf.folder == folder || (of.is_some() && identity(&leaf.folder) == of);
+        let mut home = None;
+        for (number, leaf) in leaves.iter().enumerate().filter(|(_, leaf)| same(leaf)) {
+            let from = Leaf { folder: folder.clone(), ..leaf.clone() };
+            if same_tokens(&from, leaf)? {
+                home = Some((number, from));
+                break;
+            }
+        }
+        let Some((leaf, from)) = home else {
+            left_out.push(format!("matrices of {}: of no records that are shown", folder.display()));
+            continue;
+        };
         let Some(records) = from.table("tokens.parquet")? else { continue };
         for part in records.parts() {
-            if left == 0 {
+            if left == 0 || texts.matrices.len() >= TEXTS / 2 {
                 break;
             }
             let one = Records::of(vec![part.clone()]);
@@ -196,6 +212,48 @@ fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Whether matrices are of the tokens that a leaf's pairs have: a file may have changed, or another template was used.
+fn same_tokens(matrices: &Leaf, leaf: &Leaf) -> Result<bool> {
+    let (Some(positions), Some(responses)) = (matrices.table("positions.parquet")?, leaf.table("responses.parquet")?)
+    else {
+        return Ok(false);
+    };
+    // a part is enough to tell
+    let positions = Records::of(positions.parts()[..1].to_vec());
+    let rows = positions.collect(positions.scan()?.select(["pair", "branch", "token"].map(col)))?;
+    let read = || -> PolarsResult<BTreeMap<u64, [Vec<u32>; 2]>> {
+        let mut of: BTreeMap<u64, [Vec<u32>; 2]> = BTreeMap::new();
+        let (pairs, branches) = (rows.column("pair")?.u64()?, rows.column("branch")?.str()?);
+        for ((pair, branch), token) in pairs.iter().zip(branches.iter()).zip(rows.column("token")?.u32()?.iter()) {
+            let (Some(pair), Some(token)) = (pair, token) else { continue };
+            of.entry(pair).or_default()[usize::from(branch == Some("l"))].push(token);
+        }
+        Ok(of)
+    };
+    let of = read().map_err(|e| positions.blame(e))?;
+    let only = of.keys().map(|pair| col("pair").eq(lit(*pair))).reduce(polars_lazy::prelude::Expr::or);
+    let query = responses.scan()?.filter(only.unwrap_or(lit(false)));
+    let rows = responses.collect(query.select(["pair", "chosen_ids", "rejected_ids"].map(col)))?;
+    let compare = || -> PolarsResult<bool> {
+        for row in 0..rows.height() {
+            let pair = rows.column("pair")?.u64()?.get(row).unwrap_or_default();
+            for (name, tokens) in ["chosen_ids", "rejected_ids"].into_iter().zip(&of[&pair]) {
+                if ids(&rows, name, row)? != *tokens {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(rows.height() > 0)
+    };
+    Ok(compare().map_err(|e| responses.blame(e))?)
+}
+
+/// Token ids of a row.
+fn ids(rows: &DataFrame, name: &str, row: usize) -> PolarsResult<Vec<u32>> {
+    let list = rows.column(name)?.list()?.get_as_series(row);
+    Ok(list.map(|list| list.u32().map(|ids| ids.iter().flatten().collect())).transpose()?.unwrap_or_default())
 }
 
 /// Adds the matrices of a part that there is room for.
@@ -215,17 +273,16 @@ fn add(rows: &DataFrame, leaf: usize, left: &mut usize, texts: &mut Texts) -> Po
     for pair in all {
         let of = |block: &str| matrices.get(&(pair, block)).cloned().unwrap_or_default();
         let blocks = ["wl", "ww", "ll"].map(|block| (block, of(block)));
-        let entries: usize = blocks.iter().flat_map(|(_, matrix)| matrix).map(Vec::len).sum();
-        match left.checked_sub(entries) {
-            Some(rest) => *left = rest,
-            None => {
-                *left = 0;
-                return Ok(());
-            }
-        }
         let whole: Map<String, Value> =
             blocks.into_iter().map(|(block, matrix)| (block.to_owned(), json!(matrix))).collect();
-        texts.matrices.insert(key(leaf, pair), Value::Object(whole));
+        let whole = Value::Object(whole);
+        let rest = left.checked_sub(whole.to_string().len()).filter(|_| texts.matrices.len() < TEXTS / 2);
+        let Some(rest) = rest else {
+            *left = 0;
+            return Ok(());
+        };
+        *left = rest;
+        texts.matrices.insert(key(leaf, pair), whole);
     }
     Ok(())
 }

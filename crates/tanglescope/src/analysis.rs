@@ -1,7 +1,7 @@
 //! The analysis of a loaded model on a data set: records, part by part.
 use crate::error::{Error, Result};
 use crate::hub;
-use crate::manifest::{Identity, Manifest, Plan};
+use crate::manifest::{Identity, Manifest, Plan, whole};
 use crate::objectives::{Asked, Loaded};
 use crate::options::{ModelOptions, Placement, dtype_name};
 use crate::progress::{Amount, Progress};
@@ -250,6 +250,11 @@ pub fn open(
     let objectives: Vec<String> = objectives.iter().map(Objective::to_string).collect();
     let manifest = match Manifest::read(out)? {
         Some(mut manifest) => {
+            // matrices of tokens need none of these: the first run that writes pairs settles them
+            if Table::at(out, "pairs.parquet").parts()?.is_empty() {
+                let Identity { reference, contrast, probes, .. } = identity.clone();
+                manifest.identity = Identity { reference, contrast, probes, ..manifest.identity };
+            }
             manifest.same_run(&identity, out)?;
             if !manifest.devices.contains(&device) {
                 manifest.devices.push(device);
@@ -264,13 +269,13 @@ pub fn open(
         None => Manifest {
             tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
             command: std::env::args().collect(),
-            model: options.folder.clone(),
+            model: whole(&options.folder),
             hub: [("model", Some(&options.folder)), ("adapter", adapter.as_ref()), ("data", Some(&data.path))]
                 .into_iter()
                 .filter_map(|(what, path)| Some((what.to_owned(), hub::source(path?)?)))
                 .collect(),
-            adapter,
-            data: data.path.clone(),
+            adapter: adapter.as_deref().map(whole),
+            data: whole(&data.path),
             pairs: data.pairs.len(),
             skipped: data.skipped.clone(),
             devices: vec![device],
@@ -483,9 +488,7 @@ impl<B: Kernels> Run<'_, B> {
                 let numbers =
                     part_of(&result.total(), &pair.which).into_iter().chain([row.logp_chosen, row.logp_rejected]);
                 if !numbers.chain(row.reference.into_iter().flatten()).all(f64::is_finite) {
-                    let problem =
-                        "a log-probability or inner product is not finite: the model overflows this number type";
-                    return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", item.row)));
+                    return Err(Error::overflow(item.row, "a log-probability or inner product"));
                 }
                 rows.pairs.push(row);
                 rows.responses.push(pair.responses(result, tokenizer));

@@ -46,8 +46,7 @@ fn beyond(args: &Analyze, options: &ModelOptions, model: &Description, asked: &A
     let objective = |name: &String| -> Result<GroupObjective> {
         let objective: GroupObjective = name.parse().map_err(|e| Error::option("--group-objective", e))?;
         if objective.needs_reference() && asked.reference == Reference::None {
-            let problem = "uses a reference model, and there is none; add --reference FOLDER, or self";
-            return Err(Error::option(format!("--group-objective {name}"), problem));
+            return Err(Error::no_reference("--group-objective", name));
         }
         Ok(objective)
     };
@@ -77,7 +76,7 @@ struct Work<'a> {
 }
 
 impl OnDevice for Work<'_> {
-    type Output = Result<Summary>;
+    type Output = Summary;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
         let Self { args, options, asked } = self;

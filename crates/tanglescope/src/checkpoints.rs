@@ -54,9 +54,8 @@ pub fn named(option: &str, text: &str) -> Result<(String, PathBuf)> {
             let file = path.file_name().map(ToOwned::to_owned);
             let file = file.or_else(|| Some(path.canonicalize().ok()?.file_name()?.to_owned()));
             let file = file.map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
-            let name = [".gz", ".jsonl", ".json"]
-                .iter()
-                .fold(file.as_str(), |name, end| name.strip_suffix(end).unwrap_or(name));
+            let ends = [".gz", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather"];
+            let name = ends.iter().fold(file.as_str(), |name, end| name.strip_suffix(end).unwrap_or(name));
             (name.to_owned(), path.to_owned())
         }
     };
@@ -150,6 +149,7 @@ mod tests {
         assert_eq!(name("a/hh-mild.jsonl.gz").unwrap(), ("hh-mild".to_owned(), "a/hh-mild.jsonl.gz".to_owned()));
         assert_eq!(name("mild=a/x.jsonl").unwrap(), ("mild".to_owned(), "a/x.jsonl".to_owned()));
         assert_eq!(name("runs/dpo/").unwrap().0, "dpo");
+        assert_eq!(name("a/long.parquet").unwrap().0, "long");
         for bad in ["=x", ".hidden=x", "a/b=c.jsonl"] {
             assert!(name(bad).is_err(), "{bad}");
         }

@@ -1,6 +1,8 @@
 //! Which device a run uses.
 use crate::cli::{Devices, Format};
 use crate::error::{Error, Result};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Mutex, PoisonError};
 use tanglescope_kernels::device::{
     Cuda, CudaDevice, Found, Offers, Vulkan, WgpuDevice, cuda_devices, offers_cuda, offers_vulkan, vulkan_devices,
 };
@@ -22,7 +24,7 @@ pub trait OnDevice {
     /// What the work returns.
     type Output;
     /// Does it.
-    fn run<B: tanglescope_kernels::Kernels>(self, device: &B::Device) -> Self::Output;
+    fn run<B: tanglescope_kernels::Kernels>(self, device: &B::Device) -> Result<Self::Output>;
 }
 
 impl Device {
@@ -64,12 +66,32 @@ impl Device {
     }
 
     /// Runs work on the device.
-    pub fn run<W: OnDevice>(&self, work: W) -> W::Output {
+    pub fn run<W: OnDevice>(&self, work: W) -> Result<W::Output> {
         match self {
             Self::Cpu => work.run::<Flex>(&FlexDevice),
-            Self::Cuda(device, _) => work.run::<Cuda>(device),
-            Self::Vulkan(device, _) => work.run::<Vulkan>(device),
+            Self::Cuda(device, _) => self.guarded(|| work.run::<Cuda>(device)),
+            Self::Vulkan(device, _) => self.guarded(|| work.run::<Vulkan>(device)),
         }
+    }
+
+    /// Runs work whose device may fail: that its memory is full, or its driver gave up, comes as a panic of a library.
+    fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        static FIRST: Mutex<Option<String>> = Mutex::new(None);
+        let first = || FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let text = panic.payload_as_str().unwrap_or("no reason is given");
+            // a kernel that does not compile comes with all of its source
+            let words: String = text.split_whitespace().take(120).collect::<Vec<_>>().join(" ");
+            first().get_or_insert(words);
+        }));
+        let result = std::panic::catch_unwind(AssertUnwindSafe(work));
+        std::panic::set_hook(before);
+        result.unwrap_or_else(|_| {
+            let said = first().take().unwrap_or_default();
+            let problem = format!("it failed ({said}); what is written stays, and a smaller --memory asks less of it");
+            Err(Error::Device { device: self.to_string(), problem })
+        })
     }
 
     /// Whether it is the processor.
@@ -127,7 +149,9 @@ impl Device {
                 (format!("vulkan:{}", found.number), found.memory, all)
             }
         };
-        Described { device: name, name: self.found().map(|found| found.name.clone()), memory_bytes, dtypes, features }
+        let software = self.is_software();
+        let found = self.found().map(|found| found.name.clone());
+        Described { device: name, name: found, memory_bytes, software, dtypes, features }
     }
 }
 
@@ -140,6 +164,8 @@ struct Described {
     name: Option<String>,
     /// Bytes of memory, where the driver says.
     memory_bytes: Option<usize>,
+    /// Whether it is a program that plays a GPU.
+    software: bool,
     /// Number types that it computes with.
     dtypes: Vec<&'static str>,
     /// What kernels make use of.
@@ -191,4 +217,16 @@ pub fn list(args: Devices) {
     }
     missing.iter().for_each(|problem| println!("{problem}"));
     println!("used without --device: {default}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Device;
+
+    #[test]
+    fn a_library_that_panics_is_a_device_that_failed() {
+        let failed = Device::Cpu.guarded::<()>(|| panic!("memory\n  is full")).unwrap_err().to_string();
+        assert!(failed.contains("--device cpu") && failed.contains("it failed (memory is full)"), "{failed}");
+        assert_eq!(Device::Cpu.guarded(|| Ok(7)).unwrap(), 7);
+    }
 }

@@ -63,6 +63,22 @@ impl Error {
         Self::Output { path: path.to_owned(), problem: problem.to_string() }
     }
 
+    /// A number of a row that its type does not hold.
+    pub fn overflow(row: u64, what: &str) -> Self {
+        Self::Failed(format!(
+            "row {row}: {what} is not finite: the model overflows this number type; --dtype f32, or f64 with --device cpu, \
+             may hold it"
+        ))
+    }
+
+    /// What an objective needs and does not have.
+    pub fn no_reference(option: &str, objective: &str) -> Self {
+        Self::option(
+            format!("{option} {objective}"),
+            "uses a reference model, and there is none; add --reference FOLDER, or self",
+        )
+    }
+
     /// 2 for bad input, 1 for anything else.
     pub fn exit_code(&self) -> ExitCode {
         match self {

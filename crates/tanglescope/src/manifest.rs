@@ -150,6 +150,11 @@ pub fn write_whole(folder: &Path, manifest: &impl Serialize) -> Result<()> {
     summarize::write_whole(&path, &text)
 }
 
+/// A path that stands for the same from wherever it is read.
+pub fn whole(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// The beginning of a hash, or the whole of anything shorter.
 pub fn short(text: &str) -> &str {
     if text.len() > 40 { text.get(..12).unwrap_or(text) } else { text }

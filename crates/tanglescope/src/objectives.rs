@@ -82,7 +82,7 @@ pub fn parse(name: &str, reference: bool) -> Result<Objective> {
         );
     }
     if objective.definition().reference && !reference {
-        return refuse("uses a reference model, and there is none; add --reference FOLDER, or self");
+        return Err(Error::no_reference("--objective", name));
     }
     Ok(objective)
 }

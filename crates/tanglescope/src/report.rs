@@ -15,7 +15,12 @@ pub fn run(args: &Report) -> Result<()> {
 
 /// Writes the report whole or not at all.
 pub fn write(args: &Report, origin: Origin) -> Result<()> {
+    // a training run's folder beside records needs none itself
+    if tanglescope_analytics::find_some(&args.folders).is_ok_and(|found| found.is_empty()) {
+        tanglescope_analytics::find(&args.folders).map_err(|e| Error::option("FOLDER", e))?;
+    }
     let report = tanglescope_report::Report::of(&args.folders, origin)?;
+    report.left_out.iter().for_each(|what| eprintln!("left out: {what}"));
     match args.format {
         ReportFormat::Html => write_whole(&args.out, html(&report)?.as_bytes()),
         ReportFormat::Md => {

@@ -1,11 +1,12 @@
 //! `tanglescope summarize`: what records amount to, as a table in any of the usual formats.
 use crate::cli::{Compat, Summarize, SummaryBy, TableFormat};
 use crate::error::{Error, Result};
+use crate::manifest::Manifest;
 use comfy_table::{CellAlignment, Table, presets};
 use polars_core::prelude::{AnyValue, DataFrame};
 use polars_io::prelude::{CsvWriter, JsonFormat, JsonWriter, ParquetWriter, SerWriter};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tanglescope_analytics::{self as analytics, By, Leaf};
 
 /// Runs the command.
@@ -13,9 +14,9 @@ pub fn run(args: &Summarize) -> Result<()> {
     if args.format == TableFormat::Parquet && args.out.is_none() {
         return Err(Error::option("--format parquet", "is not for printing; add --out FILE"));
     }
-    let leaves = analytics::find(&args.folders)?;
+    let leaves = records(&args.folders)?;
     let mut table = match (&args.compat, &args.against) {
-        (Some(Compat::Official), _) => analytics::official(&leaves)?,
+        (Some(Compat::Official), _) => official(&leaves)?,
         (None, Some(other)) => against(&leaves, other)?,
         (None, None) => summary(&leaves, args.by)?,
     };
@@ -23,6 +24,26 @@ pub fn run(args: &Summarize) -> Result<()> {
     match &args.out {
         None => std::io::stdout().write_all(&bytes).map_err(|e| Error::Failed(format!("standard output: {e}"))),
         Some(path) => write_whole(path, &bytes),
+    }
+}
+
+/// The records of folders that were named; one without any is bad input.
+fn records(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
+    analytics::find(folders).map_err(|e| Error::option("FOLDER", e))
+}
+
+/// The published script's columns, which say of a row only its step.
+fn official(leaves: &[Leaf]) -> Result<DataFrame> {
+    let differs = |of: fn(&Leaf) -> &str| leaves.iter().any(|leaf| of(leaf) != of(&leaves[0]));
+    let what = if differs(|leaf| &leaf.run) { Some("runs") } else { None };
+    match what.or(differs(|leaf| &leaf.dataset).then_some("data sets")) {
+        None => Ok(analytics::official(leaves)?),
+        Some(what) => {
+            let problem = format!(
+                "these are records of several {what}, and its rows say only their step; name the folders of one"
+            );
+            Err(Error::option("--compat official", problem))
+        }
     }
 }
 
@@ -66,25 +87,50 @@ fn stacked(tables: Vec<DataFrame>) -> Result<Option<DataFrame>> {
     Ok(Some(whole))
 }
 
-/// Comparisons of records that belong together, with what is compared in front.
+/// Comparisons of records that belong together, with what is compared in front: two records alone, whatever they are of, and of
+/// more those of the same data set and step.
 fn against(leaves: &[Leaf], other: &Path) -> Result<DataFrame> {
-    let others = analytics::find(&[other.to_owned()])?;
+    let others = records(&[other.to_owned()])?;
     let mut tables = Vec::new();
     for leaf in leaves {
         let of_data: Vec<&Leaf> = others.iter().filter(|other| other.dataset == leaf.dataset).collect();
         let of_step: Vec<&Leaf> = of_data.iter().copied().filter(|other| other.step == leaf.step).collect();
-        let before = match (of_data.as_slice(), of_step.as_slice()) {
-            ([one], _) | (_, [one]) => one,
-            (_, []) => continue,
+        let alone = others.iter().filter(|_| leaves.len() == 1 && others.len() == 1).collect::<Vec<_>>();
+        let before = match (alone.as_slice(), of_data.as_slice(), of_step.as_slice()) {
+            ([one], ..) | (_, [one], _) | (.., [one]) => one,
+            (.., []) => continue,
             _ => {
                 let problem = format!("has several records that belong to {}; name the folder of one", leaf.title());
                 return Err(Error::option(format!("--against {}", other.display()), problem));
             }
         };
+        same_rows(before, leaf)?;
         tables.push(analytics::compare(before, leaf)?);
     }
     let none = "has no records of the same data set and step";
     stacked(tables)?.ok_or_else(|| Error::option(format!("--against {}", other.display()), none))
+}
+
+/// Refuses records whose pairs are counted in two ways, and says where equal numbers may be of other texts.
+fn same_rows(before: &Leaf, after: &Leaf) -> Result<()> {
+    let (Some(first), Some(second)) = (Manifest::read(&before.folder)?, Manifest::read(&after.folder)?) else {
+        return Ok(());
+    };
+    let (first, second) = (first.identity, second.identity);
+    if first.all_pairs != second.all_pairs {
+        let problem =
+            "has all pairs of each group, and the other only the best against the worst: their numbers differ";
+        let all = if first.all_pairs { before } else { after };
+        return Err(Error::output(&all.folder, problem));
+    }
+    if first.data != second.data {
+        eprintln!(
+            "{} and {}: not the same token ids; pairs are matched by row number, and refused where their ids differ",
+            before.folder.display(),
+            after.folder.display()
+        );
+    }
+    Ok(())
 }
 
 /// A table in a format.

@@ -5,7 +5,7 @@ use crate::cli::Sweep;
 use crate::device::OnDevice;
 use crate::dry_run;
 use crate::error::{Error, Result};
-use crate::manifest::{self, Identity, Manifest, short};
+use crate::manifest::{self, Identity, Manifest, short, whole};
 use crate::objectives::{Asked, Loaded, Reference};
 use crate::options::{ModelOptions, Placement, dtype_name, limits, read_data, reading, tokenizer, whole_groups};
 use crate::progress::{Amount, Progress};
@@ -288,17 +288,22 @@ impl Work<'_> {
     /// Writes the manifest of the sweep, with what an earlier one into the folder has.
     fn manifest(&self) -> Result<()> {
         let Self { args, options, runs, .. } = self;
+        // shards write it one after the other
+        let turn = args.out.join(".lock-manifest");
+        let turn = File::create(&turn).map_err(|e| Error::output(&turn, format!("cannot be written: {e}")))?;
+        // a file system without locks has none to wait for
+        let _ = turn.lock();
         let mut data = BTreeMap::new();
         for (name, of) in runs.iter().flat_map(|run| &run.texts.data) {
             let row = |pair: tanglescope_data::Pair| SampledRow { row: pair.row, id: pair.id };
             let rows = || of.pairs.iter().map(|pair| pair.map(row)).collect::<tanglescope_data::Result<_>>();
             let sample = args.pairs.map(|_| rows()).transpose()?;
             let files = of.files.iter().map(|file| file_hash(file)).collect::<Result<Vec<_>, _>>()?;
-            data.insert(name.clone(), SweptData { path: of.path.clone(), file: files.join("+"), sample });
+            data.insert(name.clone(), SweptData { path: whole(&of.path), file: files.join("+"), sample });
         }
         let runs = runs.iter().map(|of| {
             let steps = of.run.checkpoints.iter().map(|checkpoint| checkpoint.step).collect();
-            (of.run.name.clone(), SweptRun { folder: of.run.folder.clone(), steps })
+            (of.run.name.clone(), SweptRun { folder: whole(&of.run.folder), steps })
         });
         let mut new = SweepManifest {
             tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
@@ -431,7 +436,7 @@ fn finished(job: &Job<'_>, options: &ModelOptions, mean: bool, hashes: &mut Hash
     let Ok(identity) = hashes.identity(job, options) else { return Ok(false) };
     manifest.same_run(&identity, &job.out)?;
     let objectives: Vec<String> = job.run.asked.objectives.iter().map(Objective::to_string).collect();
-    Ok(manifest.objectives == objectives)
+    Ok(objectives.is_empty() || manifest.objectives == objectives)
 }
 
 /// A reference that is loaded, what it belongs to, and what is known of it.
@@ -443,7 +448,7 @@ struct Held<B: Kernels> {
 }
 
 impl OnDevice for Work<'_> {
-    type Output = Result<()>;
+    type Output = ();
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<()> {
         let out = &self.args.out;

@@ -3,7 +3,7 @@ use crate::analysis::{identity, lock, open};
 use crate::cli::Tokens;
 use crate::device::OnDevice;
 use crate::error::{Error, Result};
-use crate::manifest::Plan;
+use crate::manifest::{Identity, Manifest, Plan};
 use crate::options::{ModelOptions, Placement, group, groups, limits, read_data, reading, tokenizer};
 use crate::progress::{Amount, Progress};
 use crate::summarize::write_whole;
@@ -62,7 +62,7 @@ struct Work<'a> {
 }
 
 impl OnDevice for Work<'_> {
-    type Output = Result<Shares>;
+    type Output = Shares;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Shares> {
         let Self { args, options, quiet } = self;
@@ -76,7 +76,12 @@ impl OnDevice for Work<'_> {
         let outline = options.outline()?;
         let placement = Placement::of(options, &outline);
         let hashes = [model.content_hash.as_str(), &data.content_hash];
-        let identity = identity(options, hashes, model.adapter_hash.as_deref(), None, false);
+        let mut identity = identity(options, hashes, model.adapter_hash.as_deref(), None, false);
+        if let Some(there) = Manifest::read(out)? {
+            // of what an analysis measures beside, a matrix depends on nothing
+            let Identity { reference, contrast, probes, .. } = there.identity;
+            identity = Identity { reference, contrast, probes, ..identity };
+        }
         let forward_rows_per_batch = placement.rows_per_batch(options, &outline);
         let backward_rows_per_pass = Some(placement.backward_rows(options, &outline));
         let plan = Plan {
@@ -85,10 +90,14 @@ impl OnDevice for Work<'_> {
             backward_rows_per_pass,
             rates: model.rates.into(),
         };
-        let manifest = open(out, options, &data, identity, plan, &[])?;
+        let mut manifest = open(out, options, &data, identity, plan, &[])?;
         model.rates = manifest.plan.rates.into();
-        // a folder of `analyze` has no such number
-        let most = manifest.plan.backward_rows_per_pass.or(backward_rows_per_pass).unwrap_or(1);
+        // a folder of `analyze` has no such number yet
+        if manifest.plan.backward_rows_per_pass.is_none() {
+            manifest.plan.backward_rows_per_pass = backward_rows_per_pass;
+            manifest.write(out)?;
+        }
+        let most = manifest.plan.backward_rows_per_pass.unwrap_or(1);
 
         let (matrices, positions) = (Table::create(out, "tokens.parquet")?, Table::create(out, "positions.parquet")?);
         let products = args.positions.then(|| Table::create(out, "position_products.parquet")).transpose()?;
@@ -126,8 +135,7 @@ impl OnDevice for Work<'_> {
                 });
                 if let Some((pair, _)) = window.iter().zip(&found).find(|(_, m)| !m.inner.iter().all(|x| x.is_finite()))
                 {
-                    let problem = "an inner product is not finite: the model overflows this number type";
-                    return Err(Error::Failed(format!("row {}: {problem}; --dtype f64 may hold it", pair.row)));
+                    return Err(Error::overflow(pair.row, "an inner product"));
                 }
                 matrices.write(part, tokens::matrices(&blocks(window, &found)))?;
                 positions.write(part, tokens::positions(&rows(window, &found, tokenizer.as_ref())))?;

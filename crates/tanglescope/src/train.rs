@@ -4,7 +4,7 @@ use crate::cli::{ScheduleName, Train};
 use crate::device::OnDevice;
 use crate::dry_run;
 use crate::error::{Error, Result};
-use crate::manifest::{self, short};
+use crate::manifest::{self, short, whole};
 use crate::objectives::{Loaded, Reference};
 use crate::options::{ModelOptions, Placement, dtype_name, group, limits, read_data, reading};
 use crate::progress::{Amount, Progress};
@@ -293,7 +293,7 @@ struct Work<'a> {
 }
 
 impl OnDevice for Work<'_> {
-    type Output = Result<()>;
+    type Output = ();
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<()> {
         let Self { args, options, objective, quiet } = &self;
@@ -464,9 +464,9 @@ impl Work<'_> {
                     tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
                     kind: "train".to_owned(),
                     command: std::env::args().collect(),
-                    model: options.folder.clone(),
-                    adapter,
-                    data: args.data.data.clone(),
+                    model: whole(&options.folder),
+                    adapter: adapter.as_deref().map(whole),
+                    data: whole(&args.data.data),
                     pairs: examples.train.len(),
                     held_out: examples.held_out.len(),
                     skipped: examples.skipped.clone(),
