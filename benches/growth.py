@@ -34,7 +34,7 @@ def main():
             before = None
             for value in values:
                 command = [args.binary, "bench", "--shape", args.shape, "--layers", args.layers, "--device", args.device, "--scope", scope,
-                           "--pass-only", "--repeats", "3", "--format", "json", option, str(value), *rest]
+                           "--pass-only", "--repeats", "8", "--format", "json", option, str(value), *rest]
                 if name != "pairs":
                     command += ["--pairs", "1"]
                 done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["pass"]
@@ -62,7 +62,7 @@ def draw(found, path):
             axis.loglog(x, [w * seconds[0] / work[0] for w in work], ":", color=line.get_color())
         axis.set_xlabel({"prompt": "prompt tokens", "response": "response tokens", "rank": "LoRA rank", "pairs": "pairs"}[name])
         # one scale of seconds for all, so that what hardly grows looks flat
-        axis.set_ylim(0.05, 20)
+        axis.set_ylim(0.02, 10)
         ticks = sorted({x for (of, _), points in found.items() if of == name for x, *_ in points})
         axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axis.set_xticks([], minor=True)

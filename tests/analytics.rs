@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use support::{analyze, demo, error_line, repository, run, succeed};
 use tanglescope_analytics::{
-    By, Leaf, compare, find, metrics, official, outcomes, outliers, params, regimes, relations,
+    By, Leaf, bins, compare, find, metrics, official, outcomes, outliers, params, regimes, relations,
 };
 
 fn golden(name: &str) -> PathBuf {
@@ -128,6 +128,22 @@ fn correlations_are_scipys() {
 }
 
 #[test]
+fn tenths_by_a_property_are_numpys() {
+    let values = values();
+    for name in ["large", "small", "one"] {
+        let table = bins(&leaf(name)).unwrap();
+        for (key, expected) in values[name]["bin"].as_object().unwrap() {
+            let [metric, against, bin] = key.split('/').collect::<Vec<_>>().try_into().unwrap();
+            let at = row(&table, &[("metric", metric), ("against", against), ("bin", bin)]);
+            spread(&table, at, expected, key);
+            for column in ["from", "to"] {
+                same(number(&table, column, at), &expected[column], &format!("{key}, {column}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn comparisons_are_numpys() {
     let table = compare(&leaf("small"), &leaf("large")).unwrap();
     for (metric, expected) in values()["large against small"].as_object().unwrap() {
@@ -194,6 +210,7 @@ fn nothing_to_summarize_is_said_with_nulls() {
     assert_eq!(regimes(&empty).unwrap().height(), 0);
     assert_eq!(params(&empty, By::Module).unwrap().unwrap().height(), 0);
     assert_eq!(outliers(&empty).unwrap().height(), 0);
+    assert_eq!(bins(&empty).unwrap().height(), 0);
     assert!(relations(&empty).unwrap().column("spearman").unwrap().null_count() > 0);
     assert!(compare(&empty, &leaf("one")).unwrap_err().to_string().contains("has no pair that"));
     // the wl of all is that of embeddings and norms too

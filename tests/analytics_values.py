@@ -152,6 +152,18 @@ def expected(tables):
                     ends = [finite(np.tanh(np.arctanh(value) + sign * half)) for sign in (-1, 1)]
             out["relation"][f"{metric}/{against}"] = dict(
                 count=both.height, spearman=None if value is None else finite(value), low=ends[0], high=ends[1])
+    out["bin"] = {}
+    # one with negative values, one with many pairs of one value, one with NaN
+    for metric in ("cosine", "norm_ratio"):
+        for against in ("length_difference", "shared_prefix", "logp_chosen"):
+            x, y = (pairs[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in (metric, against))
+            known = y[~np.isnan(y)]
+            n = min(10, len(known))
+            ends = np.unique(np.quantile(known, np.arange(1, n + 1) / n, method="inverted_cdf"))
+            place = np.searchsorted(ends, y)
+            for k, end in enumerate(ends):
+                here = (place == k) & ~np.isnan(y)
+                out["bin"][f"{metric}/{against}/{k + 1}"] = spread(x[here].tolist()) | {"from": y[here].min(), "to": end}
     ww, wl, ll = (pairs[name].to_numpy() for name in ("ww", "wl", "ll"))
     with np.errstate(all="ignore"):
         out["official"] = [finite(x) for x in (wl.mean(), (wl / np.sqrt(ww * ll)).mean(), np.sqrt(ww).mean(), np.sqrt(ll).mean(), np.mean(wl / np.minimum(ww, ww)))]

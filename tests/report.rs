@@ -205,8 +205,12 @@ fn the_page_shows_what_the_records_hold() {
     );
     assert!(related.as_u64().unwrap() > 3);
     assert_eq!(page.marks("c-relations"), json!([related, related]));
+    let bins = page.get("report.charts['c-bins'].getOption().xAxis[0].data.length");
+    assert_eq!(page.marks("c-bins"), json!([bins, bins, bins]));
+    page.select("bin-by", &json!("logp_chosen"));
+    assert_eq!(page.marks("c-bins"), json!([10, 10, 10]), "tenths of 13 pairs");
     // and nothing else
-    assert_eq!(page.get("Object.keys(report.charts).length"), json!(14));
+    assert_eq!(page.get("Object.keys(report.charts).length"), json!(15));
     assert_eq!(page.get("report.charts['c-hist-cosine'].getModel().getSeries()[0].getData().mapArray('y', (y) => y).reduce((a, b) => a + b)"), json!(13));
 
     // numbers are the parquet's, to the last digit
@@ -281,8 +285,8 @@ fn the_page_shows_what_the_records_hold() {
     page.get("(() => { document.getElementById('theme').click(); return 0; })()");
     assert_ne!(ground(), before);
     telephone(&page);
-    // the matrix was the fifteenth
-    assert_eq!(page.get("Object.keys(report.charts).length"), json!(15));
+    // the matrix was the sixteenth
+    assert_eq!(page.get("Object.keys(report.charts).length"), json!(16));
     paper(&page);
     assert_eq!(page.heard(), Vec::<String>::new());
 }
@@ -453,7 +457,7 @@ fn the_demo_runs_offline_and_ends_with_a_page_whose_figures_are_filled() {
     let page = Page::open(&browser, &folder.path().join("report.html"));
     page.select("run", &json!("dpo-long"));
     let charts = page.get("[...document.querySelectorAll('main .chart')].map((c) => c.id)");
-    assert_eq!(charts.as_array().unwrap().len(), 14);
+    assert_eq!(charts.as_array().unwrap().len(), 15);
     for chart in charts.as_array().unwrap() {
         let marks = page.marks(chart.as_str().unwrap());
         let filled = |marks: &Vec<Value>| marks.iter().any(|n| n.as_u64().is_some_and(|n| n > 0));

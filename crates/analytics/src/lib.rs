@@ -24,5 +24,5 @@ pub use official::official;
 pub use params::{By, means, params};
 pub use parts::Table;
 pub use records::{Leaf, Records, find, find_some};
-pub use relations::{outliers, relations};
+pub use relations::{bins, outliers, relations};
 pub use summary::Summary;

@@ -1,17 +1,18 @@
 //! What entanglement goes with, and which pairs stand out.
 use crate::error::Result;
-use crate::metrics::{derived, keys, numbers};
+use crate::metrics::{derived, keys, numbers, spread_columns};
 use crate::records::{Leaf, Records};
-use crate::statistics::{median, spearman};
+use crate::statistics::{Spread, median, spearman};
 use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, DataType, PolarsResult};
 use polars_lazy::prelude::{LazyFrame, col, lit};
+use rayon::slice::ParallelSliceMut;
 
 /// Measures of entanglement.
 const OF: [&str; 3] = ["cosine", "wl_over_min", "norm_ratio"];
 
 /// What they are compared with.
-const AGAINST: [&str; 9] = [
+const AGAINST: [&str; 11] = [
     "length_difference",
     "chosen_tokens",
     "rejected_tokens",
@@ -21,6 +22,8 @@ const AGAINST: [&str; 9] = [
     "logp_chosen",
     "logp_rejected",
     "margin",
+    "ches",
+    "ches_by_length",
 ];
 
 /// Pairs that stand out by each metric.
@@ -28,11 +31,8 @@ const OUTLIERS: usize = 10;
 
 /// Two columns where both are defined.
 fn both(of: &Records, query: LazyFrame, names: [&str; 2]) -> Result<[Vec<f64>; 2]> {
-    let rows = of.collect(query.select(names.map(|name| col(name).cast(DataType::Float64))))?;
-    let [a, b] = names.map(|name| rows.column(name).and_then(|column| column.f64()));
-    let (a, b) = (a.map_err(|e| of.blame(e))?, b.map_err(|e| of.blame(e))?);
-    let defined =
-        a.iter().zip(b.iter()).filter_map(|(a, b)| Some((a?, b?))).filter(|(a, b)| !a.is_nan() && !b.is_nan());
+    let rows = columns_of(of, query, names)?;
+    let defined = rows.into_iter().filter_map(|(a, b)| Some((a?, b?))).filter(|(a, b)| !a.is_nan() && !b.is_nan());
     let (a, b) = defined.unzip();
     Ok([a, b])
 }
@@ -61,6 +61,71 @@ pub fn relations(leaf: &Leaf) -> Result<DataFrame> {
         column("high", &rows, |r| r.3.map(|s| s[2])),
     ];
     Ok(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect()))
+}
+
+/// Parts that the pairs are cut into by a property; fewer where it has few values.
+const BINS: usize = 10;
+
+/// One row a measure of entanglement, property, and tenth of the pairs by that property: `bin` (from 1), `from` and `to` (the
+/// least and greatest value in it), and where the measure lies over its pairs (columns of a spread).
+///
+/// Bins end at the values that numpy calls the inverted CDF at tenths, so that pairs of one value are in one bin.
+///
+/// # Errors
+/// Where a part is damaged.
+pub fn bins(leaf: &Leaf) -> Result<DataFrame> {
+    let pairs = leaf.pairs()?;
+    let mut query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
+    let schema = query.collect_schema().map_err(|e| pairs.blame(e))?;
+    let mut rows: Vec<(&str, &str, u32, [f64; 2])> = Vec::new();
+    let mut spreads: Vec<(Option<Spread>, usize)> = Vec::new();
+    for against in AGAINST.into_iter().filter(|name| schema.get(name).is_some()) {
+        let (mut sorted, _) = numbers(&pairs, query.clone(), against)?;
+        sorted.par_sort_unstable_by(f64::total_cmp);
+        let ends = ends(&sorted);
+        for of in OF {
+            let mut values: Vec<Vec<f64>> = vec![Vec::new(); ends.len()];
+            let mut undefined = vec![0; ends.len()];
+            for (x, at) in columns_of(&pairs, query.clone(), [of, against])? {
+                let Some(at) = at.filter(|at| !at.is_nan()) else { continue };
+                let bin = ends.partition_point(|end| *end < at);
+                match x.filter(|x| !x.is_nan()) {
+                    Some(x) => values[bin].push(x),
+                    None => undefined[bin] += 1,
+                }
+            }
+            let mut first = 0;
+            for ((bin, end), (values, undefined)) in (1..).zip(&ends).zip(values.into_iter().zip(undefined)) {
+                rows.push((of, against, bin, [sorted[first], *end]));
+                spreads.push((Spread::of(values), undefined));
+                first = sorted.partition_point(|x| x <= end);
+            }
+        }
+    }
+    let columns = [
+        column("metric", &rows, |r| r.0.to_owned()),
+        column("against", &rows, |r| r.1.to_owned()),
+        column("bin", &rows, |r| r.2),
+        column("from", &rows, |r| r.3[0]),
+        column("to", &rows, |r| r.3[1]),
+    ];
+    Ok(frame(keys(leaf, rows.len()).into_iter().chain(columns).chain(spread_columns(&spreads)).collect()))
+}
+
+/// Where the bins of sorted values end.
+fn ends(sorted: &[f64]) -> Vec<f64> {
+    let n = sorted.len();
+    let mut ends: Vec<f64> = (1..=BINS.min(n)).map(|k| sorted[(k * n).div_ceil(BINS.min(n)) - 1] + 0.0).collect();
+    ends.dedup();
+    ends
+}
+
+/// Two columns, row by row.
+fn columns_of(of: &Records, query: LazyFrame, names: [&str; 2]) -> Result<Vec<(Option<f64>, Option<f64>)>> {
+    let rows = of.collect(query.select(names.map(|name| col(name).cast(DataType::Float64))))?;
+    let [a, b] = names.map(|name| rows.column(name).and_then(|column| column.f64()));
+    let (a, b) = (a.map_err(|e| of.blame(e))?, b.map_err(|e| of.blame(e))?);
+    Ok(a.iter().zip(b.iter()).collect())
 }
 
 /// Number, `id` and value of some pairs.

@@ -28,5 +28,5 @@ pub use gradient_sink::GradientSink;
 pub use gram_sink::GramSink;
 pub use mean::MeanGradients;
 pub use sum_sink::SumSink;
-pub use token_matrix::{TokenMatrix, position_matrix, token_matrices, token_rows};
+pub use token_matrix::{TokenMatrix, position_matrix, token_matrices, token_passes, token_rows};
 pub use update::{Coefficients, Of, Update, update};

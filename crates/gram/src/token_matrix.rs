@@ -93,9 +93,12 @@ pub fn token_matrices<B: Kernels>(
     out.into_iter().map(|(_, matrix)| matrix).collect()
 }
 
-/// A matrix from passes over every two parts of its tokens, each part at most half of `most` rows, or one token.
-fn by_parts<B: Kernels>(model: &Decoder<B>, scope: &InScope, group: &Group, most: usize) -> TokenMatrix {
-    let (all, rows) = (cotangents(group), rows_of_tokens(group));
+/// The tokens of each pass of a matrix: all of them where they have at most `most` rows; else those of every two parts, each
+/// part at most half of `most` rows, or one token.
+fn tokens_of_passes(rows: &[usize], most: usize) -> Vec<Vec<usize>> {
+    if rows.iter().sum::<usize>() <= most {
+        return vec![(0..rows.len()).collect()];
+    }
     let mut parts: Vec<Vec<usize>> = Vec::new();
     let mut room = 0;
     for (token, &rows) in rows.iter().enumerate() {
@@ -108,21 +111,33 @@ fn by_parts<B: Kernels>(model: &Decoder<B>, scope: &InScope, group: &Group, most
         }
         room = room.saturating_sub(rows);
     }
+    let twos = parts.iter().enumerate().flat_map(|(a, first)| parts[a + 1..].iter().map(move |b| (first, b)));
+    twos.map(|(first, second)| [first.as_slice(), second].concat()).collect()
+}
+
+/// The cotangents of each pass of a group's matrix, for counting what it costs.
+#[must_use]
+pub fn token_passes(group: &Group, most: usize) -> Vec<Vec<Cotangent>> {
+    let all = cotangents(group);
+    let passes = tokens_of_passes(&rows_of_tokens(group), most);
+    passes.into_iter().map(|tokens| tokens.into_iter().map(|token| all[token].clone()).collect()).collect()
+}
+
+/// A matrix from passes over every two parts of its tokens.
+fn by_parts<B: Kernels>(model: &Decoder<B>, scope: &InScope, group: &Group, most: usize) -> TokenMatrix {
+    let all = cotangents(group);
     let k = all.len();
     let (mut inner, mut token_logps) = (vec![0.0; k * k], Vec::new());
-    for (a, first) in parts.iter().enumerate() {
-        for second in &parts[a + 1..] {
-            let tokens: Vec<usize> = first.iter().chain(second).copied().collect();
-            let chosen: Vec<Cotangent> = tokens.iter().map(|&token| all[token].clone()).collect();
-            let result = totals_of_batches(model, scope, &[(group, &chosen)], (&[vec![0]], 1), |_| ()).remove(0);
-            let total = result.total();
-            for (i, &row) in tokens.iter().enumerate() {
-                for (j, &column) in tokens.iter().enumerate() {
-                    inner[row * k + column] = total[i * tokens.len() + j];
-                }
+    for tokens in tokens_of_passes(&rows_of_tokens(group), most) {
+        let chosen: Vec<Cotangent> = tokens.iter().map(|&token| all[token].clone()).collect();
+        let result = totals_of_batches(model, scope, &[(group, &chosen)], (&[vec![0]], 1), |_| ()).remove(0);
+        let total = result.total();
+        for (i, &row) in tokens.iter().enumerate() {
+            for (j, &column) in tokens.iter().enumerate() {
+                inner[row * k + column] = total[i * tokens.len() + j];
             }
-            token_logps = result.token_logps;
         }
+        token_logps = result.token_logps;
     }
     TokenMatrix { token_logps, inner }
 }

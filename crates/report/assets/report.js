@@ -34,7 +34,7 @@
 
   // ---- what is selected
   const runs = [...new Set(data.leaves.map((leaf) => leaf.run))];
-  const chosen = { run: runs[0], step: null, dataset: null };
+  const chosen = { run: runs[0], step: null, dataset: null, against: "edit_distance" };
   const leafOf = (run, step, dataset) =>
     data.leaves.findIndex((leaf) => leaf.run === run && leaf.step === step && leaf.dataset === dataset);
   const selected = () => leafOf(chosen.run, chosen.step, chosen.dataset);
@@ -291,6 +291,33 @@
     });
   };
 
+  const bins = (leaf) => {
+    const table = of("bins", leaf).filter((row) => row.metric === "cosine" && row.count > 0);
+    const kinds = distinct(table.map((row) => row.against));
+    const kind = kinds.includes(chosen.against) ? chosen.against : kinds[0] ?? null;
+    options(at("bin-by"), kinds, kind, (name) => name.replaceAll("_", " "));
+    const rows = table.filter((row) => row.against === kind);
+    const range = (row) => (row.from === row.to ? shown(row.from) : `${shown(row.from)} to ${shown(row.to)}`);
+    const stroke = (x1, y1, x2, y2, lineWidth, colour) => ({ type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: colour, lineWidth } });
+    draw("c-bins", !rows.length ? "no values" : {
+      grid: { left: 62, right: 18, top: 16, bottom: 78 },
+      tooltip: { formatter: (p) => { const row = rows[p.dataIndex]; return `${escape(kind.replaceAll("_", " "))} ${range(row)}<br>median ${shown(row.median)} (${shown(row.low)} to ${shown(row.high)})<br>quartiles ${shown(row.q25)}, ${shown(row.q75)}<br>${row.count} pairs`; } },
+      xAxis: axis({ type: "category", data: rows.map(range), axisLabel: { color: look().soft, rotate: 35, interval: 0, fontSize: 10 } }),
+      yAxis: axis({ type: "value", name: "cosine", nameGap: 46, scale: true }),
+      series: [
+        { type: "custom", name: "quartiles", data: rows.map((row, i) => [i, number(row.q25), number(row.q75)]), encode: { x: 0, y: [1, 2] }, renderItem: (_, api) => {
+          const [a, b] = [api.coord([api.value(0), api.value(1)]), api.coord([api.value(0), api.value(2)])];
+          return stroke(a[0], a[1], b[0], b[1], 9, "#56b4e988");
+        } },
+        { type: "custom", name: "interval", data: rows.map((row, i) => [i, number(row.low), number(row.high)]), encode: { x: 0, y: [1, 2] }, renderItem: (_, api) => {
+          const [a, b] = [api.coord([api.value(0), api.value(1)]), api.coord([api.value(0), api.value(2)])];
+          return stroke(a[0], a[1], b[0], b[1], 3, "#0072b2");
+        } },
+        { type: "scatter", name: "median", color: "#0072b2", symbolSize: 8, data: rows.map((row) => number(row.median)) },
+      ],
+    });
+  };
+
   // ---- tables
   const TEXT = ["run", "dataset", "id", "regime_dpo", "title"];
   const cells = (tag, texts, names) => texts.map((text, i) => {
@@ -463,10 +490,11 @@
 
   // ---- where it comes from, and the tables as files
   const origin = () => {
-    at("origin").replaceChildren(...data.leaves.map((leaf) => {
+    const runs = data.training.map((run) => ({ title: `training of ${run.run}`, manifest: run.manifest }));
+    at("origin").replaceChildren(...[...data.leaves, ...runs].map((of) => {
       const details = document.createElement("details"), summary = document.createElement("summary"), code = document.createElement("pre");
-      summary.textContent = leaf.title;
-      code.textContent = JSON.stringify(leaf.manifest ?? {}, null, 1);
+      summary.textContent = of.title;
+      code.textContent = JSON.stringify(of.manifest ?? {}, null, 1);
       details.append(summary, code);
       return details;
     }));
@@ -510,9 +538,11 @@
     sets();
     layers(leaf);
     distributions(leaf);
+    bins(leaf);
     filter();
   };
   for (const name of ["run", "step", "dataset"]) at(name).onchange = () => { chosen[name] = JSON.parse(at(name).value); show(); };
+  at("bin-by").onchange = () => { chosen.against = JSON.parse(at("bin-by").value); bins(selected()); };
   at("layer-value").onchange = () => layers(selected());
   at("theme").onclick = () => {
     const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

@@ -88,6 +88,7 @@ impl Report {
             ("layers", gather(&leaves, |leaf| analytics::params(leaf, By::Layer))?),
             ("modules", gather(&leaves, |leaf| analytics::params(leaf, By::Module))?),
             ("relations", gather(&leaves, |leaf| analytics::relations(leaf).map(Some))?),
+            ("bins", gather(&leaves, |leaf| analytics::bins(leaf).map(Some))?),
         ] {
             tables.insert(name.to_owned(), Value::Object(table));
         }

@@ -18,6 +18,8 @@ pub struct Training {
     pub run: String,
     /// The objective that it was trained on.
     pub objective: String,
+    /// What is needed to train it again.
+    pub manifest: Value,
     /// Step by step, as lists by column: means over the step's pairs.
     pub steps: Map<String, Value>,
     /// Changes of log-probabilities that were predicted, and that were measured, as lists by column.
@@ -58,11 +60,12 @@ fn search(folder: &Path, runs: &mut Vec<(String, PathBuf)>) {
 impl Training {
     fn of(run: &str, folder: &Path) -> Result<Self> {
         let leaf = Leaf { run: run.to_owned(), step: None, dataset: String::new(), folder: folder.to_owned() };
-        let objective = manifest(folder)["identity"]["objective"].as_str().unwrap_or_default().to_owned();
+        let manifest = manifest(folder);
+        let objective = manifest["identity"]["objective"].as_str().unwrap_or_default().to_owned();
         let steps = leaf.table("steps.parquet")?.map(|records| steps(&records)).transpose()?;
         let predictions = leaf.table("predictions.parquet")?.map(|records| predictions(&records)).transpose()?;
         let (steps, predictions) = (steps.unwrap_or_default(), predictions.unwrap_or_default());
-        Ok(Self { run: run.to_owned(), objective, steps, predictions })
+        Ok(Self { run: run.to_owned(), objective, manifest, steps, predictions })
     }
 }
 

@@ -162,7 +162,7 @@ impl OnDevice for Work<'_> {
             _ => Size::Gpu,
         };
         let rates = measure_rates::<B>(dtype, device, size);
-        let kept = rates::keep(&self.options.device, dtype, rates)?;
+        let kept = rates::keep(&self.options.device, dtype, rates);
         let kernels = if self.args.pass_only { Vec::new() } else { self.kernels::<B>(device, &rates) };
         let pass = if self.args.kernels_only { None } else { Some(self.pass::<B>(device, &rates)?) };
         let report = Report {
@@ -177,8 +177,11 @@ impl OnDevice for Work<'_> {
             Format::Json => println!("{:#}", serde_json::json!(report)),
             Format::Table => print(&report),
         }
-        if let Some(path) = kept {
-            eprintln!("rates kept in {}", path.display());
+        match kept {
+            Ok(Some(path)) => eprintln!("rates kept in {}", path.display()),
+            Ok(None) => {}
+            // what was measured is printed whether or not the next run can know of it
+            Err(problem) => eprintln!("rates not kept: {problem}"),
         }
         Ok(())
     }

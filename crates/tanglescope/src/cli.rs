@@ -261,6 +261,8 @@ pub enum SummaryBy {
     Mean,
     /// Each measure of entanglement and property of the pairs: Spearman's correlation with its 95 % interval.
     Relation,
+    /// Each measure of entanglement and tenth of the pairs by a property: lengths, edit distance, shared prefix, log-probability.
+    Bin,
     /// The pairs that are farthest from the others.
     Outlier,
 }

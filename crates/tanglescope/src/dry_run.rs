@@ -1,24 +1,46 @@
 //! What a run would do, said before anything is loaded.
 use crate::options::{ModelOptions, Placement, dtype_name};
 use crate::rates;
-use tanglescope_gram::{Batch, Cotangent, Count, Group, count, plan};
+use tanglescope_gram::{Batch, Cotangent, Count, Group, count, plan, token_passes};
 use tanglescope_model::{InScope, Outline};
 
 /// Prints what a pass over some groups takes. `rows_per_batch` is the most forward rows of a batch.
 pub fn report(options: &ModelOptions, outline: &Outline, scope: &InScope, groups: &[Group], rows_per_batch: usize) {
-    let (dtype, of) = (options.dtype, &outline.description);
-    let (rates, measured) = rates::of(&options.device, dtype);
     let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
-    let batches = plan::batches(&lengths, rows_per_batch);
-    let (mut total, mut backward, mut widest) = (Count::default(), 0, [0, 0]);
-    for batch in &batches {
+    let batches = plan::batches(&lengths, rows_per_batch).into_iter().map(|batch| {
         let cotangents: Vec<Vec<Cotangent>> = batch.iter().map(|&g| Cotangent::log_probabilities(&groups[g])).collect();
         let items: Vec<(&Group, &[Cotangent])> =
             batch.iter().zip(&cotangents).map(|(&g, c)| (&groups[g], c.as_slice())).collect();
-        let batch = Batch::new(&items);
+        Batch::new(&items)
+    });
+    counted(options, outline, scope, groups, batches, &format!("batches of at most {rows_per_batch} forward rows"));
+}
+
+/// Prints what the matrices of tokens of some groups take, in passes of at most `most` backward rows.
+pub fn report_tokens(options: &ModelOptions, outline: &Outline, scope: &InScope, groups: &[Group], most: usize) {
+    let passes = groups.iter().flat_map(|group| {
+        token_passes(group, most).into_iter().map(move |cotangents| Batch::new(&[(group, &cotangents)]))
+    });
+    counted(options, outline, scope, groups, passes, &format!("passes of at most {most} backward rows"));
+}
+
+/// Prints what some batches take.
+fn counted(
+    options: &ModelOptions,
+    outline: &Outline,
+    scope: &InScope,
+    groups: &[Group],
+    batches: impl Iterator<Item = Batch>,
+    portions: &str,
+) {
+    let (dtype, of) = (options.dtype, &outline.description);
+    let (rates, measured) = rates::of(&options.device, dtype);
+    let (mut total, mut rows, mut widest, mut n) = (Count::default(), [0, 0], [0, 0], 0);
+    for batch in batches {
         total = total.plus(&count(outline, scope, &batch, dtype, &rates));
-        backward += batch.full.rows();
-        widest = [widest[0].max(batch.tokens.len()), widest[1].max(batch.full.rows())];
+        let of = [batch.tokens.len(), batch.full.rows()];
+        (rows, widest) = ([0, 1].map(|i| rows[i] + of[i]), [0, 1].map(|i| widest[i].max(of[i])));
+        n += 1;
     }
     let tokens = |f: fn(&Group) -> usize| groups.iter().map(f).sum::<usize>();
     let gib = |bytes: usize| bytes as f64 / 2f64.powi(30);
@@ -30,11 +52,7 @@ pub fn report(options: &ModelOptions, outline: &Outline, scope: &InScope, groups
         tokens(|g| g.prompt.len()),
         tokens(|g| g.responses.iter().map(Vec::len).sum())
     );
-    println!(
-        "rows            {} forward, {backward} backward, in {} batches of at most {rows_per_batch} forward rows",
-        lengths.iter().sum::<usize>(),
-        batches.len()
-    );
+    println!("rows            {} forward, {} backward, in {n} {portions}", rows[0], rows[1]);
     println!("parameters      {} tensors in scope `{}`", scope.parameters.len(), options.scope);
     println!("operations      {:.3e}", total.total().operations);
     for (stage, cost) in [
@@ -58,7 +76,9 @@ pub fn report(options: &ModelOptions, outline: &Outline, scope: &InScope, groups
     };
     let per_row = plan::least_bytes_per_row(of, dtype);
     let all = plan::bytes_per_row(of, dtype);
-    let activations = widest[0] * (per_row + (all - per_row) * kept / of.layers().max(1));
+    let forward = widest[0] * (per_row + (all - per_row) * kept / of.layers().max(1));
+    // the backward rows of two cotangents are counted with the forward rows that they copy
+    let activations = forward + widest[1].saturating_sub(2 * widest[0]) * plan::bytes_per_backward_row(of, dtype);
     println!("activations     {:.2} GiB at the most, {kept} of {} blocks keep theirs", gib(activations), of.layers());
     let how = if measured {
         "at the rates that `bench` measured"

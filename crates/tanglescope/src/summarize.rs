@@ -59,6 +59,7 @@ pub fn summary(leaves: &[Leaf], by: SummaryBy) -> Result<DataFrame> {
             SummaryBy::Module => analytics::params(leaf, By::Module)?,
             SummaryBy::Mean => analytics::means(leaf)?,
             SummaryBy::Relation => Some(analytics::relations(leaf)?),
+            SummaryBy::Bin => Some(analytics::bins(leaf)?),
             SummaryBy::Outlier => Some(analytics::outliers(leaf)?),
         })
     };

@@ -2,6 +2,7 @@
 use crate::analysis::{identity, lock, open};
 use crate::cli::Tokens;
 use crate::device::OnDevice;
+use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::manifest::{Identity, Manifest, Plan};
 use crate::options::{ModelOptions, Placement, group, groups, limits, read_data, reading, tokenizer};
@@ -40,17 +41,16 @@ pub fn dry_run(args: &Tokens) -> Result<()> {
     let options = ModelOptions::new(&args.model)?;
     options.announce();
     let outline = options.outline()?;
+    let scope = outline.in_scope(&options.scope)?;
     let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
     let groups = groups(&outline.description, &data)?;
     let most = Placement::of(&options, &outline).backward_rows(&options, &outline);
     let count = |f: &dyn Fn(&Group) -> usize| groups.iter().map(f).sum::<usize>();
     let tokens = |g: &Group| g.responses.iter().map(Vec::len).sum::<usize>();
-    println!("device          {}", options.device);
-    println!("groups          {} pairs, {} response tokens", groups.len(), count(&tokens));
     println!("entries         {} inner products", count(&|g| tokens(g).pow(2)));
-    println!("rows            {} backward, in passes of at most {most}", count(&token_rows));
     let large = groups.iter().filter(|g| token_rows(g) > most).count();
-    println!("                {large} pairs are put together from several passes");
+    println!("                {large} of {} pairs are put together from several passes", groups.len());
+    dry_run::report_tokens(&options, &outline, &scope, &groups, most);
     println!("nothing was computed, and nothing written to {}", args.out.display());
     Ok(())
 }
