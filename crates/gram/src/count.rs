@@ -159,7 +159,8 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
     count.head = cost::product(predictions, of.hidden, of.vocabulary, dtype) * 2.0;
     let head = if of.tied { &of.names.embedding } else { &of.names.head };
     if scope.contains(&format!("{head}.weight")) {
-        let of_block = |rows: &Range<usize>| cost::product(rows.len(), of.vocabulary, rows.len(), dtype);
+        // p·pᵀ up to its diagonal
+        let of_block = |rows: &Range<usize>| cost::product(rows.len(), of.vocabulary, rows.len() + 1, dtype) * 0.5;
         batch.predictions.iter().for_each(|rows| count.head += of_block(rows));
     }
     count

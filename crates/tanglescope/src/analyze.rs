@@ -17,7 +17,7 @@ use tanglescope_objectives::GroupObjective;
 /// Runs the command, and returns what it found.
 pub fn run(args: &Analyze) -> Result<Summary> {
     let options = ModelOptions::new(&args.model)?;
-    let asked = Asked::new(&args.objective, args.reference.as_deref(), &options)?;
+    let asked = Asked::new(&args.found.objective, args.reference.as_deref(), &options)?;
     options.announce();
     options.device.run(Work { args, options: &options, asked: &asked })
 }
@@ -25,7 +25,7 @@ pub fn run(args: &Analyze) -> Result<Summary> {
 /// Says what the command would do.
 pub fn dry_run(args: &Analyze) -> Result<()> {
     let options = ModelOptions::new(&args.model)?;
-    let asked = Asked::new(&args.objective, args.reference.as_deref(), &options)?;
+    let asked = Asked::new(&args.found.objective, args.reference.as_deref(), &options)?;
     options.announce();
     let outline = options.outline()?;
     let scope = outline.in_scope(&options.scope)?;
@@ -66,7 +66,7 @@ fn beyond(args: &Analyze, options: &ModelOptions, model: &Description, asked: &A
         }
     };
     let objectives = args.group_objective.iter().map(objective).collect::<Result<_>>()?;
-    Ok(Beyond { all_pairs: args.all_pairs, objectives, mean: args.mean_gradients, probes })
+    Ok(Beyond { all_pairs: args.all_pairs, objectives, mean: args.found.mean_gradients, probes })
 }
 
 struct Work<'a> {

@@ -167,6 +167,17 @@ pub enum OnBadRow {
     Skip,
 }
 
+/// What is found of every pair beside its Gram.
+#[derive(Args, Clone, Debug)]
+pub struct Found {
+    /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
+    #[arg(long, value_name = "NAME[:K=V,…]")]
+    pub objective: Vec<String>,
+    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope
+    #[arg(long)]
+    pub mean_gradients: bool,
+}
+
 /// Options of `analyze`.
 #[derive(Args, Clone, Debug)]
 pub struct Analyze {
@@ -177,9 +188,8 @@ pub struct Analyze {
     /// Folder for the results; an unfinished run in it goes on where it stopped
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
-    /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
-    #[arg(long, value_name = "NAME[:K=V,…]")]
-    pub objective: Vec<String>,
+    #[command(flatten)]
+    pub found: Found,
     /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
     #[arg(long, value_name = "FOLDER|base|self")]
@@ -190,9 +200,6 @@ pub struct Analyze {
     /// What one step on a loss over groups would do to every response (repeatable): grpo, dr_grpo, rloo, plackett_luce, listnet
     #[arg(long, value_name = "NAME[:K=V,…]")]
     pub group_objective: Vec<String>,
-    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope
-    #[arg(long)]
-    pub mean_gradients: bool,
     /// Texts beside the pairs, rows of `prompt` and `completion`, whose predicted change under every pair's step is wanted
     #[arg(long, value_name = "FILE")]
     pub probe: Option<PathBuf>,
@@ -224,17 +231,13 @@ pub struct Sweep {
     /// Only N rows of each data set, drawn with the seed; manifest.json lists them with their ids [default: all]
     #[arg(long, value_name = "N")]
     pub pairs: Option<usize>,
-    /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
-    #[arg(long, value_name = "NAME[:K=V,…]")]
-    pub objective: Vec<String>,
+    #[command(flatten)]
+    pub found: Found,
     /// Reference model of objectives that use one: a model folder, base (the model without its adapter), start (the model
     /// that the run was trained from), or self (each checkpoint is its own) [default: base under adapters, start for runs
     /// of `train`, else none]
     #[arg(long, value_name = "FOLDER|base|start|self")]
     pub reference: Option<String>,
-    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope
-    #[arg(long)]
-    pub mean_gradients: bool,
     /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
     #[arg(long, value_name = "I/N")]
     pub shard: Option<String>,

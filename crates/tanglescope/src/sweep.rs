@@ -162,7 +162,7 @@ fn prepare<'a>(
         };
         let reference = reference(args, run, &kind)?;
         let asked = Asked::new(
-            &args.objective,
+            &args.found.objective,
             reference.as_deref(),
             &ModelOptions { folder: base.clone(), adapter, ..template.clone() },
         )?;
@@ -210,7 +210,7 @@ fn reference(args: &Sweep, run: &Run, kind: &Kind) -> Result<Option<String>> {
             let needed = |name: &String| {
                 name == "all" || name.parse().is_ok_and(|objective: Objective| objective.definition().reference)
             };
-            let start = run.start.as_ref().filter(|_| args.objective.iter().any(needed));
+            let start = run.start.as_ref().filter(|_| args.found.objective.iter().any(needed));
             Ok(start.map(|start| text(&start.model)))
         }
         (given, _) => Ok(given.map(str::to_owned)),
@@ -470,7 +470,7 @@ impl OnDevice for Work<'_> {
         let mut held: Option<Held<B>> = None;
         for jobs in self.jobs.chunk_by(|a, b| std::ptr::eq(a.checkpoint, b.checkpoint)) {
             let (first, options) = (&jobs[0], self.options(&jobs[0]));
-            let is_finished = |job| finished(job, &options, self.args.mean_gradients, &mut hashes);
+            let is_finished = |job| finished(job, &options, self.args.found.mean_gradients, &mut hashes);
             let states: Vec<bool> = jobs.iter().map(is_finished).collect::<Result<_>>()?;
             if states.iter().all(|finished| *finished) {
                 continue;
@@ -506,7 +506,7 @@ impl OnDevice for Work<'_> {
                 unreachable!("a reference was just put there")
             };
             let tokenizer = first.run.texts.tokenizer.as_ref();
-            let beyond = &Beyond { mean: self.args.mean_gradients, ..Beyond::default() };
+            let beyond = &Beyond { mean: self.args.found.mean_gradients, ..Beyond::default() };
             let analysis = Analysis { options: &options, asked, reference, memo, tokenizer, beyond };
             for (job, _) in jobs.iter().zip(states).filter(|(_, finished)| !finished) {
                 progress.about(format!("run {}, step {}, {}: ", job.run.run.name, job.checkpoint.step, job.name));

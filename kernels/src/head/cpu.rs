@@ -3,11 +3,12 @@
 //! The vocabulary is walked in chunks like the keys of a flash attention: for every row a running maximum, the sum of
 //! exponentials and Σ exp(z)·w are kept and rescaled when the maximum grows; p·pᵀ of a block of rows is rescaled the
 //! same way on both sides. Beside the results, memory is `rows × CHUNK`.
-use crate::host::real::{Real, dot_wide, highest, vectorised};
+use crate::host::real::{Real, dot_wide, highest, unwritten, vectorised};
 use crate::host::stored::Stored;
-use crate::product::cpu::{Target, View, product, product_parallel};
+use crate::product::cpu::{Target, View, product, product_parallel, transpose};
 use crate::{BlockGram, HeadCotangents, SoftCap};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Tokens a chunk.
 const CHUNK: usize = 2048;
@@ -110,7 +111,54 @@ fn multiply<E: Real>(values: &mut [E], slopes: &[E]) {
     });
 }
 
-/// Grams of the output matrix for each block of cotangents, from `products`, p·pᵀ over the vocabulary before the sums are divided out.
+/// Most rows of a panel of p·pᵀ.
+const PANEL: usize = 192;
+
+/// Some rows of a block's p·pᵀ, up to the diagonal.
+struct Panel<'a, E> {
+    /// First row of the block, and its rows.
+    block: (usize, usize),
+    /// First row of the panel, from the block's first on.
+    first: usize,
+    sums: &'a mut [f64],
+    scratch: &'a mut [E],
+}
+
+/// The panels of all blocks, of like height within each.
+fn panels<'a, E>(blocks: &[Range<usize>], sums: &'a mut [Vec<f64>], scratch: &'a mut [Vec<E>]) -> Vec<Panel<'a, E>> {
+    let of_blocks = blocks.iter().zip(sums).zip(scratch).filter(|((block, _), _)| !block.is_empty());
+    let panels = of_blocks.flat_map(|((block, sums), scratch)| {
+        let rows = block.len();
+        let height = rows.div_ceil(rows.div_ceil(PANEL));
+        let parts = sums.chunks_mut(height * rows).zip(scratch.chunks_mut(height * rows)).enumerate();
+        parts.map(move |(at, (sums, scratch))| Panel { block: (block.start, rows), first: at * height, sums, scratch })
+    });
+    panels.collect()
+}
+
+impl<E: Real> Panel<'_, E> {
+    /// Adds the products of a chunk's exponentials `p` and their transpose, after what came before is brought to their maxima.
+    fn add(self, p: View<E>, turned: View<E>, columns: usize, running: &[Running<E>]) {
+        let Self { block: (start, rows), first, sums, scratch } = self;
+        let height = sums.len() / rows;
+        let width = first + height;
+        let left = p.from(start + first, 0);
+        let right = turned.from(0, start);
+        product(Target::rows(scratch, width), [height, columns, width], left, right, 1.0, false);
+        let running = &running[start..start + rows];
+        for (i, (sums, here)) in sums.chunks_exact_mut(rows).zip(scratch.chunks_exact(width)).enumerate() {
+            let of_row = running[first + i].rescale.wide();
+            vectorised!({
+                for ((sum, here), of_column) in sums.iter_mut().zip(here).zip(running) {
+                    *sum = *sum * (of_row * of_column.rescale.wide()) + here.wide();
+                }
+            });
+        }
+    }
+}
+
+/// Grams of the output matrix for each block of cotangents, from `products`, the lower half of p·pᵀ over the vocabulary before the
+/// sums are divided out.
 fn grams<E: Real>(
     rows: &Rows<'_, E>,
     own: &[(f64, f64)],
@@ -121,6 +169,14 @@ fn grams<E: Real>(
     let (blocks, targets) = (cotangents.block_rows, rows.targets);
     let of_block = |b: usize| {
         let (of, width) = (&blocks[b], blocks[b].len());
+        // what each row makes of each target, and the products of the rows
+        let first = of.start * rows.d;
+        let [of_rows, of_targets] = [rows.y, &rows.of_targets].map(|of| View::rows(&of[first..], rows.d));
+        let [mut logits, mut inputs] = [0, 1].map(|_| unwritten(width * width));
+        for (out, right) in [(&mut logits, of_targets), (&mut inputs, of_rows)] {
+            let shape = [width, rows.d, width];
+            product_parallel(Target::rows(out, width), shape, of_rows, right.transposed(), 1.0, false);
+        }
         // (h_r·h_s)(e_r·e_s), e_r·e_s = [y_r = y_s] − p_r[y_s] − p_s[y_r] + p_r·p_s, each e times its slope
         let terms: Vec<f64> = (0..width * width)
             .into_par_iter()
@@ -130,14 +186,15 @@ fn grams<E: Real>(
                     return 0.0;
                 }
                 let p = |i: usize, j: usize| {
-                    let (z, slope) = if i == j { own[i] } else { rows.logit(i, j) };
+                    let logit = || rows.bounded(logits[(i - of.start) * width + j - of.start].wide());
+                    let (z, slope) = if i == j { own[i] } else { logit() };
                     (z - running[i].log_normaliser()).exp() * slope
                 };
                 let (slope_r, slope_s) = (own[r].1, own[s].1);
                 let same = if targets[r] == targets[s] { slope_r * slope_s } else { 0.0 };
                 let both = products[b][at] / (running[r].sum * running[s].sum);
                 let e = same - p(r, s) * slope_s - p(s, r) * slope_r + both;
-                e * dot_wide(rows.y(r), rows.y(s))
+                e * inputs[at].wide()
             })
             .collect();
         let term = |r: usize, s: usize| terms[(r.max(s) - of.start) * width + r.min(s) - of.start];
@@ -162,17 +219,17 @@ struct Rows<'a, E> {
 }
 
 impl<E: Real> Rows<'_, E> {
-    fn y(&self, r: usize) -> &[E] {
-        &self.y[r * self.d..][..self.d]
-    }
-
     fn target(&self, r: usize) -> &[E] {
         &self.of_targets[r * self.d..][..self.d]
     }
 
-    /// The target of row j as seen from row i: its bounded logit, and the slope of the bound there.
-    fn logit(&self, i: usize, j: usize) -> (f64, f64) {
-        let z = dot_wide(self.y(i), self.target(j));
+    /// A row's own target: its bounded logit, and the slope of the bound there.
+    fn own(&self, r: usize) -> (f64, f64) {
+        self.bounded(dot_wide(&self.y[r * self.d..][..self.d], self.target(r)))
+    }
+
+    /// A logit within its bound, and the slope of the bound there.
+    fn bounded(&self, z: f64) -> (f64, f64) {
         self.cap.map_or((z, 1.0), |cap| (cap.bounded(z), cap.slope(cap.bounded(z))))
     }
 }
@@ -198,7 +255,7 @@ pub fn walk<E: Real>(
     // slopes of the soft bound, where there is one
     let mut slopes = vec![E::of(0.0); if cap.is_some() { logits.len() } else { 0 }];
     let rows = Rows { y, targets, of_targets: w.gather(targets, d), d, cap };
-    let own: Vec<(f64, f64)> = (0..n).into_par_iter().map(|r| rows.logit(r, r)).collect();
+    let own: Vec<(f64, f64)> = (0..n).into_par_iter().map(|r| rows.own(r)).collect();
     for start in (0..vocabulary).step_by(CHUNK) {
         let columns = CHUNK.min(vocabulary - start);
         let logits = &mut logits[..n * columns];
@@ -225,18 +282,13 @@ pub fn walk<E: Real>(
         multiply(logits, &slopes);
         let p = View::rows(logits, columns);
         product_parallel(Target::rows(&mut mean, d), [n, columns, d], p, chunk, 1.0, true);
-        let running = &running;
-        blocks.par_iter().zip(&mut products).zip(&mut scratch).for_each(|((block, sums), here)| {
-            let b = block.len();
-            let rows = p.from(block.start, 0);
-            product(Target::rows(here, b), [b, columns, b], rows, rows.transposed(), 1.0, false);
-            for i in 0..b {
-                for j in 0..b {
-                    let scale = running[block.start + i].rescale.wide() * running[block.start + j].rescale.wide();
-                    sums[i * b + j] = sums[i * b + j] * scale + here[i * b + j].wide();
-                }
-            }
-        });
+        if !blocks.is_empty() {
+            let turned = transpose(logits, columns);
+            let right = View::rows(&turned, n);
+            panels(blocks, &mut products, &mut scratch).into_par_iter().rev().with_max_len(1).for_each(|panel| {
+                panel.add(p, right, columns, &running);
+            });
+        }
     }
     let mut back = mean;
     let log_normaliser: Vec<f64> = running.iter().map(Running::log_normaliser).collect();
