@@ -205,10 +205,7 @@ fn the_page_shows_what_the_records_hold() {
     );
     assert!(related.as_u64().unwrap() > 3);
     assert_eq!(page.marks("c-relations"), json!([related, related]));
-    let bins = page.get("report.charts['c-bins'].getOption().xAxis[0].data.length");
-    assert_eq!(page.marks("c-bins"), json!([bins, bins, bins]));
-    page.select("bin-by", &json!("logp_chosen"));
-    assert_eq!(page.marks("c-bins"), json!([10, 10, 10]), "tenths of 13 pairs");
+    tenths(&page);
     // and nothing else
     assert_eq!(page.get("Object.keys(report.charts).length"), json!(15));
     assert_eq!(page.get("report.charts['c-hist-cosine'].getModel().getSeries()[0].getData().mapArray('y', (y) => y).reduce((a, b) => a + b)"), json!(13));
@@ -289,6 +286,14 @@ fn the_page_shows_what_the_records_hold() {
     assert_eq!(page.get("Object.keys(report.charts).length"), json!(16));
     paper(&page);
     assert_eq!(page.heard(), Vec::<String>::new());
+}
+
+/// Cosines by tenths of the pairs.
+fn tenths(page: &Page) {
+    let bins = page.get("report.charts['c-bins'].getOption().xAxis[0].data.length");
+    assert_eq!(page.marks("c-bins"), json!([bins, bins, bins]));
+    page.select("bin-by", &json!("logp_chosen"));
+    assert_eq!(page.marks("c-bins"), json!([10, 10, 10]), "tenths of 13 pairs");
 }
 
 /// Filters by regime, and by whether there is a text.

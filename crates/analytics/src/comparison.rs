@@ -166,7 +166,7 @@ struct Matched {
 
 impl Matched {
     fn of(before: &Leaf, after: &Leaf) -> Result<Self> {
-        let sides = [Side::of(before)?, Side::of(after)?];
+        let mut sides = [Side::of(before)?, Side::of(after)?];
         let [first, second] = [sides[0].order(), sides[1].order()];
         let number = |side: usize, at: u32| sides[side].pairs[at as usize];
         let mut others = second.into_iter().peekable();
@@ -190,6 +190,10 @@ impl Matched {
                 );
                 return Err(Error::new(&after.folder, problem));
             }
+        }
+        // what places were found by is not needed while metrics are held
+        for side in &mut sides {
+            (side.pairs, side.ids) = Default::default();
         }
         Ok(Self { sides, rows })
     }

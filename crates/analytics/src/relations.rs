@@ -31,10 +31,17 @@ const OUTLIERS: usize = 10;
 
 /// Two columns where both are defined.
 fn both(of: &Records, query: LazyFrame, names: [&str; 2]) -> Result<[Vec<f64>; 2]> {
-    let rows = columns_of(of, query, names)?;
-    let defined = rows.into_iter().filter_map(|(a, b)| Some((a?, b?))).filter(|(a, b)| !a.is_nan() && !b.is_nan());
-    let (a, b) = defined.unzip();
-    Ok([a, b])
+    let [mut first, mut second] = [Vec::new(), Vec::new()];
+    each(of, query, names, |a, b| {
+        if let (Some(a), Some(b)) = (a, b)
+            && !a.is_nan()
+            && !b.is_nan()
+        {
+            first.push(a);
+            second.push(b);
+        }
+    })?;
+    Ok([first, second])
 }
 
 /// One row a measure of entanglement and a property of the pair: Spearman's correlation over the pairs, with its 95 % interval.
@@ -86,14 +93,14 @@ pub fn bins(leaf: &Leaf) -> Result<DataFrame> {
         for of in OF {
             let mut values: Vec<Vec<f64>> = vec![Vec::new(); ends.len()];
             let mut undefined = vec![0; ends.len()];
-            for (x, at) in columns_of(&pairs, query.clone(), [of, against])? {
-                let Some(at) = at.filter(|at| !at.is_nan()) else { continue };
+            each(&pairs, query.clone(), [of, against], |x, at| {
+                let Some(at) = at.filter(|at| !at.is_nan()) else { return };
                 let bin = ends.partition_point(|end| *end < at);
                 match x.filter(|x| !x.is_nan()) {
                     Some(x) => values[bin].push(x),
                     None => undefined[bin] += 1,
                 }
-            }
+            })?;
             let mut first = 0;
             for ((bin, end), (values, undefined)) in (1..).zip(&ends).zip(values.into_iter().zip(undefined)) {
                 rows.push((of, against, bin, [sorted[first], *end]));
@@ -120,12 +127,18 @@ fn ends(sorted: &[f64]) -> Vec<f64> {
     ends
 }
 
-/// Two columns, row by row.
-fn columns_of(of: &Records, query: LazyFrame, names: [&str; 2]) -> Result<Vec<(Option<f64>, Option<f64>)>> {
+/// Does something with the values of two columns, row by row.
+fn each(
+    of: &Records,
+    query: LazyFrame,
+    names: [&str; 2],
+    mut with: impl FnMut(Option<f64>, Option<f64>),
+) -> Result<()> {
     let rows = of.collect(query.select(names.map(|name| col(name).cast(DataType::Float64))))?;
     let [a, b] = names.map(|name| rows.column(name).and_then(|column| column.f64()));
     let (a, b) = (a.map_err(|e| of.blame(e))?, b.map_err(|e| of.blame(e))?);
-    Ok(a.iter().zip(b.iter()).collect())
+    a.iter().zip(b.iter()).for_each(|(a, b)| with(a, b));
+    Ok(())
 }
 
 /// Number, `id` and value of some pairs.

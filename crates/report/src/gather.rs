@@ -1,8 +1,9 @@
 //! What a report shows, gathered from records.
+use crate::columns::append;
 use crate::error::Result;
-use crate::texts::{self, Texts};
+use crate::texts::{self, EXTREMES, Texts};
 use crate::training::{self, Training};
-use polars_core::prelude::{AnyValue, DataFrame, DataType, NamedFrom, Series, SortMultipleOptions};
+use polars_core::prelude::{DataFrame, DataType, NamedFrom, Series, SortMultipleOptions};
 use polars_lazy::prelude::{Expr, LazyFrame, col, len, lit};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -33,9 +34,6 @@ const COLUMNS: [&str; 17] = [
     "norm_ratio",
     "regime_dpo",
 ];
-
-/// Measures both of whose ends are shown, whatever is left out.
-pub(crate) const EXTREMES: [&str; 5] = ["cosine", "wl_over_min", "norm_ratio", "logp_chosen", "edit_distance"];
 
 /// Where a report comes from.
 #[derive(Clone, Debug, Serialize)]
@@ -135,45 +133,6 @@ fn gather(
         }
     }
     Ok(whole)
-}
-
-/// Adds every n-th row to lists by column. The columns that say whose they are become `leaf`.
-pub(crate) fn append(whole: &mut Map<String, Value>, leaf: usize, rows: &DataFrame, every: usize) {
-    let kept: Vec<usize> = (0..rows.height()).step_by(every).collect();
-    let before = whole.get("leaf").and_then(Value::as_array).map_or(0, Vec::len);
-    let mut extend = |name: &str, values: Vec<Value>| {
-        let list = whole.entry(name).or_insert_with(|| Value::Array(vec![Value::Null; before]));
-        if let Value::Array(list) = list {
-            list.extend(values);
-        }
-    };
-    extend("leaf", vec![json!(leaf); kept.len()]);
-    for column in rows.columns() {
-        let name = column.name().as_str();
-        if !matches!(name, "run" | "step" | "dataset") {
-            extend(name, kept.iter().map(|&row| column.get(row).map_or(Value::Null, |x| value(&x))).collect());
-        }
-    }
-    // a column that these rows lack
-    for (_, list) in whole.iter_mut() {
-        if let Value::Array(list) = list {
-            list.resize(before + kept.len(), Value::Null);
-        }
-    }
-}
-
-/// A cell. JSON has no infinities and no NaN; they are texts.
-pub(crate) fn value(cell: &AnyValue<'_>) -> Value {
-    match cell {
-        AnyValue::Null => Value::Null,
-        AnyValue::String(text) => json!(text),
-        AnyValue::StringOwned(text) => json!(text.as_str()),
-        AnyValue::Boolean(is) => json!(is),
-        AnyValue::Float64(x) if x.is_finite() => json!(x),
-        AnyValue::Float64(x) if x.is_nan() => json!("NaN"),
-        AnyValue::Float64(x) => json!(if *x > 0.0 { "Infinity" } else { "-Infinity" }),
-        other => other.extract::<i64>().map_or(Value::Null, |n| json!(n)),
-    }
 }
 
 /// The pairs that are shown, and how many there are: all of them, or every n-th, and of each record those at either end of the

@@ -1,6 +1,7 @@
 //! From records to a report: one HTML file that opens from the disk and needs nothing else, or Markdown with figures.
 //!
 //! [`Report::of`] gathers what is shown; [`html()`] and [`markdown()`] show it.
+mod columns;
 mod error;
 mod gather;
 mod html;

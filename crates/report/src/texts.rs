@@ -1,7 +1,6 @@
 //! The pairs whose texts are in a report, chosen so that every regime and every extreme is among them, and their matrices of
 //! token gradients.
 use crate::error::Result;
-use crate::gather::EXTREMES;
 use polars_core::prelude::{DataFrame, DataType, PolarsResult};
 use polars_lazy::prelude::{col, lit};
 use serde::Serialize;
@@ -10,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tanglescope_analytics::{Leaf, Records};
 use tanglescope_objectives::contrast;
+
+/// Measures both of whose ends are shown, whatever is left out.
+pub(crate) const EXTREMES: [&str; 5] = ["cosine", "wl_over_min", "norm_ratio", "logp_chosen", "edit_distance"];
 
 /// Pairs whose texts are in a report.
 const TEXTS: usize = 200;

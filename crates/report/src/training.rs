@@ -1,6 +1,6 @@
 //! What training runs recorded of their own steps.
+use crate::columns::append;
 use crate::error::Result;
-use crate::gather::append;
 use polars_core::prelude::DataType;
 use polars_lazy::prelude::{col, lit, when};
 use serde::Serialize;

@@ -1,9 +1,10 @@
 //! The analysis of a loaded model on a data set: records, part by part.
+use crate::device::dtype_name;
 use crate::error::{Error, Result};
 use crate::hub;
 use crate::manifest::{Identity, Manifest, Plan, whole};
 use crate::objectives::{Asked, Loaded};
-use crate::options::{ModelOptions, Placement, dtype_name};
+use crate::options::{ModelOptions, Placement};
 use crate::progress::{Amount, Progress};
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -1,9 +1,9 @@
 //! `tanglescope bench`: a device's rates as they are now, each kernel against the roofline that those give, and the pass.
 use crate::cli::{Bench, Format, ShapeName};
-use crate::device::OnDevice;
+use crate::device::{OnDevice, dtype_name};
 use crate::dry_run;
 use crate::error::{Error, Result};
-use crate::options::{ModelOptions, Placement, dtype_name};
+use crate::options::{ModelOptions, Placement};
 use crate::rates;
 use serde::Serialize;
 use std::path::Path;

@@ -155,6 +155,16 @@ impl Device {
     }
 }
 
+/// Name of a number type on the command line.
+pub fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F64 => "f64",
+        DType::BF16 => "bf16",
+        DType::F16 => "f16",
+        _ => "f32",
+    }
+}
+
 /// A device as it is listed.
 #[derive(serde::Serialize)]
 struct Described {

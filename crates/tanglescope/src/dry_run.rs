@@ -1,5 +1,6 @@
 //! What a run would do, said before anything is loaded.
-use crate::options::{ModelOptions, Placement, dtype_name};
+use crate::device::dtype_name;
+use crate::options::{ModelOptions, Placement};
 use crate::rates;
 use tanglescope_gram::{Batch, Cotangent, Count, Group, count, plan, token_passes};
 use tanglescope_model::{InScope, Outline};

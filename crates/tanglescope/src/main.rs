@@ -12,6 +12,7 @@ mod hub;
 mod manifest;
 mod objectives;
 mod options;
+mod output;
 mod progress;
 mod rates;
 mod report;

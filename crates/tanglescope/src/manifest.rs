@@ -1,7 +1,7 @@
 //! manifest.json: what a results folder was made from, and by what plan, so that a run can go on.
 use crate::error::{Error, Result};
+use crate::output;
 use crate::rates::StoredRates;
-use crate::summarize;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -147,7 +147,7 @@ pub fn write_whole(folder: &Path, manifest: &impl Serialize) -> Result<()> {
     let path = folder.join(NAME);
     let mut text = serde_json::to_vec_pretty(manifest).map_err(|e| Error::output(&path, e))?;
     text.push(b'\n');
-    summarize::write_whole(&path, &text)
+    output::write_whole(&path, &text)
 }
 
 /// A path that stands for the same from wherever it is read.

@@ -1,6 +1,6 @@
 //! The command line as it is meant: checked, with defaults filled in.
 use crate::cli::{Bench, Measured, ModelArgs, OnBadRow, Precision, RowArgs};
-use crate::device::Device;
+use crate::device::{Device, dtype_name};
 use crate::error::{Error, Result};
 use crate::hub::{self, Kind};
 use crate::rates;
@@ -202,16 +202,6 @@ impl ModelOptions {
             let FreshLora { r, lora_alpha, seed, .. } = fresh;
             eprintln!("adapter: none given, so a fresh one (r = {r}, lora_alpha = {lora_alpha}, B = 0, seed {seed})");
         }
-    }
-}
-
-/// Name of a number type on the command line.
-pub fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F64 => "f64",
-        DType::BF16 => "bf16",
-        DType::F16 => "f16",
-        _ => "f32",
     }
 }
 

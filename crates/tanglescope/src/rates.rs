@@ -1,9 +1,8 @@
 //! What the devices of this machine do in a second, as `bench` last measured it: a small file in the user's cache folder.
 //!
 //! The two figures decide between the Gram reductions of a map, and predict the time of a run.
-use crate::device::Device;
+use crate::device::{Device, dtype_name};
 use crate::error::{Error, Result};
-use crate::options::dtype_name;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -1,7 +1,7 @@
 //! `tanglescope report`: one page, or Markdown with figures, from any set of record folders.
 use crate::cli::{Report, ReportFormat};
 use crate::error::{Error, Result};
-use crate::summarize::write_whole;
+use crate::output::write_whole;
 use std::path::Path;
 use tanglescope_report::{Origin, html, markdown};
 

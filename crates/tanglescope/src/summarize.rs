@@ -2,6 +2,7 @@
 use crate::cli::{Compat, Summarize, SummaryBy, TableFormat};
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
+use crate::output::write_whole;
 use comfy_table::{CellAlignment, Table, presets};
 use polars_core::prelude::{AnyValue, DataFrame};
 use polars_io::prelude::{CsvWriter, JsonFormat, JsonWriter, ParquetWriter, SerWriter};
@@ -200,20 +201,4 @@ fn shown(value: &AnyValue<'_>) -> String {
         },
         other => other.to_string(),
     }
-}
-
-/// Writes a file whole or not at all.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        // as any new file; a temporary one is its owner's alone
-        #[cfg(unix)]
-        file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|e| Error::output(path, format!("cannot be written: {e}")))
 }

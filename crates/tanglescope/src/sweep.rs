@@ -2,12 +2,12 @@
 use crate::analysis::{Analysis, Beyond, ReferenceLogps, done, has_followed, identity, lock_file, work};
 use crate::checkpoints::{Checkpoint, Kind, Run, named};
 use crate::cli::Sweep;
-use crate::device::OnDevice;
+use crate::device::{OnDevice, dtype_name};
 use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::manifest::{self, Identity, Manifest, short, whole};
 use crate::objectives::{Asked, Loaded, Reference};
-use crate::options::{ModelOptions, Placement, dtype_name, limits, read_data, reading, tokenizer, whole_groups};
+use crate::options::{ModelOptions, Placement, limits, read_data, reading, tokenizer, whole_groups};
 use crate::progress::{Amount, Progress};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};

@@ -1,12 +1,12 @@
 //! `tanglescope train`: steps, records, checkpoints; what it was doing when it was stopped goes on from the last checkpoint.
 use crate::analysis::lock;
 use crate::cli::{ScheduleName, Train};
-use crate::device::OnDevice;
+use crate::device::{OnDevice, dtype_name};
 use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::manifest::{self, short, whole};
 use crate::objectives::{Loaded, Reference};
-use crate::options::{ModelOptions, Placement, dtype_name, group, limits, read_data, reading};
+use crate::options::{ModelOptions, Placement, group, limits, read_data, reading};
 use crate::progress::{Amount, Progress};
 use crate::rates::StoredRates;
 use rand::SeedableRng;

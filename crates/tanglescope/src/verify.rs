@@ -4,11 +4,11 @@
 //! central differences must be what the Gram says; and real steps down each loss, which must change both log-probabilities
 //! by what is predicted to first order. Then the Gram in the working precision against that one.
 use crate::cli::Verify;
-use crate::device::OnDevice;
+use crate::device::{OnDevice, dtype_name};
 use crate::dry_run;
 use crate::error::{Error, Result};
 use crate::objectives;
-use crate::options::{ModelOptions, dtype_name, group, limits, read_data, reading};
+use crate::options::{ModelOptions, group, limits, read_data, reading};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
