@@ -1,5 +1,6 @@
 //! Runs of checkpoints as training programs leave them: `checkpoint-N` folders with whole models or adapters in them.
 use crate::error::{Error, Result};
+use crate::manifest::whole;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tanglescope_train::checkpoint;
@@ -100,7 +101,7 @@ impl Run {
             steps.into_iter().map(|step| Checkpoint { step, folder: checkpoint::folder(&folder, step) }).collect();
         let mut manifest_at = folder.clone();
         if checkpoints.is_empty() {
-            let whole = std::path::absolute(&folder).unwrap_or_else(|_| folder.clone());
+            let whole = whole(&folder);
             let own = name.strip_prefix("checkpoint-").and_then(|step| step.parse().ok());
             let alone = Checkpoint { step: own.unwrap_or(0), folder: folder.clone() };
             if alone.kind().is_err() {
