@@ -5,9 +5,8 @@ use polars_core::prelude::{AnyValue, DataFrame};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use support::{analyze, demo, error_line, repository, run, succeed};
-use tanglescope_analytics::{
-    By, Leaf, bins, compare, find, metrics, official, outcomes, outliers, params, regimes, relations,
-};
+use tanglescope_analytics::{By, bins, compare, metrics, official, outcomes, outliers, params, regimes, relations};
+use tanglescope_records::{Leaf, find};
 
 fn golden(name: &str) -> PathBuf {
     repository("tests/golden/analytics").join(name)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use support::{analyze, demo, error_line, ids_row, llama, numbers, repository, run, succeed, tanglescope, write_model};
-use tanglescope_analytics::Table;
+use tanglescope_records::Table;
 
 /// Every file of a table, by name.
 fn parts(out: &Path, table: &str) -> BTreeMap<String, Vec<u8>> {

@@ -4,7 +4,7 @@ mod support;
 use serde_json::{Value, json};
 use std::path::Path;
 use support::{Tensors, llama, write_json, write_model, write_tensors};
-use tanglescope_gram::{Cotangent, Group, grams};
+use tanglescope_gram::{Group, Request, grams};
 use tanglescope_kernels::{DType, Flex, FlexDevice, SoftCap};
 use tanglescope_model::architectures::{BlockKind, Description, QueryKeyNorm, describe};
 use tanglescope_model::{AdapterSource, Config, Decoder, Error};
@@ -114,13 +114,13 @@ fn windows_are_of_the_blocks_that_the_config_says() {
 #[test]
 fn defaults_are_those_of_transformers() {
     let gemma = read(&config("gemma2")).unwrap();
-    assert_eq!((gemma.heads.cap, gemma.logit_cap), (Some(SoftCap(50.0)), Some(SoftCap(30.0))));
-    assert_eq!((gemma.embedding_scale, gemma.heads.scale, gemma.tied), (4.0, 1.0 / 16.0, true));
+    assert_eq!((gemma.attention.cap, gemma.logit_cap), (Some(SoftCap(50.0)), Some(SoftCap(30.0))));
+    assert_eq!((gemma.embedding_scale, gemma.attention.scale, gemma.tied), (4.0, 1.0 / 16.0, true));
     let off = with("gemma2", json!({ "attn_logit_softcapping": null, "final_logit_softcapping": null }));
     let off = read(&off).unwrap();
-    assert_eq!((off.heads.cap, off.logit_cap), (None, None));
+    assert_eq!((off.attention.cap, off.logit_cap), (None, None));
     let gemma = read(&config("gemma3_text")).unwrap();
-    assert_eq!((gemma.heads.cap, gemma.query_key_norm), (None, Some(QueryKeyNorm::Heads)));
+    assert_eq!((gemma.attention.cap, gemma.query_key_norm), (None, Some(QueryKeyNorm::Heads)));
     assert_eq!(gemma.blocks, [BlockKind { window: Some(4096), rope: Some(1) }; 3]);
     let neox = read(&config("gpt_neox")).unwrap();
     assert!(neox.parallel && neox.norm.centred && neox.qkv_bias && !neox.tied);
@@ -136,7 +136,7 @@ fn gram(folder: &Path, adapter: Option<&Path>) -> Result<Vec<f64>, Error> {
     let model = Decoder::<Flex>::load(folder, &source, DType::F64, &FlexDevice, usize::MAX)?;
     let scope = model.in_scope(&(if adapter.is_some() { "lora" } else { "full" }).parse()?)?;
     let group = Group::new(vec![1, 2, 3], vec![vec![4, 5, 6], vec![4, 7]]);
-    Ok(grams(&model, &scope, &[(&group, &Cotangent::log_probabilities(&group))]).remove(0).total())
+    Ok(grams(&model, &scope, &[Request::log_probabilities(&group)]).remove(0).total())
 }
 
 #[test]

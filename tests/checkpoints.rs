@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::path::Path;
 use support::{Random, Tensor, Tensors, gpt2, llama, write_json, write_model, write_tensors};
-use tanglescope_gram::{Cotangent, Group, grams, token_logps};
+use tanglescope_gram::{Group, Request, grams, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::{AdapterSource, Decoder, Error};
 
@@ -25,7 +25,7 @@ fn pair() -> Group {
 fn values(model: &Decoder<Flex>) -> Vec<f64> {
     let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
     let group = pair();
-    let result = grams(model, &scope, &[(&group, &Cotangent::log_probabilities(&group))]).remove(0);
+    let result = grams(model, &scope, &[Request::log_probabilities(&group)]).remove(0);
     let mut values = vec![result.logp(0), result.logp(1)];
     values.extend(result.total());
     values

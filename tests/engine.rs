@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 use support::{Tensors, VOCABULARY, gpt2, llama, write_model};
 use tanglescope_gram::{
-    Batch, Cotangent, GradientSink, Group, GroupResult, count, grams, grams_across, run, token_logps,
+    Batch, Cotangent, Detail, GradientSink, Group, GroupResult, Request, count, grams, grams_across, run, token_logps,
 };
 use tanglescope_kernels::cost::Rates;
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Memory, TensorData, TensorMetadata};
 use tanglescope_model::{AdapterSource, Decoder, FreshLora, InScope, Outline};
 
 const TOLERANCE: f64 = 1e-10;
@@ -54,17 +54,9 @@ fn group(branches: usize) -> impl Strategy<Value = Group> {
         .prop_map(|(prompt, responses)| Group::new(prompt, responses))
 }
 
-fn pairs(groups: &[Group]) -> Vec<Vec<Cotangent>> {
-    groups.iter().map(Cotangent::log_probabilities).collect()
-}
-
-fn items<'a>(groups: &'a [Group], cotangents: &'a [Vec<Cotangent>]) -> Vec<(&'a Group, &'a [Cotangent])> {
-    groups.iter().zip(cotangents).map(|(group, cotangents)| (group, cotangents.as_slice())).collect()
-}
-
 /// One group alone.
 fn alone(model: &Decoder<Flex>, scope: &InScope, group: &Group) -> GroupResult {
-    grams(model, scope, &[(group, &Cotangent::log_probabilities(group))]).remove(0)
+    grams(model, scope, &[Request::log_probabilities(group)]).remove(0)
 }
 
 fn sum(grams: &[Vec<f64>]) -> Vec<f64> {
@@ -119,8 +111,7 @@ proptest! {
     #[test]
     fn a_batch_is_its_groups_one_at_a_time(groups in proptest::collection::vec(group(2), 1..5)) {
         for (model, scope) in models() {
-            let cotangents = pairs(&groups);
-            for (group, together) in groups.iter().zip(grams(&model, &scope, &items(&groups, &cotangents))) {
+            for (group, together) in groups.iter().zip(grams(&model, &scope, &Request::all(&groups))) {
                 let alone = alone(&model, &scope, group);
                 let total = alone.total();
                 for (a, b) in together.grams.iter().zip(&alone.grams) {
@@ -139,8 +130,7 @@ proptest! {
             let total = shared.total();
             let apart: Vec<Group> =
                 group.responses.iter().map(|r| Group::new(group.prompt.clone(), vec![r.clone()])).collect();
-            let cotangents = pairs(&apart);
-            let across = grams_across(&model, &scope, &items(&apart, &cotangents));
+            let (across, _) = grams_across(&model, &scope, &Request::all(&apart), Detail::Parameters);
             for (a, b) in across.iter().zip(&shared.grams) {
                 same(a, b, &total);
             }
@@ -178,9 +168,10 @@ proptest! {
             // a third, over some of one branch's tokens
             let weights: Vec<f64> = weights.iter().take(group.responses[1].len()).map(|w| w.max(0.0)).collect();
             cotangents.push(Cotangent { branch: 1, weights: [weights, vec![0.5; 7]].concat()[..group.responses[1].len()].to_vec() });
-            let result = grams(&model, &scope, &[(&group, &cotangents)]).remove(0);
-            let mut sink = GradientSink::<Flex>::new(&scope, 3);
-            run(&model, &Batch::new(&[(&group, &cotangents)]), &mut sink);
+            let requests = [Request { group: &group, cotangents }];
+            let result = grams(&model, &scope, &requests).remove(0);
+            let mut sink = GradientSink::<Flex>::new(3);
+            run(&model, &scope, &Batch::new(&requests), &mut sink);
             let total = result.total();
             for (parameter, gram) in scope.parameters.iter().zip(&result.grams) {
                 let gradients: Vec<Vec<f64>> = sink.gradients[&parameter.name].iter().map(Flex::download).collect();
@@ -202,9 +193,9 @@ proptest! {
                     Cotangent { branch, weights: (0..group.responses[branch].len()).map(weight).collect() }
                 })
                 .collect();
-            let matrix = grams(&model, &scope, &[(&group, &tokens)])[0].total();
+            let matrix = grams(&model, &scope, &[Request { group: &group, cotangents: tokens }])[0].total();
             let pair = alone(&model, &scope, &group).total();
-            let (k, w) = (tokens.len(), group.responses[0].len());
+            let (k, w) = (group.responses.iter().map(Vec::len).sum::<usize>(), group.responses[0].len());
             let block = |rows: std::ops::Range<usize>, columns: std::ops::Range<usize>| -> f64 {
                 rows.map(|r| matrix[r * k + columns.start..r * k + columns.end].iter().sum::<f64>()).sum()
             };
@@ -221,9 +212,8 @@ proptest! {
             for model in [llama(1, true), llama(2, false), gpt2(3)].map(|model| load(&model, &source)) {
                 let name = if source == AdapterSource::None { "full" } else { "lora" };
                 let scope = model.in_scope(&name.parse().unwrap()).unwrap();
-                let cotangents = Cotangent::log_probabilities(&group);
-                let mut sink = GradientSink::<Flex>::new(&scope, 2);
-                run(&model, &Batch::new(&[(&group, &cotangents)]), &mut sink);
+                let mut sink = GradientSink::<Flex>::new(2);
+                run(&model, &scope, &Batch::new(&[Request::log_probabilities(&group)]), &mut sink);
                 let mut random = support::Random::new(seed);
                 let mut direction: HashMap<String, FloatTensor<Flex>> = HashMap::new();
                 model.clone().visit(&mut |name, _, tensor| {
@@ -303,13 +293,12 @@ fn less_memory_changes_no_bit() {
         Group::new(vec![1, 2, 3], vec![vec![4, 5, 6], vec![4, 7]]),
         Group::new(vec![9], vec![vec![2], vec![3, 3, 8, 1]]),
     ];
-    let cotangents = pairs(&groups);
     for (model, source) in [(llama(1, true), AdapterSource::None), (gpt2(3), fresh()), (llama(2, false), fresh())] {
         let folder = tempfile::tempdir().unwrap();
         write_model(folder.path(), &model);
         let load = |resident| Decoder::<Flex>::load(folder.path(), &source, DType::F64, &FlexDevice, resident).unwrap();
         let run = |model: &Decoder<Flex>, scope: &InScope| -> Vec<Vec<Vec<f64>>> {
-            grams(model, scope, &items(&groups, &cotangents)).into_iter().map(|result| result.grams).collect()
+            grams(model, scope, &Request::all(&groups)).into_iter().map(|result| result.grams).collect()
         };
         let all = load(usize::MAX);
         let scope = all.in_scope(&".*".parse().unwrap()).unwrap();
@@ -346,18 +335,18 @@ fn counts_are_sums_over_groups() {
     write_model(folder.path(), &llama(2, false));
     let outline = Outline::read(folder.path(), &fresh()).unwrap();
     let group = Group::new(vec![1, 2, 3], vec![vec![4, 5, 6], vec![5, 7]]);
-    let cotangents = Cotangent::log_probabilities(&group);
+    let request = Request::log_probabilities(&group);
     for scope in ["lora", "full", "head", "layers.1.mlp"] {
         let scope = outline.in_scope(&scope.parse().unwrap()).unwrap();
         let of = |n: usize| {
-            let batch = Batch::new(&vec![(&group, cotangents.as_slice()); n]);
+            let batch = Batch::new(&vec![request.clone(); n]);
             count(&outline, &scope, &batch, DType::F32, &Rates::CPU).total().operations
         };
         assert!((of(3) - 3.0 * of(1)).abs() <= 1e-9 * of(3));
     }
     let of = |scope: &str| {
         let scope = outline.in_scope(&scope.parse().unwrap()).unwrap();
-        count(&outline, &scope, &Batch::new(&[(&group, &cotangents)]), DType::F32, &Rates::CPU)
+        count(&outline, &scope, &Batch::new([&request]), DType::F32, &Rates::CPU)
     };
     // nothing runs below the lowest parameter, and the head alone needs no backward pass
     assert!(of("head").backward.operations == 0.0 && of("head").head.operations > 0.0);

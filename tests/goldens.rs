@@ -3,13 +3,16 @@
 //! Tolerances, relative to √(ww·ll) for inner products: in f64 1e-9, which leaves room for the goldens' own rounding
 //! (sums of 10⁵ terms at 1e-16, condition number included); in f32 1e-4, about 10 × ε₃₂ × the depth of the sums
 //! (some 100 rounded operations between an input and a gradient).
+mod support;
+
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use tanglescope_gram::{Cotangent, Group, GroupResult, grams, token_matrices, token_rows};
+use support::lavapipe::use_lavapipe;
+use tanglescope_gram::{Batch, Group, GroupResult, Request, count, grams, token_matrices, token_rows};
 use tanglescope_kernels::device::{Vulkan, vulkan_devices};
-use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels};
-use tanglescope_model::{AdapterSource, Decoder, Scope};
+use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels, tally};
+use tanglescope_model::{AdapterSource, Decoder, Outline, Scope};
 
 /// Architectures with goldens.
 const ARCHITECTURES: &[&str] =
@@ -92,11 +95,7 @@ fn check<B: Kernels>(device: &B::Device, dtype: DType, tolerance: f64, (spelling
                 let wanted: Scope = if scope == "linear" { &linear } else { scope }.parse().unwrap();
                 let in_scope = model.in_scope(&wanted).unwrap();
                 let names: Vec<String> = in_scope.parameters.iter().map(|p| p.name.clone()).collect();
-                let groups = groups(&golden);
-                let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
-                let items: Vec<(&Group, &[Cotangent])> =
-                    groups.iter().zip(&cotangents).map(|(g, c)| (g, c.as_slice())).collect();
-                let results = grams(&model, &in_scope, &items);
+                let results = grams(&model, &in_scope, &Request::all(&groups(&golden)));
                 for (i, (result, pair)) in results.iter().zip(golden["pairs"].as_array().unwrap()).enumerate() {
                     let (worst, at) = error(result, &names, pair, scope);
                     println!("{} {scope} pair {i}: {worst:.1e} at {at}", folder.display());
@@ -120,18 +119,11 @@ fn grams_meet_the_goldens_in_f32() {
     check::<Flex>(&FlexDevice, DType::F32, 1e-4, ALL);
 }
 
-/// On a driver that is a program on the CPU: Debian's mesa-vulkan-drivers. Without it the test is left out, but not on CI.
 #[test]
-#[allow(unsafe_code)]
 fn grams_meet_the_goldens_on_vulkan() {
-    let files = std::fs::read_dir("/usr/share/vulkan/icd.d").into_iter().flatten().flatten().map(|entry| entry.path());
-    let lavapipe = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("lvp_icd"));
-    let Some(driver) = files.filter(lavapipe).min() else {
-        assert!(std::env::var_os("CI").is_none(), "install libvulkan1 and mesa-vulkan-drivers");
+    if !use_lavapipe() {
         return;
-    };
-    // SAFETY: before the first look for devices, and no other test here reads the environment.
-    unsafe { std::env::set_var("VK_DRIVER_FILES", driver) };
+    }
     let (device, _) = vulkan_devices().unwrap().remove(0);
     check::<Vulkan>(&device, DType::F32, 1e-4, (&[false], &["lora", "full"]));
 }
@@ -195,10 +187,7 @@ fn scaled_rotary_embeddings_meet_transformers() {
         if ["dynamic", "longrope"].contains(&name.as_str()) {
             assert!(groups.iter().any(|group| group.apart) && groups.iter().any(|group| !group.apart), "{name}");
         }
-        let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
-        let items: Vec<(&Group, &[Cotangent])> =
-            groups.iter().zip(&cotangents).map(|(g, c)| (g, c.as_slice())).collect();
-        for (i, (result, pair)) in grams(&model, &scope, &items).iter().zip(pairs).enumerate() {
+        for (i, (result, pair)) in grams(&model, &scope, &Request::all(&groups)).iter().zip(pairs).enumerate() {
             let number = |key: &str| pair[key].as_f64().unwrap();
             let (size, total) = ((number("ww") * number("ll")).sqrt(), result.total());
             for (got, key) in [(total[0], "ww"), (total[1], "wl"), (total[3], "ll")] {
@@ -210,5 +199,56 @@ fn scaled_rotary_embeddings_meet_transformers() {
                 assert!(error <= 1e-9, "{name} pair {i} {key}: {error:e}");
             }
         }
+    }
+}
+
+/// What is counted before a batch runs is what its kernels do: products, attention and reductions, to the operation, for every
+/// architecture and whatever is in scope.
+#[test]
+fn what_is_counted_is_what_runs() {
+    let scopes = [
+        "lora",
+        "full",
+        "head",
+        "embed_tokens|embed_in|wte",
+        "bias",
+        "norm|ln_",
+        "attn|attention",
+        "mlp",
+        r"\.1\..*(down_proj|c_proj|dense_4h_to_h)",
+        r"\.1\..*(up_proj|c_fc|dense_h_to_4h|gate_up)",
+        "lora_A",
+        "lora_B",
+        r"\.0\..*norm|\.0\.ln_",
+    ];
+    for folder in folders() {
+        let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        let groups = groups(&golden);
+        let requests = Request::all(&groups);
+        let source = AdapterSource::Saved(folder.join("adapter"));
+        let model_folder = model_folder(&folder, false);
+        let outline = Outline::read(model_folder.path(), &source).unwrap();
+        let model = load::<Flex>(&folder, false, true, DType::F64, &FlexDevice);
+        let mut seen = 0;
+        for name in scopes {
+            // not every model has a bias
+            let Ok(scope) = model.in_scope(&name.parse().unwrap()) else { continue };
+            seen += 1;
+            let batch = Batch::new(&requests);
+            let counted = count(&outline, &scope, &batch, DType::F64, &model.rates);
+            let _earlier = tally::take();
+            grams(&model, &scope, &requests);
+            let ran = tally::take();
+            for (stage, counted, ran) in [
+                // the cross terms of a tied output matrix are products too
+                ("products", counted.forward + counted.backward + counted.head, ran.products + ran.head),
+                ("attention", counted.attention, ran.attention),
+                ("reductions", counted.reductions, ran.reductions),
+            ] {
+                let at = format!("{} {name}, {stage}", folder.display());
+                assert!((counted.operations - ran.operations).abs() < 0.5, "{at}: {counted:?} counted, {ran:?} ran");
+            }
+        }
+        assert!(seen >= 10, "{}", folder.display());
     }
 }

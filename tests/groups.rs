@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 use support::{llama, numbers, repository, run, succeed, write_model};
-use tanglescope_gram::Batch;
-use tanglescope_gram::{AlongSink, Cotangent, GradientSink, Group, grams, run as run_batch, token_logps, total_across};
+use tanglescope_gram::{
+    Batch, Detail, DirectionalSink, GradientSink, Group, Request, grams, grams_across, run as run_batch, token_logps,
+};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor};
-use tanglescope_model::{AdapterSource, Decoder};
+use tanglescope_model::{AdapterSource, Decoder, InScope};
 
 fn analyze(model: &Path, data: &Path, out: &Path, more: &[&str]) -> String {
     let paths = [model, data, out].map(|path| path.to_str().unwrap().to_owned());
@@ -24,6 +25,11 @@ fn analyze(model: &Path, data: &Path, out: &Path, more: &[&str]) -> String {
 
 fn column(out: &Path, table: &str, name: &str) -> Vec<f64> {
     numbers(out, table, name).into_iter().map(|x| x.unwrap_or(f64::NAN)).collect()
+}
+
+/// The Gram over the branches of all groups, summed over all parameters in scope.
+fn total_across<'a>(model: &Decoder<Flex>, scope: &InScope, groups: impl IntoIterator<Item = &'a Group>) -> Vec<f64> {
+    grams_across(model, scope, &Request::all(groups), Detail::Total).0.remove(0)
 }
 
 /// Prompt, responses and scores.
@@ -138,9 +144,8 @@ fn group_objectives_predict_a_step() {
     let model = Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
     let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
     let group = Group::new(prompt, responses);
-    let cotangents = Cotangent::log_probabilities(&group);
-    let mut sink = GradientSink::<Flex>::new(&scope, 3);
-    run_batch(&model, &Batch::new(&[(&group, &cotangents)]), &mut sink);
+    let mut sink = GradientSink::<Flex>::new(3);
+    run_batch(&model, &scope, &Batch::new(&[Request::log_probabilities(&group)]), &mut sink);
     let logps = |model: &Decoder<Flex>| -> Vec<f64> {
         token_logps(model, &[&group]).remove(0).iter().map(|tokens| tokens.iter().sum()).collect()
     };
@@ -186,9 +191,8 @@ fn probes_predict_what_a_step_on_a_pair_does_to_other_texts() {
     let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
     for (n, (prompt, responses)) in pairs.iter().enumerate() {
         let group = Group::new(prompt.clone(), responses.clone());
-        let cotangents = Cotangent::log_probabilities(&group);
-        let mut sink = GradientSink::<Flex>::new(&scope, 2);
-        run_batch(&model, &Batch::new(&[(&group, &cotangents)]), &mut sink);
+        let mut sink = GradientSink::<Flex>::new(2);
+        run_batch(&model, &scope, &Batch::new(&[Request::log_probabilities(&group)]), &mut sink);
         let direction: HashMap<String, FloatTensor<Flex>> = sink.combined(&[d_w[n], -d_l[n]]);
         for (m, (prompt, response)) in probes.iter().enumerate() {
             let probe = Group::new(prompt.clone(), vec![response.clone()]);
@@ -199,10 +203,9 @@ fn probes_predict_what_a_step_on_a_pair_does_to_other_texts() {
             let predicted = delta[n * probes.len() + m];
             assert!((real / predicted - 1.0).abs() <= 1e-4, "pair {n} probe {m}: {real} {predicted}");
             // and by the sink of predictions
-            let along = AlongSink::of_groups(&model, &scope, &[&probe], &[vec![0]], &direction).remove(0)[0];
+            let along = DirectionalSink::of_groups(&model, &scope, &[&probe], &[vec![0]], &direction).remove(0)[0];
             assert!((along / predicted - 1.0).abs() <= 1e-10, "{along} {predicted}");
-            let own = Cotangent::log_probabilities(&probe);
-            let (gram, _) = total_across(&model, &scope, &[(&group, cotangents.as_slice()), (&probe, own.as_slice())]);
+            let gram = total_across(&model, &scope, [&group, &probe]);
             assert!((gram[6] * d_w[n] - gram[7] * d_l[n] - predicted).abs() <= 1e-10 * predicted.abs());
         }
     }
@@ -226,7 +229,7 @@ fn companion_measures_meet_transformers() {
     let ids = |pair: &Value, key: &str| -> Vec<u32> { serde_json::from_value(pair[key].clone()).unwrap() };
     for (pair, want) in pairs.iter().zip(wanted.as_array().unwrap()) {
         let group = Group::new(ids(pair, "prompt_ids"), vec![ids(pair, "chosen_ids"), ids(pair, "rejected_ids")]);
-        let found = grams(&model, &scope, &[(&group, &Cotangent::log_probabilities(&group))]).remove(0).companions;
+        let found = grams(&model, &scope, &[Request::log_probabilities(&group)]).remove(0).companions;
         let close = |got: f64, want: &Value| {
             let want = want.as_f64().unwrap();
             assert!((got - want).abs() <= 1e-10 * want.abs().max(1.0), "{got} instead of {want}");
@@ -257,10 +260,7 @@ fn mean_gradients_are_the_means_over_all_pairs() {
     let group =
         |row: &Value| Group::new(ids(row, "prompt_ids"), vec![ids(row, "chosen_ids"), ids(row, "rejected_ids")]);
     let groups: Vec<Group> = rows.iter().map(group).collect();
-    let all: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
-    let items: Vec<(&Group, &[Cotangent])> =
-        groups.iter().zip(&all).map(|(group, of)| (group, of.as_slice())).collect();
-    let (gram, _) = total_across(&model, &scope, &items);
+    let gram = total_across(&model, &scope, &groups);
     let k = 2 * groups.len();
     let mean = |a: usize, b: usize| -> f64 {
         let sum: f64 = (0..70).flat_map(|i| (0..70).map(move |j| (2 * i + a) * k + 2 * j + b)).map(|at| gram[at]).sum();

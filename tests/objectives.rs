@@ -4,11 +4,11 @@ mod support;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use support::{analyze, error_line, ids_row, llama, numbers, repository, run, succeed, write_model};
-use tanglescope_analytics::Table;
-use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, run as run_batch, token_logps};
+use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, Request, run as run_batch, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::{AdapterSource, Decoder, InScope};
 use tanglescope_objectives::{Lengths, Needs, Objective, PairGram, PairLogps, all, contrast};
+use tanglescope_records::Table;
 
 struct Inputs {
     _folder: tempfile::TempDir,
@@ -203,10 +203,10 @@ fn the_first_order_law_holds_for_every_objective() {
     for (branch, mask) in masks.iter().enumerate() {
         cotangents.push(Cotangent::over(branch, mask));
     }
-    let batch = Batch::new(&[(&group, &cotangents)]);
-    let mut sink = GradientSink::<Flex>::new(&scope, 4);
-    run_batch(&model, &batch, &mut sink);
-    let total = tanglescope_gram::grams(&model, &scope, &[(&group, &cotangents)])[0].total();
+    let requests = [Request { group: &group, cotangents }];
+    let mut sink = GradientSink::<Flex>::new(4);
+    run_batch(&model, &scope, &Batch::new(&requests), &mut sink);
+    let total = tanglescope_gram::grams(&model, &scope, &requests)[0].total();
     let [before, kept] = sums(&model, &group, &masks);
     let lengths = Lengths { chosen: 4, rejected: 3 };
     // a policy that has moved away from its reference, so that no margin is 0

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{demo, error_line, repository, run, succeed, tanglescope};
-use tanglescope_analytics::Table;
+use tanglescope_records::Table;
 
 /// Chromium, where it is there.
 fn browser() -> Option<Browser> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::{Tensors, analyze, error_line, ids_row, llama, run, succeed, tanglescope, write_json, write_model};
-use tanglescope_analytics::Table;
+use tanglescope_records::Table;
 
 /// Every parquet file under a folder, by its path there.
 fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {

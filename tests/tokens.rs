@@ -3,7 +3,7 @@ mod support;
 
 use std::path::Path;
 use support::{analyze, demo, error_line, run, succeed};
-use tanglescope_analytics::Table;
+use tanglescope_records::Table;
 
 fn args(model: &Path, data: &Path, out: &Path, more: &[&str]) -> Vec<String> {
     let mut args = analyze(model, data, out);

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 use support::{Tensors, VOCABULARY, error_line, gpt2, ids_row, llama, run, succeed, tanglescope, write_model};
-use tanglescope_analytics::Table;
 use tanglescope_gram::{
-    AlongSink, Batch, Coefficients, Cotangent, GradientSink, Group, GroupResult, plan, run as run_batch, update,
+    Batch, Coefficients, DirectionalSink, GradientSink, Group, GroupResult, Request, batches_of, run as run_batch,
+    update,
 };
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Memory, TensorData, TensorMetadata};
 use tanglescope_model::{AdapterSource, Decoder, FreshLora};
 use tanglescope_objectives::{Lengths, Needs, Objective, PairGram, PairLogps};
+use tanglescope_records::Table;
 
 struct Inputs {
     folder: tempfile::TempDir,
@@ -601,30 +602,27 @@ proptest! {
         });
         let scope = model.in_scope(&scope.parse().unwrap()).unwrap();
         let of = |g: usize| if zero { vec![0.0, 0.0] } else { coefficients[2 * g..2 * g + 2].to_vec() };
-        let cotangents: Vec<Vec<Cotangent>> = groups.iter().map(Cotangent::log_probabilities).collect();
-        let items: Vec<(&Group, &[Cotangent])> = groups.iter().zip(&cotangents).map(|(g, c)| (g, c.as_slice())).collect();
-        let batch = Batch::new(&items);
-        let mut single = GradientSink::<Flex>::new(&scope, 2 * groups.len());
-        run_batch(&model, &batch, &mut single);
+        let requests = Request::all(&groups);
+        let batch = Batch::new(&requests);
+        let mut single = GradientSink::<Flex>::new(2 * groups.len());
+        run_batch(&model, &scope, &batch, &mut single);
         let all: Vec<f64> = (0..groups.len()).flat_map(of).collect();
         let want = single.combined(&all);
         let size = (0..all.len())
             .map(|k| distance(&HashMap::new(), &single.combined(&(0..all.len()).map(|i| f64::from(u8::from(i == k))).collect::<Vec<_>>())).1)
             .fold(0.0, f64::max);
-        let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
-        let batches = plan::batches(&lengths, most);
         let of_logps = |g: usize, _: &Vec<Vec<f64>>| of(g);
         let of_gram = |g: usize, _: &GroupResult| of(g);
         for at_once in [1, 2] {
             for when in [Coefficients::OfLogps(&of_logps), Coefficients::OfGram(&of_gram)] {
-                let found = update(&model, &scope, &items, (&batches, at_once), &when, true);
+                let found = update(&model, &scope, &requests, &batches_of(&requests, most, at_once), &when, true);
                 let (off, _) = distance(&found.gradient, &want);
                 prop_assert!(off <= 1e-10 * size, "{off} of {size}");
                 prop_assert_eq!(found.results.len(), groups.len());
             }
         }
-        let mut along = AlongSink::<Flex>::new(&scope, &want, all.len());
-        run_batch(&model, &batch, &mut along);
+        let mut along = DirectionalSink::<Flex>::new(&want, all.len());
+        run_batch(&model, &scope, &batch, &mut along);
         for (k, change) in along.changes.iter().enumerate() {
             let dot: f64 = single.gradients.iter().map(|(name, of)| {
                 Flex::download(&of[k]).iter().zip(Flex::download(&want[name])).map(|(a, b)| a * b).sum::<f64>()

@@ -1,20 +1,12 @@
-//! The engine on Vulkan, on a driver that is a program on the CPU: Debian's mesa-vulkan-drivers.
+//! The engine on Vulkan, on a driver in software.
 //!
 //! Against the CPU in f64, relative to √(ww·ll): 1e-4, about 10 × ε₃₂ × the depth of the sums, as for the goldens.
 mod support;
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use support::lavapipe::lavapipe;
 use support::{analyze, error_line, repository, succeed, tanglescope};
-
-/// The driver's description, for `VK_DRIVER_FILES`. Without it the tests are left out, but not on CI.
-fn driver() -> Option<PathBuf> {
-    let folder = Path::new("/usr/share/vulkan/icd.d");
-    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let found = files.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("lvp_icd"))).min();
-    assert!(found.is_some() || std::env::var_os("CI").is_none(), "install libvulkan1 and mesa-vulkan-drivers");
-    found
-}
 
 fn numbers(out: &Path, column: &str) -> Vec<f64> {
     support::numbers(out, "pairs.parquet", column).into_iter().map(Option::unwrap).collect()
@@ -22,7 +14,7 @@ fn numbers(out: &Path, column: &str) -> Vec<f64> {
 
 #[test]
 fn vulkan_agrees_with_the_cpu() {
-    let Some(driver) = driver() else { return };
+    let Some(driver) = lavapipe() else { return };
     for (golden, scope) in [("llama3_tied", "lora"), ("llama3_tied", "full"), ("gpt2", "full")] {
         let folder = tempfile::tempdir().unwrap();
         let model = repository("tests/golden").join(golden);
@@ -58,7 +50,7 @@ fn vulkan_agrees_with_the_cpu() {
 
 #[test]
 fn what_vulkan_cannot_do_is_said() {
-    let Some(driver) = driver() else { return };
+    let Some(driver) = lavapipe() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut args = analyze(&support::demo(), &support::demo().join("pairs.jsonl"), folder.path());
     args[2] = "vulkan".to_owned();
@@ -71,10 +63,10 @@ fn what_vulkan_cannot_do_is_said() {
     assert!(error_line(&output).contains("--device vulkan: no Vulkan device"), "{}", error_line(&output));
 }
 
-/// A program that plays a GPU is slower than the CPU path and is never chosen unasked.
+/// A driver in software is slower than the CPU path and is never chosen unasked.
 #[test]
 fn a_software_device_is_not_the_default() {
-    let Some(driver) = driver() else { return };
+    let Some(driver) = lavapipe() else { return };
     let output = tanglescope().arg("devices").env("VK_DRIVER_FILES", &driver).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("a program on the CPU"), "{said}");

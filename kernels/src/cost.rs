@@ -1,7 +1,7 @@
 //! Which of the two exact Gram reductions of a linear map is cheaper, by counted operations and bytes.
 //!
-//! With `R` backward rows over `N` forward rows, `K` cotangents, and a parameter `[m, n]`, both are formed in blocks of
-//! `T × T` values, so that a row is read once for every block of the other side:
+//! With `R` backward rows over `N` forward rows, `K` cotangents, and a parameter `[m, n]`, both are formed in squares of
+//! `T × T` values, so that a row is read once for every square of the other side:
 //!
 //! - *tile* forms each cotangent's gradient tile by tile: `2·R·m·n` operations for the products `δᵀx` and `K(K+1)·m·n` for
 //!   the inner products of the tiles; it reads `2·R·m·n/T` values;
@@ -53,6 +53,11 @@ pub struct Cost {
     pub bytes: f64,
 }
 
+impl Cost {
+    /// Of nothing.
+    pub const NOTHING: Self = Self { operations: 0.0, bytes: 0.0 };
+}
+
 impl Add for Cost {
     type Output = Self;
 
@@ -75,7 +80,7 @@ impl Mul<f64> for Cost {
     }
 }
 
-/// Side of the blocks that products are formed in.
+/// Side of the squares that products are formed in.
 const T: f64 = 64.0;
 
 /// A product `[m, k] · [k, n]`: `2·m·k·n` operations; each factor and the result once.

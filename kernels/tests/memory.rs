@@ -3,7 +3,9 @@ mod support;
 
 use peak_alloc::PeakAlloc;
 use support::{Random, rows};
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, HeadCotangents, Kernels, TensorData};
+use tanglescope_kernels::{
+    DType, Flex, FlexDevice, FloatTensor, Head, HeadCotangents, Memory, RowGram, TensorData, TileGram,
+};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -37,10 +39,10 @@ fn nothing_of_the_size_of_a_gradient_or_of_all_logits_is_held() {
         let gram = peak(|| drop(Flex::gram_rows(&x, &[&delta], &set)));
         let gradients = 2 * side * side * 4;
         println!("{side:>5} × {side:<5} tile {tile:>9} B, gram {gram:>9} B, both gradients {gradients:>10} B");
-        // gram turns its two factors, and holds x·xᵀ and a panel of δ·δᵀ a thread
+        // gram transposes its two factors, and holds x·xᵀ and a panel of δ·δᵀ a thread
         let panels = 4 * (forward * forward + threads * 192 * (512 + 2 * forward));
-        let turned = 4 * side * (forward + backward);
-        assert!(gram <= turned + panels + (1 << 20), "gram of {side} × {side}: {gram} B");
+        let transposed = 4 * side * (forward + backward);
+        assert!(gram <= transposed + panels + (1 << 20), "gram of {side} × {side}: {gram} B");
         tiles.push(tile);
     }
     // half a MiB of tiles a thread, and a list of them

@@ -1,5 +1,7 @@
 //! What the tests share: small random checkpoints, and the program run as a user runs it.
 #![allow(dead_code)] // each test crate uses its own part
+pub mod lavapipe;
+
 use half::{bf16, f16};
 use polars_core::prelude::DataType;
 use rand::SeedableRng;
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use tanglescope_analytics::Table;
+use tanglescope_records::Table;
 
 /// A file or folder of the repository.
 pub fn repository(path: &str) -> PathBuf {

@@ -1,11 +1,10 @@
 //! The same pairs in two sets of records.
-use crate::error::{Error, Result};
 use crate::metrics::{METRICS, derived, spread_columns};
-use crate::records::{Leaf, Records};
 use crate::statistics::{Spread, median, sign_test};
-use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, DataType, PolarsResult};
 use polars_lazy::prelude::{LazyFrame, col};
+use tanglescope_records::tables::{column, frame};
+use tanglescope_records::{Error, Leaf, Records, Result};
 
 /// What became of some pairs between two checkpoints; the earlier one comes first.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,28 +1,19 @@
-//! From Grams to records, and from records to findings: the derived columns of a pair, the tables of a run, and what many
-//! records amount to.
+//! What records amount to: medians with intervals, regimes, layers, relations, comparisons. Queries on the tables of
+//! `tanglescope_records`; nothing here computes with a model.
 mod comparison;
-mod error;
-pub mod groups;
 mod metrics;
-pub mod objectives;
 mod official;
 mod params;
-mod parts;
-pub mod probes;
-mod records;
 mod relations;
 pub mod statistics;
 mod summary;
-pub mod tables;
-pub mod tokens;
-pub mod training;
+mod tokens;
 
 pub use comparison::{Comparison, compare};
-pub use error::{Error, Result};
-pub use metrics::{METRICS, OUTCOMES, derived, digest, metrics, outcomes, regimes};
+pub use metrics::{derived, digest, metrics, outcomes, regimes};
 pub use official::official;
 pub use params::{By, means, params};
-pub use parts::Table;
-pub use records::{Leaf, Records, find, find_some};
 pub use relations::{bins, outliers, relations};
 pub use summary::Summary;
+pub use tanglescope_records::{Error, Result};
+pub use tokens::Shares;

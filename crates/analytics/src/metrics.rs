@@ -1,12 +1,11 @@
 //! What the records of one model on one data set amount to, metric by metric.
-use crate::error::Result;
-use crate::records::{Leaf, Records};
 use crate::statistics::{Spread, wilson};
-use crate::tables::{column, frame};
 use polars_core::prelude::{Column, DataFrame, DataType, PolarsResult};
 use polars_lazy::prelude::{Expr, LazyFrame, col, len, lit, min_horizontal, when};
 use std::collections::HashMap;
 use tanglescope_objectives::Regime;
+use tanglescope_records::tables::{self, column, frame};
+use tanglescope_records::{Leaf, Records, Result};
 
 /// The metrics of a pair (docs/formats.md says what each is).
 pub const METRICS: [&str; 15] = [
@@ -153,7 +152,7 @@ fn counts(of: &Records, regime: &str, by: Option<&str>) -> Result<Vec<(String, V
 /// # Errors
 /// Where a part is damaged.
 pub fn regimes(leaf: &Leaf) -> Result<DataFrame> {
-    let counted = match leaf.table("objectives.parquet")? {
+    let counted = match leaf.table(tables::OBJECTIVES)? {
         Some(outcomes) => counts(&outcomes, "regime", Some("objective"))?,
         None => counts(&leaf.pairs()?, "regime_dpo", None)?,
     };
@@ -181,7 +180,7 @@ pub fn regimes(leaf: &Leaf) -> Result<DataFrame> {
 /// # Errors
 /// Where a part is damaged.
 pub fn outcomes(leaf: &Leaf) -> Result<Option<DataFrame>> {
-    let Some(outcomes) = leaf.table("objectives.parquet")? else { return Ok(None) };
+    let Some(outcomes) = leaf.table(tables::OBJECTIVES)? else { return Ok(None) };
     let counted = counts(&outcomes, "regime", Some("objective"))?;
     let names: Vec<&str> = counted.iter().map(|(name, _)| name.as_str()).collect();
     let pairs = counted.iter().map(|(_, counts)| counts.iter().sum::<usize>()).max().unwrap_or(0);

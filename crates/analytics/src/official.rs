@@ -1,10 +1,9 @@
 //! The columns of the published repository's script, for comparisons with what it gave.
-use crate::error::Result;
 use crate::metrics::derived;
-use crate::records::Leaf;
-use crate::tables::{column, frame};
 use polars_core::prelude::DataFrame;
 use polars_lazy::prelude::col;
+use tanglescope_records::tables::{column, frame};
+use tanglescope_records::{Leaf, Result};
 
 /// What analysis/grad_plot.py of github.com/HumainLab/Understand_MarginPO writes for the checkpoints of a run: means over pairs
 /// of wl, of the cosine, of ‖g_w‖ and ‖g_l‖, and of its `Grad_Condition`. That one is meant to be wl / min(‖g_w‖², ‖g_l‖²), but

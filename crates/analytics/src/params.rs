@@ -1,13 +1,12 @@
 //! params.parquet by layer and by module.
-use crate::error::Result;
 use crate::metrics::{keys, spread_columns};
-use crate::records::{Leaf, Records};
 use crate::statistics::Spread;
-use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use polars_lazy::prelude::{col, len, lit, when};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tanglescope_objectives::PairGram;
+use tanglescope_records::tables::{self, column, frame};
+use tanglescope_records::{Leaf, Records, Result};
 
 /// What rows of params.parquet are summed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +43,7 @@ struct Found {
 /// # Errors
 /// Where a part is damaged.
 pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
-    let Some(records) = leaf.table("params.parquet")? else { return Ok(None) };
+    let Some(records) = leaf.table(tables::PARAMS)? else { return Ok(None) };
     let keys_of = records.scan()?.group_by([col("layer"), col("module")]).agg([len()]);
     let distinct = records.collect(keys_of)?;
     let read = || -> PolarsResult<BTreeSet<Key>> {
@@ -89,7 +88,7 @@ pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
 /// # Errors
 /// Where the table is damaged.
 pub fn means(leaf: &Leaf) -> Result<Option<DataFrame>> {
-    let Some(records) = leaf.table("means.parquet")? else { return Ok(None) };
+    let Some(records) = leaf.table(tables::MEANS)? else { return Ok(None) };
     let query = records.scan()?.select([col("pairs").max(), col("ww").sum(), col("wl").sum(), col("ll").sum()]);
     let sums = records.collect(query)?;
     let read = || -> PolarsResult<(u64, PairGram)> {
@@ -127,7 +126,7 @@ fn pass(records: &Records, by: By, keys: &[Key]) -> Result<Vec<Found>> {
     let mut sums: BTreeMap<usize, PairGram> = BTreeMap::new();
     let mut now: Option<u64> = None;
     for part in records.parts() {
-        for rows in crate::parts::batches(part, &["pair", "layer", "module", "ww", "wl", "ll"], ROWS_AT_ONCE)? {
+        for rows in tanglescope_records::batches(part, &["pair", "layer", "module", "ww", "wl", "ll"], ROWS_AT_ONCE)? {
             let rows = rows?;
             let mut add = || -> PolarsResult<()> {
                 let (pairs, layers) = (rows.column("pair")?.u64()?, rows.column("layer")?.u32()?);

@@ -1,12 +1,11 @@
 //! What entanglement goes with, and which pairs stand out.
-use crate::error::Result;
 use crate::metrics::{derived, keys, numbers, spread_columns};
-use crate::records::{Leaf, Records};
 use crate::statistics::{Spread, median, spearman};
-use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, DataType, PolarsResult};
 use polars_lazy::prelude::{LazyFrame, col, lit};
 use rayon::slice::ParallelSliceMut;
+use tanglescope_records::tables::{column, frame};
+use tanglescope_records::{Leaf, Records, Result};
 
 /// Measures of entanglement.
 const OF: [&str; 3] = ["cosine", "wl_over_min", "norm_ratio"];

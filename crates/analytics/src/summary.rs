@@ -1,5 +1,4 @@
 //! What a run found, in a few lines.
-use crate::error::{Error, Result};
 use crate::statistics::{median, quantile};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use serde_json::{Map, Value, json};
@@ -7,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use tanglescope_objectives::{PairGram, Regime};
+use tanglescope_records::{Error, Result};
 
 /// Gathers the parts of a run, and says what they amount to.
 #[derive(Clone, Debug, Default)]

@@ -401,9 +401,9 @@ fn fit(mut tokens: Tokens, group: bool, reading: &Reading, limits: Limits) -> Re
     if let Some(most) = reading.max_tokens {
         let total = tokens.prompt.len() + response;
         if total > most {
-            let problem = format!("prompt and response have {total} tokens, more than --max-tokens {most}");
+            let problem = format!("prompt and response have {total} tokens, more than option `max_tokens` = {most}");
             if !reading.truncate_prompt {
-                return Err(format!("{problem}; --truncate-prompt cuts prompts from the left"));
+                return Err(format!("{problem}; option `truncate_prompt` cuts prompts from the left"));
             }
             truncated = total - most;
             if truncated >= tokens.prompt.len() {
@@ -415,7 +415,7 @@ fn fit(mut tokens: Tokens, group: bool, reading: &Reading, limits: Limits) -> Re
     let inputs = tokens.prompt.len() + response - 1;
     if inputs > limits.positions {
         return Err(format!(
-            "prompt and response need {inputs} positions, and the model has {}; --max-tokens {} --truncate-prompt cuts \
+            "prompt and response need {inputs} positions, and the model has {}; option `max_tokens` = {} with option `truncate_prompt` cuts \
              prompts from the left",
             limits.positions,
             limits.positions + 1

@@ -75,7 +75,10 @@ impl Files {
             return Self::in_folder(path, split);
         }
         if let Some(split) = split {
-            return Err(Error::file(path, format!("is one file, which has no part `{split}`; leave --split out")));
+            return Err(Error::file(
+                path,
+                format!("is one file, which has no part `{split}`; leave option `split` out"),
+            ));
         }
         // a name that says nothing is taken for lines of JSON
         let format = format(path).unwrap_or(Format::JsonLines);
@@ -110,7 +113,7 @@ impl Files {
             if let (Some(split), Some(own)) = (split, state.get("_split").and_then(Value::as_str))
                 && split != own
             {
-                return Err(Error::file(folder, format!("is the part `{own}`, and --split asks for `{split}`")));
+                return Err(Error::file(folder, format!("is the part `{own}`, and option `split` asks for `{split}`")));
             }
             return some(folder, Self { files, note: None });
         }
@@ -144,16 +147,17 @@ fn choose(folder: &Path, names: Vec<String>, split: Option<&str>) -> Result<(Opt
     match split {
         Some(split) if names.iter().any(|name| name == split) => Ok((Some(split.to_owned()), None)),
         Some(split) if names.is_empty() => {
-            Err(Error::file(folder, format!("has no parts, and --split asks for `{split}`; leave it out")))
+            Err(Error::file(folder, format!("has no parts, and option `split` asks for `{split}`; leave it out")))
         }
         Some(split) => Err(Error::file(folder, format!("has no part `{split}`; it has {}", listed()))),
         None => match names.as_slice() {
             [] => Ok((None, None)),
             [one] => Ok((Some(one.clone()), None)),
-            _ if names.iter().any(|name| name == "train") => {
-                Ok((Some("train".to_owned()), Some(format!("of {} the part train is taken (--split)", listed()))))
-            }
-            _ => Err(Error::file(folder, format!("has several parts: {}; choose one with --split", listed()))),
+            _ if names.iter().any(|name| name == "train") => Ok((
+                Some("train".to_owned()),
+                Some(format!("of {} the part train is taken (option `split`)", listed())),
+            )),
+            _ => Err(Error::file(folder, format!("has several parts: {}; choose one with option `split`", listed()))),
         },
     }
 }

@@ -302,7 +302,7 @@ impl Mapping {
             });
             let Some(value) = value.filter(|value| !value.is_null()) else {
                 let has = columns.keys().cloned().collect::<Vec<_>>().join(", ");
-                return Err(format!("no column `{whole}`, which --columns takes for `{name}`; it has {has}"));
+                return Err(format!("no column `{whole}`, which option `columns` takes for `{name}`; it has {has}"));
             };
             out.insert(name.clone(), value.clone());
         }

@@ -124,7 +124,8 @@ impl TextTokens {
                     if !ids.is_empty() {
                         ids.extend(closing.iter().filter(|id| ids.last() != Some(*id)).copied().collect::<Vec<_>>());
                         if append_eos {
-                            let eos = self.eos.ok_or("--append-eos: tokenizer_config.json names no `eos_token`")?;
+                            let eos =
+                                self.eos.ok_or("option `append_eos`: tokenizer_config.json names no `eos_token`")?;
                             ids.extend((ids.last() != Some(&eos)).then_some(eos));
                         }
                     }

@@ -1,7 +1,8 @@
 //! Rows of a batch: the forward rows of every group (trunk, then suffixes) and the backward rows of every cotangent
 //! (docs/mathematics.md, section 2).
+use crate::request::Request;
 use std::ops::Range;
-use tanglescope_kernels::{HeadCotangents, RowSet, Segment, Span};
+use tanglescope_kernels::{HeadCotangents, RowSet, Segment, Span, as_index};
 use tanglescope_model::ForwardRows;
 use tanglescope_model::architectures::Description;
 
@@ -107,19 +108,14 @@ pub struct Batch {
     pub weights: Vec<Vec<(usize, f64)>>,
 }
 
-/// A row's number as devices index it.
-pub(crate) fn as_row(row: usize) -> u32 {
-    u32::try_from(row).unwrap_or(u32::MAX)
-}
-
 impl Batch {
-    /// Lays out groups with the cotangents wanted of each.
+    /// Lays out requests, one after the other.
     #[must_use]
-    pub fn new(groups: &[(&Group, &[Cotangent])]) -> Self {
+    pub fn new<'a, 'b: 'a>(requests: impl IntoIterator<Item = &'a Request<'b>>) -> Self {
         let mut batch = Self::default();
         batch.full.offsets.push(0);
         batch.active.offsets.push(0);
-        for (group, cotangents) in groups {
+        for Request { group, cotangents } in requests {
             batch.add(group, cotangents);
         }
         batch
@@ -135,15 +131,15 @@ impl Batch {
             let trunk = start..start + trunk_len;
             if k == 0 {
                 self.tokens.extend(&sequence[..trunk_len]);
-                self.positions.extend(0..as_row(trunk_len));
+                self.positions.extend(0..as_index(trunk_len));
                 // up to here a trunk has no length of its own, or there is none
-                self.lengths.resize(self.tokens.len(), as_row(sequence.len() + 1));
+                self.lengths.resize(self.tokens.len(), as_index(sequence.len() + 1));
                 self.spans.push(Span { prefix: 0..0, own: trunk.clone() });
             }
             let first = self.tokens.len();
             self.tokens.extend(&sequence[trunk_len..]);
-            self.positions.extend(as_row(trunk_len)..as_row(sequence.len()));
-            self.lengths.resize(self.tokens.len(), as_row(sequence.len() + 1));
+            self.positions.extend(as_index(trunk_len)..as_index(sequence.len()));
+            self.lengths.resize(self.tokens.len(), as_index(sequence.len() + 1));
             let own = first..self.tokens.len();
             if !own.is_empty() {
                 self.spans.push(Span { prefix: trunk, own: own.clone() });
@@ -152,7 +148,7 @@ impl Batch {
             let predictions = self.targets.len();
             for (t, &token) in response.iter().enumerate() {
                 let at = prompt - 1 + t;
-                self.predicting.push(as_row(if at < trunk_len { start + at } else { first + at - trunk_len }));
+                self.predicting.push(as_index(if at < trunk_len { start + at } else { first + at - trunk_len }));
                 self.targets.push(token);
             }
             branches.push(predictions..self.targets.len());
@@ -170,7 +166,7 @@ impl Batch {
                 own: own.start..own.start + reach.saturating_sub(trunk_len),
                 active_from: from,
             };
-            let rows: Vec<u32> = segment.prefix.clone().chain(segment.own.clone()).map(as_row).collect();
+            let rows: Vec<u32> = segment.prefix.clone().chain(segment.own.clone()).map(as_index).collect();
             self.full.index.extend(&rows);
             self.full.offsets.push(self.full.index.len());
             self.active.index.extend(&rows[from..]);
@@ -178,7 +174,7 @@ impl Batch {
             let first = branches[*branch].start;
             self.sources.extend((from..reach).map(|at| {
                 let t = at + 1 - prompt;
-                (as_row(first + t), weights[t])
+                (as_index(first + t), weights[t])
             }));
             let used = weights.iter().enumerate().filter(|(_, w)| weighted(w));
             self.weights.push(used.map(|(t, w)| (first + t, *w)).collect());
@@ -259,8 +255,7 @@ mod tests {
     #[test]
     fn rows_are_the_trunk_then_the_suffixes() {
         let group = group();
-        let cotangents = Cotangent::log_probabilities(&group);
-        let batch = Batch::new(&[(&group, &cotangents)]);
+        let batch = Batch::new(&[Request::log_probabilities(&group)]);
         assert_eq!(batch.tokens, [5, 6, 7, 8]);
         assert_eq!(batch.positions, [0, 1, 2, 3]);
         assert_eq!(batch.predicting, [1, 2, 3, 1, 2]);
@@ -273,8 +268,8 @@ mod tests {
     #[test]
     fn a_token_cotangent_reaches_only_the_row_that_predicts_it() {
         let group = group();
-        let one = [Cotangent { branch: 0, weights: vec![0.0, 2.0, 0.0] }];
-        let batch = Batch::new(&[(&group, &one)]);
+        let one = vec![Cotangent { branch: 0, weights: vec![0.0, 2.0, 0.0] }];
+        let batch = Batch::new(&[Request { group: &group, cotangents: one }]);
         assert_eq!(batch.full.index, [0, 1, 2]);
         assert_eq!(batch.active.index, [2]);
         assert_eq!(batch.sources, [(1, 2.0)]);

@@ -1,9 +1,10 @@
 //! What a batch asks of a device, counted before it runs (docs/mathematics.md, section 6).
 use crate::batch::Batch;
-use std::ops::Range;
+use std::collections::BTreeSet;
 use tanglescope_kernels::cost::{self, Cost, Rates};
+use tanglescope_kernels::head::{head_cost, head_gram_cost};
 use tanglescope_kernels::{DType, RowSet};
-use tanglescope_model::{InScope, Map, Outline, Reads};
+use tanglescope_model::{BlockNeeds, InScope, Map, Needs, Outline, Reads};
 
 /// The cost of a batch, by stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -14,7 +15,7 @@ pub struct Count {
     pub backward: Cost,
     /// Attention, forward and backward.
     pub attention: Cost,
-    /// The head: logits, its gradient, and its Gram where the output matrix is in scope.
+    /// The head: logits, their gradient, and the Gram of the output matrix where it is in scope.
     pub head: Cost,
     /// Gram reductions of linear maps.
     pub reductions: Cost,
@@ -47,121 +48,105 @@ impl Count {
     }
 }
 
+/// The inputs of a block's maps, in the order of the forward pass.
+const INPUTS: [Reads; 4] = [Reads::MixerInput, Reads::AttentionOutput, Reads::MlpInput, Reads::MlpHidden];
+
 /// Products of `rows` rows with a map, and with its adapter.
-fn products(map: &Map, rows: usize, dtype: DType) -> Cost {
+fn forward(map: &Map, rows: usize, dtype: DType) -> Cost {
     let [n, m] = map.shape;
     let low = |r: usize| cost::product(rows, n, r, dtype) + cost::product(rows, r, m, dtype);
     cost::product(rows, n, m, dtype) + map.rank.map(low).unwrap_or_default()
 }
 
-/// Whether each part of a block has a parameter in scope.
-struct Wanted {
-    /// Norms of what attention reads, and of queries and keys.
-    attention_norm: bool,
-    after_attention: bool,
-    feed_forward_norm: bool,
-    after_feed_forward: bool,
-    maps: Vec<bool>,
+/// Whether the cotangents of the outputs of maps that read an input are formed, and those of that input.
+fn needed(needs: &BlockNeeds, input: Reads) -> [bool; 2] {
+    match input {
+        Reads::MixerInput => [needs.mixer.hidden, needs.mixer.input],
+        Reads::AttentionOutput => [needs.mixer.output, needs.mixer.hidden],
+        Reads::MlpInput => [needs.mlp.hidden, needs.mlp.input],
+        Reads::MlpHidden => [needs.mlp.output, needs.mlp.hidden],
+    }
 }
 
-fn wanted(outline: &Outline, scope: &InScope, layer: usize, maps: &[&Map]) -> Wanted {
-    let names = &outline.description.names;
-    let norm = |name: Option<&'static str>| {
-        let Some(name) = name else { return false };
-        let path = format!("{}.{layer}.{name}", names.blocks);
-        scope.contains(&format!("{path}.weight")) || scope.contains(&format!("{path}.bias"))
-    };
-    let of_map = |map: &&Map| {
-        let parts = ["weight", "bias", "lora_A.weight", "lora_B.weight"];
-        parts.iter().any(|part| scope.contains(&format!("{}.{part}", map.path)))
-    };
-    Wanted {
-        attention_norm: norm(names.attention_norm)
-            || names.query_key_norms.is_some_and(|n| n.map(Some).into_iter().any(norm)),
-        after_attention: norm(names.after_attention),
-        feed_forward_norm: norm(names.mlp_norm),
-        after_feed_forward: norm(names.after_mlp),
-        maps: maps.iter().map(of_map).collect(),
+/// Products of `rows` cotangents with a map and its adapter: `δ·Wᵀ` where the input's cotangent is formed, `δ·Bᵀ` there and
+/// where A is in scope.
+fn backward(map: &Map, scope: &InScope, [output, input]: [bool; 2], rows: usize, dtype: DType) -> Cost {
+    let [n, m] = map.shape;
+    let mut sum = Cost::default();
+    if output && input {
+        sum += cost::product(rows, m, n, dtype);
     }
+    if let Some(r) = map.rank.filter(|_| output && (input || scope.contains(&format!("{}.lora_A.weight", map.path)))) {
+        sum += cost::product(rows, m, r, dtype);
+        if input {
+            sum += cost::product(rows, r, n, dtype);
+        }
+    }
+    sum
+}
+
+/// Gram reductions of the parameters in scope of maps that read one input.
+fn reductions(maps: &[&Map], scope: &InScope, rows: &RowSet, dtype: DType, rates: &Rates) -> Cost {
+    let (mut sum, mut outputs) = (Cost::default(), Vec::new());
+    for map in maps {
+        let has = |part: &str| scope.contains(&format!("{}.{part}", map.path));
+        outputs.extend(has("weight").then_some(map.shape[1]));
+        outputs.extend(map.rank.filter(|_| has("lora_A.weight")));
+        if let Some(r) = map.rank.filter(|_| has("lora_B.weight")) {
+            sum += cost::reductions(r, &[map.shape[1]], rows, dtype, rates);
+        }
+    }
+    if let Some(map) = maps.first().filter(|_| !outputs.is_empty()) {
+        sum += cost::reductions(map.shape[0], &outputs, rows, dtype, rates);
+    }
+    sum
+}
+
+/// The cross terms of a tied output matrix: logits of the tokens that a block's rows have, and the head's rows against their sums
+/// of cotangents, for each cotangent.
+fn tied(batch: &Batch, hidden: usize, dtype: DType) -> Cost {
+    let of_block = |(cotangents, predictions): (&std::ops::Range<usize>, &std::ops::Range<usize>)| {
+        let rows = &batch.full.index[batch.full.of_block(cotangents)];
+        let tokens = rows.iter().map(|&row| batch.tokens[row as usize]).collect::<BTreeSet<_>>().len();
+        let product = |n: usize| cost::product(predictions.len(), hidden, n, dtype);
+        product(tokens) + product(cotangents.len() * tokens)
+    };
+    let blocks = batch.full.blocks.iter().zip(&batch.predictions);
+    blocks.map(of_block).fold(Cost::default(), |sum, cost| sum + cost)
 }
 
 /// The cost of a batch. `scope` is the outline's own.
 #[must_use]
 pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, rates: &Rates) -> Count {
     let of = &outline.description;
-    let (forward, full, active) = (batch.tokens.len(), &batch.full, &batch.active);
+    let needs = Needs::of(of, scope);
     let mut count = Count::default();
-    let blocks: Vec<Vec<&Map>> =
-        (0..of.layers()).map(|layer| outline.maps.iter().filter(|map| map.layer == layer).collect()).collect();
-    let wants: Vec<Wanted> =
-        blocks.iter().enumerate().map(|(layer, maps)| wanted(outline, scope, layer, maps)).collect();
-    let table = |name: &str| scope.contains(&format!("{name}.weight")) && !scope.head_only();
-    let embedded = table(&of.names.embedding) || of.names.positions.is_some_and(table);
-    let of_layer = |w: &Wanted| w.after_attention || w.feed_forward_norm || w.after_feed_forward;
-    let any = |w: &Wanted| w.attention_norm || of_layer(w) || w.maps.contains(&true);
-    let lowest = if embedded { Some(0) } else { wants.iter().position(any) };
-    let width = of.heads.heads * of.heads.head_dim;
-    // queries and the keys that they see
-    let pairs = |n: usize, before: usize, window: Option<usize>| match window {
-        None => n as f64 * before as f64 + n as f64 * (n as f64 + 1.0) / 2.0,
-        Some(window) => (before + 1..=before + n).map(|seen| seen.min(window) as f64).sum(),
-    };
-    for (layer, (maps, wants)) in blocks.iter().zip(&wants).enumerate() {
-        let window = of.blocks[layer].window;
-        let of_spans: f64 = batch.spans.iter().map(|span| pairs(span.own.len(), span.prefix.len(), window)).sum();
-        let of_segments: f64 = batch.segments.iter().map(|segment| pairs(segment.len(), 0, window)).sum();
-        for map in maps {
-            count.forward += products(map, forward, dtype);
+    for (layer, needs) in needs.blocks.iter().enumerate() {
+        let attention = of.attention_of(layer);
+        count.attention += attention.cost(&batch.spans);
+        if needs.mixer.hidden {
+            count.attention += attention.cost_vjp(&batch.segments);
         }
-        count.attention += Cost { operations: 4.0 * of_spans * width as f64, bytes: 0.0 };
-        let Some(lowest) = lowest.filter(|&lowest| layer >= lowest) else { continue };
-        let below = layer > lowest || embedded;
-        let reads = |input: Reads| maps.iter().zip(&wants.maps).any(|(map, wanted)| *wanted && map.reads == input);
-        let above_attention = below || wants.attention_norm;
-        let above_mixed = above_attention || reads(Reads::Attention);
-        let above_feed_forward = above_mixed || wants.after_attention || reads(Reads::Mixed);
-        let above_inner = above_feed_forward || wants.feed_forward_norm || reads(Reads::FeedForward);
-        let rows_of = |input: Reads| -> &RowSet {
-            if layer + 1 == of.layers() && input != Reads::Attention { active } else { full }
-        };
-        for map in maps {
-            let needed = match map.reads {
-                Reads::Attention => above_attention,
-                Reads::Mixed => above_mixed,
-                Reads::FeedForward => above_feed_forward || wants.feed_forward_norm,
-                Reads::Inner => above_inner,
-            };
-            if needed {
-                count.backward += products(map, rows_of(map.reads).rows(), dtype);
+        for input in INPUTS {
+            let maps: Vec<&Map> = outline.maps.iter().filter(|map| map.layer == layer && map.reads == input).collect();
+            // at the top, rows whose cotangent is zero are left out until attention fills them
+            let top = layer + 1 == of.layers() && input != Reads::MixerInput;
+            let rows = if top { &batch.active } else { &batch.full };
+            let needed = needed(needs, input);
+            for map in &maps {
+                count.forward += forward(map, batch.tokens.len(), dtype);
+                count.backward += backward(map, scope, needed, rows.rows(), dtype);
             }
-        }
-        if above_mixed {
-            count.attention += Cost { operations: 10.0 * of_segments * width as f64, bytes: 0.0 };
-        }
-        for input in [Reads::Attention, Reads::Mixed, Reads::FeedForward, Reads::Inner] {
-            let rows = rows_of(input);
-            let mut outputs = Vec::new();
-            let of_input = maps.iter().filter(|map| map.reads == input);
-            for map in of_input {
-                let has = |part: &str| scope.contains(&format!("{}.{part}", map.path));
-                outputs.extend(has("weight").then_some(map.shape[1]));
-                outputs.extend(map.rank.filter(|_| has("lora_A.weight")));
-                if let Some(r) = map.rank.filter(|_| has("lora_B.weight")) {
-                    count.reductions += cost::reductions(r, &[map.shape[1]], rows, dtype, rates);
-                }
-            }
-            if let Some(map) = maps.iter().find(|map| map.reads == input).filter(|_| !outputs.is_empty()) {
-                count.reductions += cost::reductions(map.shape[0], &outputs, rows, dtype, rates);
-            }
+            count.reductions += reductions(&maps, scope, rows, dtype, rates);
         }
     }
-    let predictions = batch.targets.len();
-    count.head = cost::product(predictions, of.hidden, of.vocabulary, dtype) * 2.0;
+    count.head = head_cost(batch.targets.len(), of.hidden, of.vocabulary, dtype);
     let head = if of.tied { &of.names.embedding } else { &of.names.head };
     if scope.contains(&format!("{head}.weight")) {
-        // p·pᵀ up to its diagonal
-        let of_block = |rows: &Range<usize>| cost::product(rows.len(), of.vocabulary, rows.len() + 1, dtype) * 0.5;
-        batch.predictions.iter().for_each(|rows| count.head += of_block(rows));
+        count.head += head_gram_cost(&batch.predictions, of.vocabulary, dtype);
+        if of.tied && !scope.head_only() {
+            count.head += tied(batch, of.hidden, dtype);
+        }
     }
     count
 }

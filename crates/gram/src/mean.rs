@@ -1,15 +1,15 @@
 //! The Gram of a data set's mean gradients: of log π(chosen) and of log π(rejected), over all pairs.
-use crate::batch::{Batch, Cotangent, Group};
-use crate::engine::ForwardPass;
-use crate::sum_sink::SumSink;
-use crate::together::Together;
+use crate::batch::{Batch, Group};
+use crate::pass::ForwardPass;
+use crate::request::Request;
+use crate::sinks::{SumSink, Tee};
 use tanglescope_kernels::{BlockGram, FloatTensor, Kernels, TensorMetadata};
 use tanglescope_model::{Decoder, InScope};
 
 /// Sums of both gradients over the pairs that were added; each takes as much memory as the parameters in scope.
 pub struct MeanGradients<'a, B: Kernels> {
     scope: &'a InScope,
-    sums: [SumSink<'a, B>; 2],
+    sums: [SumSink<B>; 2],
     pairs: usize,
 }
 
@@ -17,22 +17,20 @@ impl<'a, B: Kernels> MeanGradients<'a, B> {
     /// Of no pair yet.
     #[must_use]
     pub fn new(scope: &'a InScope) -> Self {
-        Self { scope, sums: [SumSink::new(scope), SumSink::new(scope)], pairs: 0 }
+        Self { scope, sums: [SumSink::new(), SumSink::new()], pairs: 0 }
     }
 
     /// Adds pairs, which run as one batch: the first branch of each group is chosen, the second rejected.
     pub fn add(&mut self, model: &Decoder<B>, groups: &[&Group]) {
-        let cotangents: Vec<Vec<Cotangent>> =
-            groups.iter().map(|group| Cotangent::log_probabilities(group).into_iter().take(2).collect()).collect();
-        let items: Vec<(&Group, &[Cotangent])> =
-            groups.iter().zip(&cotangents).map(|(group, cotangents)| (*group, cotangents.as_slice())).collect();
-        let batch = Batch::new(&items);
+        let mut requests = Request::all(groups.iter().copied());
+        requests.iter_mut().for_each(|request| request.cotangents.truncate(2));
+        let batch = Batch::new(&requests);
         for (branch, sum) in self.sums.iter_mut().enumerate() {
             let of = |k: usize| if k % 2 == branch { 1.0 } else { 0.0 };
             sum.weigh((0..2 * groups.len()).map(of).collect());
         }
         let [chosen, rejected] = &mut self.sums;
-        ForwardPass::new(model, &batch, false).backward(&mut Together { sinks: vec![chosen, rejected], turn: None });
+        ForwardPass::new(model, self.scope, &batch, false).backward(&mut Tee(vec![chosen, rejected]));
         self.pairs += groups.len();
     }
 
@@ -58,6 +56,6 @@ impl<'a, B: Kernels> MeanGradients<'a, B> {
 fn inner<B: Kernels>(a: &FloatTensor<B>, b: &FloatTensor<B>) -> f64 {
     let shape = a.shape();
     let (columns, all) = (shape[shape.num_dims() - 1], shape.num_elements());
-    let product = B::float_reshape(B::float_mul(a.clone(), b.clone()), [all / columns, columns].into());
+    let product = B::reshape(B::times(a.clone(), b.clone()), [all / columns, columns]);
     B::download(&B::segment_sums(&product, &[0, all / columns])).iter().sum()
 }

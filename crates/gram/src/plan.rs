@@ -13,19 +13,19 @@ pub const ENOUGH_ROWS_ON_DEVICE: usize = 8192;
 pub const ENOUGH_BACKWARD_ROWS: usize = 32_768;
 
 /// Batches that run side by side on a processor, so that no core waits for another (docs/benchmarks.md).
-pub const AT_ONCE: usize = 2;
+pub const BATCHES_IN_FLIGHT: usize = 2;
 
 /// The same on a device, which orders the work of one thread.
-pub const AT_ONCE_ON_DEVICE: usize = 1;
+pub const BATCHES_IN_FLIGHT_ON_DEVICE: usize = 1;
 
 /// Values that a block keeps of one forward row for its vjp, beside its input.
 fn kept(model: &Description) -> usize {
-    let (heads, names) = (model.heads, &model.names);
-    let attention = 2 * heads.heads + 2 * heads.kv_heads;
+    let (spec, names) = (model.attention, &model.names);
+    let attention = 2 * spec.heads + 2 * spec.kv_heads;
     // what norms of queries and keys, and norms after a layer, read
-    let before_norms = if model.query_key_norm.is_some() { heads.heads + heads.kv_heads } else { 0 };
+    let before_norms = if model.query_key_norm.is_some() { spec.heads + spec.kv_heads } else { 0 };
     let outputs = usize::from(names.after_attention.is_some()) + usize::from(names.after_mlp.is_some());
-    (1 + outputs) * model.hidden + (attention + before_norms) * heads.head_dim + heads.heads + 2 * model.mlp_width
+    (1 + outputs) * model.hidden + (attention + before_norms) * spec.head_dim + spec.heads + 2 * model.mlp_width
 }
 
 /// Values of one backward row on its way through the widest layer: δ of gate, up and down, and the residual stream.

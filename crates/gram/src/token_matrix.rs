@@ -1,8 +1,9 @@
 //! The token-level matrix: one cotangent a response token (docs/mathematics.md, section 9).
 use crate::batch::{Batch, Cotangent, Group};
-use crate::engine::{run, totals_of_batches};
-use crate::gram_sink::{Detail, GramSink};
-use crate::plan;
+use crate::pass::{grams_in_batches, run};
+use crate::request::Request;
+use crate::schedule::Schedule;
+use crate::sinks::{Detail, GramSink};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{Decoder, InScope};
 
@@ -33,10 +34,9 @@ impl TokenMatrix {
 /// One pass with the cotangents of both log-probabilities, as for the Gram; `[K, K]`, K the positions of all branches' inputs in
 /// their order, and how many each branch has.
 pub fn position_matrix<B: Kernels>(model: &Decoder<B>, scope: &InScope, group: &Group) -> (Vec<f64>, Vec<usize>) {
-    let cotangents = Cotangent::log_probabilities(group);
-    let batch = Batch::new(&[(group, &cotangents)]).by_position();
-    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates).keeping(Detail::Total);
-    run(model, &batch, &mut sink);
+    let batch = Batch::new(&[Request::log_probabilities(group)]).by_position();
+    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates, Detail::Total);
+    run(model, scope, &batch, &mut sink);
     let inner = sink.finish().into_iter().flatten().next().unwrap_or_default();
     (inner, group.responses.iter().map(|response| group.prompt.len() + response.len() - 1).collect())
 }
@@ -75,12 +75,11 @@ pub fn token_matrices<B: Kernels>(
 ) -> Vec<TokenMatrix> {
     let rows: Vec<usize> = groups.iter().map(|group| token_rows(group)).collect();
     let (whole, in_parts): (Vec<usize>, Vec<usize>) = (0..groups.len()).partition(|&g| rows[g] <= most);
-    let of_whole: Vec<Vec<Cotangent>> = whole.iter().map(|&g| cotangents(groups[g])).collect();
-    let items: Vec<(&Group, &[Cotangent])> =
-        whole.iter().zip(&of_whole).map(|(&g, cotangents)| (groups[g], cotangents.as_slice())).collect();
+    let request = |&g: &usize| Request { group: groups[g], cotangents: cotangents(groups[g]) };
+    let requests: Vec<Request<'_>> = whole.iter().map(request).collect();
     let lengths: Vec<usize> = whole.iter().map(|&g| rows[g]).collect();
-    let batches = plan::batches(&lengths, most);
-    let found = totals_of_batches(model, scope, &items, (&batches, at_once), |batch| {
+    let schedule = Schedule::by_length(&lengths, most, at_once);
+    let found = grams_in_batches(model, scope, &requests, &schedule, Detail::Total, |batch| {
         done(&batch.iter().map(|&i| whole[i]).collect::<Vec<_>>());
     });
     let found = found.into_iter().map(|result| TokenMatrix { inner: result.total(), token_logps: result.token_logps });
@@ -130,7 +129,9 @@ fn by_parts<B: Kernels>(model: &Decoder<B>, scope: &InScope, group: &Group, most
     let (mut inner, mut token_logps) = (vec![0.0; k * k], Vec::new());
     for tokens in tokens_of_passes(&rows_of_tokens(group), most) {
         let chosen: Vec<Cotangent> = tokens.iter().map(|&token| all[token].clone()).collect();
-        let result = totals_of_batches(model, scope, &[(group, &chosen)], (&[vec![0]], 1), |_| ()).remove(0);
+        let request = Request { group, cotangents: chosen };
+        let schedule = Schedule::together(1);
+        let result = grams_in_batches(model, scope, &[request], &schedule, Detail::Total, |_| ()).remove(0);
         let total = result.total();
         for (i, &row) in tokens.iter().enumerate() {
             for (j, &column) in tokens.iter().enumerate() {

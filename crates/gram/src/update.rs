@@ -1,12 +1,9 @@
 //! The direction of one training step, and what a step does: passes over all batches of a step.
-use crate::batch::{Batch, Cotangent, Group};
-use crate::engine::{Companions, ForwardPass, GroupResult, results};
-use crate::gradient_sink::GradientSink;
-use crate::gram_sink::GramSink;
-use crate::sum_sink::SumSink;
-use crate::together::Together;
-use crate::turn::{Begun, Turn, half_way};
-use rayon::prelude::*;
+use crate::batch::Batch;
+use crate::pass::{Companions, ForwardPass, GroupResult, results};
+use crate::request::Request;
+use crate::schedule::{Schedule, Turn};
+use crate::sinks::{Detail, GradientSink, GramSink, SumSink, Tee};
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels};
 use tanglescope_model::{Decoder, InScope, ParameterKind, Sink};
@@ -30,73 +27,54 @@ pub struct Update<B: Kernels> {
     pub gradient: HashMap<String, FloatTensor<B>>,
 }
 
-/// Sums the weighted gradients of all groups, batch by batch (each a list of groups), `at_once` of them side by side, with
-/// every group's Gram from the same pass where it is wanted.
+/// Sums the weighted gradients of all requests, batch by batch, with every group's Gram from the same pass where it is wanted.
 ///
 /// Coefficients that need a Gram need the gradients a second time: those of low-rank factors are small and are kept, for
-/// others the batch is run again. The order of the sums depends on the batches and on `at_once` alone.
+/// others the batch is run again. The order of the sums depends on the batches and on how many run side by side alone.
 pub fn update<B: Kernels>(
     model: &Decoder<B>,
     scope: &InScope,
-    groups: &[(&Group, &[Cotangent])],
-    (batches, at_once): (&[Vec<usize>], usize),
+    requests: &[Request<'_>],
+    schedule: &Schedule,
     coefficients: &Coefficients<'_>,
     grams: bool,
 ) -> Update<B> {
-    let turn = Turn::default();
-    let row = |row: usize| {
-        let mut sum = SumSink::<B>::new(scope);
-        let mut found = Vec::new();
-        for batch in batches.iter().skip(row).step_by(at_once) {
-            let begun = (at_once > 1).then(|| turn.take());
-            let pass = Pass { model, scope, members: batch, groups };
-            found.extend(batch.iter().copied().zip(pass.run(&mut sum, coefficients, grams, begun)));
-        }
-        (found, sum.gradient)
-    };
-    let rows: Vec<_> = match at_once {
-        // a device orders the work of one thread
-        1 => vec![row(0)],
-        _ => (0..at_once).into_par_iter().with_max_len(1).map(row).collect(),
-    };
-    let (mut found, mut sum) = (Vec::with_capacity(groups.len()), SumSink::<B>::new(scope));
-    for (results, gradient) in rows {
-        found.extend(results);
-        sum.add_all(gradient);
-    }
-    found.sort_by_key(|(member, _)| *member);
-    Update { results: found.into_iter().map(|(_, result)| result).collect(), gradient: sum.gradient }
+    let (results, sums) = schedule.run_summed(SumSink::<B>::new, |members, sum, turn| {
+        let requests: Vec<&Request<'_>> = members.iter().map(|&member| &requests[member]).collect();
+        Step { model, scope, members, requests }.run(sum, coefficients, grams, turn)
+    });
+    let mut sum = SumSink::<B>::new();
+    sums.into_iter().for_each(|of_lane| sum.add_all(of_lane.gradient));
+    Update { results, gradient: sum.gradient }
 }
 
 /// One batch of a step.
-struct Pass<'a, B: Kernels> {
+struct Step<'a, B: Kernels> {
     model: &'a Decoder<B>,
     scope: &'a InScope,
     members: &'a [usize],
-    groups: &'a [(&'a Group, &'a [Cotangent])],
+    requests: Vec<&'a Request<'a>>,
 }
 
-impl<B: Kernels> Pass<'_, B> {
+impl<B: Kernels> Step<'_, B> {
     fn run(
         &self,
-        sum: &mut SumSink<'_, B>,
+        sum: &mut SumSink<B>,
         coefficients: &Coefficients<'_>,
         grams: bool,
-        turn: Option<Begun<'_>>,
+        turn: Option<Turn<'_>>,
     ) -> Vec<GroupResult> {
-        let items: Vec<(&Group, &[Cotangent])> = self.members.iter().map(|&g| self.groups[g]).collect();
-        let batch = Batch::new(&items);
-        let head = self.scope.contains(self.model.head_name());
+        let batch = Batch::new(self.requests.iter().copied());
         let wants_grams = grams || matches!(coefficients, Coefficients::OfGram(_));
-        let forward = ForwardPass::new(self.model, &batch, wants_grams && head);
+        let forward = ForwardPass::new(self.model, self.scope, &batch, wants_grams);
         let token_logps = forward.token_logps();
-        let mut gram = wants_grams.then(|| GramSink::new(self.scope, &batch.full.blocks, self.model.rates));
-        let turn = turn.map(|turn| (half_way(self.model.description.layers()), turn));
+        let rates = self.model.rates;
+        let mut gram = wants_grams.then(|| GramSink::new(self.scope, &batch.full.blocks, rates, Detail::Parameters));
         let results = |token_logps: Vec<Vec<Vec<f64>>>, gram: Option<GramSink<'_, B>>| {
-            let grams = gram.map_or_else(|| vec![Vec::new(); items.len()], GramSink::finish);
+            let grams = gram.map_or_else(|| vec![Vec::new(); self.requests.len()], GramSink::finish);
             // a step looks at nothing else
             let forward = token_logps.into_iter().map(|logps| (logps, Companions::default())).collect();
-            results(&items, forward, grams)
+            results(&self.requests, forward, grams)
         };
         match coefficients {
             Coefficients::OfLogps(of) => {
@@ -104,16 +82,16 @@ impl<B: Kernels> Pass<'_, B> {
                 sum.weigh(each.collect());
                 let mut sinks: Vec<&mut dyn Sink<B>> = vec![sum];
                 sinks.extend(gram.as_mut().map(|gram| gram as &mut dyn Sink<B>));
-                forward.backward(&mut Together { sinks, turn });
+                forward.backward_with(&mut Tee(sinks), turn);
                 results(token_logps, gram)
             }
             Coefficients::OfGram(of) => {
                 let small = self.scope.parameters.iter().all(|p| p.kind == ParameterKind::Lora);
-                let mut kept = small.then(|| GradientSink::<B>::new(self.scope, batch.weights.len()));
+                let mut kept = small.then(|| GradientSink::<B>::new(batch.weights.len()));
                 let mut sinks: Vec<&mut dyn Sink<B>> = Vec::new();
                 sinks.extend(gram.as_mut().map(|gram| gram as &mut dyn Sink<B>));
                 sinks.extend(kept.as_mut().map(|kept| kept as &mut dyn Sink<B>));
-                forward.backward(&mut Together { sinks, turn });
+                forward.backward_with(&mut Tee(sinks), turn);
                 let results = results(token_logps, gram);
                 let each = self.members.iter().zip(&results).flat_map(|(&member, result)| of(member, result));
                 let each: Vec<f64> = each.collect();
@@ -121,7 +99,7 @@ impl<B: Kernels> Pass<'_, B> {
                     Some(kept) => sum.add_all(kept.combined(&each)),
                     None => {
                         sum.weigh(each);
-                        ForwardPass::new(self.model, &batch, false).backward(sum);
+                        ForwardPass::new(self.model, self.scope, &batch, false).backward(sum);
                     }
                 }
                 results

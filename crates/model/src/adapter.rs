@@ -2,7 +2,7 @@
 use crate::architectures::Wrapper;
 use crate::config::{Config, is_off};
 use crate::error::{Error, Result, pattern_problem};
-use crate::layers::{Block, Lora};
+use crate::layers::{Block, Lora, Part};
 use crate::weights::{Layout, Weights, file_hash};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -262,12 +262,16 @@ impl SavedAdapter {
         dtype: DType,
         device: &B::Device,
     ) -> Result<()> {
-        for map in block.maps_mut() {
+        let mut attached = Ok(());
+        block.visit(&mut |part| {
+            let (Part::Linear(map), Ok(())) = (part, &attached) else { return };
             let shape = map.weight.shape();
-            map.lora =
-                self.factors::<B>(&format!("{before}{}", map.name), layer, [shape[0], shape[1]], dtype, device)?;
-        }
-        Ok(())
+            match self.factors::<B>(&format!("{before}{}", map.name), layer, [shape[0], shape[1]], dtype, device) {
+                Ok(lora) => map.lora = lora,
+                Err(error) => attached = Err(error),
+            }
+        });
+        attached
     }
 
     /// Whether it has its own copies of some of the base's modules.
@@ -302,6 +306,14 @@ impl SavedAdapter {
             other => other,
         })
     }
+}
+
+/// The model folder that a saved adapter says it belongs to, where there is one.
+#[must_use]
+pub fn base_named_by(adapter: &Path) -> Option<PathBuf> {
+    let config = Config::read(&adapter.join("adapter_config.json")).ok()?;
+    let path = PathBuf::from(config.get::<String>("base_model_name_or_path").ok()??);
+    path.join("config.json").is_file().then_some(path)
 }
 
 /// SHA-256 of a saved adapter's config and weights.
@@ -369,7 +381,8 @@ impl Adapter {
                 let Some(r) = self.rank(module, layer, attention) else { return Ok(None) };
                 let Self::Fresh { settings, random, .. } = self else { return Ok(None) };
                 let bound = (inputs as f64).sqrt().recip();
-                let uniform = Uniform::new(-bound, bound).map_err(|e| Error::file(Path::new("--lora-r"), e))?;
+                let uniform = Uniform::new(-bound, bound)
+                    .map_err(|e| Error::Option { option: "lora_r", problem: e.to_string() })?;
                 let a: Vec<f64> = (0..inputs * r).map(|_| uniform.sample(random)).collect();
                 let upload =
                     |values: Vec<f64>, shape| B::upload(TensorData::new(values, shape).convert_dtype(dtype), device);
@@ -389,10 +402,10 @@ impl Adapter {
             Self::Saved(saved) => saved.finish(),
             Self::Fresh { settings, hits, .. } => match settings.targets.iter().zip(hits).find(|(_, hit)| !**hit) {
                 None => Ok(()),
-                Some((target, _)) => Err(Error::file(
-                    Path::new("--lora-targets"),
-                    format!("`{target}` is no linear map of this model's blocks"),
-                )),
+                Some((target, _)) => Err(Error::Option {
+                    option: "lora_targets",
+                    problem: format!("`{target}` is no linear map of this model's blocks"),
+                }),
             },
         }
     }

@@ -32,8 +32,16 @@ pub enum Error {
         /// What was found, what was expected.
         problem: String,
     },
+    /// An option of the adapter that does not fit the model.
+    #[error("option `{option}`: {problem}")]
+    Option {
+        /// Which.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A scope that selects nothing, or cannot be read.
-    #[error("--scope {scope}: {problem}")]
+    #[error("option `scope` = {scope}: {problem}")]
     Scope {
         /// The scope as given.
         scope: String,

@@ -1,9 +1,9 @@
 //! The shape of a model without its weights: what it would cost to run, before anything is loaded.
 use crate::adapter::{Adapter, AdapterSource};
-use crate::architectures::{self, Description, Part};
+use crate::architectures::{self, Description, Part, Reads};
 use crate::config::Config;
 use crate::error::Result;
-use crate::scope::{InScope, Parameter, ParameterKind, Scope};
+use crate::scope::{InScope, Location, Parameter, ParameterKind, Scope};
 use std::path::Path;
 
 /// A linear map of a block.
@@ -21,27 +21,6 @@ pub struct Map {
     pub bias: bool,
     /// Rank of its adapter's factors.
     pub rank: Option<usize>,
-}
-
-/// The inputs of a block's linear maps, in the order of the forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reads {
-    /// The normalised residual stream, for queries, keys and values.
-    Attention,
-    /// What attention mixed.
-    Mixed,
-    /// The normalised residual stream, for the feed-forward layer.
-    FeedForward,
-    /// The feed-forward layer's inner values.
-    Inner,
-}
-
-impl Reads {
-    /// Whether the map is one of attention's.
-    #[must_use]
-    pub fn of_attention(self) -> bool {
-        matches!(self, Self::Attention | Self::Mixed)
-    }
 }
 
 /// Dimensions and linear maps of a model, with an adapter or without.
@@ -68,67 +47,27 @@ impl Outline {
     /// # Errors
     /// Where the adapter's config cannot be read.
     pub fn new(description: Description, source: &AdapterSource) -> Result<Self> {
-        let mut adapter = Adapter::open(source)?;
+        Ok(Self::with(description, &mut Adapter::open(source)?))
+    }
+
+    /// The outline of a model under an adapter that is open.
+    pub(crate) fn with(description: Description, adapter: &mut Adapter) -> Self {
         let mut maps = Vec::new();
         for layer in 0..description.layers() {
             for part in description.parts() {
                 let Part::Map { name, reads, shape, bias } = part else { continue };
                 let path = format!("{}.{layer}.{name}", description.names.blocks);
-                let rank = adapter.rank(&path, layer, reads.of_attention());
+                let rank = adapter.rank(&path, layer, reads.by_attention());
                 maps.push(Map { path, layer, reads, shape, bias, rank });
             }
         }
-        Ok(Self { description, maps })
+        Self { description, maps }
     }
 
     /// All parameters under the names of the full architecture, in the order of the forward pass.
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter> {
-        let of = &self.description;
-        let mut out = Vec::new();
-        let mut add = |name: String, layer: Option<usize>, kind: ParameterKind| {
-            let inside = layer.map(|layer| format!("{}.{layer}.", of.names.blocks));
-            let path = inside.and_then(|inside| name.strip_prefix(&inside).map(str::to_owned)).unwrap_or(name.clone());
-            let module = path.rsplit_once('.').map_or(path.as_str(), |(module, _)| module);
-            let module = module.trim_end_matches(".lora_A").trim_end_matches(".lora_B").to_owned();
-            out.push(Parameter { name, layer, module, kind });
-        };
-        let norm = |path: &str| {
-            let names = ["weight", "bias"].into_iter().take(if of.norm_bias { 2 } else { 1 });
-            names.map(|name| format!("{path}.{name}")).collect::<Vec<_>>()
-        };
-        add(format!("{}.weight", of.names.embedding), None, ParameterKind::Base);
-        if let Some(positions) = of.names.positions {
-            add(format!("{positions}.weight"), None, ParameterKind::Base);
-        }
-        for layer in 0..of.layers() {
-            let mut maps = self.maps.iter().filter(|map| map.layer == layer);
-            for part in of.parts() {
-                match part {
-                    Part::Norm { name, .. } => {
-                        let path = format!("{}.{layer}.{name}", of.names.blocks);
-                        norm(&path).into_iter().for_each(|name| add(name, Some(layer), ParameterKind::Base));
-                    }
-                    Part::Map { .. } => {
-                        let Some(map) = maps.next() else { continue };
-                        add(format!("{}.weight", map.path), Some(layer), ParameterKind::Base);
-                        if map.bias {
-                            add(format!("{}.bias", map.path), Some(layer), ParameterKind::Base);
-                        }
-                        if map.rank.is_some() {
-                            ["lora_A", "lora_B"].iter().for_each(|factor| {
-                                add(format!("{}.{factor}.weight", map.path), Some(layer), ParameterKind::Lora);
-                            });
-                        }
-                    }
-                }
-            }
-        }
-        norm(&of.names.final_norm).into_iter().for_each(|name| add(name, None, ParameterKind::Base));
-        if !of.tied {
-            add(format!("{}.weight", of.names.head), None, ParameterKind::Base);
-        }
-        out
+        parameters(&self.description, &self.maps)
     }
 
     /// The parameters that a scope selects. A checkpoint of the bare base, and an adapter's copies of base parameters, are
@@ -154,4 +93,43 @@ impl Outline {
         let of_norm = |part: Part| if let Part::Norm { features, .. } = part { 2 * features } else { 0 };
         (outside, maps.map(of_map).sum::<usize>() + of.parts().into_iter().map(of_norm).sum::<usize>())
     }
+}
+
+/// The parameters of a model with some linear maps, under the names of the full architecture, in the order of the forward pass.
+pub(crate) fn parameters(of: &Description, maps: &[Map]) -> Vec<Parameter> {
+    let mut out = Vec::new();
+    let mut add = |module: &str, tensor: &str, location: Location, layer: Option<usize>, kind: ParameterKind| {
+        let prefix = layer.map_or(String::new(), |layer| format!("{}.{layer}.", of.names.blocks));
+        let name = format!("{prefix}{module}.{tensor}");
+        out.push(Parameter { name, layer, module: module.to_owned(), location, kind });
+    };
+    let of_norm = || ["weight", "bias"].into_iter().take(if of.norm_bias { 2 } else { 1 });
+    add(&of.names.embedding, "weight", Location::Embedding, None, ParameterKind::Base);
+    if let Some(positions) = of.names.positions {
+        add(positions, "weight", Location::Embedding, None, ParameterKind::Base);
+    }
+    for layer in 0..of.layers() {
+        let mut maps = maps.iter().filter(|map| map.layer == layer);
+        let mut add = |module: &str, tensor: &str, kind| add(module, tensor, Location::Block, Some(layer), kind);
+        for part in of.parts() {
+            match part {
+                Part::Norm { name, .. } => of_norm().for_each(|tensor| add(name, tensor, ParameterKind::Base)),
+                Part::Map { name, bias, .. } => {
+                    add(name, "weight", ParameterKind::Base);
+                    if bias {
+                        add(name, "bias", ParameterKind::Base);
+                    }
+                    if maps.next().is_some_and(|map| map.rank.is_some()) {
+                        add(name, "lora_A.weight", ParameterKind::Lora);
+                        add(name, "lora_B.weight", ParameterKind::Lora);
+                    }
+                }
+            }
+        }
+    }
+    of_norm().for_each(|tensor| add(&of.names.final_norm, tensor, Location::FinalNorm, None, ParameterKind::Base));
+    if !of.tied {
+        add(&of.names.head, "weight", Location::Head, None, ParameterKind::Base);
+    }
+    out
 }

@@ -60,8 +60,23 @@ pub struct Parameter {
     pub layer: Option<usize>,
     /// Path of its module, inside the block where it is of one.
     pub module: String,
+    /// Where in the decoder it is used.
+    pub location: Location,
     /// What kind of parameter it is.
     pub kind: ParameterKind,
+}
+
+/// Where in the decoder a parameter is used. A tied output matrix is where the embedding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// Tokens or learned positions.
+    Embedding,
+    /// A block.
+    Block,
+    /// The norm before the head.
+    FinalNorm,
+    /// The output matrix.
+    Head,
 }
 
 /// What a parameter belongs to.
@@ -89,7 +104,7 @@ impl InScope {
     ///
     /// # Errors
     /// Where it selects none.
-    pub(crate) fn select(scope: &Scope, all: Vec<Parameter>, head: &str) -> Result<Self> {
+    pub fn select(scope: &Scope, all: Vec<Parameter>, head: &str) -> Result<Self> {
         let example = all.iter().find(|p| p.layer.is_some()).or(all.first()).map_or(String::new(), |p| p.name.clone());
         let chosen = |p: &Parameter| match scope {
             Scope::Lora => p.kind == ParameterKind::Lora,
@@ -102,7 +117,7 @@ impl InScope {
         if parameters.is_empty() {
             let problem = match scope {
                 Scope::Lora | Scope::Trainable => {
-                    "the model has no adapter; pass --adapter, or --lora-r for a fresh one".to_owned()
+                    "the model has no adapter; add option `adapter`, or option `lora_r` for a fresh one".to_owned()
                 }
                 _ => format!("matches no parameter; one is `{example}`"),
             };

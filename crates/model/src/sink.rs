@@ -25,15 +25,15 @@ pub struct Predictions {
     pub targets: Vec<u32>,
     /// log Σ exp(logits), `[P]`.
     pub log_normaliser: Vec<f64>,
-    /// A soft bound on the logits.
+    /// A soft cap on the logits.
     pub cap: Option<SoftCap>,
 }
 
 impl Predictions {
-    /// e of a row and token: ∂ log p(target) / ∂ logit before the bound, `([token = target] − p)·slope`.
+    /// e of a row and token: ∂ log p(target) / ∂ logit before the cap, `([token = target] − p)·slope`.
     #[must_use]
     pub fn cotangent(&self, row: usize, token: usize, logit: f64) -> f64 {
-        let z = self.cap.map_or(logit, |cap| cap.bounded(logit));
+        let z = self.cap.map_or(logit, |cap| cap.capped(logit));
         let hit = f64::from(u8::from(self.targets[row] as usize == token));
         (hit - (z - self.log_normaliser[row]).exp()) * self.cap.map_or(1.0, |cap| cap.slope(z))
     }
@@ -51,24 +51,16 @@ pub struct HeadRows<'a, B: Kernels> {
     pub cotangents: HeadCotangents<'a>,
 }
 
-/// Takes what a backward pass finds at each parameter in scope. δ of a row belongs to the cotangent of that row.
+/// Takes what a backward pass finds at each parameter in scope, and nothing else. δ of a row belongs to the cotangent of that
+/// row.
 pub trait Sink<B: Kernels> {
-    /// Whether a parameter is in scope.
-    fn wants(&self, name: &str) -> bool;
-
-    /// Whether the embedding part of a tied output matrix is left out.
-    fn head_only(&self) -> bool;
-
     /// Linear maps of one input `x[N, n]`: ∂L_k/∂W = Σ_{r of k} x[ρ(r)]ᵀ δ_r.
     fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet);
 
     /// A vector parameter: ∂L_k/∂p = Σ_{r of k} terms_r, `terms[R, m]`.
     fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet);
 
-    /// The backward pass is through with a block, and has given back what was kept of it.
-    fn passed(&mut self, _layer: usize) {}
-
-    /// Whether the Gram of the output matrix is to be formed with the head.
+    /// Whether the Gram of the output matrix, where it is in scope, is to be formed with the head.
     fn wants_head_gram(&self) -> bool;
 
     /// The output matrix: `∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i`, and its Gram where it was wanted.

@@ -360,7 +360,7 @@ impl Stored {
                 path,
                 name,
                 format!(
-                    "value {at} is NaN or infinite: the checkpoint is damaged, or it is beyond what this --dtype holds"
+                    "value {at} is NaN or infinite: the checkpoint is damaged, or it is beyond what this option `dtype` holds"
                 ),
             ));
         }

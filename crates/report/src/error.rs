@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 pub enum Error {
     /// The records.
     #[error(transparent)]
-    Records(#[from] tanglescope_analytics::Error),
+    Records(#[from] tanglescope_records::Error),
     /// A file that is written.
     #[error("{}: {problem}", path.display())]
     File {

@@ -9,7 +9,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use tanglescope_analytics::{self as analytics, By, Leaf, Records, derived};
+use tanglescope_analytics::{self as analytics, By, derived};
+use tanglescope_records::{Leaf, Manifest, Records, find, find_some};
 
 /// Pairs whose numbers are in a report; of more, every n-th is, and the extremes of each model and data set.
 const PAIRS: usize = 20_000;
@@ -72,10 +73,10 @@ impl Report {
     /// # Errors
     /// Where there are no records, or a part of a table is damaged.
     pub fn of(folders: &[PathBuf], origin: Origin) -> Result<Self> {
-        let leaves = analytics::find_some(folders)?;
+        let leaves = find_some(folders)?;
         if leaves.is_empty() {
             // says which folder has none
-            analytics::find(folders)?;
+            find(folders)?;
         }
         let mut tables = Map::new();
         for (name, table) in [
@@ -96,7 +97,7 @@ impl Report {
         let training = training::gather(folders)?;
         Ok(Self {
             origin,
-            leaves: leaves.iter().map(described).collect(),
+            leaves: leaves.iter().map(described).collect::<Result<_>>()?,
             tables,
             pairs,
             pairs_in_all,
@@ -108,23 +109,22 @@ impl Report {
 }
 
 /// A leaf, with what its manifest says is needed to run it again.
-fn described(leaf: &Leaf) -> Value {
-    let manifest = std::fs::read(leaf.folder.join("manifest.json")).ok();
-    let manifest: Value = manifest.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    json!({
+fn described(leaf: &Leaf) -> Result<Value> {
+    let manifest = Manifest::read(&leaf.folder)?;
+    Ok(json!({
         "run": leaf.run,
         "step": leaf.step,
         "dataset": leaf.dataset,
         "folder": leaf.folder,
         "title": leaf.title(),
         "manifest": manifest,
-    })
+    }))
 }
 
 /// A table of every leaf, as lists by column, with the leaf's number in front of each row.
 fn gather(
     leaves: &[Leaf],
-    table: impl Fn(&Leaf) -> analytics::Result<Option<DataFrame>>,
+    table: impl Fn(&Leaf) -> tanglescope_records::Result<Option<DataFrame>>,
 ) -> Result<Map<String, Value>> {
     let mut whole = Map::new();
     for (number, leaf) in leaves.iter().enumerate() {
@@ -138,7 +138,7 @@ fn gather(
 /// The pairs that are shown, and how many there are: all of them, or every n-th, and of each record those at either end of the
 /// measures that a reader sorts by.
 fn pairs(leaves: &[Leaf]) -> Result<(Map<String, Value>, usize)> {
-    let records: Vec<Records> = leaves.iter().map(Leaf::pairs).collect::<analytics::Result<_>>()?;
+    let records: Vec<Records> = leaves.iter().map(Leaf::pairs).collect::<tanglescope_records::Result<_>>()?;
     let heights: Vec<usize> = records.iter().map(height).collect::<Result<_>>()?;
     let all: usize = heights.iter().sum();
     let every = all.div_ceil(PAIRS).max(1);

@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use tanglescope_analytics::{Leaf, Records};
 use tanglescope_objectives::contrast;
+use tanglescope_records::{Leaf, Manifest, Records, folders_with, tables};
 
 /// Measures both of whose ends are shown, whatever is left out.
 pub(crate) const EXTREMES: [&str; 5] = ["cosine", "wl_over_min", "norm_ratio", "logp_chosen", "edit_distance"];
@@ -54,7 +54,7 @@ pub(crate) fn gather(
         // what one leaves over is the next ones'
         let mut own = left / leaves_left;
         (left, leaves_left) = (left - own, leaves_left - 1);
-        if let Some(records) = leaves[leaf].table("responses.parquet")? {
+        if let Some(records) = leaves[leaf].table(tables::RESPONSES)? {
             responses(&records, leaf, &wanted, &mut own, &mut texts)?;
         }
         left += own;
@@ -163,36 +163,36 @@ fn rounded(x: f64) -> Value {
     format!("{x:.4e}").parse::<f64>().map_or(Value::Null, |x| json!(x))
 }
 
-/// Folders with matrices of tokens.
-fn search(folder: &Path, found: &mut Vec<PathBuf>) {
-    if folder.join("tokens.parquet").is_dir() {
-        found.push(folder.to_owned());
-    }
-    let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    inner
-        .filter(|path| path.is_dir() && path.extension().is_none_or(|e| e != "parquet"))
-        .for_each(|path| search(&path, found));
+/// What decides the numbers of matrices, and the file that their rows are of: they may be of its first rows only.
+#[derive(PartialEq)]
+struct Origin {
+    model: String,
+    adapter: Option<String>,
+    scope: String,
+    dtype: String,
+    all_pairs: bool,
+    data: PathBuf,
 }
 
-/// What decides the numbers of a folder, and the file that its rows are of: matrices may be of its first rows only.
-fn identity(folder: &Path) -> Option<Value> {
-    let manifest: Value = serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).ok()?).ok()?;
-    let of = |key: &str| manifest["identity"][key].clone();
-    let data = PathBuf::from(manifest["data"].as_str()?);
-    let data = data.canonicalize().unwrap_or(data);
-    Some(json!([of("model"), of("adapter"), of("scope"), of("dtype"), of("all_pairs"), data]))
+impl Origin {
+    fn of(folder: &Path) -> Result<Option<Self>> {
+        let Some(Manifest::Analysis(manifest)) = Manifest::read(folder)? else { return Ok(None) };
+        let (of, data) = (manifest.identity, manifest.data);
+        let data = data.canonicalize().unwrap_or(data);
+        let (model, adapter, scope, dtype, all_pairs) = (of.model, of.adapter, of.scope, of.dtype, of.all_pairs);
+        Ok(Some(Self { model, adapter, scope, dtype, all_pairs, data }))
+    }
 }
 
 /// Adds matrices: those in a leaf's own folder, or in one of the same model, data and scope, of the same tokens.
 fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts, left_out: &mut Vec<String>) -> Result<()> {
-    let mut found = Vec::new();
-    folders.iter().for_each(|folder| search(folder, &mut found));
+    let origins = leaves.iter().map(|leaf| Origin::of(&leaf.folder)).collect::<Result<Vec<_>>>()?;
     let mut left = MATRIX_BYTES;
-    for folder in found {
-        let of = identity(&folder);
-        let same = |leaf: &Leaf| leaf.folder == folder || (of.is_some() && identity(&leaf.folder) == of);
+    for folder in folders_with(folders, tables::TOKENS)? {
+        let of = Origin::of(&folder)?;
+        let same = |number: usize| leaves[number].folder == folder || (of.is_some() && origins[number] == of);
         let mut home = None;
-        for (number, leaf) in leaves.iter().enumerate().filter(|(_, leaf)| same(leaf)) {
+        for (number, leaf) in leaves.iter().enumerate().filter(|(number, _)| same(*number)) {
             let from = Leaf { folder: folder.clone(), ..leaf.clone() };
             if same_tokens(&from, leaf)? {
                 home = Some((number, from));
@@ -203,7 +203,7 @@ fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts, left_out: &
             left_out.push(format!("matrices of {}: of no records that are shown", folder.display()));
             continue;
         };
-        let Some(records) = from.table("tokens.parquet")? else { continue };
+        let Some(records) = from.table(tables::TOKENS)? else { continue };
         for part in records.parts() {
             if left == 0 || texts.matrices.len() >= TEXTS / 2 {
                 break;
@@ -218,7 +218,7 @@ fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts, left_out: &
 
 /// Whether matrices are of the tokens that a leaf's pairs have: a file may have changed, or another template was used.
 fn same_tokens(matrices: &Leaf, leaf: &Leaf) -> Result<bool> {
-    let (Some(positions), Some(responses)) = (matrices.table("positions.parquet")?, leaf.table("responses.parquet")?)
+    let (Some(positions), Some(responses)) = (matrices.table(tables::POSITIONS)?, leaf.table(tables::RESPONSES)?)
     else {
         return Ok(false);
     };

@@ -5,8 +5,9 @@ use polars_core::prelude::DataType;
 use polars_lazy::prelude::{col, lit, when};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tanglescope_analytics::{Leaf, Records};
+use tanglescope_records::{Leaf, Manifest, Records, TrainingManifest, folders_with, tables};
 
 /// Points of predicted against measured changes that are shown of a run.
 const POINTS: usize = 4000;
@@ -19,51 +20,42 @@ pub struct Training {
     /// The objective that it was trained on.
     pub objective: String,
     /// What is needed to train it again.
-    pub manifest: Value,
+    pub manifest: Option<TrainingManifest>,
     /// Step by step, as lists by column: means over the step's pairs.
     pub steps: Map<String, Value>,
     /// Changes of log-probabilities that were predicted, and that were measured, as lists by column.
     pub predictions: Map<String, Value>,
 }
 
-/// The runs in some folders, and those that sweeps there were of.
+/// The runs in some folders, and those that sweeps there were of, under the names that the sweeps gave them.
 pub(crate) fn gather(folders: &[PathBuf]) -> Result<Vec<Training>> {
-    let mut runs: Vec<(String, PathBuf)> = Vec::new();
-    for folder in folders {
-        search(folder, &mut runs);
+    let whole = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let mut runs: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for folder in folders_with(folders, tables::STEPS)?.iter().map(|folder| whole(folder)) {
+        let name = folder.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+        runs.insert(folder, name);
     }
+    for folder in folders_with(folders, "manifest.json")? {
+        // other programs' files may have that name too
+        let Ok(Some(Manifest::Sweep(sweep))) = Manifest::read(&folder) else { continue };
+        let swept = sweep.runs.into_iter().filter(|(_, run)| run.folder.join(tables::STEPS).is_dir());
+        runs.extend(swept.map(|(name, run)| (whole(&run.folder), name)));
+    }
+    let mut runs: Vec<(String, PathBuf)> = runs.into_iter().map(|(folder, name)| (name, folder)).collect();
     runs.sort();
-    runs.dedup_by(|a, b| a.1 == b.1);
     runs.iter().map(|(name, folder)| Training::of(name, folder)).collect()
-}
-
-fn manifest(folder: &Path) -> Value {
-    let text = std::fs::read(folder.join("manifest.json")).ok();
-    text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
-}
-
-fn search(folder: &Path, runs: &mut Vec<(String, PathBuf)>) {
-    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    let name = whole.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
-    if folder.join("steps.parquet").is_dir() {
-        return runs.push((name, whole));
-    }
-    if let Some(swept) = manifest(folder).get("runs").and_then(Value::as_object) {
-        let of = |(name, run): (&String, &Value)| Some((name.clone(), PathBuf::from(run.get("folder")?.as_str()?)));
-        let there = swept.iter().filter_map(of).filter(|(_, folder)| folder.join("steps.parquet").is_dir());
-        runs.extend(there.map(|(name, folder)| (name, folder.canonicalize().unwrap_or(folder))));
-    }
-    let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    inner.filter(|path| path.is_dir()).for_each(|path| search(&path, runs));
 }
 
 impl Training {
     fn of(run: &str, folder: &Path) -> Result<Self> {
         let leaf = Leaf { run: run.to_owned(), step: None, dataset: String::new(), folder: folder.to_owned() };
-        let manifest = manifest(folder);
-        let objective = manifest["identity"]["objective"].as_str().unwrap_or_default().to_owned();
-        let steps = leaf.table("steps.parquet")?.map(|records| steps(&records)).transpose()?;
-        let predictions = leaf.table("predictions.parquet")?.map(|records| predictions(&records)).transpose()?;
+        let manifest = match Manifest::read(folder)? {
+            Some(Manifest::Training(manifest)) => Some(*manifest),
+            _ => None,
+        };
+        let objective = manifest.as_ref().map_or_else(String::new, |manifest| manifest.identity.objective.clone());
+        let steps = leaf.table(tables::STEPS)?.map(|records| steps(&records)).transpose()?;
+        let predictions = leaf.table(tables::PREDICTIONS)?.map(|records| predictions(&records)).transpose()?;
         let (steps, predictions) = (steps.unwrap_or_default(), predictions.unwrap_or_default());
         Ok(Self { run: run.to_owned(), objective, manifest, steps, predictions })
     }

@@ -1,102 +1,182 @@
-//! `tanglescope analyze`: every pair's entanglement.
-use crate::analysis::{Analysis, Beyond, Probe, ReferenceLogps, done, work};
-use crate::cli::Analyze;
+//! Every pair's entanglement.
+use crate::data::{read, reading, tokenizer, whole_groups};
 use crate::device::OnDevice;
-use crate::dry_run;
 use crate::error::{Error, Result};
-use crate::objectives::{Asked, Reference};
-use crate::options::{ModelOptions, Placement, limits, read_data, reading, tokenizer, whole_groups};
-use crate::progress::Progress;
+use crate::estimate::{Estimate, Planned};
+use crate::listener::Listener;
+use crate::measure::{Extras, Measurement, Probe, ReferenceLogps, done, work};
+use crate::model::Model;
+use crate::options::{DataOptions, ModelOptions, ObjectiveChoice, ReferenceModel};
+use crate::records::Folder;
+use crate::reference::{Objectives, Reference};
+use std::path::PathBuf;
 use tanglescope_analytics::Summary;
-use tanglescope_data::{Form, Reading};
+use tanglescope_data::{Form, Pair, Reading};
 use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
 use tanglescope_model::architectures::Description;
 use tanglescope_objectives::GroupObjective;
 
-/// Runs the command, and returns what it found.
-pub fn run(args: &Analyze) -> Result<Summary> {
-    let options = ModelOptions::new(&args.model)?;
-    let asked = Asked::new(&args.found.objective, args.reference.as_deref(), &options)?;
-    options.announce();
-    options.device.run(Work { args, options: &options, asked: &asked })
+/// Options of [`analyze`].
+#[derive(Clone, Debug)]
+pub struct AnalyzeOptions {
+    /// The model.
+    pub model: ModelOptions,
+    /// The data.
+    pub data: DataOptions,
+    /// Folder for the results; an unfinished run in it goes on where it stopped.
+    pub out: PathBuf,
+    /// What one step on a loss would do to every pair.
+    pub objectives: Vec<ObjectiveChoice>,
+    /// Reference model of objectives that use one; the base under a saved adapter, the policy itself under a fresh one, else
+    /// none.
+    pub reference: Option<ReferenceModel>,
+    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope.
+    pub mean_gradients: bool,
+    /// Of rows with more than two responses, every pair of a better and a worse one, not only the best and the worst.
+    pub all_pairs: bool,
+    /// What one step on a loss over groups would do to every response.
+    pub group_objectives: Vec<GroupObjective>,
+    /// Texts beside the pairs, rows of `prompt` and `completion`, whose predicted change under every pair's step is wanted.
+    pub probe: Option<PathBuf>,
+    /// The command line, for the manifest.
+    pub command: Vec<String>,
 }
 
-/// Says what the command would do.
-pub fn dry_run(args: &Analyze) -> Result<()> {
-    let options = ModelOptions::new(&args.model)?;
-    let asked = Asked::new(&args.found.objective, args.reference.as_deref(), &options)?;
-    options.announce();
-    let outline = options.outline()?;
-    let scope = outline.in_scope(&options.scope)?;
-    let limits = limits(&outline.description);
-    let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits)?;
-    let groups = whole_groups(&outline.description, &data)?;
-    let rows = Placement::of(&options, &outline).rows_per_batch(&options, &outline);
-    dry_run::report(&options, &outline, &scope, &groups, rows);
-    if matches!(asked.reference, Reference::Base | Reference::Folder(_)) {
-        println!("and a forward pass of the reference over the same rows");
+impl AnalyzeOptions {
+    /// A model on data, with all defaults.
+    #[must_use]
+    pub fn new(model: ModelOptions, data: DataOptions, out: impl Into<PathBuf>) -> Self {
+        Self {
+            model,
+            data,
+            out: out.into(),
+            objectives: Vec::new(),
+            reference: None,
+            mean_gradients: false,
+            all_pairs: false,
+            group_objectives: Vec::new(),
+            probe: None,
+            command: Vec::new(),
+        }
     }
-    println!("nothing was computed, and nothing written to {}", args.out.display());
-    Ok(())
+
+    fn checked(&self, listener: &dyn Listener) -> Result<(Model, Objectives)> {
+        let model = Model::new(&self.model)?;
+        let objectives = Objectives::new(&self.objectives, self.reference.as_ref(), &model, listener)?;
+        model.announce(listener);
+        Ok((model, objectives))
+    }
+
+    /// What the call would do, without loading the model, and whether a pass of a reference over the same rows comes to it.
+    ///
+    /// # Errors
+    /// As [`analyze`] before it computes.
+    pub fn estimate(&self, listener: &dyn Listener) -> Result<(Estimate, bool)> {
+        let (model, objectives) = self.checked(listener)?;
+        let planned = Planned::new(&model)?;
+        let description = &planned.outline.description;
+        let data = read(&self.data.data, &model.folder, &reading(&self.data.rows)?, description, listener)?;
+        let groups = whole_groups(description, &data)?;
+        let rows = planned.placement.rows_per_batch(&model, &planned.outline);
+        let reference = matches!(objectives.reference, Reference::Base | Reference::Folder(_));
+        Ok((planned.groups(&groups, rows), reference))
+    }
+
+    /// What is measured beside pairs of the best and the worst response.
+    fn extras(
+        &self,
+        model: &Model,
+        of: &Description,
+        objectives: &Objectives,
+        listener: &dyn Listener,
+    ) -> Result<Extras> {
+        let without = objectives.reference == Reference::None;
+        if let Some(objective) = self.group_objectives.iter().find(|o| without && o.needs_reference()) {
+            return Err(Error::no_reference("group_objective", &objective.to_string()));
+        }
+        let probes = match &self.probe {
+            None => Vec::new(),
+            Some(path) => {
+                let reading = reading(&self.data.rows)?;
+                let form = Form { chosen_only: true, ..reading.form };
+                let reading = Reading { form, limit: None, split: None, ..reading };
+                let data = read(path, &model.folder, &reading, of, listener)?;
+                let probe = |pair: Pair| Probe {
+                    row: pair.row,
+                    id: pair.id,
+                    group: Group::of(of, pair.tokens.prompt, vec![pair.tokens.chosen]),
+                };
+                data.pairs.all()?.into_iter().map(probe).collect()
+            }
+        };
+        Ok(Extras {
+            all_pairs: self.all_pairs,
+            objectives: self.group_objectives.clone(),
+            mean_gradients: self.mean_gradients,
+            probes,
+        })
+    }
 }
 
-/// What is asked for beside pairs of the best and the worst response.
-fn beyond(args: &Analyze, options: &ModelOptions, model: &Description, asked: &Asked) -> Result<Beyond> {
-    let objective = |name: &String| -> Result<GroupObjective> {
-        let objective: GroupObjective = name.parse().map_err(|e| Error::option("--group-objective", e))?;
-        if objective.needs_reference() && asked.reference == Reference::None {
-            return Err(Error::no_reference("--group-objective", name));
-        }
-        Ok(objective)
-    };
-    let probes = match &args.probe {
-        None => Vec::new(),
-        Some(path) => {
-            let reading = reading(&args.data.rows)?;
-            let form = Form { chosen_only: true, ..reading.form };
-            let reading = Reading { form, limit: None, split: None, ..reading };
-            let data = read_data(path, &options.folder, &reading, limits(model))?;
-            let probe = |pair: tanglescope_data::Pair| Probe {
-                row: pair.row,
-                id: pair.id,
-                group: Group::of(model, pair.tokens.prompt, vec![pair.tokens.chosen]),
-            };
-            data.pairs.all()?.into_iter().map(probe).collect()
-        }
-    };
-    let objectives = args.group_objective.iter().map(objective).collect::<Result<_>>()?;
-    Ok(Beyond { all_pairs: args.all_pairs, objectives, mean: args.found.mean_gradients, probes })
+/// What [`analyze`] found.
+#[derive(Clone, Debug)]
+pub struct Analysis {
+    /// In a few lines.
+    pub summary: Summary,
+    /// All of it.
+    pub records: Folder,
+}
+
+/// Measures every pair of a data set: log-probabilities, inner products of their gradients, and what losses make of them.
+///
+/// # Errors
+/// Where an option, the model, the adapter, a row or the folder cannot be used, the device fails, or a number overflows. What
+/// was written stays, and a second call goes on from there.
+pub fn analyze(options: &AnalyzeOptions, listener: &dyn Listener) -> Result<Analysis> {
+    let (model, objectives) = options.checked(listener)?;
+    let work = Work { options, model: &model, objectives: &objectives, listener };
+    let summary = model.device.run(work)?;
+    Ok(Analysis { summary, records: Folder::new(&options.out) })
 }
 
 struct Work<'a> {
-    args: &'a Analyze,
-    options: &'a ModelOptions,
-    asked: &'a Asked,
+    options: &'a AnalyzeOptions,
+    model: &'a Model,
+    objectives: &'a Objectives,
+    listener: &'a dyn Listener,
 }
 
 impl OnDevice for Work<'_> {
     type Output = Summary;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {
-        let Self { args, options, asked } = self;
-        let mut model = options.load::<B>(options.dtype, device)?;
-        let scope = model.in_scope(&options.scope)?;
-        let limits = limits(&model.description);
-        let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits)?;
-        let reference = asked.reference.load(options, &model)?;
-        let tokenizer = tokenizer(&options.folder)?;
-        let before = done(&args.out, &data)?;
-        let beyond = beyond(args, options, &model.description, asked)?;
+        let Self { options, model: asked, objectives, listener } = self;
+        let mut model = asked.load::<B>(asked.dtype, device, listener)?;
+        let scope = model.in_scope(&asked.scope)?;
+        let rows = reading(&options.data.rows)?;
+        let data = read(&options.data.data, &asked.folder, &rows, &model.description, listener)?;
+        let reference = objectives.reference.load(asked, &model, listener)?;
+        let tokenizer = tokenizer(&asked.folder)?;
+        let before = done(&options.out, &data)?;
+        let extras = options.extras(asked, &model.description, objectives, listener)?;
         if before.pairs > 0 {
-            eprintln!("{}: {} of {} pairs are there already", args.out.display(), before.pairs, data.pairs.len());
+            let (out, pairs) = (options.out.display(), data.pairs.len());
+            listener.resumed(&format!("{out}: {} of {pairs} pairs are there already", before.pairs));
         }
-        let mut progress = Progress::new(work(&data)?, before, false);
-        let (asked, memo) = (asked, ReferenceLogps::default());
-        let tokenizer = tokenizer.as_ref();
-        let analysis = Analysis { options, asked, reference: &reference, memo: &memo, tokenizer, beyond: &beyond };
-        let summary = analysis.write(&mut model, &scope, &data, &args.out, &mut progress)?;
-        progress.finish();
+        listener.begin(work(&data)?, before);
+        let measurement = Measurement {
+            asked,
+            objectives,
+            reference: &reference,
+            memo: &ReferenceLogps::default(),
+            tokenizer: tokenizer.as_ref(),
+            extras: &extras,
+            command: &options.command,
+            listener,
+        };
+        let summary = measurement.write(&mut model, &scope, &data, &options.out)?;
+        listener.end();
         Ok(summary)
     }
 }

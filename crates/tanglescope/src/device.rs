@@ -1,16 +1,97 @@
 //! Which device a run uses.
-use crate::cli::{Devices, Format};
 use crate::error::{Error, Result};
 use std::panic::AssertUnwindSafe;
+use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use tanglescope_kernels::device::{
     Cuda, CudaDevice, Found, Offers, Vulkan, WgpuDevice, cuda_devices, offers_cuda, offers_vulkan, vulkan_devices,
 };
-use tanglescope_kernels::{Backend, DType, Flex, FlexDevice};
+use tanglescope_kernels::{Backend, DType, Flex, FlexDevice, Kernels};
+
+/// Number type of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 64 bits, on the CPU.
+    F64,
+    /// 16 bits with the range of f32, on devices that have it; sums stay in f32.
+    Bf16,
+    /// 16 bits, on devices that have it; sums stay in f32.
+    F16,
+}
+
+impl Precision {
+    /// The number type that a device computes with.
+    pub(crate) fn on(self, device: &Device) -> Result<DType> {
+        let dtype = match self {
+            Self::F32 => return Ok(DType::F32),
+            Self::F64 if device.is_cpu() => return Ok(DType::F64),
+            Self::F64 => {
+                return Err(Error::value("dtype", "f64", "runs on the CPU only; add option `device` = cpu"));
+            }
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        };
+        let name = dtype_name(dtype);
+        if device.is_cpu() {
+            let problem =
+                "runs on cuda and vulkan devices; on the CPU use f32 (bf16 checkpoints stay bf16 in memory there)";
+            return Err(Error::value("dtype", name, problem));
+        }
+        match device.computes_with(dtype) {
+            true => Ok(dtype),
+            false => Err(Error::value(
+                "dtype",
+                name,
+                format!("{device} does not compute with it; see `tanglescope devices`"),
+            )),
+        }
+    }
+}
+
+/// A device by its name: `cpu`, `cuda`, `cuda:N`, `vulkan` or `vulkan:N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceName {
+    /// The processor.
+    Cpu,
+    /// A CUDA device, by number from 0.
+    Cuda(usize),
+    /// A Vulkan device, by number from 0.
+    Vulkan(usize),
+}
+
+impl std::fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Vulkan(number) => write!(f, "vulkan:{number}"),
+        }
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let bad = |problem: String| Error::value("device", name, problem);
+        let (kind, number) = match name.split_once(':') {
+            None => (name, 0),
+            Some((kind, number)) => (kind, number.parse().map_err(|_| bad(format!("`{number}` is no device number")))?),
+        };
+        match kind {
+            "cpu" if number == 0 => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(number)),
+            "vulkan" => Ok(Self::Vulkan(number)),
+            _ => Err(bad("expected cpu, cuda, cuda:N, vulkan or vulkan:N".to_owned())),
+        }
+    }
+}
 
 /// A device of this machine.
 #[derive(Clone, Debug)]
-pub enum Device {
+pub(crate) enum Device {
     /// The processor.
     Cpu,
     /// A CUDA device.
@@ -20,39 +101,36 @@ pub enum Device {
 }
 
 /// Work that is the same on every device.
-pub trait OnDevice {
+pub(crate) trait OnDevice {
     /// What the work returns.
     type Output;
     /// Does it.
-    fn run<B: tanglescope_kernels::Kernels>(self, device: &B::Device) -> Result<Self::Output>;
+    fn run<B: Kernels>(self, device: &B::Device) -> Result<Self::Output>;
 }
 
 impl Device {
-    /// The device that `--device` names; without it a CUDA device, a Vulkan GPU, or the CPU.
-    pub fn choose(name: Option<&str>) -> Result<Self> {
+    /// A device by its name, or the best one: a CUDA device, a Vulkan GPU, or the CPU.
+    ///
+    /// # Errors
+    /// Where there is no such device, or its driver is missing.
+    pub fn choose(name: Option<DeviceName>) -> Result<Self> {
         let Some(name) = name else { return Ok(Self::best()) };
-        let bad = |problem: String| Error::option(format!("--device {name}"), problem);
-        let (kind, number) = match name.split_once(':') {
-            None => (name, 0),
-            Some((kind, number)) => (kind, number.parse().map_err(|_| bad(format!("`{number}` is no device number")))?),
-        };
-        let absent = |problem: String| Error::Device { device: name.to_owned(), problem };
+        let absent = |problem: String| Error::Device { device: name.to_string(), problem };
         let missing = |count: usize| {
             absent(format!("there are {count} such devices, numbered from 0; see `tanglescope devices`"))
         };
-        match kind {
-            "cpu" if number == 0 => Ok(Self::Cpu),
-            "cuda" => {
+        match name {
+            DeviceName::Cpu => Ok(Self::Cpu),
+            DeviceName::Cuda(number) => {
                 let found = cuda_devices().map_err(absent)?;
                 let count = found.len();
                 found.into_iter().nth(number).map(|(d, f)| Self::Cuda(d, f)).ok_or_else(|| missing(count))
             }
-            "vulkan" => {
+            DeviceName::Vulkan(number) => {
                 let found = vulkan_devices().map_err(absent)?;
                 let count = found.len();
                 found.into_iter().nth(number).map(|(d, f)| Self::Vulkan(d, f)).ok_or_else(|| missing(count))
             }
-            _ => Err(bad("expected cpu, cuda, cuda:N, vulkan or vulkan:N".to_owned())),
         }
     }
 
@@ -66,7 +144,7 @@ impl Device {
     }
 
     /// Runs work on the device.
-    pub fn run<W: OnDevice>(&self, work: W) -> Result<W::Output> {
+    pub(crate) fn run<W: OnDevice>(&self, work: W) -> Result<W::Output> {
         match self {
             Self::Cpu => work.run::<Flex>(&FlexDevice),
             Self::Cuda(device, _) => self.guarded(|| work.run::<Cuda>(device)),
@@ -89,18 +167,20 @@ impl Device {
         std::panic::set_hook(before);
         result.unwrap_or_else(|_| {
             let said = first().take().unwrap_or_default();
-            let problem = format!("it failed ({said}); what is written stays, and a smaller --memory asks less of it");
+            let problem =
+                format!("it failed ({said}); what is written stays, and a smaller option `memory` asks less of it");
             Err(Error::Device { device: self.to_string(), problem })
         })
     }
 
     /// Whether it is the processor.
+    #[must_use]
     pub fn is_cpu(&self) -> bool {
         matches!(self, Self::Cpu)
     }
 
-    /// Whether it is a program that plays a GPU.
-    pub fn is_software(&self) -> bool {
+    /// Whether it is a software driver, which computes on the processor.
+    pub(crate) fn is_software(&self) -> bool {
         self.found().is_some_and(|found| found.software)
     }
 
@@ -112,12 +192,12 @@ impl Device {
     }
 
     /// Bytes of a device's own memory, where its driver says.
-    pub fn memory(&self) -> Option<usize> {
+    pub(crate) fn memory(&self) -> Option<usize> {
         self.found()?.memory
     }
 
     /// Whether it computes with a number type.
-    pub fn computes_with(&self, dtype: DType) -> bool {
+    pub(crate) fn computes_with(&self, dtype: DType) -> bool {
         match self {
             Self::Cpu => matches!(dtype, DType::F32 | DType::F64),
             // kernels on devices sum in f32
@@ -127,7 +207,7 @@ impl Device {
         }
     }
 
-    fn describe(&self) -> Described {
+    fn describe(&self) -> DeviceReport {
         let dtypes = [(DType::F64, "f64"), (DType::F32, "f32"), (DType::BF16, "bf16"), (DType::F16, "f16")];
         let dtypes = dtypes.into_iter().filter(|(dtype, _)| self.computes_with(*dtype)).map(|(_, name)| name).collect();
         let mut system = sysinfo::System::new();
@@ -144,19 +224,19 @@ impl Device {
             Self::Vulkan(device, found) => {
                 let mut all = features(&offers_vulkan(device));
                 if found.software {
-                    all.push("a program on the CPU: for tests".to_owned());
+                    all.push("a software driver on the CPU: for tests".to_owned());
                 }
                 (format!("vulkan:{}", found.number), found.memory, all)
             }
         };
         let software = self.is_software();
         let found = self.found().map(|found| found.name.clone());
-        Described { device: name, name: found, memory_bytes, software, dtypes, features }
+        DeviceReport { shown: self.to_string(), device: name, name: found, memory_bytes, software, dtypes, features }
     }
 }
 
-/// Name of a number type on the command line.
-pub fn dtype_name(dtype: DType) -> &'static str {
+/// Name of a number type.
+pub(crate) fn dtype_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F64 => "f64",
         DType::BF16 => "bf16",
@@ -166,20 +246,59 @@ pub fn dtype_name(dtype: DType) -> &'static str {
 }
 
 /// A device as it is listed.
-#[derive(serde::Serialize)]
-struct Described {
-    /// What `--device` takes.
-    device: String,
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DeviceReport {
+    /// For reading.
+    #[serde(skip)]
+    pub shown: String,
+    /// Its name as an option.
+    pub device: String,
     /// What its driver calls it.
-    name: Option<String>,
+    pub name: Option<String>,
     /// Bytes of memory, where the driver says.
-    memory_bytes: Option<usize>,
-    /// Whether it is a program that plays a GPU.
-    software: bool,
+    pub memory_bytes: Option<usize>,
+    /// Whether it is a software driver, which computes on the processor.
+    pub software: bool,
     /// Number types that it computes with.
-    dtypes: Vec<&'static str>,
+    pub dtypes: Vec<&'static str>,
     /// What kernels make use of.
-    features: Vec<String>,
+    pub features: Vec<String>,
+}
+
+/// The devices of this machine.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Devices {
+    /// All of them.
+    pub devices: Vec<DeviceReport>,
+    /// Why there are none of a kind.
+    pub missing: Vec<String>,
+    /// The one that is used where none is named.
+    pub default: String,
+}
+
+/// What a device, or the best one where none is named, is called.
+///
+/// # Errors
+/// Where there is no such device, or its driver is missing.
+pub fn device_in_use(name: Option<DeviceName>) -> Result<String> {
+    Ok(Device::choose(name)?.to_string())
+}
+
+/// Lists the devices of this machine.
+#[must_use]
+pub fn devices() -> Devices {
+    let mut devices = vec![Device::Cpu];
+    let mut missing = Vec::new();
+    match cuda_devices() {
+        Ok(found) => devices.extend(found.into_iter().map(|(device, found)| Device::Cuda(device, found))),
+        Err(problem) => missing.push(format!("cuda: {problem}")),
+    }
+    match vulkan_devices() {
+        Ok(found) => devices.extend(found.into_iter().map(|(device, found)| Device::Vulkan(device, found))),
+        Err(problem) => missing.push(format!("vulkan: {problem}")),
+    }
+    let devices = devices.iter().map(Device::describe).collect();
+    Devices { devices, missing, default: Device::best().to_string() }
 }
 
 /// What kernels make use of, in words.
@@ -201,34 +320,6 @@ impl std::fmt::Display for Device {
     }
 }
 
-/// `tanglescope devices`.
-pub fn list(args: Devices) {
-    let mut devices = vec![Device::Cpu];
-    let mut missing = Vec::new();
-    match cuda_devices() {
-        Ok(found) => devices.extend(found.into_iter().map(|(device, found)| Device::Cuda(device, found))),
-        Err(problem) => missing.push(format!("cuda: {problem}")),
-    }
-    match vulkan_devices() {
-        Ok(found) => devices.extend(found.into_iter().map(|(device, found)| Device::Vulkan(device, found))),
-        Err(problem) => missing.push(format!("vulkan: {problem}")),
-    }
-    let described: Vec<Described> = devices.iter().map(Device::describe).collect();
-    let default = Device::best();
-    if args.format == Format::Json {
-        let json = serde_json::json!({ "devices": described, "missing": missing, "default": default.to_string() });
-        println!("{json:#}");
-        return;
-    }
-    for (of, device) in described.iter().zip(&devices) {
-        let memory = of.memory_bytes.map(|bytes| format!("{:.1} GiB, ", bytes as f64 / 2f64.powi(30)));
-        let [memory, dtypes, features] = [memory.unwrap_or_default(), of.dtypes.join(" "), of.features.join("; ")];
-        println!("{device}: {memory}{dtypes}; {features}");
-    }
-    missing.iter().for_each(|problem| println!("{problem}"));
-    println!("used without --device: {default}");
-}
-
 #[cfg(test)]
 mod tests {
     use super::Device;
@@ -236,7 +327,7 @@ mod tests {
     #[test]
     fn a_library_that_panics_is_a_device_that_failed() {
         let failed = Device::Cpu.guarded::<()>(|| panic!("memory\n  is full")).unwrap_err().to_string();
-        assert!(failed.contains("--device cpu") && failed.contains("it failed (memory is full)"), "{failed}");
+        assert!(failed.contains("option `device` = cpu") && failed.contains("it failed (memory is full)"), "{failed}");
         assert_eq!(Device::Cpu.guarded(|| Ok(7)).unwrap(), 7);
     }
 }

@@ -1,8 +1,7 @@
-//! Errors of the command line, and the exit codes that they end in.
+//! What ends a call, said to the user. An option is written as "option `name`", or "option `name` = value".
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
-/// What ended a command.
+/// What ended a call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The model folder, the adapter or the scope.
@@ -13,7 +12,7 @@ pub enum Error {
     Data(#[from] tanglescope_data::Error),
     /// The results.
     #[error(transparent)]
-    Results(#[from] tanglescope_analytics::Error),
+    Records(#[from] tanglescope_records::Error),
     /// A report.
     #[error(transparent)]
     Report(#[from] tanglescope_report::Error),
@@ -21,14 +20,16 @@ pub enum Error {
     #[error(transparent)]
     Train(#[from] tanglescope_train::Error),
     /// An option that cannot be used as it was given.
-    #[error("{option}: {problem}")]
+    #[error("option `{option}`{}: {problem}", value.as_ref().map_or(String::new(), |value| format!(" = {value}")))]
     Option {
-        /// The option and its value.
-        option: String,
+        /// The field of the options.
+        option: &'static str,
+        /// Its value, where it has one that is read.
+        value: Option<String>,
         /// What is wrong with it, and what to do.
         problem: String,
     },
-    /// A folder that belongs to another run, or a file that cannot be written.
+    /// A file or folder that cannot be written, or belongs to another run.
     #[error("{}: {problem}", path.display())]
     Output {
         /// The file or folder.
@@ -36,59 +37,58 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         problem: String,
     },
-    /// A device that is not there, or lacks its driver.
-    #[error("--device {device}: {problem}")]
+    /// A device that is not there, lacks its driver, or failed.
+    #[error("option `device` = {device}: {problem}")]
     Device {
         /// As it was asked for.
         device: String,
         /// What is missing, and what to do.
         problem: String,
     },
-    /// A check that did not pass.
+    /// Work that did not end well: numbers that overflowed, checks that failed, parts that were left out.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Results of the command line.
+/// Results of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An option that cannot be used.
-    pub fn option(option: impl ToString, problem: impl ToString) -> Self {
-        Self::Option { option: option.to_string(), problem: problem.to_string() }
+    pub(crate) fn option(option: &'static str, problem: impl ToString) -> Self {
+        Self::Option { option, value: None, problem: problem.to_string() }
+    }
+
+    /// A value of an option that cannot be used.
+    pub(crate) fn value(option: &'static str, value: impl ToString, problem: impl ToString) -> Self {
+        Self::Option { option, value: Some(value.to_string()), problem: problem.to_string() }
     }
 
     /// A file or folder of results that cannot be used.
-    pub fn output(path: &Path, problem: impl ToString) -> Self {
+    pub(crate) fn output(path: &Path, problem: impl ToString) -> Self {
         Self::Output { path: path.to_owned(), problem: problem.to_string() }
     }
 
     /// A number of a row that its type does not hold.
-    pub fn overflow(row: u64, what: &str) -> Self {
+    pub(crate) fn overflow(row: u64, what: &str) -> Self {
         Self::Failed(format!(
-            "row {row}: {what} is not finite: the model overflows this number type; --dtype f32, or f64 with --device cpu, \
-             may hold it"
+            "row {row}: {what} is not finite: the model overflows this number type; option `dtype` = f32, or f64 with \
+             option `device` = cpu, may hold it"
         ))
     }
 
     /// What an objective needs and does not have.
-    pub fn no_reference(option: &str, objective: &str) -> Self {
-        Self::option(
-            format!("{option} {objective}"),
-            "uses a reference model, and there is none; add --reference FOLDER, or self",
+    pub(crate) fn no_reference(option: &'static str, objective: &str) -> Self {
+        Self::value(
+            option,
+            objective,
+            "uses a reference model, and there is none; add option `reference` = FOLDER, or self",
         )
     }
 
-    /// 2 for bad input, 1 for anything else.
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Model(_) | Self::Data(_) | Self::Option { .. } => ExitCode::from(2),
-            Self::Results(_)
-            | Self::Report(_)
-            | Self::Train(_)
-            | Self::Output { .. }
-            | Self::Device { .. }
-            | Self::Failed(_) => ExitCode::from(1),
-        }
+    /// Whether it lies in what was given to the call, and not in what happened on the way.
+    #[must_use]
+    pub fn is_bad_input(&self) -> bool {
+        matches!(self, Self::Model(_) | Self::Data(_) | Self::Option { .. })
     }
 }

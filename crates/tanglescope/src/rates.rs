@@ -3,32 +3,21 @@
 //! The two figures decide between the Gram reductions of a map, and predict the time of a run.
 use crate::device::{Device, dtype_name};
 use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use tanglescope_kernels::DType;
 use tanglescope_kernels::cost::Rates;
+use tanglescope_records::manifest::StoredRates;
+use tanglescope_records::write_whole;
 
 /// Rates as they are written into files.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StoredRates {
-    /// Floating-point operations of matrix products a second.
-    pub operations_per_second: f64,
-    /// Bytes read and written a second.
-    pub bytes_per_second: f64,
+pub fn stored(rates: Rates) -> StoredRates {
+    StoredRates { operations_per_second: rates.operations, bytes_per_second: rates.bytes }
 }
 
-impl From<Rates> for StoredRates {
-    fn from(rates: Rates) -> Self {
-        Self { operations_per_second: rates.operations, bytes_per_second: rates.bytes }
-    }
-}
-
-impl From<StoredRates> for Rates {
-    fn from(stored: StoredRates) -> Self {
-        Self { operations: stored.operations_per_second, bytes: stored.bytes_per_second }
-    }
+/// Rates as they were written into a file.
+pub fn read(stored: StoredRates) -> Rates {
+    Rates { operations: stored.operations_per_second, bytes: stored.bytes_per_second }
 }
 
 /// Where measured rates are kept; none where the user has no cache folder.
@@ -53,7 +42,7 @@ fn all() -> BTreeMap<String, StoredRates> {
 pub fn of(device: &Device, dtype: DType) -> (Rates, bool) {
     let sound = |rates: &StoredRates| rates.operations_per_second > 0.0 && rates.bytes_per_second > 0.0;
     match all().get(&key(device, dtype)).filter(|rates| sound(rates)) {
-        Some(&stored) => (stored.into(), true),
+        Some(&stored) => (read(stored), true),
         None => (if device.is_cpu() { Rates::CPU } else { Rates::GPU }, false),
     }
 }
@@ -62,16 +51,11 @@ pub fn of(device: &Device, dtype: DType) -> (Rates, bool) {
 pub fn keep(device: &Device, dtype: DType, rates: Rates) -> Result<Option<PathBuf>> {
     let Some(path) = path() else { return Ok(None) };
     let mut all = all();
-    all.insert(key(device, dtype), rates.into());
-    let write = || -> std::io::Result<()> {
-        let folder = path.parent().unwrap_or(&path);
-        std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, &all)?;
-        file.write_all(b"\n")?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    write().map_err(|e| Error::output(&path, format!("cannot be written: {e}")))?;
+    all.insert(key(device, dtype), stored(rates));
+    let folder = path.parent().unwrap_or(&path);
+    std::fs::create_dir_all(folder).map_err(|e| Error::output(folder, format!("cannot be made: {e}")))?;
+    let mut text = serde_json::to_vec_pretty(&all).map_err(|e| Error::output(&path, e))?;
+    text.push(b'\n');
+    write_whole(&path, &text)?;
     Ok(Some(path))
 }

@@ -1,38 +1,67 @@
-//! `tanglescope report`: one page, or Markdown with figures, from any set of record folders.
-use crate::cli::{Report, ReportFormat};
+//! One page, or Markdown with figures, from any set of record folders.
 use crate::error::{Error, Result};
-use crate::output::write_whole;
-use std::path::Path;
-use tanglescope_report::{Origin, html, markdown};
+use crate::listener::Listener;
+use std::path::{Path, PathBuf};
+use tanglescope_records::write_whole;
+use tanglescope_report::{Origin, Report, html, markdown};
 
-/// Runs the command.
-pub fn run(args: &Report) -> Result<()> {
-    let origin = Origin { version: env!("CARGO_PKG_VERSION").to_owned(), command: std::env::args().collect() };
-    write(args, origin)?;
-    println!("{}", args.out.display());
-    Ok(())
+/// Formats of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportFormat {
+    /// One HTML file with everything in it.
+    Html,
+    /// Markdown, with figures as SVG in a folder beside it.
+    Markdown,
 }
 
-/// Writes the report whole or not at all.
-pub fn write(args: &Report, origin: Origin) -> Result<()> {
-    // a training run's folder beside records needs none itself
-    if tanglescope_analytics::find_some(&args.folders).is_ok_and(|found| found.is_empty()) {
-        tanglescope_analytics::find(&args.folders).map_err(|e| Error::option("FOLDER", e))?;
+/// Options of [`report`].
+#[derive(Clone, Debug)]
+pub struct ReportOptions {
+    /// Folders of records: of [`analyze`](crate::analyze()) or [`sweep`](crate::sweep()), with those of [`tokens`](crate::tokens())
+    /// and of training runs where there are some.
+    pub folders: Vec<PathBuf>,
+    /// The file.
+    pub out: PathBuf,
+    /// What it is.
+    pub format: ReportFormat,
+    /// The command line, for the report's header.
+    pub command: Vec<String>,
+}
+
+impl ReportOptions {
+    /// A page of some folders.
+    #[must_use]
+    pub fn new(folders: &[PathBuf], out: impl Into<PathBuf>) -> Self {
+        Self { folders: folders.to_vec(), out: out.into(), format: ReportFormat::Html, command: Vec::new() }
     }
-    let report = tanglescope_report::Report::of(&args.folders, origin)?;
-    report.left_out.iter().for_each(|what| eprintln!("left out: {what}"));
-    match args.format {
-        ReportFormat::Html => write_whole(&args.out, html(&report)?.as_bytes()),
-        ReportFormat::Md => {
-            let name = args.out.file_name().map_or("report.md".into(), |name| name.to_string_lossy().into_owned());
+}
+
+/// Writes a report whole or not at all; returns its file.
+///
+/// # Errors
+/// Where a folder has no records, a part of them is damaged, or the file cannot be written.
+pub fn report(options: &ReportOptions, listener: &dyn Listener) -> Result<PathBuf> {
+    // a training run's folder beside records needs none itself
+    if tanglescope_records::find_some(&options.folders).is_ok_and(|found| found.is_empty()) {
+        tanglescope_records::find(&options.folders).map_err(|e| Error::option("folders", e))?;
+    }
+    let origin = Origin { version: env!("CARGO_PKG_VERSION").to_owned(), command: options.command.clone() };
+    let report = Report::of(&options.folders, origin)?;
+    report.left_out.iter().for_each(|what| listener.left_out(&format!("left out: {what}")));
+    let out = &options.out;
+    match options.format {
+        ReportFormat::Html => write_whole(out, html(&report)?.as_bytes())?,
+        ReportFormat::Markdown => {
+            let name = out.file_name().map_or("report.md".into(), |name| name.to_string_lossy().into_owned());
             let (text, figures) = markdown(&report, &name)?;
-            let stem = args.out.file_stem().map_or("report".into(), |stem| stem.to_string_lossy().into_owned());
-            let folder = args.out.parent().unwrap_or(Path::new("")).join(format!("{stem}-figures"));
+            let stem = out.file_stem().map_or("report".into(), |stem| stem.to_string_lossy().into_owned());
+            let folder = out.parent().unwrap_or(Path::new("")).join(format!("{stem}-figures"));
             std::fs::create_dir_all(&folder).map_err(|e| Error::output(&folder, format!("cannot be made: {e}")))?;
             for (file, svg) in figures {
                 write_whole(&folder.join(file), svg.as_bytes())?;
             }
-            write_whole(&args.out, text.as_bytes())
+            write_whole(out, text.as_bytes())?;
         }
     }
+    Ok(out.clone())
 }

@@ -1,36 +1,82 @@
-//! `tanglescope summarize`: what records amount to, as a table in any of the usual formats.
-use crate::cli::{Compat, Summarize, SummaryBy, TableFormat};
+//! What records amount to, as one table.
 use crate::error::{Error, Result};
-use crate::manifest::Manifest;
-use crate::output::write_whole;
-use comfy_table::{CellAlignment, Table, presets};
-use polars_core::prelude::{AnyValue, DataFrame};
-use polars_io::prelude::{CsvWriter, JsonFormat, JsonWriter, ParquetWriter, SerWriter};
-use std::io::Write;
+use crate::listener::Listener;
+use polars_core::prelude::DataFrame;
 use std::path::{Path, PathBuf};
-use tanglescope_analytics::{self as analytics, By, Leaf};
+use tanglescope_analytics::{self as analytics, By};
+use tanglescope_records::manifest::AnalysisManifest;
+use tanglescope_records::{Leaf, Manifest, find};
 
-/// Runs the command.
-pub fn run(args: &Summarize) -> Result<()> {
-    if args.format == TableFormat::Parquet && args.out.is_none() {
-        return Err(Error::option("--format parquet", "is not for printing; add --out FILE"));
+/// What a summary has a row for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SummaryBy {
+    /// Each model and data set.
+    Run,
+    /// Each metric: count, mean, quartiles, median with its 95 % interval.
+    Metric,
+    /// Each objective and regime: the share of pairs with its 95 % interval.
+    Regime,
+    /// Each objective and what it would do: loss, coefficients, predicted changes, band slack.
+    Objective,
+    /// Each layer: the cosine of its part of the gradients, and its share of wl.
+    Layer,
+    /// Each module of each layer.
+    Module,
+    /// The Gram of the mean gradients over all pairs, where the run recorded it.
+    Mean,
+    /// Each measure of entanglement and property of the pairs: Spearman's correlation with its 95 % interval.
+    Relation,
+    /// Each measure of entanglement and tenth of the pairs by a property.
+    Bin,
+    /// The pairs that are farthest from the others.
+    Outlier,
+}
+
+/// What a summary is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SummaryKind {
+    /// A row for each of something.
+    By(SummaryBy),
+    /// A comparison with other records, pair by pair: differences, rises, falls, sign test. Records of the same data set belong
+    /// together, and where there are several, those of the same step.
+    Against(PathBuf),
+    /// The columns of the published repository's analysis/grad_plot.py, with its slip.
+    Official,
+}
+
+/// Options of [`summarize`].
+#[derive(Clone, Debug)]
+pub struct SummarizeOptions {
+    /// Folders of records, of [`analyze`](crate::analyze()) or [`sweep`](crate::sweep()).
+    pub folders: Vec<PathBuf>,
+    /// What it is.
+    pub kind: SummaryKind,
+}
+
+impl SummarizeOptions {
+    /// A row a model and data set.
+    #[must_use]
+    pub fn new(folders: &[PathBuf]) -> Self {
+        Self { folders: folders.to_vec(), kind: SummaryKind::By(SummaryBy::Run) }
     }
-    let leaves = records(&args.folders)?;
-    let mut table = match (&args.compat, &args.against) {
-        (Some(Compat::Official), _) => official(&leaves)?,
-        (None, Some(other)) => against(&leaves, other)?,
-        (None, None) => summary(&leaves, args.by)?,
-    };
-    let bytes = encode(&mut table, args.format)?;
-    match &args.out {
-        None => std::io::stdout().write_all(&bytes).map_err(|e| Error::Failed(format!("standard output: {e}"))),
-        Some(path) => write_whole(path, &bytes),
+}
+
+/// Says what records amount to.
+///
+/// # Errors
+/// Where a folder has no records, a part of them is damaged, or records do not belong together.
+pub fn summarize(options: &SummarizeOptions, listener: &dyn Listener) -> Result<DataFrame> {
+    let leaves = records(&options.folders)?;
+    match &options.kind {
+        SummaryKind::By(by) => summary(&leaves, *by, listener),
+        SummaryKind::Against(other) => against(&leaves, other, listener),
+        SummaryKind::Official => official(&leaves),
     }
 }
 
 /// The records of folders that were named; one without any is bad input.
 fn records(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
-    analytics::find(folders).map_err(|e| Error::option("FOLDER", e))
+    find(folders).map_err(|e| Error::option("folders", e))
 }
 
 /// The published script's columns, which say of a row only its step.
@@ -43,13 +89,13 @@ fn official(leaves: &[Leaf]) -> Result<DataFrame> {
             let problem = format!(
                 "these are records of several {what}, and its rows say only their step; name the folders of one"
             );
-            Err(Error::option("--compat official", problem))
+            Err(Error::value("compat", "official", problem))
         }
     }
 }
 
 /// The rows of all records under each other.
-pub fn summary(leaves: &[Leaf], by: SummaryBy) -> Result<DataFrame> {
+fn summary(leaves: &[Leaf], by: SummaryBy, listener: &dyn Listener) -> Result<DataFrame> {
     let of = |leaf: &Leaf| -> Result<Option<DataFrame>> {
         Ok(match by {
             SummaryBy::Run => Some(analytics::digest(leaf)?),
@@ -66,14 +112,14 @@ pub fn summary(leaves: &[Leaf], by: SummaryBy) -> Result<DataFrame> {
     };
     let missing = match by {
         SummaryBy::Layer | SummaryBy::Module => "params.parquet",
-        SummaryBy::Mean => "means.parquet; analyze and sweep write it with --mean-gradients",
-        _ => "objectives.parquet; analyze with --objective writes it",
+        SummaryBy::Mean => "means.parquet; analyze and sweep write it with option `mean_gradients`",
+        _ => "objectives.parquet; analyze with option `objective` writes it",
     };
     let mut tables = Vec::new();
     for leaf in leaves {
         match of(leaf)? {
             Some(rows) => tables.push(rows),
-            None => eprintln!("{}: has no {missing}", leaf.folder.display()),
+            None => listener.left_out(&format!("{}: has no {missing}", leaf.folder.display())),
         }
     }
     stacked(tables)?.ok_or_else(|| Error::Failed("there is nothing to summarize".to_owned()))
@@ -91,7 +137,7 @@ fn stacked(tables: Vec<DataFrame>) -> Result<Option<DataFrame>> {
 
 /// Comparisons of records that belong together, with what is compared in front: two records alone, whatever they are of, and of
 /// more those of the same data set and step.
-fn against(leaves: &[Leaf], other: &Path) -> Result<DataFrame> {
+fn against(leaves: &[Leaf], other: &Path, listener: &dyn Listener) -> Result<DataFrame> {
     let others = records(&[other.to_owned()])?;
     let mut tables = Vec::new();
     for leaf in leaves {
@@ -103,19 +149,19 @@ fn against(leaves: &[Leaf], other: &Path) -> Result<DataFrame> {
             (.., []) => continue,
             _ => {
                 let problem = format!("has several records that belong to {}; name the folder of one", leaf.title());
-                return Err(Error::option(format!("--against {}", other.display()), problem));
+                return Err(Error::value("against", other.display(), problem));
             }
         };
-        same_rows(before, leaf)?;
+        same_rows(before, leaf, listener)?;
         tables.push(analytics::compare(before, leaf)?);
     }
     let none = "has no records of the same data set and step";
-    stacked(tables)?.ok_or_else(|| Error::option(format!("--against {}", other.display()), none))
+    stacked(tables)?.ok_or_else(|| Error::value("against", other.display(), none))
 }
 
 /// Refuses records whose pairs are counted in two ways, and says where equal numbers may be of other texts.
-fn same_rows(before: &Leaf, after: &Leaf) -> Result<()> {
-    let (Some(first), Some(second)) = (Manifest::read(&before.folder)?, Manifest::read(&after.folder)?) else {
+fn same_rows(before: &Leaf, after: &Leaf, listener: &dyn Listener) -> Result<()> {
+    let (Some(first), Some(second)) = (manifest(before)?, manifest(after)?) else {
         return Ok(());
     };
     let (first, second) = (first.identity, second.identity);
@@ -126,79 +172,19 @@ fn same_rows(before: &Leaf, after: &Leaf) -> Result<()> {
         return Err(Error::output(&all.folder, problem));
     }
     if first.data != second.data {
-        eprintln!(
+        listener.note(&format!(
             "{} and {}: not the same token ids; pairs are matched by row number, and refused where their ids differ",
             before.folder.display(),
             after.folder.display()
-        );
+        ));
     }
     Ok(())
 }
 
-/// A table in a format.
-fn encode(table: &mut DataFrame, format: TableFormat) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let written = match format {
-        TableFormat::Csv => CsvWriter::new(&mut bytes).finish(table),
-        TableFormat::Json => JsonWriter::new(&mut bytes).with_json_format(JsonFormat::Json).finish(table),
-        TableFormat::Parquet => ParquetWriter::new(&mut bytes).finish(table).map(|_| ()),
-        TableFormat::Table => {
-            bytes = printed(table, presets::NOTHING).into_bytes();
-            Ok(())
-        }
-        TableFormat::Md => {
-            bytes = printed(table, presets::ASCII_MARKDOWN).into_bytes();
-            Ok(())
-        }
-    };
-    written.map_err(|e| Error::Failed(e.to_string()))?;
-    if format == TableFormat::Json {
-        bytes.push(b'\n');
-    }
-    Ok(bytes)
-}
-
-/// A table for reading; columns that are empty throughout are left out.
-pub fn printed(table: &DataFrame, preset: &str) -> String {
-    let columns: Vec<_> = table.columns().iter().filter(|column| column.null_count() < table.height().max(1)).collect();
-    let mut out = Table::new();
-    out.load_preset(preset).set_header(columns.iter().map(|column| column.name().as_str()));
-    for row in 0..table.height() {
-        let cell =
-            |column: &&polars_core::prelude::Column| column.get(row).map_or(String::new(), |value| shown(&value));
-        out.add_row(columns.iter().map(cell));
-    }
-    for (at, column) in columns.iter().enumerate() {
-        if column.dtype().is_primitive_numeric()
-            && let Some(column) = out.column_mut(at)
-        {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let lines: Vec<String> = out.lines().map(|line| line.trim_end().to_owned()).collect();
-    format!("{}\n", lines.join("\n"))
-}
-
-/// A value with as many digits as are read.
-fn shown(value: &AnyValue<'_>) -> String {
-    match value {
-        AnyValue::Null => String::new(),
-        AnyValue::String(text) => (*text).to_owned(),
-        AnyValue::StringOwned(text) => text.to_string(),
-        AnyValue::Float64(x) => match x.abs() {
-            0.0 => "0".to_owned(),
-            size if (1e-3..1e5).contains(&size) => {
-                let digits = if size < 10.0 {
-                    4
-                } else if size < 1000.0 {
-                    2
-                } else {
-                    0
-                };
-                format!("{x:.digits$}")
-            }
-            _ => format!("{x:.3e}"),
-        },
-        other => other.to_string(),
-    }
+/// The manifest of an analysis.
+fn manifest(leaf: &Leaf) -> Result<Option<AnalysisManifest>> {
+    Ok(match Manifest::read(&leaf.folder)? {
+        Some(Manifest::Analysis(manifest)) => Some(*manifest),
+        _ => None,
+    })
 }

@@ -1,157 +1,235 @@
-//! `tanglescope tokens`: the inner products of the gradients of single response tokens.
-use crate::analysis::{identity, lock, open};
-use crate::cli::Tokens;
+//! The inner products of the gradients of single response tokens.
+use crate::data::{group, groups, read, reading, tokenizer};
 use crate::device::OnDevice;
-use crate::dry_run;
 use crate::error::{Error, Result};
-use crate::manifest::{Identity, Manifest, Plan};
-use crate::options::{ModelOptions, Placement, group, groups, limits, read_data, reading, tokenizer};
-use crate::output::write_whole;
-use crate::progress::{Amount, Progress};
+use crate::estimate::{Estimate, Planned};
+use crate::listener::{Amount, Listener};
+use crate::measure::{identity, open};
+use crate::model::Model;
+use crate::options::{DataOptions, ModelOptions};
+use crate::placement::Placement;
+use crate::rates;
+use crate::records::Folder;
 use polars_core::prelude::DataFrame;
 use std::ops::Range;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use tanglescope_analytics::Table;
-use tanglescope_analytics::tokens::{self, Array, PositionProducts, PositionRow, Shares, TokenBlock};
-use tanglescope_data::{Pair, TextTokens};
+use std::path::{Path, PathBuf};
+use tanglescope_analytics::Shares;
+use tanglescope_data::{Dataset, Pair, TextTokens};
 use tanglescope_gram::{Group, TokenMatrix, position_matrix, token_matrices, token_rows};
-use tanglescope_kernels::Kernels;
+use tanglescope_kernels::{Kernels, as_index};
 use tanglescope_model::{Decoder, InScope};
 use tanglescope_objectives::contrast;
+use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, Plan};
+use tanglescope_records::tables::tokens::{self as rows, Array, PositionProducts, PositionRow, TokenMatrixRows};
+use tanglescope_records::{Table, lock, tables, write_whole};
 
 /// Pairs of a part: a matrix has as many entries as the square of a pair's response tokens.
 const PAIRS_PER_PART: usize = 8;
 
-/// Runs the command.
-pub fn run(args: &Tokens) -> Result<Shares> {
-    let options = ModelOptions::new(&args.model)?;
-    options.announce();
-    options.device.run(Work { args, options: &options, quiet: false })
+/// Options of [`tokens`].
+#[derive(Clone, Debug)]
+pub struct TokensOptions {
+    /// The model.
+    pub model: ModelOptions,
+    /// The data.
+    pub data: DataOptions,
+    /// Folder for the results, which may be that of an analysis of the same; an unfinished run in it goes on.
+    pub out: PathBuf,
+    /// Also write the matrices as NumPy arrays: npy/PAIR-wl.npy, -ww.npy, -ll.npy.
+    pub npy: bool,
+    /// Also take wl apart by the positions at which parameters are used, prompt included, which needs no pass a token.
+    pub positions: bool,
+    /// The command line, for the manifest.
+    pub command: Vec<String>,
 }
 
-/// Runs the command as a part of another, which says what is done.
-pub fn quietly(args: &Tokens) -> Result<()> {
-    let options = ModelOptions::new(&args.model)?;
-    options.device.run(Work { args, options: &options, quiet: true }).map(|_| ())
+/// What the matrices of a data set would take.
+#[derive(Clone, Debug)]
+pub struct TokensEstimate {
+    /// Inner products.
+    pub entries: usize,
+    /// Pairs whose matrix is put together from several passes.
+    pub in_parts: usize,
+    /// The passes.
+    pub passes: Estimate,
 }
 
-/// Says what the command would do.
-pub fn dry_run(args: &Tokens) -> Result<()> {
-    let options = ModelOptions::new(&args.model)?;
-    options.announce();
-    let outline = options.outline()?;
-    let scope = outline.in_scope(&options.scope)?;
-    let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
-    let groups = groups(&outline.description, &data)?;
-    let most = Placement::of(&options, &outline).backward_rows(&options, &outline);
-    let count = |f: &dyn Fn(&Group) -> usize| groups.iter().map(f).sum::<usize>();
-    let tokens = |g: &Group| g.responses.iter().map(Vec::len).sum::<usize>();
-    println!("entries         {} inner products", count(&|g| tokens(g).pow(2)));
-    let large = groups.iter().filter(|g| token_rows(g) > most).count();
-    println!("                {large} of {} pairs are put together from several passes", groups.len());
-    dry_run::report_tokens(&options, &outline, &scope, &groups, most);
-    println!("nothing was computed, and nothing written to {}", args.out.display());
-    Ok(())
+impl TokensOptions {
+    /// A model on data, with all defaults.
+    #[must_use]
+    pub fn new(model: ModelOptions, data: DataOptions, out: impl Into<PathBuf>) -> Self {
+        Self { model, data, out: out.into(), npy: false, positions: false, command: Vec::new() }
+    }
+
+    /// What the call would do, without loading the model.
+    ///
+    /// # Errors
+    /// As [`tokens`] before it computes.
+    pub fn estimate(&self, listener: &dyn Listener) -> Result<TokensEstimate> {
+        let model = Model::new(&self.model)?;
+        model.announce(listener);
+        let planned = Planned::new(&model)?;
+        let description = &planned.outline.description;
+        let data = read(&self.data.data, &model.folder, &reading(&self.data.rows)?, description, listener)?;
+        let groups = groups(description, &data)?;
+        let most = planned.placement.backward_rows(&model, &planned.outline);
+        let response_tokens = |g: &Group| g.responses.iter().map(Vec::len).sum::<usize>();
+        Ok(TokensEstimate {
+            entries: groups.iter().map(|g| response_tokens(g).pow(2)).sum(),
+            in_parts: groups.iter().filter(|g| token_rows(g) > most).count(),
+            passes: planned.tokens(&groups, most),
+        })
+    }
+}
+
+/// What [`tokens`] found.
+#[derive(Clone, Debug)]
+pub struct TokenProducts {
+    /// Mean cosines by whether both responses have the tokens.
+    pub shares: Shares,
+    /// All of it.
+    pub records: Folder,
+}
+
+/// Measures the token-level matrix of every pair: one cotangent a response token.
+///
+/// # Errors
+/// As [`analyze`](crate::analyze()).
+pub fn tokens(options: &TokensOptions, listener: &dyn Listener) -> Result<TokenProducts> {
+    let model = Model::new(&options.model)?;
+    model.announce(listener);
+    let shares = model.device.run(Work { options, model: &model, listener })?;
+    Ok(TokenProducts { shares, records: Folder::new(&options.out) })
 }
 
 struct Work<'a> {
-    args: &'a Tokens,
-    options: &'a ModelOptions,
-    quiet: bool,
+    options: &'a TokensOptions,
+    model: &'a Model,
+    listener: &'a dyn Listener,
 }
 
 impl OnDevice for Work<'_> {
     type Output = Shares;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Shares> {
-        let Self { args, options, quiet } = self;
-        let mut model = options.load::<B>(options.dtype, device)?;
-        let scope = model.in_scope(&options.scope)?;
-        let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&model.description))?;
-        let tokenizer = tokenizer(&options.folder)?;
-        let out = &args.out;
+        let Self { options, model: asked, listener } = self;
+        let mut model = asked.load::<B>(asked.dtype, device, listener)?;
+        let scope = model.in_scope(&asked.scope)?;
+        let rows = reading(&options.data.rows)?;
+        let data = read(&options.data.data, &asked.folder, &rows, &model.description, listener)?;
+        let tokenizer = tokenizer(&asked.folder)?;
+        let out = &options.out;
         std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
         let _lock = lock(out)?;
-        let outline = options.outline()?;
-        let placement = Placement::of(options, &outline);
-        let hashes = [model.content_hash.as_str(), &data.content_hash];
-        let mut identity = identity(options, hashes, model.adapter_hash.as_deref(), None, false);
-        if let Some(there) = Manifest::read(out)? {
-            // of what an analysis measures beside, a matrix depends on nothing
-            let Identity { reference, contrast, probes, .. } = there.identity;
-            identity = Identity { reference, contrast, probes, ..identity };
-        }
-        let forward_rows_per_batch = placement.rows_per_batch(options, &outline);
-        let backward_rows_per_pass = Some(placement.backward_rows(options, &outline));
-        let plan = Plan {
-            rows_per_part: PAIRS_PER_PART,
-            forward_rows_per_batch,
-            backward_rows_per_pass,
-            rates: model.rates.into(),
-        };
-        let mut manifest = open(out, options, &data, identity, plan, &[])?;
-        model.rates = manifest.plan.rates.into();
-        // a folder of `analyze` has no such number yet
-        if manifest.plan.backward_rows_per_pass.is_none() {
-            manifest.plan.backward_rows_per_pass = backward_rows_per_pass;
-            manifest.write(out)?;
-        }
-        let most = manifest.plan.backward_rows_per_pass.unwrap_or(1);
-
-        let (matrices, positions) = (Table::create(out, "tokens.parquet")?, Table::create(out, "positions.parquet")?);
-        let products = args.positions.then(|| Table::create(out, "position_products.parquet")).transpose()?;
+        let (most, at_once) = self.plan(&mut model, &data)?;
+        let tables = Tables::create(options)?;
         let windows: Vec<Range<usize>> = data.pairs.parts(PAIRS_PER_PART).collect();
-        // positions.parquet is written last, so its part says that both are there
-        let is_done = |part: usize| matrices.has(part) && positions.has(part);
         let amount = |window: &[Pair]| Amount {
             pairs: window.len(),
             rows: window.iter().map(|pair| token_rows(&group(&model.description, pair.tokens.clone()))).sum(),
         };
-        let mut before = Amount::default();
-        let mut all = Amount::default();
+        let (mut before, mut all) = (Amount::default(), Amount::default());
         for (part, window) in windows.iter().enumerate() {
             let of_part = amount(&data.pairs.get(window.clone())?);
             all.add(of_part);
-            if is_done(part) {
+            if tables.has(part) {
                 before.add(of_part);
             }
         }
         if before.pairs > 0 {
-            eprintln!("{}: {} of {} pairs are there already", out.display(), before.pairs, data.pairs.len());
+            let pairs = data.pairs.len();
+            listener.resumed(&format!("{}: {} of {pairs} pairs are there already", out.display(), before.pairs));
         }
-        let progress = Mutex::new(Progress::new(all, before, quiet));
+        listener.begin(all, before);
         let mut shares = Shares::default();
         for (part, window) in windows.iter().enumerate() {
             let window = &data.pairs.get(window.clone())?;
-            if !is_done(part) {
+            if !tables.has(part) {
                 let groups: Vec<Group> =
                     window.iter().map(|pair| group(&model.description, pair.tokens.clone())).collect();
-                let lent: Vec<&Group> = groups.iter().collect();
-                let found = token_matrices(&model, &scope, &lent, (most, placement.at_once), |done| {
-                    let rows = done.iter().map(|&g| token_rows(&groups[g])).sum();
-                    let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                    progress.add(Amount { pairs: done.len(), rows });
-                });
-                if let Some((pair, _)) = window.iter().zip(&found).find(|(_, m)| !m.inner.iter().all(|x| x.is_finite()))
-                {
-                    return Err(Error::overflow(pair.row, "an inner product"));
-                }
-                matrices.write(part, tokens::matrices(&blocks(window, &found)))?;
-                positions.write(part, tokens::positions(&rows(window, &found, tokenizer.as_ref())))?;
+                let found =
+                    token_matrices(&model, &scope, &groups.iter().collect::<Vec<_>>(), (most, at_once), |done| {
+                        let rows = done.iter().map(|&g| token_rows(&groups[g])).sum();
+                        listener.advance(Amount { pairs: done.len(), rows });
+                    });
+                tables.write(part, window, &found, tokenizer.as_ref())?;
             }
-            if let Some(products) = products.as_ref().filter(|products| !products.has(part)) {
+            if let Some(products) = tables.products.as_ref().filter(|products| !products.has(part)) {
                 let of = |pair: &Pair| position_products(&model, &scope, pair);
-                products.write(part, tokens::position_products(&window.iter().map(of).collect::<Vec<_>>()))?;
+                products.write(part, rows::position_products(&window.iter().map(of).collect::<Vec<_>>()))?;
             }
-            let of_part = matrices.read(part)?;
-            if args.npy {
+            let of_part = tables.matrices.read(part)?;
+            if options.npy {
                 write_arrays(&out.join("npy"), &of_part)?;
             }
-            shares.add(&of_part, &positions.read(part)?)?;
+            shares.add(&of_part, &tables.positions.read(part)?)?;
         }
-        progress.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
+        listener.end();
         Ok(shares)
+    }
+}
+
+impl Work<'_> {
+    /// Backward rows of a pass, and passes that run side by side: as the folder's manifest says, which is written where there is
+    /// none.
+    fn plan<B: Kernels>(&self, model: &mut Decoder<B>, data: &Dataset) -> Result<(usize, usize)> {
+        let Self { options, model: asked, .. } = self;
+        let out = &options.out;
+        let outline = asked.outline()?;
+        let placement = Placement::of(asked, &outline);
+        let hashes = [model.content_hash.as_str(), &data.content_hash];
+        let mut identity = identity(asked, hashes, model.adapter_hash.as_deref(), None, false);
+        if let Some(there) = manifest::read::<AnalysisManifest>(out)? {
+            // of what an analysis measures beside, a matrix depends on nothing
+            let AnalysisIdentity { reference, contrast, probes, .. } = there.identity;
+            identity = AnalysisIdentity { reference, contrast, probes, ..identity };
+        }
+        let backward_rows_per_pass = Some(placement.backward_rows(asked, &outline));
+        let plan = Plan {
+            rows_per_part: PAIRS_PER_PART,
+            forward_rows_per_batch: placement.rows_per_batch(asked, &outline),
+            backward_rows_per_pass,
+            rates: rates::stored(model.rates),
+        };
+        let mut manifest = open(out, asked, data, identity, plan, (&[], &options.command))?;
+        model.rates = rates::read(manifest.plan.rates);
+        // a folder of `analyze` has no such number yet
+        if manifest.plan.backward_rows_per_pass.is_none() {
+            manifest.plan.backward_rows_per_pass = backward_rows_per_pass;
+            manifest::write(out, &manifest)?;
+        }
+        Ok((manifest.plan.backward_rows_per_pass.unwrap_or(1), placement.at_once))
+    }
+}
+
+/// The tables of a folder of matrices.
+struct Tables {
+    matrices: Table,
+    positions: Table,
+    products: Option<Table>,
+}
+
+impl Tables {
+    fn create(options: &TokensOptions) -> Result<Self> {
+        let table = |name| Table::create(&options.out, name);
+        Ok(Self {
+            matrices: table(tables::TOKENS)?,
+            positions: table(tables::POSITIONS)?,
+            products: options.positions.then(|| table(tables::POSITION_PRODUCTS)).transpose()?,
+        })
+    }
+
+    fn has(&self, part: usize) -> bool {
+        self.matrices.has(part) && self.positions.has(part)
+    }
+
+    /// Writes a part; positions.parquet is written last, so its part says that both are there.
+    fn write(&self, part: usize, window: &[Pair], found: &[TokenMatrix], tokenizer: Option<&TextTokens>) -> Result<()> {
+        if let Some((pair, _)) = window.iter().zip(found).find(|(_, m)| !m.inner.iter().all(|x| x.is_finite())) {
+            return Err(Error::overflow(pair.row, "an inner product"));
+        }
+        self.matrices.write(part, rows::matrices(&matrices(window, found)))?;
+        Ok(self.positions.write(part, rows::positions(&positions(window, found, tokenizer)))?)
     }
 }
 
@@ -170,7 +248,8 @@ fn npy(array: &Array) -> Vec<u8> {
     let header = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}");
     let padded = (10 + header.len() + 1).next_multiple_of(64) - 11;
     let header = format!("{header:<padded$}\n");
-    let length = u16::try_from(header.len()).unwrap_or(u16::MAX).to_le_bytes();
+    let length =
+        u16::try_from(header.len()).unwrap_or_else(|_| unreachable!("a header of two numbers is short")).to_le_bytes();
     let magic = *b"\x93NUMPY\x01\x00";
     [&magic[..], &length, header.as_bytes()]
         .concat()
@@ -182,7 +261,7 @@ fn npy(array: &Array) -> Vec<u8> {
 /// Writes the matrices of a part that are not there yet as NumPy arrays.
 fn write_arrays(folder: &Path, matrices: &DataFrame) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::output(folder, format!("cannot be made: {e}")))?;
-    for array in tokens::arrays(matrices)? {
+    for array in rows::arrays(matrices)? {
         let path = folder.join(format!("{}-{}.npy", array.pair, array.block));
         if path.is_file() {
             continue;
@@ -193,16 +272,16 @@ fn write_arrays(folder: &Path, matrices: &DataFrame) -> Result<()> {
 }
 
 /// The matrices of some pairs: chosen against rejected, and each against itself.
-fn blocks(window: &[Pair], found: &[TokenMatrix]) -> Vec<TokenBlock> {
+fn matrices(window: &[Pair], found: &[TokenMatrix]) -> Vec<TokenMatrixRows> {
     let of = |(pair, matrix): (&Pair, &TokenMatrix)| {
-        let block = |name, a, b| TokenBlock { pair: pair.row, block: name, inner: matrix.block(a, b) };
+        let block = |name, a, b| TokenMatrixRows { pair: pair.row, block: name, inner: matrix.block(a, b) };
         [block("wl", 0, 1), block("ww", 0, 0), block("ll", 1, 1)]
     };
     window.iter().zip(found).flat_map(of).collect()
 }
 
 /// What is known of each response token.
-fn rows(window: &[Pair], found: &[TokenMatrix], tokenizer: Option<&TextTokens>) -> Vec<PositionRow> {
+fn positions(window: &[Pair], found: &[TokenMatrix], tokenizer: Option<&TextTokens>) -> Vec<PositionRow> {
     let mut out = Vec::new();
     for (pair, matrix) in window.iter().zip(found) {
         let responses = [&pair.tokens.chosen, &pair.tokens.rejected];
@@ -212,7 +291,7 @@ fn rows(window: &[Pair], found: &[TokenMatrix], tokenizer: Option<&TextTokens>) 
                 out.push(PositionRow {
                     pair: pair.row,
                     branch,
-                    position: u32::try_from(position).unwrap_or(u32::MAX),
+                    position: as_index(position),
                     token,
                     text: tokenizer.and_then(|tokenizer| tokenizer.text(token)),
                     logp: matrix.token_logps[k][position],

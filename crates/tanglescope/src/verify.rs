@@ -1,23 +1,99 @@
-//! `tanglescope verify`: a user's model and data against independent arithmetic, before a long run.
-//!
-//! In f64 (or, where memory does not hold that, f32): log-probabilities along lines through parameter space, whose
-//! central differences must be what the Gram says; and real steps down each loss, which must change both log-probabilities
-//! by what is predicted to first order. Then the Gram in the working precision against that one.
-use crate::cli::Verify;
+//! Checks of a model and data: gradients against differences in f64, real steps against what the Gram says of them, the working
+//! precision against that one.
+use crate::data::{group, read, reading};
 use crate::device::{OnDevice, dtype_name};
-use crate::dry_run;
 use crate::error::{Error, Result};
-use crate::objectives;
-use crate::options::{ModelOptions, group, limits, read_data, reading};
+use crate::estimate::{Estimate, Planned};
+use crate::listener::Listener;
+use crate::model::Model;
+use crate::options::{DataOptions, ModelOptions};
+use crate::reference::measurable;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use serde_json::{Value, json};
 use std::collections::HashMap;
-use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, GroupResult, grams, run as run_batch, token_logps};
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData, TensorMetadata};
+use tanglescope_gram::{Batch, GradientSink, Group, GroupResult, Request, grams, run as run_batch, token_logps};
+use tanglescope_kernels::{
+    DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData, TensorMetadata, as_index,
+};
 use tanglescope_model::{Decoder, InScope};
 use tanglescope_objectives::{Lengths, Needs, Objective, Outcome, PairGram, PairLogps};
+
+/// Options of [`verify`].
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// The model.
+    pub model: ModelOptions,
+    /// The data.
+    pub data: DataOptions,
+    /// Pairs to check.
+    pub pairs: usize,
+    /// Losses whose real steps are checked against what the Gram says they do; the policy is its own reference.
+    pub objectives: Vec<Objective>,
+}
+
+impl VerifyOptions {
+    /// A model on data, with all defaults: two pairs, and dpo, simpo, cpo and normalised.
+    #[must_use]
+    pub fn new(model: ModelOptions, data: DataOptions) -> Self {
+        let objective = |name: &str| name.parse().unwrap_or_else(|_| unreachable!("{name} is in the catalogue"));
+        Self { model, data, pairs: 2, objectives: ["dpo", "simpo", "cpo", "normalised"].map(objective).to_vec() }
+    }
+
+    fn checked(&self, listener: &dyn Listener) -> Result<Model> {
+        let model = Model::new(&self.model)?;
+        self.objectives.iter().try_for_each(of_one_pair)?;
+        model.announce(listener);
+        Ok(model)
+    }
+
+    /// What the call would do, without loading the model, and the forward passes of each response of a pair in f64 that come to
+    /// it.
+    ///
+    /// # Errors
+    /// As [`verify`] before it computes.
+    pub fn estimate(&self, listener: &dyn Listener) -> Result<(Estimate, usize)> {
+        let model = self.checked(listener)?;
+        let planned = Planned::new(&model)?;
+        let description = &planned.outline.description;
+        let data = read(&self.data.data, &model.folder, &reading(&self.data.rows)?, description, listener)?;
+        let pairs = data.pairs.get(0..self.pairs.max(1))?.into_iter();
+        let groups: Vec<Group> = pairs.map(|pair| group(description, pair.tokens)).collect();
+        Ok((planned.groups(&groups, 1), 13 + 3 * self.objectives.len()))
+    }
+}
+
+/// A comparison of two numbers that should be the same.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Check {
+    /// What is compared.
+    pub what: String,
+    /// What was found.
+    pub got: f64,
+    /// What should be.
+    pub expected: f64,
+    /// Their difference, relative to the size of what is compared.
+    pub error: f64,
+    /// Largest error that arithmetic explains.
+    pub tolerance: f64,
+    /// Whether the error is not larger.
+    pub passed: bool,
+}
+
+/// What [`verify`] found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verification {
+    /// In the order in which they were made.
+    pub checks: Vec<Check>,
+}
+
+impl Verification {
+    /// How many checks failed.
+    #[must_use]
+    pub fn failed(&self) -> usize {
+        self.checks.iter().filter(|check| !check.passed).count()
+    }
+}
 
 /// How differences are taken in a number type, and how far they may be off.
 struct Arithmetic {
@@ -46,26 +122,13 @@ fn working_tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// Runs the command.
-pub fn run(args: &Verify, json: bool) -> Result<()> {
-    let options = ModelOptions::new(&args.model)?;
-    let objectives = args.objective.iter().map(|name| one_pair(name)).collect::<Result<Vec<_>>>()?;
-    options.announce();
-    if args.dry.dry_run {
-        let outline = options.outline()?;
-        let scope = outline.in_scope(&options.scope)?;
-        let data =
-            read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&outline.description))?;
-        let pairs = data.pairs.get(0..args.pairs.max(1))?.into_iter();
-        let groups: Vec<Group> = pairs.map(|pair| group(&outline.description, pair.tokens)).collect();
-        dry_run::report(&options, &outline, &scope, &groups, 1);
-        println!(
-            "and for each pair {} forward passes of each response in f64 on the CPU, and two gradients kept whole",
-            13 + 3 * objectives.len()
-        );
-        return Ok(());
-    }
-    let file = options.folder.join("model.safetensors");
+/// Checks the engine on a model and data.
+///
+/// # Errors
+/// Where an option, the model, the adapter or a row cannot be used, or the device fails. A check that fails is no error.
+pub fn verify(options: &VerifyOptions, listener: &dyn Listener) -> Result<Verification> {
+    let model = options.checked(listener)?;
+    let file = model.folder.join("model.safetensors");
     let stored = std::fs::metadata(&file).map_or(0, |m| m.len());
     let mut system = sysinfo::System::new();
     system.refresh_memory();
@@ -74,107 +137,88 @@ pub fn run(args: &Verify, json: bool) -> Result<()> {
     let exact = if needed < system.available_memory() {
         F64
     } else {
-        eprintln!(
-            "memory: f64 would need about {:.0} GiB, so differences are taken in f32",
-            needed as f64 / 2f64.powi(30)
-        );
+        let gib = needed as f64 / 2f64.powi(30);
+        listener.fell_back(&format!("memory: f64 would need about {gib:.0} GiB, so differences are taken in f32"));
         F32
     };
-    let mut checks = Checks { json: json.then(Vec::new), ..Checks::default() };
-    let reference = differences(args, &options, &exact, &objectives, &mut checks)?;
-    let working = options.device.run(Working { args, options: &options })?;
+    let mut checks = Checks { listener, made: Verification::default() };
+    let reference = differences(options, &model, &exact, &mut checks)?;
+    let working = model.device.run(Working { options, model: &model, listener })?;
     for (i, (got, want)) in working.iter().zip(&reference).enumerate() {
         let (got, want) = (got.total(), want.total());
         let size = (want[0] * want[3]).sqrt();
         for (at, what) in [(0, "ww"), (1, "wl"), (3, "ll")] {
-            let name = format!("pair {i}: {what} in {} against {}", dtype_name(options.dtype), dtype_name(exact.dtype));
-            checks.add(&name, got[at], want[at], size, working_tolerance(options.dtype));
+            let name = format!("pair {i}: {what} in {} against {}", dtype_name(model.dtype), dtype_name(exact.dtype));
+            checks.add(&name, got[at], want[at], size, working_tolerance(model.dtype));
         }
     }
-    checks.finish()
+    Ok(checks.made)
 }
 
-/// Comparisons, printed as they are made.
-#[derive(Default)]
-struct Checks {
-    failed: usize,
-    made: usize,
-    /// Kept until the end where they are for a program.
-    json: Option<Vec<Value>>,
+/// Comparisons, told as they are made.
+struct Checks<'a> {
+    listener: &'a dyn Listener,
+    made: Verification,
 }
 
-impl Checks {
+impl Checks<'_> {
     /// Compares two numbers relative to a size.
-    fn add(&mut self, what: &str, got: f64, want: f64, size: f64, tolerance: f64) {
-        let error = if size > 0.0 { (got - want).abs() / size } else { (got - want).abs() };
+    fn add(&mut self, what: &str, got: f64, expected: f64, size: f64, tolerance: f64) {
+        let error = if size > 0.0 { (got - expected).abs() / size } else { (got - expected).abs() };
         // a NaN fails
         let passed = error <= tolerance;
-        self.made += 1;
-        self.failed += usize::from(!passed);
-        if let Some(all) = &mut self.json {
-            all.push(json!({"what": what, "got": got, "expected": want, "error": error, "tolerance": tolerance, "passed": passed}));
-            return;
-        }
-        let verdict = if passed { "pass" } else { "FAIL" };
-        println!("{verdict}  {what}: {got:.9e}, expected {want:.9e}, error {error:.1e} (up to {tolerance:.0e})");
-    }
-
-    fn finish(self) -> Result<()> {
-        match &self.json {
-            Some(all) => println!("{:#}", json!({"made": self.made, "failed": self.failed, "checks": all})),
-            None => println!("{} of {} checks passed", self.made - self.failed, self.made),
-        }
-        if self.failed == 0 {
-            return Ok(());
-        }
-        Err(Error::Failed(format!("{} checks failed: do not rely on results of this model here", self.failed)))
+        let check = Check { what: what.to_owned(), got, expected, error, tolerance, passed };
+        self.listener.checked(&check);
+        self.made.checks.push(check);
     }
 }
 
 /// Model, scope and the first groups of the data.
 fn load<B: Kernels>(
-    args: &Verify,
-    options: &ModelOptions,
+    options: &VerifyOptions,
+    asked: &Model,
     dtype: DType,
     device: &B::Device,
+    listener: &dyn Listener,
 ) -> Result<(Decoder<B>, InScope, Vec<Group>)> {
-    let model = options.load::<B>(dtype, device)?;
-    let scope = model.in_scope(&options.scope)?;
-    let data = read_data(&args.data.data, &options.folder, &reading(&args.data.rows)?, limits(&model.description))?;
-    let pairs = data.pairs.get(0..args.pairs.max(1))?.into_iter();
+    let model = asked.load::<B>(dtype, device, listener)?;
+    let scope = model.in_scope(&asked.scope)?;
+    let rows = reading(&options.data.rows)?;
+    let data = read(&options.data.data, &asked.folder, &rows, &model.description, listener)?;
+    let pairs = data.pairs.get(0..options.pairs.max(1))?.into_iter();
     let groups = pairs.map(|pair| group(&model.description, pair.tokens)).collect();
     Ok((model, scope, groups))
 }
 
 /// Grams one pair at a time, so that long data needs no more memory than its longest pair.
 fn results<B: Kernels>(model: &Decoder<B>, scope: &InScope, groups: &[Group]) -> Vec<GroupResult> {
-    groups.iter().flat_map(|group| grams(model, scope, &[(group, &Cotangent::log_probabilities(group))])).collect()
+    groups.iter().flat_map(|group| grams(model, scope, &[Request::log_probabilities(group)])).collect()
 }
 
 /// The Grams in the working precision, on the device.
 struct Working<'a> {
-    args: &'a Verify,
-    options: &'a ModelOptions,
+    options: &'a VerifyOptions,
+    model: &'a Model,
+    listener: &'a dyn Listener,
 }
 
 impl OnDevice for Working<'_> {
     type Output = Vec<GroupResult>;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Self::Output> {
-        let (model, scope, groups) = load::<B>(self.args, self.options, self.options.dtype, device)?;
+        let (model, scope, groups) = load::<B>(self.options, self.model, self.model.dtype, device, self.listener)?;
         Ok(results(&model, &scope, &groups))
     }
 }
 
 /// Log-probabilities along lines against the Gram; returns the Grams.
 fn differences(
-    args: &Verify,
-    options: &ModelOptions,
+    options: &VerifyOptions,
+    asked: &Model,
     arithmetic: &Arithmetic,
-    objectives: &[Objective],
-    checks: &mut Checks,
+    checks: &mut Checks<'_>,
 ) -> Result<Vec<GroupResult>> {
-    let (model, scope, groups) = load::<Flex>(args, options, arithmetic.dtype, &FlexDevice)?;
+    let (model, scope, groups) = load::<Flex>(options, asked, arithmetic.dtype, &FlexDevice, checks.listener)?;
     let reference = results(&model, &scope, &groups);
     for (i, (group, result)) in groups.iter().zip(&reference).enumerate() {
         let forward = logps(&model, group);
@@ -188,16 +232,15 @@ fn differences(
                 arithmetic.tolerance,
             );
         }
-        let cotangents = Cotangent::log_probabilities(group);
-        let batch = Batch::new(&[(group, &cotangents)]);
-        let mut sink = GradientSink::<Flex>::new(&scope, 2);
-        run_batch(&model, &batch, &mut sink);
+        let batch = Batch::new(&[Request::log_probabilities(group)]);
+        let mut sink = GradientSink::<Flex>::new(2);
+        run_batch(&model, &scope, &batch, &mut sink);
         let total = result.total();
         let lengths = [total[0].sqrt(), total[3].sqrt()];
         for (branch, name) in ["g_w", "g_l"].into_iter().enumerate() {
             let length = lengths[branch];
             if length == 0.0 {
-                println!("pair {i}: {name} is zero");
+                checks.listener.left_out(&format!("pair {i}: {name} is zero"));
                 continue;
             }
             let direction = direction_of(&sink, branch);
@@ -210,7 +253,7 @@ fn differences(
                 checks.add(&what, want, slopes[other], length * lengths[other], arithmetic.tolerance);
             }
         }
-        for objective in objectives {
+        for objective in &options.objectives {
             let gram = PairGram::of(&total);
             let Outcome { d_w, d_l, .. } = outcome(objective, group, result, &gram);
             let changes = gram.changes(d_w, d_l);
@@ -259,21 +302,19 @@ fn slopes(
     [0, 1].map(|b| (8.0 * (p1[b] - m1[b]) - (p2[b] - m2[b])) / (12.0 * step))
 }
 
-/// An objective of one pair.
-fn one_pair(name: &str) -> Result<Objective> {
-    let objective = objectives::parse(name, true)?;
+/// Refuses an objective that is not one of a pair.
+fn of_one_pair(objective: &Objective) -> Result<()> {
+    measurable(objective, true)?;
     if matches!(objective.needs(), Needs::Pair | Needs::Gram) {
-        return Ok(objective);
+        return Ok(());
     }
-    Err(Error::option(
-        format!("--objective {name}"),
-        "is no loss of a pair's two log-probabilities; choose one that is",
-    ))
+    let problem = "is no loss of a pair's two log-probabilities; choose one that is";
+    Err(Error::value("objective", objective, problem))
 }
 
 /// What an objective makes of a pair whose policy is its own reference.
 fn outcome(objective: &Objective, group: &Group, result: &GroupResult, gram: &PairGram) -> Outcome {
-    let tokens = |k: usize| u32::try_from(group.responses[k].len()).unwrap_or(u32::MAX);
+    let tokens = |k: usize| as_index(group.responses[k].len());
     let (chosen, rejected) = (result.logp(0), result.logp(1));
     let lengths = Lengths { chosen: tokens(0), rejected: tokens(1) };
     let pair = PairLogps { chosen, rejected, reference: Some([chosen, rejected]), lengths };
@@ -298,7 +339,7 @@ fn limit(
     [0, 1].map(|k| (a[k] - 6.0 * b[k] + 8.0 * c[k]) / 3.0)
 }
 
-fn direction_of(sink: &GradientSink<'_, Flex>, branch: usize) -> HashMap<String, FloatTensor<Flex>> {
+fn direction_of(sink: &GradientSink<Flex>, branch: usize) -> HashMap<String, FloatTensor<Flex>> {
     sink.gradients.iter().map(|(name, gradients)| (name.clone(), gradients[branch].clone())).collect()
 }
 
@@ -325,7 +366,7 @@ fn size(direction: &HashMap<String, FloatTensor<Flex>>) -> f64 {
 }
 
 /// ⟨g_w, direction⟩ and ⟨g_l, direction⟩.
-fn dots(sink: &GradientSink<'_, Flex>, direction: &HashMap<String, FloatTensor<Flex>>) -> [f64; 2] {
+fn dots(sink: &GradientSink<Flex>, direction: &HashMap<String, FloatTensor<Flex>>) -> [f64; 2] {
     [0, 1].map(|branch| {
         let names = sink.gradients.iter();
         names

@@ -9,7 +9,7 @@ use crate::trainer::Trainer;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData};
 use tanglescope_model::{AdapterSource, read_tensors, write_tensors};
 
 const STATE: &str = "trainer_state.json";

@@ -4,8 +4,7 @@ use burn_tensor::{Tensor, TensorPrimitive};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
-
-use crate::settings::Settings;
+use tanglescope_records::Settings;
 
 /// AdamW, and the moments of every parameter that it has moved.
 pub struct Optimizer<B: Kernels> {
@@ -26,7 +25,7 @@ pub struct Moving<B: Kernels> {
 pub fn matrix<B: Kernels>(x: &FloatTensor<B>) -> FloatTensor<B> {
     let shape = x.shape();
     let (rows, columns) = if shape.num_dims() == 1 { (1, shape[0]) } else { (shape[0], shape[1]) };
-    B::float_reshape(x.clone(), [rows, columns].into())
+    B::reshape(x.clone(), [rows, columns])
 }
 
 /// The same as burn's tensor.
@@ -35,7 +34,7 @@ fn tensor<B: Kernels>(x: &FloatTensor<B>) -> Tensor<B, 2> {
 }
 
 fn primitive<B: Kernels>(x: Tensor<B, 2>, like: &FloatTensor<B>) -> FloatTensor<B> {
-    B::float_reshape(x.into_primitive().tensor(), like.shape())
+    B::reshape(x.into_primitive().tensor(), like.shape())
 }
 
 impl<B: Kernels> Optimizer<B> {

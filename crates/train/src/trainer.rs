@@ -1,19 +1,20 @@
 //! The loop's body: one step, one evaluation, one prediction.
 use crate::error::{Error, Result};
+use crate::log::{StepLog, means, prediction_means};
 use crate::masks::Masks;
 use crate::optimizer::{Moving, Optimizer, matrix, scaled, squared_norm};
 use crate::order;
-use crate::records::{Evaluation, PairStep, Prediction, Split, StepLog, means, prediction_means};
-use crate::settings::Settings;
 use crate::signal::{Example, OfBatch, Reference, Signal};
 use serde_json::json;
 use std::collections::HashMap;
 use tanglescope_gram::{
-    AlongSink, Coefficients, Cotangent, Group, GroupResult, Update, plan, token_logps_of_batches, update,
+    Coefficients, DirectionalSink, Group, GroupResult, Request, Schedule, Update, token_logps_in_batches, update,
 };
 use tanglescope_kernels::{FloatTensor, Kernels};
 use tanglescope_model::{Decoder, InScope};
 use tanglescope_objectives::{Needs, Objective, Outcome, PairGram};
+use tanglescope_records::Settings;
+use tanglescope_records::tables::training::{PairStep, Prediction, Split};
 
 /// How work is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,11 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         self.settings.max_steps
     }
 
+    fn schedule(&self, groups: &[&Group]) -> Schedule {
+        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
+        Schedule::by_length(&lengths, self.plan.rows, self.plan.at_once)
+    }
+
     fn signal(&self) -> Signal<'_> {
         Signal {
             objective: self.objective,
@@ -143,10 +149,9 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let groups: Vec<&Group> = chosen.iter().map(|&e| &self.examples[e].group).collect();
         let pairs_of_two = groups.iter().all(|group| group.responses.len() == 2);
         let grams = pairs_of_two && due(settings.gram_every);
-        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
-        let batches = plan::batches(&lengths, self.plan.rows);
-        let of_batch = self.of_batch(&chosen, &groups, &batches);
-        let mut update = self.direction(&chosen, &groups, &batches, of_batch.as_ref(), grams);
+        let schedule = self.schedule(&groups);
+        let of_batch = self.of_batch(&chosen, &groups, &schedule);
+        let mut update = self.direction(&chosen, &groups, &schedule, of_batch.as_ref(), grams);
         let pairs = self.pair_steps(&chosen, &update.results, of_batch.as_ref(), grams)?;
         let norm = squared_norm::<B>(&update.gradient).sqrt();
         if !norm.is_finite() {
@@ -180,11 +185,11 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 
     /// Outcomes of an objective that is defined on batches: log-probabilities of all pairs come before any coefficient.
-    fn of_batch(&self, chosen: &[usize], groups: &[&Group], batches: &[Vec<usize>]) -> Option<OfBatch> {
+    fn of_batch(&self, chosen: &[usize], groups: &[&Group], schedule: &Schedule) -> Option<OfBatch> {
         if self.objective.needs() != Needs::Batch {
             return None;
         }
-        let token_logps = token_logps_of_batches(&self.model, groups, (batches, self.plan.at_once), |_| ());
+        let token_logps = token_logps_in_batches(&self.model, groups, schedule, |_| ());
         let signal = self.signal();
         let sums: Vec<_> = chosen.iter().zip(&token_logps).map(|(&e, logps)| signal.sums(e, logps)).collect();
         let size = self.settings.batch_size;
@@ -196,19 +201,18 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     fn direction(
         &self,
         chosen: &[usize],
-        groups: &[&Group],
-        batches: &[Vec<usize>],
+        groups: &[&'a Group],
+        schedule: &Schedule,
         of_batch: Option<&OfBatch>,
         grams: bool,
     ) -> Update<B> {
         let signal = self.signal();
-        let cotangents: Vec<Vec<Cotangent>> =
-            chosen.iter().zip(groups).map(|(&e, group)| signal.cotangents(e, group, grams)).collect();
-        let items: Vec<(&Group, &[Cotangent])> =
-            groups.iter().zip(&cotangents).map(|(group, cotangents)| (*group, cotangents.as_slice())).collect();
+        let request =
+            |(&e, group): (&usize, &&'a Group)| Request { group, cotangents: signal.cotangents(e, group, grams) };
+        let requests: Vec<Request<'_>> = chosen.iter().zip(groups).map(request).collect();
         let coefficients = |g: usize, token_logps: &[Vec<f64>], gram: Option<&PairGram>| {
             let outcome = signal.outcome(chosen[g], groups[g], token_logps, of_batch, gram);
-            Signal::coefficients(outcome, groups[g].responses.len(), cotangents[g].len(), chosen.len())
+            Signal::coefficients(outcome, groups[g].responses.len(), requests[g].cotangents.len(), chosen.len())
         };
         let of_logps = |g: usize, token_logps: &Vec<Vec<f64>>| coefficients(g, token_logps, None);
         let of_gram =
@@ -219,7 +223,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             // a moving average is known beforehand
             _ => Coefficients::OfLogps(&of_logps),
         };
-        update(&self.model, self.scope, &items, (batches, self.plan.at_once), &when, grams || needs_gram)
+        update(&self.model, self.scope, &requests, schedule, &when, grams || needs_gram)
     }
 
     fn pair_steps(
@@ -266,8 +270,8 @@ impl<'a, B: Kernels> Trainer<'a, B> {
 
     fn not_finite(&self, what: &str, found: String) -> Error {
         let problem = format!(
-            "{found}; the run has stopped, and its checkpoints up to here are kept. A lower --learning-rate or \
-             --max-grad-norm, or --dtype f64, may help, into another --out"
+            "{found}; the run has stopped, and its checkpoints up to here are kept. A lower option `learning_rate` or \
+             option `max_grad_norm`, or option `dtype` = f64, may help, into another option `out`"
         );
         Error::NotFinite { step: self.steps + 1, what: what.to_owned(), problem }
     }
@@ -321,10 +325,9 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let all: Vec<(Split, &Example)> =
             batch.chain(held_out.iter().map(|example| (Split::HeldOut, example))).collect();
         let groups: Vec<&Group> = all.iter().map(|(_, example)| &example.group).collect();
-        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
-        let batches = plan::batches(&lengths, self.plan.rows);
-        let predicted = AlongSink::of_groups(before, self.scope, &groups, &batches, &step);
-        let logps = |model: &Decoder<B>| token_logps_of_batches(model, &groups, (&batches, self.plan.at_once), |_| ());
+        let schedule = self.schedule(&groups);
+        let predicted = DirectionalSink::of_groups(before, self.scope, &groups, &schedule.batches, &step);
+        let logps = |model: &Decoder<B>| token_logps_in_batches(model, &groups, &schedule, |_| ());
         let (old, new) = (logps(before), logps(&self.model));
         let own = |pair: &PairStep| pair.changes.map(|changes| changes.map(|[a, b]| own * (a - b)));
         let mut own = pairs.iter().map(own);
@@ -346,11 +349,10 @@ impl<'a, B: Kernels> Trainer<'a, B> {
 
     /// Means over all examples that are held out, by forward passes alone.
     #[must_use]
-    pub fn evaluate(&self) -> Evaluation {
+    pub fn evaluate(&self) -> StepLog {
         let groups: Vec<&Group> = self.held_out.iter().map(|example| &example.group).collect();
-        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
-        let batches = plan::batches(&lengths, self.plan.rows);
-        let token_logps = token_logps_of_batches(&self.model, &groups, (&batches, self.plan.at_once), |_| ());
+        let schedule = self.schedule(&groups);
+        let token_logps = token_logps_in_batches(&self.model, &groups, &schedule, |_| ());
         // a mask that was learned belongs to the examples, so those held out have none: all ones
         let ones = Masks::ones(token_logps.iter().map(|of| [0, 1].map(|k| of.get(k).map_or(0, Vec::len))));
         let signal = Signal {

@@ -1,6 +1,8 @@
 //! Element-wise functions of feed-forward layers, one loop each (docs/mathematics.md, section 3).
-use crate::Activation;
-use crate::host::real::{Real, unwritten, vectorised};
+use super::Activate;
+use crate::host::real::{Real, dims, matrix, unwritten, values, vectorised, with_real};
+use crate::{Activation, Flex};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 /// f(x) and f′(x).
@@ -126,4 +128,26 @@ pub fn vjp<E: Real>(
             });
         });
     (da, Some(db))
+}
+
+impl Activate for Flex {
+    fn activate(f: Activation, a: &FlexTensor, b: Option<&FlexTensor>) -> FlexTensor {
+        with_real!(a, E => {
+            matrix(forward(f, values::<E>(a), b.map(values::<E>), dims(a)[1]), dims(a))
+        })
+    }
+
+    fn activate_vjp(
+        f: Activation,
+        a: &FlexTensor,
+        b: Option<&FlexTensor>,
+        delta: &FlexTensor,
+        index: &[u32],
+    ) -> (FlexTensor, Option<FlexTensor>) {
+        with_real!(a, E => {
+            let b = b.map(values::<E>);
+            let (da, db) = vjp(f, values::<E>(a), b, values(delta), index, dims(a)[1]);
+            (matrix(da, dims(delta)), db.map(|db| matrix(db, dims(delta))))
+        })
+    }
 }

@@ -1,7 +1,8 @@
 //! How element-wise functions are spread over a device: a unit a value.
+use super::Activate;
 use super::cube::{activate_values, activate_values_vjp};
-use crate::Activation;
-use crate::blocks::{empty, ints, rows_as_they_are, rows_of, width_of};
+use crate::blocks::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use crate::{Activation, FloatTensor};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
@@ -9,7 +10,7 @@ use cubecl::prelude::*;
 /// Units of a cube.
 const UNITS: u32 = 256;
 
-/// See [`crate::Kernels::activate`].
+/// See the trait's `activate`.
 pub(crate) fn activate<R: CubeRuntime>(f: Activation, a: &CubeTensor<R>, b: Option<&CubeTensor<R>>) -> CubeTensor<R> {
     let out = empty(a, [rows_of(a), width_of(a)], a.dtype);
     let values = out.meta.num_elements();
@@ -24,7 +25,7 @@ pub(crate) fn activate<R: CubeRuntime>(f: Activation, a: &CubeTensor<R>, b: Opti
     out
 }
 
-/// See [`crate::Kernels::activate_vjp`].
+/// See the trait's `activate_vjp`.
 pub(crate) fn activate_vjp<R: CubeRuntime>(
     f: Activation,
     a: &CubeTensor<R>,
@@ -50,3 +51,19 @@ pub(crate) fn activate_vjp<R: CubeRuntime>(
     }
     (da, b.map(|_| db))
 }
+
+on_devices! { Activate, R {
+    fn activate(f: Activation, a: &FloatTensor<Self>, b: Option<&FloatTensor<Self>>) -> FloatTensor<Self> {
+        activate(f, a, b)
+    }
+
+    fn activate_vjp(
+        f: Activation,
+        a: &FloatTensor<Self>,
+        b: Option<&FloatTensor<Self>>,
+        delta: &FloatTensor<Self>,
+        index: &[u32],
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        activate_vjp(f, a, b, delta, index)
+    }
+} }

@@ -1,6 +1,38 @@
 //! Element-wise functions of feed-forward layers, with their vjp (docs/mathematics.md, section 3).
-pub(crate) mod cpu;
+//!
+//! `h = f(a) ∘ b`: `da = δ ∘ f′(a) ∘ b`, `db = δ ∘ f(a)`.
+pub mod bench;
+mod cpu;
 mod cube;
 mod launch;
+pub mod reference;
 
-pub(crate) use launch::{activate, activate_vjp};
+use crate::{Backend, FloatTensor};
+
+/// Element-wise functions of feed-forward layers, under the names of Hugging Face configs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `silu`, `swish`: x·σ(x).
+    Silu,
+    /// `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`: the tanh form of GELU.
+    GeluTanh,
+    /// `gelu`: x·Φ(x) with the error function.
+    Gelu,
+    /// `relu`.
+    Relu,
+}
+
+/// Element-wise functions, gated or not.
+pub trait Activate: Backend {
+    /// `f(a)`, times `b` for a gated layer.
+    fn activate(f: Activation, a: &FloatTensor<Self>, b: Option<&FloatTensor<Self>>) -> FloatTensor<Self>;
+
+    /// Cotangents of `a` and `b` for backward rows δ over forward rows `index`.
+    fn activate_vjp(
+        f: Activation,
+        a: &FloatTensor<Self>,
+        b: Option<&FloatTensor<Self>>,
+        delta: &FloatTensor<Self>,
+        index: &[u32],
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>);
+}

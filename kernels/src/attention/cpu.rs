@@ -2,9 +2,11 @@
 //!
 //! One task a span (or cotangent) and key-value head; queries in blocks, each looking only at the columns that its
 //! rows may see, so that the score matrix never exceeds `BLOCK × keys` a task.
-use crate::host::real::{Real, dot, highest, sum, unwritten, vectorised};
+use super::Attend;
+use crate::host::real::{Real, dims, dot, highest, matrix, sum, unwritten, values, vectorised, with_real};
 use crate::product::cpu::{Target, View, product};
-use crate::{Heads, Segment, SoftCap, Span};
+use crate::{AttentionSpec, Flex, Segment, SoftCap, Span, tally};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -22,14 +24,14 @@ fn pack<E: Real>(x: &[E], width: usize, head: usize, h: usize, rows: [&Range<usi
 
 /// The columns that query `first + i` of a block sees, where the block's first column is position `from`.
 #[inline(always)]
-fn seen(heads: &Heads, position: usize, from: usize, columns: usize) -> Range<usize> {
-    heads.first_seen(position).saturating_sub(from)..(position + 1 - from).min(columns)
+fn seen(spec: &AttentionSpec, position: usize, from: usize, columns: usize) -> Range<usize> {
+    spec.first_seen(position).saturating_sub(from)..(position + 1 - from).min(columns)
 }
 
-/// Bounds scores softly where a head does.
+/// Caps scores softly where attention does.
 #[inline(always)]
-fn bound<E: Real>(scores: &mut [E], heads: &Heads) {
-    if let Some(SoftCap(cap)) = heads.cap {
+fn soft_cap<E: Real>(scores: &mut [E], spec: &AttentionSpec) {
+    if let Some(SoftCap(cap)) = spec.cap {
         let (cap, inverse) = (E::of(cap), E::of(1.0 / cap));
         for s in scores {
             *s = (*s * inverse).tanh_fast() * cap;
@@ -43,13 +45,13 @@ fn bound<E: Real>(scores: &mut [E], heads: &Heads) {
 fn softmax_rows<E: Real>(
     scores: &mut [E],
     columns: usize,
-    heads: &Heads,
+    spec: &AttentionSpec,
     [first, from]: [usize; 2],
     normaliser: &mut [E],
 ) {
-    bound(scores, heads);
+    soft_cap(scores, spec);
     for ((i, row), normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
-        let range = seen(heads, first + i, from, columns);
+        let range = seen(spec, first + i, from, columns);
         let top = highest(&row[range.clone()], E::neg_infinity());
         for s in &mut row[range.clone()] {
             *s = (*s - top).exp_fast();
@@ -70,12 +72,12 @@ fn softmax_rows<E: Real>(
 fn probabilities<E: Real>(
     scores: &mut [E],
     columns: usize,
-    heads: &Heads,
+    spec: &AttentionSpec,
     [first, from]: [usize; 2],
     normaliser: &[E],
 ) {
     for ((i, row), &normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
-        let range = seen(heads, first + i, from, columns);
+        let range = seen(spec, first + i, from, columns);
         for s in &mut row[range.clone()] {
             *s = (*s - normaliser).exp_fast();
         }
@@ -85,8 +87,13 @@ fn probabilities<E: Real>(
 }
 
 /// Attention output `[rows, heads·h]` and log Σ exp of each row's scores, `[rows, heads]`; rows outside every span are zero.
-pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Span], heads: Heads) -> (Vec<E>, Vec<E>) {
-    let Heads { heads: n_heads, kv_heads, head_dim: h, scale, .. } = heads;
+pub fn forward<E: Real>(
+    (q, k, v): (&[E], &[E], &[E]),
+    rows: usize,
+    spans: &[Span],
+    spec: AttentionSpec,
+) -> (Vec<E>, Vec<E>) {
+    let AttentionSpec { heads: n_heads, kv_heads, head_dim: h, scale, .. } = spec;
     let repeat = n_heads / kv_heads;
     let (qw, kw) = (n_heads * h, kv_heads * h);
     let covered: usize = spans.iter().map(|s| s.own.len()).sum();
@@ -104,7 +111,7 @@ pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Spa
             for start in (0..span.own.len()).step_by(BLOCK) {
                 let n = BLOCK.min(span.own.len() - start);
                 // a column is a position less that of the first that any of the queries sees
-                let from = heads.first_seen(trunk + start);
+                let from = spec.first_seen(trunk + start);
                 let columns = trunk + start + n - from;
                 scores.clear();
                 scores.resize(n * columns, E::of(0.0));
@@ -113,7 +120,7 @@ pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Spa
                 let all = View::rows(&keys, h).from(from, 0).transposed();
                 product(Target::rows(&mut scores, columns), [n, h, columns], queries, all, scale, false);
                 let mut sums = [E::of(0.0); BLOCK];
-                vectorised!(softmax_rows(&mut scores, columns, &heads, [trunk + start, from], &mut sums));
+                vectorised!(softmax_rows(&mut scores, columns, &spec, [trunk + start, from], &mut sums));
                 sums[..n].iter().enumerate().for_each(|(i, sum)| normalisers.from(first + i, head).write(0, &[*sum]));
                 let p = View::rows(&scores, columns);
                 let values = View::rows(&values, h).from(from, 0);
@@ -127,15 +134,15 @@ pub fn forward<E: Real>((q, k, v): (&[E], &[E], &[E]), rows: usize, spans: &[Spa
 /// Cotangents of q, k, v.
 ///
 /// With P = softmax(s·QKᵀ): dV = Pᵀ dO, dP = dO Vᵀ, dS = s·P∘(dP − rowsum(dP∘P)), dQ = dS K, dK = dSᵀ Q; where scores are
-/// softly bounded, dS is multiplied with the slope of the bound.
+/// softly capped, dS is multiplied with the slope of the cap.
 pub fn vjp<E: Real>(
     (q, k, v): (&[E], &[E], &[E]),
     normaliser: &[E],
     delta: &[E],
     segments: &[Segment],
-    heads: Heads,
+    spec: AttentionSpec,
 ) -> [Vec<E>; 3] {
-    let Heads { heads: n_heads, kv_heads, head_dim: h, scale, .. } = heads;
+    let AttentionSpec { heads: n_heads, kv_heads, head_dim: h, scale, .. } = spec;
     let repeat = n_heads / kv_heads;
     let (qw, kw) = (n_heads * h, kv_heads * h);
     let rows: usize = segments.iter().map(Segment::len).sum();
@@ -164,7 +171,7 @@ pub fn vjp<E: Real>(
             }
             for start in (segment.active_from..n).step_by(BLOCK) {
                 let m = BLOCK.min(n - start);
-                let from = heads.first_seen(start);
+                let from = spec.first_seen(start);
                 let columns = start + m - from;
                 p.clear();
                 p.resize(m * columns, zero);
@@ -177,13 +184,13 @@ pub fn vjp<E: Real>(
                 product(Target::rows(&mut p, columns), shape, q_block, k_all.transposed(), scale, false);
                 product(Target::rows(&mut dp, columns), shape, d_block, v_all.transposed(), 1.0, false);
                 vectorised!({
-                    bound(&mut p, &heads);
+                    soft_cap(&mut p, &spec);
                     slopes.clear();
-                    if let Some(SoftCap(cap)) = heads.cap {
+                    if let Some(SoftCap(cap)) = spec.cap {
                         let inverse = E::of(1.0 / cap);
                         slopes.extend(p.iter().map(|&s| E::of(1.0) - s * inverse * s * inverse));
                     }
-                    probabilities(&mut p, columns, &heads, [start, from], &normaliser[start..start + m]);
+                    probabilities(&mut p, columns, &spec, [start, from], &normaliser[start..start + m]);
                     let factor = E::of(scale);
                     for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
                         let mean = dot(p, dp);
@@ -208,4 +215,39 @@ pub fn vjp<E: Real>(
         }
     });
     [dq, dk, dv]
+}
+
+impl Attend for Flex {
+    fn attend(
+        q: &FlexTensor,
+        k: &FlexTensor,
+        v: &FlexTensor,
+        spans: &[Span],
+        spec: AttentionSpec,
+    ) -> (FlexTensor, FlexTensor) {
+        let rows = dims(q)[0];
+        tally::attention(spec.cost(spans));
+        with_real!(q, E => {
+            let qkv = (values::<E>(q), values::<E>(k), values::<E>(v));
+            let (out, normaliser) = forward(qkv, rows, spans, spec);
+            (matrix(out, dims(q)), matrix(normaliser, [rows, spec.heads]))
+        })
+    }
+
+    fn attend_vjp(
+        [q, k, v]: [&FlexTensor; 3],
+        (_, normaliser): (&FlexTensor, &FlexTensor),
+        delta: &FlexTensor,
+        segments: &[Segment],
+        spec: AttentionSpec,
+    ) -> [FlexTensor; 3] {
+        let rows = dims(delta)[0];
+        tally::attention(spec.cost_vjp(segments));
+        with_real!(q, E => {
+            let qkv = (values::<E>(q), values::<E>(k), values::<E>(v));
+            let [dq, dk, dv] = vjp(qkv, values(normaliser), values(delta), segments, spec);
+            let kv = spec.kv_heads * spec.head_dim;
+            [matrix(dq, [rows, spec.heads * spec.head_dim]), matrix(dk, [rows, kv]), matrix(dv, [rows, kv])]
+        })
+    }
 }

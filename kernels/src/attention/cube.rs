@@ -10,7 +10,7 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::blocks::{Block, bounded, multiply};
+use crate::blocks::{Block, multiply, soft_cap};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
@@ -35,9 +35,9 @@ fn row_at(local: usize, prefix: usize, prefix_len: usize, own: usize) -> usize {
     select(local < prefix_len, prefix + local, own + local - prefix_len)
 }
 
-/// Stages 16 features of 64 rows, turned: `staged[k·64 + i] = x[row(first + i), column + k]`.
+/// Stages 16 features of 64 rows, transposed: `staged[k·64 + i] = x[row(first + i), column + k]`.
 #[cube]
-fn stage_turned<F: Float>(
+fn stage_transposed<F: Float>(
     x: &Matrix<F>,
     staged: &mut SharedMemory<f32>,
     first: usize,
@@ -117,7 +117,7 @@ fn scores<F: Float>(
     }
     for step in 0..comptime!(head_dim.div_ceil(BLOCK.step)) {
         let feature = step * comptime!(BLOCK.step);
-        stage_turned::<F>(
+        stage_transposed::<F>(
             a,
             left,
             a_first,
@@ -128,7 +128,7 @@ fn scores<F: Float>(
             a_column + feature,
             a_column + head_dim,
         );
-        stage_turned::<F>(
+        stage_transposed::<F>(
             b,
             right,
             b_first,
@@ -159,11 +159,11 @@ fn mix<F: Float>(
     staged: &mut SharedMemory<f32>,
     acc: &mut Array<f32>,
     #[comptime] head_dim: usize,
-    #[comptime] turned: bool,
+    #[comptime] transposed: bool,
 ) {
     let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
     let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
-    let (step, along) = comptime!(if turned { (ROW, 1) } else { (1, ROW) });
+    let (step, along) = comptime!(if transposed { (ROW, 1) } else { (1, ROW) });
     #[unroll]
     for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
         for part in 0..comptime!(SIDE / BLOCK.step) {
@@ -243,7 +243,7 @@ pub(super) fn attend<F: Float>(
                 let column = un + comptime!(j * BLOCK.units_n);
                 let query = prefix_len + first + row;
                 let seen = key + column <= query && key + column + window > query && key + column < keys;
-                let score = bounded(s[comptime!(i * BLOCK.per_n + j)] * scale, cap, capped);
+                let score = soft_cap(s[comptime!(i * BLOCK.per_n + j)] * scale, cap, capped);
                 p[row * ROW + column] = select(seen, score, UNSEEN);
             }
         }
@@ -395,7 +395,7 @@ fn block_back<F: Float>(
             let column = key + un + comptime!(j * BLOCK.units_n);
             let e = comptime!(i * BLOCK.per_n + j);
             let seen = column <= local && column + window > local && local < rows;
-            let score = bounded(p[e] * scale, cap, capped);
+            let score = soft_cap(p[e] * scale, cap, capped);
             // an unseen key's score may be anything, and its exponential infinite
             let exponent = select(seen, score - normal, UNSEEN);
             let probability = exponent.exp();

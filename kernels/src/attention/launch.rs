@@ -1,7 +1,8 @@
 //! How attention is spread over a device: one cube a block of 64 rows and head.
+use super::Attend;
 use super::cube::{BLOCK, SIDE, attend, attend_vjp_keys, attend_vjp_queries, row_products};
-use crate::blocks::{as_u32, empty, ints, rows_as_they_are, rows_of, width_of};
-use crate::{Heads, Segment, Span};
+use crate::blocks::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use crate::{AttentionSpec, FloatTensor, Segment, Span, as_index};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
@@ -10,23 +11,23 @@ use cubecl::prelude::*;
 /// Positions that a query sees where there is no window: more than any sequence has, and no sum with them overflows.
 const NO_WINDOW: usize = 1 << 30;
 
-/// Scale, soft bound and window of scores, as kernels take them.
+/// Scale, soft cap and window of scores, as kernels take them.
 #[allow(clippy::cast_possible_truncation)]
-fn scores(heads: Heads) -> (f32, f32, u32) {
-    let cap = heads.cap.map_or(1.0, |cap| cap.0 as f32);
-    (heads.scale as f32, cap, as_u32(heads.window.unwrap_or(NO_WINDOW).min(NO_WINDOW)))
+fn scores(spec: AttentionSpec) -> (f32, f32, u32) {
+    let cap = spec.cap.map_or(1.0, |cap| cap.0 as f32);
+    (spec.scale as f32, cap, as_index(spec.window.unwrap_or(NO_WINDOW).min(NO_WINDOW)))
 }
 
-/// See [`crate::Kernels::attention`].
+/// See the trait's `attention`.
 pub(crate) fn attention<R: CubeRuntime>(
     q: &CubeTensor<R>,
     k: &CubeTensor<R>,
     v: &CubeTensor<R>,
     spans: &[Span],
-    heads: Heads,
+    spec: AttentionSpec,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
     let rows = rows_of(q);
-    let (scale, cap, window) = scores(heads);
+    let (scale, cap, window) = scores(spec);
     // rows outside every span are zero
     let covered: usize = spans.iter().map(|span| span.own.len()).sum();
     let out = match covered == rows {
@@ -38,19 +39,19 @@ pub(crate) fn attention<R: CubeRuntime>(
             q.dtype,
         ),
     };
-    let normaliser = empty(q, [rows, heads.heads], DType::F32);
+    let normaliser = empty(q, [rows, spec.heads], DType::F32);
     let mut tasks = Vec::new();
     for span in spans {
         for first in (0..span.own.len()).step_by(SIDE) {
             let end = (first + SIDE).min(span.own.len());
-            tasks.push([span.prefix.start, span.prefix.len(), span.own.start, first, end].map(as_u32));
+            tasks.push([span.prefix.start, span.prefix.len(), span.own.start, first, end].map(as_index));
         }
     }
     if !tasks.is_empty() {
         attend::launch::<R>(
             &q.client,
-            CubeCount::Static(as_u32(tasks.len()), as_u32(heads.heads), 1),
-            CubeDim::new_1d(as_u32(BLOCK.units())),
+            CubeCount::Static(as_index(tasks.len()), as_index(spec.heads), 1),
+            CubeDim::new_1d(as_index(BLOCK.units())),
             rows_as_they_are(q).into_tensor_arg(),
             rows_as_they_are(k).into_tensor_arg(),
             rows_as_they_are(v).into_tensor_arg(),
@@ -60,25 +61,25 @@ pub(crate) fn attention<R: CubeRuntime>(
             scale,
             cap,
             window,
-            heads.head_dim,
-            heads.heads / heads.kv_heads,
-            heads.cap.is_some(),
+            spec.head_dim,
+            spec.heads / spec.kv_heads,
+            spec.cap.is_some(),
             q.dtype.into(),
         );
     }
     (out, normaliser)
 }
 
-/// See [`crate::Kernels::attention_vjp`].
+/// See the trait's `attention_vjp`.
 pub(crate) fn attention_vjp<R: CubeRuntime>(
     [q, k, v]: [&CubeTensor<R>; 3],
     (out, normaliser): (&CubeTensor<R>, &CubeTensor<R>),
     delta: &CubeTensor<R>,
     segments: &[Segment],
-    heads: Heads,
+    spec: AttentionSpec,
 ) -> [CubeTensor<R>; 3] {
-    let (client, rows, h) = (&q.client, rows_of(delta), heads.head_dim);
-    let (wide, narrow) = (heads.heads * h, heads.kv_heads * h);
+    let (client, rows, h) = (&q.client, rows_of(delta), spec.head_dim);
+    let (wide, narrow) = (spec.heads * h, spec.kv_heads * h);
     let results = [wide, narrow, narrow].map(|width| empty(q, [rows, width], q.dtype));
     if rows == 0 {
         return results;
@@ -88,17 +89,17 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
         for first in (0..segment.len()).step_by(SIDE) {
             let (prefix, own) = (&segment.prefix, &segment.own);
             let numbers = [prefix.start, prefix.len(), own.start, offset, segment.len(), segment.active_from, first];
-            tasks.push(numbers.map(as_u32));
+            tasks.push(numbers.map(as_index));
         }
-        index.extend(segment.prefix.clone().chain(segment.own.clone()).map(as_u32));
+        index.extend(segment.prefix.clone().chain(segment.own.clone()).map(as_index));
         offset += segment.len();
     }
     let arg = |x: &CubeTensor<R>| rows_as_they_are(x).into_tensor_arg();
-    let products = empty(q, [rows, heads.heads], DType::F32);
-    let units = CubeDim::new_1d(as_u32(BLOCK.units()));
+    let products = empty(q, [rows, spec.heads], DType::F32);
+    let units = CubeDim::new_1d(as_index(BLOCK.units()));
     row_products::launch::<R>(
         client,
-        calculate_cube_count_elemwise(client, rows * heads.heads, units),
+        calculate_cube_count_elemwise(client, rows * spec.heads, units),
         units,
         arg(delta),
         arg(out),
@@ -108,11 +109,11 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
         q.dtype.into(),
     );
     let [dq, dk, dv] = &results;
-    let repeat = heads.heads / heads.kv_heads;
-    let (scale, cap, window) = scores(heads);
+    let repeat = spec.heads / spec.kv_heads;
+    let (scale, cap, window) = scores(spec);
     attend_vjp_queries::launch::<R>(
         client,
-        CubeCount::Static(as_u32(tasks.len()), as_u32(heads.heads), 1),
+        CubeCount::Static(as_index(tasks.len()), as_index(spec.heads), 1),
         units,
         arg(q),
         arg(k),
@@ -127,12 +128,12 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
         window,
         h,
         repeat,
-        heads.cap.is_some(),
+        spec.cap.is_some(),
         q.dtype.into(),
     );
     attend_vjp_keys::launch::<R>(
         client,
-        CubeCount::Static(as_u32(tasks.len()), as_u32(heads.kv_heads), 1),
+        CubeCount::Static(as_index(tasks.len()), as_index(spec.kv_heads), 1),
         units,
         arg(q),
         arg(k),
@@ -148,8 +149,30 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
         window,
         h,
         repeat,
-        heads.cap.is_some(),
+        spec.cap.is_some(),
         q.dtype.into(),
     );
     results
 }
+
+on_devices! { Attend, R {
+    fn attend(
+        q: &FloatTensor<Self>,
+        k: &FloatTensor<Self>,
+        v: &FloatTensor<Self>,
+        spans: &[Span],
+        spec: AttentionSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        attention(q, k, v, spans, spec)
+    }
+
+    fn attend_vjp(
+        qkv: [&FloatTensor<Self>; 3],
+        forward: (&FloatTensor<Self>, &FloatTensor<Self>),
+        delta: &FloatTensor<Self>,
+        segments: &[Segment],
+        spec: AttentionSpec,
+    ) -> [FloatTensor<Self>; 3] {
+        attention_vjp(qkv, forward, delta, segments, spec)
+    }
+} }

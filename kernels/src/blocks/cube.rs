@@ -10,9 +10,9 @@
 use super::Block;
 use cubecl::prelude::*;
 
-/// The soft bound `c·tanh(x/c)` on a score or a logit; far out, where some drivers' tanh overflows, the bound itself.
+/// The soft cap `c·tanh(x/c)` on a score or a logit; far out, where some drivers' tanh overflows, the bound itself.
 #[cube]
-pub(crate) fn bounded(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+pub(crate) fn soft_cap(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     let mut out = value;
     if comptime!(capped) {
         out = clamp(value / cap, -15.0f32, 15.0f32).tanh() * cap;

@@ -1,4 +1,5 @@
 //! The host's part of every launch: results in device memory, grids, and what a device offers.
+use crate::as_index;
 use burn_backend::{DType, Shape};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::features::MmaConfig;
@@ -15,11 +16,7 @@ const SIDE: usize = 65_535;
 /// A grid of at least `n` cubes, a cube an element of work; kernels leave where their number is too high.
 pub(crate) fn by_rows(n: usize) -> CubeCount {
     let x = n.clamp(1, SIDE);
-    CubeCount::Static(as_u32(x), as_u32(n.max(1).div_ceil(x)), 1)
-}
-
-pub(crate) fn as_u32(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
+    CubeCount::Static(as_index(x), as_index(n.max(1).div_ceil(x)), 1)
 }
 
 /// An unwritten contiguous tensor beside another one.
@@ -70,7 +67,7 @@ pub(crate) fn rows_as_they_are<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<
 }
 
 /// The tensor itself where its values lie side by side without gaps; a copy otherwise.
-pub(crate) fn alone<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
+pub(crate) fn contiguous<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
     burn_cubecl::kernel::into_contiguous(x.clone())
 }
 
@@ -83,7 +80,7 @@ pub(crate) struct Limits {
     pub units: usize,
     /// Units that a matrix unit's instructions are given to together, where it takes 16×16×16 products of this type.
     pub matrix_units: Option<usize>,
-    /// Whether it is hardware: a program that plays a GPU offers no operations across a plane.
+    /// Whether it is hardware: a software driver offers no operations across a plane.
     pub hardware: bool,
 }
 

@@ -2,10 +2,28 @@
 mod cube;
 mod launch;
 
-pub(crate) use cube::{bounded, cube_sum, multiply};
+pub(crate) use cube::{cube_sum, multiply, soft_cap};
 pub(crate) use launch::{
-    alone, array, as_u32, by_rows, empty, floats, ints, limits, rows_as_they_are, rows_of, width_of,
+    Limits, array, by_rows, contiguous, empty, floats, ints, limits, rows_as_they_are, rows_of, width_of,
 };
+
+/// Implements a kernel's trait for every device backend, with `$R` its runtime: for concrete backends, so that a device's code is
+/// generated in this crate and nowhere else.
+macro_rules! on_devices {
+    ($trait:ident, $R:ident { $($body:tt)* }) => {
+        const _: () = {
+            #[allow(dead_code)]
+            type $R = burn_wgpu::WgpuRuntime;
+            impl $trait for crate::device::Vulkan { $($body)* }
+        };
+        const _: () = {
+            #[allow(dead_code)]
+            type $R = cubecl::cuda::CudaRuntime;
+            impl $trait for crate::device::Cuda { $($body)* }
+        };
+    };
+}
+pub(crate) use on_devices;
 
 /// Side of the tile that a matrix unit multiplies.
 pub(crate) const MATRIX_UNIT: usize = 16;

@@ -2,9 +2,11 @@
 //!
 //! Panels of rows of `δ·δᵀ`, each up to its diagonal, are formed in the working type, and multiplied with `x·xᵀ` and summed
 //! in f64. Partial results are added in a fixed order, so that two runs give the same bits.
-use crate::host::real::{Real, dot_wide, unwritten, vectorised};
+use super::RowGram;
+use crate::host::real::{Real, dims, dot_wide, unwritten, values, vectorised, with_real};
 use crate::product::cpu::{Target, View, product, transpose};
-use crate::{BlockGram, RowSet};
+use crate::{BlockGram, Flex, RowSet, cost, tally};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -30,7 +32,7 @@ fn parts(panel: &Range<usize>, first: usize) -> Vec<(Range<usize>, Range<usize>)
 /// `x·xᵀ` over a range of forward rows, lower panels computed and mirrored: `[N, N]`.
 fn input_gram<E: Real>(x: &[E], n: usize, range: &Range<usize>) -> Vec<E> {
     let size = range.len();
-    let turned = transpose(&x[range.start * n..range.end * n], n);
+    let transposed = transpose(&x[range.start * n..range.end * n], n);
     let mut out = unwritten(size * size);
     let target = Target::rows(&mut out, size);
     // the longest panels first, so that no core is left with one at the end
@@ -38,7 +40,7 @@ fn input_gram<E: Real>(x: &[E], n: usize, range: &Range<usize>) -> Vec<E> {
     starts.into_par_iter().with_max_len(1).for_each(|start| {
         for (rows, columns) in parts(&(start..(start + PANEL).min(size)), 0) {
             let left = View::rows(x, n).from(range.start + rows.start, 0);
-            let right = View::rows(&turned, size).from(0, columns.start);
+            let right = View::rows(&transposed, size).from(0, columns.start);
             let (height, width) = (rows.len(), columns.len());
             let mut part = unwritten(height * width);
             product(Target::rows(&mut part, width), [height, n, width], left, right, 1.0, false);
@@ -58,7 +60,7 @@ fn input_gram<E: Real>(x: &[E], n: usize, range: &Range<usize>) -> Vec<E> {
 
 /// Sums of `(x_r·x_s)(δ_r·δ_s)` for the rows of one panel and all rows up to each of them: `[K, K]`, lower half.
 fn panel<E: Real>(
-    (delta, turned, m): (&[E], &[E], usize),
+    (delta, transposed, m): (&[E], &[E], usize),
     (xx, range): (&[E], &Range<usize>),
     rows: &RowSet,
     block: &Range<usize>,
@@ -70,7 +72,7 @@ fn panel<E: Real>(
     for (rows_of, columns) in parts(&panel, of_block.start) {
         let width = columns.len();
         let left = View::rows(delta, m).from(rows_of.start, 0);
-        let right = View::rows(turned, of_block.len()).from(0, columns.start - of_block.start);
+        let right = View::rows(transposed, of_block.len()).from(0, columns.start - of_block.start);
         product(Target::rows(&mut dd, width), [rows_of.len(), m, width], left, right, 1.0, false);
         let runs: Vec<(usize, Range<usize>)> = block
             .clone()
@@ -111,7 +113,7 @@ pub fn rows<E: Real>(x: &[E], n: usize, deltas: &[(&[E], usize)], rows: &RowSet)
         let xx = input_gram(x, n, &range);
         let of_block = rows.of_block(block);
         let k = block.len();
-        let turned: Vec<Vec<E>> =
+        let transposed: Vec<Vec<E>> =
             deltas.iter().map(|(delta, m)| transpose(&delta[of_block.start * m..of_block.end * m], *m)).collect();
         // the longest panels first, so that no core is left with one at the end
         let tasks: Vec<(usize, Range<usize>)> = of_block
@@ -126,7 +128,7 @@ pub fn rows<E: Real>(x: &[E], n: usize, deltas: &[(&[E], usize)], rows: &RowSet)
             .map(|(d, range_of)| {
                 let (delta, m) = deltas[d];
                 let range_of = range_of.start..range_of.end.min(of_block.end);
-                (d, panel((delta, &turned[d], m), (&xx, &range), rows, block, range_of))
+                (d, panel((delta, &transposed[d], m), (&xx, &range), rows, block, range_of))
             })
             .collect();
         for (d, out) in out.iter_mut().enumerate() {
@@ -143,4 +145,15 @@ pub fn rows<E: Real>(x: &[E], n: usize, deltas: &[(&[E], usize)], rows: &RowSet)
         }
     }
     out
+}
+
+impl RowGram for Flex {
+    fn gram_rows(x: &FlexTensor, deltas: &[&FlexTensor], rows: &RowSet) -> Vec<Vec<BlockGram>> {
+        tally::reductions(cost::gram_of_input(dims(x)[1], rows, x.dtype()));
+        deltas.iter().for_each(|delta| tally::reductions(cost::gram(dims(delta)[1], rows, x.dtype())));
+        with_real!(x, E => {
+            let deltas: Vec<(&[E], usize)> = deltas.iter().map(|d| (values(d), dims(d)[1])).collect();
+            self::rows(values::<E>(x), dims(x)[1], &deltas, rows)
+        })
+    }
 }

@@ -11,7 +11,7 @@ use crate::blocks::{Block, MATRIX_UNIT, cube_sum, multiply};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
-/// Stages `step` columns of the block's rows, turned: `staged[k·side + i] = rows[first + i, column + k]`, zero outside of
+/// Stages `step` columns of the block's rows, transposed: `staged[k·side + i] = rows[first + i, column + k]`, zero outside of
 /// `[low, high)` and of the matrix.
 #[cube]
 fn stage<F: Float>(

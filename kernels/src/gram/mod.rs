@@ -1,8 +1,17 @@
 //! The *gram* reduction: `Σ_{r∈i, s∈j} (x_r·x_s)(δ_r·δ_s)`, both row Grams in tiles multiplied in place
 //! (docs/mathematics.md, section 4).
-pub(crate) mod cpu;
+pub mod bench;
+mod cpu;
 mod cube;
-mod launch;
+pub(crate) mod launch;
 mod plan;
+pub mod reference;
+mod strategy;
 
-pub(crate) use launch::gram_rows;
+use crate::{FloatTensor, Grams, RowSet};
+
+/// The *gram* reduction of linear maps.
+pub trait RowGram: Grams {
+    /// The *gram* reduction, one result for each of several parameters that share their input.
+    fn gram_rows(x: &FloatTensor<Self>, deltas: &[&FloatTensor<Self>], rows: &RowSet) -> Vec<Self::Pending>;
+}

@@ -1,7 +1,6 @@
 //! Which tiles of the row Grams meet: a tile of `x·xᵀ` is formed once for all pairs of cotangents that use its rows.
-use crate::RowSet;
-use crate::blocks::as_u32;
 use crate::pending::Entry;
+use crate::{RowSet, as_index};
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -84,7 +83,7 @@ impl Plan {
                         let others = if t == u { p + 1 } else { below.copies.len() };
                         for c in &below.copies[..others] {
                             let same = t == u && a.cotangent == c.cotangent;
-                            let of = |copy: &Copy| [copy.rows.start, copy.rows.end, copy.first].map(as_u32);
+                            let of = |copy: &Copy| [copy.rows.start, copy.rows.end, copy.first].map(as_index);
                             let ([a0, a1, a2], [c0, c1, c2]) = (of(a), of(c));
                             plan.pairs.push([a0, a1, a2, c0, c1, c2]);
                             let (i, j) = (a.cotangent - block.start, c.cotangent - block.start);
@@ -106,7 +105,7 @@ impl Plan {
 
     fn task(&mut self, above: &Tile, below: &Tile, first: usize) {
         let (a, b) = (&above.rows, &below.rows);
-        self.tasks.push([a.start, a.end, b.start, b.end, first, self.pairs.len()].map(as_u32));
+        self.tasks.push([a.start, a.end, b.start, b.end, first, self.pairs.len()].map(as_index));
     }
 }
 

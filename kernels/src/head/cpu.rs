@@ -3,10 +3,12 @@
 //! The vocabulary is walked in chunks like the keys of a flash attention: for every row a running maximum, the sum of
 //! exponentials and Σ exp(z)·w are kept and rescaled when the maximum grows; p·pᵀ of a block of rows is rescaled the
 //! same way on both sides. Beside the results, memory is `rows × CHUNK`.
-use crate::host::real::{Real, dot_wide, highest, unwritten, vectorised};
+use super::{Head, head_cost, head_gram_cost};
+use crate::host::real::{Real, dims, dot_wide, highest, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::Stored;
 use crate::product::cpu::{Target, View, product, product_parallel, transpose};
-use crate::{BlockGram, HeadCotangents, SoftCap};
+use crate::{BlockGram, Flex, FloatTensor, HeadCotangents, HeadOutput, SoftCap, tally};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -18,7 +20,6 @@ pub struct Walk<E> {
     pub logp: Vec<f64>,
     pub log_normaliser: Vec<f64>,
     pub entropy: Vec<f64>,
-    pub best: Vec<u32>,
     pub rank: Vec<u32>,
     pub back: Vec<E>,
     pub gram: Option<Vec<BlockGram>>,
@@ -28,7 +29,6 @@ pub struct Walk<E> {
 #[derive(Clone, Copy)]
 struct Running<E> {
     top: E,
-    best: usize,
     /// Σ exp(z − top).
     sum: f64,
     /// Σ exp(z − top)·(z − top).
@@ -55,12 +55,9 @@ impl<E: Real> Running<E> {
 
     /// Takes a chunk of logits in, and turns them into exponentials.
     #[inline(always)]
-    fn take(&mut self, z: &mut [E], first: usize) {
+    fn take(&mut self, z: &mut [E]) {
         const LANES: usize = 16;
         let high = highest(z, self.top);
-        if high > self.top {
-            self.best = first + z.iter().position(|&z| z == high).unwrap_or(0);
-        }
         let (mut sums, mut weighted) = ([E::of(0.0); LANES], [E::of(0.0); LANES]);
         let (body, tail) = z.as_chunks_mut::<LANES>();
         for part in body {
@@ -89,8 +86,8 @@ impl<E: Real> Running<E> {
     }
 }
 
-/// Bounds rows of logits softly where there is a bound, and leaves its slope at each.
-fn bound<E: Real>(logits: &mut [E], slopes: &mut [E], columns: usize, cap: Option<SoftCap>) {
+/// Caps rows of logits softly where there is a cap, and leaves its slope at each.
+fn cap_rows<E: Real>(logits: &mut [E], slopes: &mut [E], columns: usize, cap: Option<SoftCap>) {
     let Some(SoftCap(cap)) = cap else { return };
     let (cap, inverse, one) = (E::of(cap), E::of(1.0 / cap), E::of(1.0));
     logits.par_chunks_mut(columns).zip(slopes.par_chunks_mut(columns)).for_each(|(z, slopes)| {
@@ -138,12 +135,12 @@ fn panels<'a, E>(blocks: &[Range<usize>], sums: &'a mut [Vec<f64>], scratch: &'a
 
 impl<E: Real> Panel<'_, E> {
     /// Adds the products of a chunk's exponentials `p` and their transpose, after what came before is brought to their maxima.
-    fn add(self, p: View<E>, turned: View<E>, columns: usize, running: &[Running<E>]) {
+    fn add(self, p: View<E>, transposed: View<E>, columns: usize, running: &[Running<E>]) {
         let Self { block: (start, rows), first, sums, scratch } = self;
         let height = sums.len() / rows;
         let width = first + height;
         let left = p.from(start + first, 0);
-        let right = turned.from(0, start);
+        let right = transposed.from(0, start);
         product(Target::rows(scratch, width), [height, columns, width], left, right, 1.0, false);
         let running = &running[start..start + rows];
         for (i, (sums, here)) in sums.chunks_exact_mut(rows).zip(scratch.chunks_exact(width)).enumerate() {
@@ -186,7 +183,7 @@ fn grams<E: Real>(
                     return 0.0;
                 }
                 let p = |i: usize, j: usize| {
-                    let logit = || rows.bounded(logits[(i - of.start) * width + j - of.start].wide());
+                    let logit = || rows.capped(logits[(i - of.start) * width + j - of.start].wide());
                     let (z, slope) = if i == j { own[i] } else { logit() };
                     (z - running[i].log_normaliser()).exp() * slope
                 };
@@ -223,18 +220,18 @@ impl<E: Real> Rows<'_, E> {
         &self.of_targets[r * self.d..][..self.d]
     }
 
-    /// A row's own target: its bounded logit, and the slope of the bound there.
+    /// A row's own target: its capped logit, and the slope of the cap there.
     fn own(&self, r: usize) -> (f64, f64) {
-        self.bounded(dot_wide(&self.y[r * self.d..][..self.d], self.target(r)))
+        self.capped(dot_wide(&self.y[r * self.d..][..self.d], self.target(r)))
     }
 
-    /// A logit within its bound, and the slope of the bound there.
-    fn bounded(&self, z: f64) -> (f64, f64) {
-        self.cap.map_or((z, 1.0), |cap| (cap.bounded(z), cap.slope(cap.bounded(z))))
+    /// A logit under its cap, and the slope of the cap there.
+    fn capped(&self, z: f64) -> (f64, f64) {
+        self.cap.map_or((z, 1.0), |cap| (cap.capped(z), cap.slope(cap.capped(z))))
     }
 }
 
-/// See [`crate::Kernels::head`].
+/// See [`Head::head`].
 pub fn walk<E: Real>(
     y: &[E],
     w: Stored<E>,
@@ -246,13 +243,13 @@ pub fn walk<E: Real>(
     let n = targets.len();
     let vocabulary = w.len() / d;
     let blocks = cotangents.map_or(&[][..], |c| c.block_rows);
-    let start = Running { top: E::neg_infinity(), best: 0, sum: 0.0, weighted: 0.0, rescale: E::of(1.0), above: 0 };
+    let start = Running { top: E::neg_infinity(), sum: 0.0, weighted: 0.0, rescale: E::of(1.0), above: 0 };
     let mut running = vec![start; n];
     let mut mean = vec![E::of(0.0); n * d];
     let mut products: Vec<Vec<f64>> = blocks.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
     let mut scratch: Vec<Vec<E>> = blocks.iter().map(|b| vec![E::of(0.0); b.len() * b.len()]).collect();
     let mut logits = vec![E::of(0.0); n * CHUNK.min(vocabulary)];
-    // slopes of the soft bound, where there is one
+    // slopes of the soft cap, where there is one
     let mut slopes = vec![E::of(0.0); if cap.is_some() { logits.len() } else { 0 }];
     let rows = Rows { y, targets, of_targets: w.gather(targets, d), d, cap };
     let own: Vec<(f64, f64)> = (0..n).into_par_iter().map(|r| rows.own(r)).collect();
@@ -263,13 +260,13 @@ pub fn walk<E: Real>(
         let chunk = View::rows(&chunk, d);
         let shape = [n, d, columns];
         product_parallel(Target::rows(logits, columns), shape, View::rows(y, d), chunk.transposed(), 1.0, false);
-        bound(logits, &mut slopes, columns, cap);
+        cap_rows(logits, &mut slopes, columns, cap);
         logits.par_chunks_mut(columns).zip(&mut running).zip(mean.par_chunks_mut(d)).enumerate().for_each(
             |(row, ((z, running), mean))| {
                 let here = (targets[row] as usize).checked_sub(start).filter(|at| *at < columns);
                 vectorised!({
                     running.count(z, E::of(own[row].0), here);
-                    running.take(z, start);
+                    running.take(z);
                     if running.rescale < E::of(1.0) {
                         for m in mean {
                             *m = *m * running.rescale;
@@ -278,13 +275,13 @@ pub fn walk<E: Real>(
                 });
             },
         );
-        // from here on p·slope: what a logit before the bound does
+        // from here on p·slope: what a logit before the cap does
         multiply(logits, &slopes);
         let p = View::rows(logits, columns);
         product_parallel(Target::rows(&mut mean, d), [n, columns, d], p, chunk, 1.0, true);
         if !blocks.is_empty() {
-            let turned = transpose(logits, columns);
-            let right = View::rows(&turned, n);
+            let transposed = transpose(logits, columns);
+            let right = View::rows(&transposed, n);
             panels(blocks, &mut products, &mut scratch).into_par_iter().rev().with_max_len(1).for_each(|panel| {
                 panel.add(p, right, columns, &running);
             });
@@ -304,9 +301,33 @@ pub fn walk<E: Real>(
         logp,
         log_normaliser,
         entropy: running.iter().map(|r| r.sum.ln() - r.weighted / r.sum).collect(),
-        best: running.iter().map(|r| u32::try_from(r.best).unwrap_or(u32::MAX)).collect(),
         rank: running.iter().map(|r| r.above + 1).collect(),
         back,
         gram,
+    }
+}
+
+impl Head for Flex {
+    fn head(
+        y: &FlexTensor,
+        w: &FlexTensor,
+        targets: &[u32],
+        cap: Option<SoftCap>,
+        cotangents: Option<&HeadCotangents<'_>>,
+    ) -> HeadOutput<FloatTensor<Self>, Vec<BlockGram>> {
+        let [vocabulary, d] = dims(w);
+        tally::head(head_cost(targets.len(), d, vocabulary, y.dtype()));
+        cotangents.iter().for_each(|c| tally::head(head_gram_cost(c.block_rows, vocabulary, y.dtype())));
+        with_real!(y, E => {
+            let walk = walk(values::<E>(y), Stored::of(w), d, targets, cap, cotangents);
+            HeadOutput {
+                logp: walk.logp,
+                log_normaliser: walk.log_normaliser,
+                entropy: walk.entropy,
+                rank: walk.rank,
+                back: matrix(walk.back, [targets.len(), d]),
+                gram: walk.gram,
+            }
+        })
     }
 }

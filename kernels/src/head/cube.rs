@@ -7,19 +7,19 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::blocks::{bounded, cube_sum};
+use crate::blocks::{cube_sum, soft_cap};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
 /// Units of a cube.
 pub(super) const UNITS: usize = 256;
 
-/// Slope of the bound where it has a value.
+/// Slope of the cap where it has a value.
 #[cube]
-fn slope(bounded: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+fn slope(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     let mut out = 1.0f32;
     if comptime!(capped) {
-        out = 1.0f32 - bounded / cap * (bounded / cap);
+        out = 1.0f32 - value / cap * (value / cap);
     }
     out
 }
@@ -46,18 +46,16 @@ pub(super) fn target_logits<F: Float>(
 }
 
 /// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)`, times the slope
-/// of the soft bound, in `p[n, C]`.
+/// of the soft cap, in `p[n, C]`.
 ///
 /// `figures[n, 6]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, the factor that
-/// what came before this chunk has to be multiplied with, and the tokens above the target; `best[n]` is the token of the
-/// maximum.
+/// what came before this chunk has to be multiplied with, and the tokens above the target.
 #[cube(launch)]
 pub(super) fn take_chunk<F: Float>(
     logits: &Matrix<f32>,
     targets: &Array<u32>,
     target_logits: &Array<f32>,
     figures: &mut Array<f32>,
-    best: &mut Array<u32>,
     p: &mut Matrix<F>,
     first: u32,
     cap: f32,
@@ -73,36 +71,23 @@ pub(super) fn take_chunk<F: Float>(
     let columns = logits.shape(1);
     let from = row * logits.stride(0);
     let mut scratch = SharedMemory::<f32>::new(UNITS);
-    let mut places = SharedMemory::<u32>::new(UNITS);
     let mut high = f32::min_value();
-    let mut place = 0u32;
     let mut at = unit;
     while at < columns {
-        let z = bounded(logits[from + at], cap, capped);
-        if z > high {
-            high = z;
-            place = at as u32;
-        }
+        high = max(high, soft_cap(logits[from + at], cap, capped));
         at += UNITS;
     }
     scratch[unit] = high;
-    places[unit] = place;
     sync_cube();
     let mut half = comptime!(UNITS / 2).runtime();
     while half > 0 {
         if unit < half {
-            let other = scratch[unit + half];
-            // the first of equals, whatever the order of units
-            if other > scratch[unit] || (other == scratch[unit] && places[unit + half] < places[unit]) {
-                scratch[unit] = other;
-                places[unit] = places[unit + half];
-            }
+            scratch[unit] = max(scratch[unit], scratch[unit + half]);
         }
         sync_cube();
         half /= 2;
     }
     let here = scratch[0];
-    let of_here = places[0];
     sync_cube();
     let mut before = here;
     let mut sum_before = 0.0f32;
@@ -117,10 +102,10 @@ pub(super) fn take_chunk<F: Float>(
     let mut weighted = 0.0f32;
     let mut above = 0.0f32;
     let target = targets[row];
-    let target_logit = bounded(target_logits[row], cap, capped);
+    let target_logit = soft_cap(target_logits[row], cap, capped);
     at = unit;
     while at < columns {
-        let z = bounded(logits[from + at], cap, capped);
+        let z = soft_cap(logits[from + at], cap, capped);
         // products may round the target's own logit apart
         above += select(z > target_logit && first + at as u32 != target, 1.0f32, 0.0f32);
         let d = z - top;
@@ -139,16 +124,14 @@ pub(super) fn take_chunk<F: Float>(
         figures[row * 6 + 1] = sum_before * factor + all;
         figures[row * 6 + 2] = (weighted_before + sum_before * (before - top)) * factor + all_weighted;
         figures[row * 6 + 4] = factor;
-        if comptime!(start) || here > before {
-            best[row] = first + of_here;
-        }
+        if comptime!(start) || here > before {}
         let mut above_before = 0.0f32;
         if comptime!(!start) {
             above_before = figures[row * 6 + 5];
         }
         figures[row * 6 + 5] = above_before + all_above;
         if target >= first && target < first + columns as u32 {
-            figures[row * 6 + 3] = bounded(logits[from + (target - first) as usize], cap, capped);
+            figures[row * 6 + 3] = soft_cap(logits[from + (target - first) as usize], cap, capped);
         }
     }
 }
@@ -211,7 +194,7 @@ pub(super) fn cotangents_of_chunk<F: Float>(
     }
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
-    let z = bounded(logits[row * logits.stride(0) + column], cap, capped);
+    let z = soft_cap(logits[row * logits.stride(0) + column], cap, capped);
     let p = (z - figures[row * 6]).exp() / figures[row * 6 + 1];
     let hit = targets[row] == first + column as u32;
     e[ABSOLUTE_POS] = F::cast_from((select(hit, 1.0f32, 0.0f32) - p) * slope(z, cap, capped));

@@ -2,11 +2,13 @@
 //!
 //! One walk over the vocabulary for log-probabilities and the gradient; where the output matrix is in scope a second one
 //! forms e = onehot − p chunk by chunk and hands it to the *gram* reduction.
+use super::Head;
 use super::cube::{UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
-use crate::blocks::{array, as_u32, by_rows, empty, ints, rows_as_they_are, rows_of, width_of};
+use crate::blocks::{array, by_rows, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::pending::Pending;
-use crate::product::{product, rows, turned};
-use crate::{HeadCotangents, HeadOutput, SoftCap, gram, sums};
+use crate::product::launch::{product, rows, transposed};
+use crate::rows::launch::gather;
+use crate::{FloatTensor, HeadCotangents, HeadOutput, SoftCap, as_index, gram};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
@@ -23,7 +25,7 @@ fn chunk_tokens(n: usize) -> usize {
     (CHUNK_VALUES / n.max(1)).clamp(64, CHUNK_TOKENS) / 64 * 64
 }
 
-/// See [`crate::Kernels::head`].
+/// See [`Head::head`].
 pub(crate) fn head<R: CubeRuntime>(
     y: &CubeTensor<R>,
     w: &CubeTensor<R>,
@@ -37,15 +39,14 @@ pub(crate) fn head<R: CubeRuntime>(
     let client = y.client.clone();
     let back = empty(y, [n, d], y.dtype);
     if n == 0 {
-        return output(&[], Vec::new(), back, cotangents.map(|c| Pending::nothing(&c.rows())));
+        return output(&[], back, cotangents.map(|c| Pending::nothing(&c.rows())));
     }
     let figures = client.empty(n * 6 * size_of::<f32>());
-    let best = client.empty(n * size_of::<u32>());
     let of_rows = || array(figures.clone(), n * 6);
     let mean = empty(y, [n, d], DType::F32);
     let step = chunk_tokens(n);
     let chunks = || (0..vocabulary).step_by(step).map(|first| first..(first + step).min(vocabulary));
-    let cells = CubeDim::new_1d(as_u32(UNITS));
+    let cells = CubeDim::new_1d(as_index(UNITS));
     let grid = |values: usize| calculate_cube_count_elemwise(&client, values, cells);
     let own = client.empty(n * size_of::<f32>());
     target_logits::launch::<R>(
@@ -60,7 +61,7 @@ pub(crate) fn head<R: CubeRuntime>(
     );
     for chunk in chunks() {
         let part = rows(w, chunk.clone());
-        let logits = product(y, &turned(&part), DType::F32);
+        let logits = product(y, &transposed(&part), DType::F32);
         let p = empty(y, [n, chunk.len()], y.dtype);
         take_chunk::launch::<R>(
             &client,
@@ -70,9 +71,8 @@ pub(crate) fn head<R: CubeRuntime>(
             ints(&client, targets),
             array(own.clone(), n),
             of_rows(),
-            array(best.clone(), n),
             p.clone().into_tensor_arg(),
-            as_u32(chunk.start),
+            as_index(chunk.start),
             bound,
             chunk.start == 0,
             cap.is_some(),
@@ -102,7 +102,7 @@ pub(crate) fn head<R: CubeRuntime>(
             && weights.iter().all(|c| c.to_bits() == 1.0f64.to_bits());
         let mut sum = Pending::nothing(&set);
         for chunk in chunks() {
-            let logits = product(y, &turned(&rows(w, chunk.clone())), DType::F32);
+            let logits = product(y, &transposed(&rows(w, chunk.clone())), DType::F32);
             let e = empty(y, [n, chunk.len()], y.dtype);
             cotangents_of_chunk::launch::<R>(
                 &client,
@@ -112,22 +112,22 @@ pub(crate) fn head<R: CubeRuntime>(
                 ints(&client, targets),
                 of_rows(),
                 e.clone().into_tensor_arg(),
-                as_u32(chunk.start),
+                as_index(chunk.start),
                 bound,
                 cap.is_some(),
                 y.dtype.into(),
             );
-            let e = if plain { e } else { sums::gather(&e, &sources, Some(&weights)) };
-            sum = gram::gram_rows(y, &[&e], &set).into_iter().fold(sum, Pending::plus);
+            let e = if plain { e } else { gather(&e, &sources, Some(&weights)) };
+            sum = gram::launch::gram_rows(y, &[&e], &set).into_iter().fold(sum, Pending::plus);
         }
         sum
     });
-    let read = client.read(vec![figures.clone(), best]);
-    output(&bytemuck::pod_collect_to_vec(&read[0]), bytemuck::pod_collect_to_vec(&read[1]), back, gram)
+    let read = client.read(vec![figures.clone()]);
+    output(&bytemuck::pod_collect_to_vec(&read[0]), back, gram)
 }
 
 /// What the rows' final figures say.
-fn output<T, P>(figures: &[f32], best: Vec<u32>, back: T, gram: Option<P>) -> HeadOutput<T, P> {
+fn output<T, P>(figures: &[f32], back: T, gram: Option<P>) -> HeadOutput<T, P> {
     let (mut logp, mut log_normaliser, mut entropy, mut rank) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for of_row in figures.chunks_exact(6) {
         let [top, sum, weighted, target] = [0, 1, 2, 3].map(|i| f64::from(of_row[i]));
@@ -138,5 +138,17 @@ fn output<T, P>(figures: &[f32], best: Vec<u32>, back: T, gram: Option<P>) -> He
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         rank.push(of_row[5] as u32 + 1);
     }
-    HeadOutput { logp, log_normaliser, entropy, best, rank, back, gram }
+    HeadOutput { logp, log_normaliser, entropy, rank, back, gram }
 }
+
+on_devices! { Head, R {
+    fn head(
+        y: &FloatTensor<Self>,
+        w: &FloatTensor<Self>,
+        targets: &[u32],
+        cap: Option<SoftCap>,
+        cotangents: Option<&HeadCotangents<'_>>,
+    ) -> HeadOutput<FloatTensor<Self>, Self::Pending> {
+        head(y, w, targets, cap, cotangents)
+    }
+} }

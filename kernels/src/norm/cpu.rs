@@ -1,6 +1,8 @@
 //! RMS norm and `LayerNorm` over rows, with their vjp (docs/mathematics.md, section 3).
-use crate::NormKind;
-use crate::host::real::{Real, dot, sum, unwritten, vectorised};
+use super::Norm;
+use crate::host::real::{Real, dims, dot, in_place, matrix, sum, unwritten, values, vectorised, with_real};
+use crate::{Flex, NormKind};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 /// μ and 1/√(σ² + ε) of a row.
@@ -82,4 +84,35 @@ pub fn gain_terms<E: Real>(x: &[E], d: usize, kind: NormKind, delta: &[E], index
         });
     });
     terms
+}
+
+impl Norm for Flex {
+    fn norm(x: &FlexTensor, gain: &FlexTensor, bias: Option<&FlexTensor>, kind: NormKind) -> FlexTensor {
+        with_real!(x, E => {
+            let bias = bias.map(values::<E>);
+            matrix(forward(values::<E>(x), values(gain), bias, kind), dims(x))
+        })
+    }
+
+    fn norm_vjp(
+        x: &FlexTensor,
+        gain: &FlexTensor,
+        kind: NormKind,
+        delta: &FlexTensor,
+        index: &[u32],
+        onto: Option<FlexTensor>,
+    ) -> FlexTensor {
+        with_real!(x, E => {
+            let d = values::<E>(delta);
+            let onto = onto.unwrap_or_else(|| matrix(vec![E::of(0.0); d.len()], dims(delta)));
+            in_place::<E>(onto, |dx| vjp(values::<E>(x), values(gain), kind, d, index, dx))
+        })
+    }
+
+    fn norm_gain_terms(x: &FlexTensor, kind: NormKind, delta: &FlexTensor, index: &[u32]) -> FlexTensor {
+        let width = dims(x)[1];
+        with_real!(x, E => {
+            matrix(gain_terms(values::<E>(x), width, kind, values(delta), index), dims(delta))
+        })
+    }
 }

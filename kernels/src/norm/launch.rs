@@ -1,7 +1,8 @@
 //! How norms are spread over a device: one cube a row.
+use super::Norm;
 use super::cube::{norm_rows, norm_rows_gain_terms, norm_rows_vjp};
-use crate::NormKind;
-use crate::blocks::{alone, array, by_rows, empty, ints, rows_as_they_are, rows_of, width_of};
+use crate::blocks::{array, by_rows, contiguous, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use crate::{FloatTensor, NormKind, as_index};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
@@ -16,10 +17,10 @@ fn eps(kind: NormKind) -> f32 {
 }
 
 fn vector<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
-    array(alone(x).handle, width_of(x))
+    array(contiguous(x).handle, width_of(x))
 }
 
-/// See [`crate::Kernels::norm`].
+/// See the trait's `norm`.
 pub(crate) fn norm<R: CubeRuntime>(
     x: &CubeTensor<R>,
     gain: &CubeTensor<R>,
@@ -34,7 +35,7 @@ pub(crate) fn norm<R: CubeRuntime>(
     norm_rows::launch::<R>(
         &x.client,
         by_rows(rows),
-        CubeDim::new_1d(crate::blocks::as_u32(units)),
+        CubeDim::new_1d(as_index(units)),
         rows_as_they_are(x).into_tensor_arg(),
         vector(gain),
         vector(bias.unwrap_or(gain)),
@@ -48,7 +49,7 @@ pub(crate) fn norm<R: CubeRuntime>(
     y
 }
 
-/// See [`crate::Kernels::norm_vjp`].
+/// See the trait's `norm_vjp`.
 pub(crate) fn norm_vjp<R: CubeRuntime>(
     x: &CubeTensor<R>,
     gain: &CubeTensor<R>,
@@ -66,7 +67,7 @@ pub(crate) fn norm_vjp<R: CubeRuntime>(
     norm_rows_vjp::launch::<R>(
         &x.client,
         by_rows(index.len()),
-        CubeDim::new_1d(crate::blocks::as_u32(units)),
+        CubeDim::new_1d(as_index(units)),
         rows_as_they_are(x).into_tensor_arg(),
         vector(gain),
         delta.clone().into_tensor_arg(),
@@ -82,7 +83,7 @@ pub(crate) fn norm_vjp<R: CubeRuntime>(
     dx
 }
 
-/// See [`crate::Kernels::norm_gain_terms`].
+/// See the trait's `norm_gain_terms`.
 pub(crate) fn norm_gain_terms<R: CubeRuntime>(
     x: &CubeTensor<R>,
     kind: NormKind,
@@ -97,7 +98,7 @@ pub(crate) fn norm_gain_terms<R: CubeRuntime>(
     norm_rows_gain_terms::launch::<R>(
         &x.client,
         by_rows(index.len()),
-        CubeDim::new_1d(crate::blocks::as_u32(units)),
+        CubeDim::new_1d(as_index(units)),
         rows_as_they_are(x).into_tensor_arg(),
         rows_as_they_are(delta).into_tensor_arg(),
         ints(&x.client, index),
@@ -109,3 +110,34 @@ pub(crate) fn norm_gain_terms<R: CubeRuntime>(
     );
     terms
 }
+
+on_devices! { Norm, R {
+    fn norm(
+        x: &FloatTensor<Self>,
+        gain: &FloatTensor<Self>,
+        bias: Option<&FloatTensor<Self>>,
+        kind: NormKind,
+    ) -> FloatTensor<Self> {
+        norm(x, gain, bias, kind)
+    }
+
+    fn norm_vjp(
+        x: &FloatTensor<Self>,
+        gain: &FloatTensor<Self>,
+        kind: NormKind,
+        delta: &FloatTensor<Self>,
+        index: &[u32],
+        onto: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        norm_vjp(x, gain, kind, delta, index, onto)
+    }
+
+    fn norm_gain_terms(
+        x: &FloatTensor<Self>,
+        kind: NormKind,
+        delta: &FloatTensor<Self>,
+        index: &[u32],
+    ) -> FloatTensor<Self> {
+        norm_gain_terms(x, kind, delta, index)
+    }
+} }

@@ -1,9 +1,13 @@
 //! Matrix products: the `gemm` crate straight into the result, cut into one task a core.
-use crate::host::real::{Real, unwritten, vectorised};
+use super::Product;
+use crate::host::real::{Real, dims, in_place, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::{Stored, widen_block};
+use crate::{Flex, cost, tally};
+use burn_flex::FlexTensor;
 use gemm::Parallelism;
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// A strided matrix for [`gemm`]: first entry, distance of rows, distance of columns.
 #[derive(Clone, Copy)]
@@ -141,7 +145,7 @@ pub fn product_parallel<E: Real>(
 }
 
 /// The transpose of `x[rows, width]`. `gemm` packs a factor whose rows lie side by side much faster than one whose rows
-/// follow each other, so what many products share is turned once.
+/// follow each other, so what many products share is transposed once.
 pub fn transpose<E: Real>(x: &[E], width: usize) -> Vec<E> {
     const BAND: usize = 16;
     let rows = x.len() / width;
@@ -237,5 +241,37 @@ pub fn matmul<E: Real>(
         let mut y = unwritten(rows * m);
         into(Target::rows(&mut y, m), false);
         Some(y)
+    }
+}
+
+impl Product for Flex {
+    fn matmul(x: &FlexTensor, w: &FlexTensor, transposed: bool, scale: f64, onto: Option<FlexTensor>) -> FlexTensor {
+        let [rows, k] = dims(x);
+        let m = dims(w)[usize::from(!transposed)];
+        tally::products(cost::product(rows, k, m, x.dtype()));
+        with_real!(x, E => {
+            let multiply = |onto: Option<&mut [E]>| {
+                matmul(values::<E>(x), Stored::<E>::of(w), [rows, k, m], transposed, scale, onto)
+            };
+            match onto {
+                Some(y) => in_place::<E>(y, |y| { multiply(Some(y)); }),
+                None => matrix(multiply(None).unwrap_or_default(), [rows, m]),
+            }
+        })
+    }
+
+    fn weight_gradient(x: &FlexTensor, delta: &FlexTensor, rows: Range<usize>) -> FlexTensor {
+        let (n, m) = (dims(x)[1], dims(delta)[1]);
+        tally::products(cost::product(n, rows.len(), m, x.dtype()));
+        with_real!(x, E => {
+            let part = |t: &FlexTensor, width: usize| values::<E>(t)[rows.start * width..rows.end * width].to_vec();
+            let (x, delta) = (part(x, n), part(delta, m));
+            let mut g = unwritten::<E>(n * m);
+            let x = View::rows(&x, n).transposed();
+            let delta = View::rows(&delta, m);
+            let target = Target::rows(&mut g, m);
+            product_parallel(target, [n, rows.len(), m], x, delta, 1.0, false);
+            matrix(g, [n, m])
+        })
     }
 }

@@ -1,9 +1,7 @@
 //! Products on a device, by cubek's kernels.
-//!
-//! f32 stays f32: cubek's choice of its own would round the factors of a product to tf32 (10 bits) on CUDA devices with
-//! matrix units, an error of 5e-4 where f32 has 6e-8. f16 and bf16 are multiplied on matrix units where there are some,
-//! and summed in f32.
-use crate::blocks::width_of;
+use super::Product;
+use crate::FloatTensor;
+use crate::blocks::{on_devices, width_of};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, kernel, tensor::CubeTensor};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
@@ -22,29 +20,62 @@ pub(crate) fn product<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, dtyp
     out
 }
 
+/// How a product is multiplied. cubek's own choice would round f32 factors to tf32 (10 bits) on CUDA devices with matrix
+/// units, an error of 5e-4 where f32 has 6e-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Multiply {
+    /// By units, in f32.
+    Units,
+    /// As cubek chooses: f16 and bf16 on matrix units where there are some, summed in f32.
+    Chosen,
+    /// One value a unit, which takes every shape.
+    Naive,
+}
+
+impl Multiply {
+    /// Those that are tried for a type, in order: shapes that one cannot be set up for are taken by the next.
+    fn of(dtype: DType) -> [Self; 2] {
+        [if dtype == DType::F32 { Self::Units } else { Self::Chosen }, Self::Naive]
+    }
+
+    /// Starts the product.
+    ///
+    /// # Errors
+    /// Where this way cannot be set up for the shapes.
+    fn launch<R: CubeRuntime>(self, a: &CubeTensor<R>, b: &CubeTensor<R>, out: &CubeTensor<R>) -> Result<(), String> {
+        let strategy = match self {
+            Self::Units => Strategy::SimpleUnit(BlueprintStrategy::default()),
+            Self::Chosen => Strategy::Auto,
+            Self::Naive => Strategy::Naive,
+        };
+        let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: out.dtype.into() };
+        let mut elements = MatmulElems::from_globals(&globals);
+        let bind = |x: &CubeTensor<R>| InputBinding::new(x.clone().binding(), x.dtype.into());
+        let launched = launch_ref(&strategy, &a.client, bind(a), bind(b), out.clone().binding(), &mut elements);
+        launched.map_err(|problem| format!("{problem:?}"))
+    }
+}
+
 /// The same into memory that is there.
 pub(crate) fn product_into<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, out: &CubeTensor<R>) {
     if out.meta.num_elements() == 0 {
         return;
     }
-    let strategy =
-        if a.dtype == DType::F32 { Strategy::SimpleUnit(BlueprintStrategy::default()) } else { Strategy::Auto };
-    let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: out.dtype.into() };
-    let bind = |x: &CubeTensor<R>| InputBinding::new(x.clone().binding(), x.dtype.into());
-    let launched = |strategy: &Strategy| {
-        let mut elements = MatmulElems::from_globals(&globals);
-        launch_ref(strategy, &a.client, bind(a), bind(b), out.clone().binding(), &mut elements)
-    };
-    // shapes that a strategy cannot be set up for are taken by the one that has no demands
-    if launched(&strategy).is_err()
-        && let Err(problem) = launched(&Strategy::Naive)
-    {
-        unreachable!("a product of shape {:?} cannot be launched: {problem:?}", out.meta.shape());
-    }
+    let refused: Vec<String> = Multiply::of(a.dtype)
+        .into_iter()
+        .map_while(|way| way.launch(a, b, out).err().map(|problem| format!("{way:?}: {problem}")))
+        .collect();
+    assert!(
+        refused.len() < Multiply::of(a.dtype).len(),
+        "no way to multiply {:?} by {:?} on this device: {}",
+        a.meta.shape(),
+        b.meta.shape(),
+        refused.join("; ")
+    );
 }
 
 /// The transpose of the last two axes, as a view.
-pub(crate) fn turned<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
+pub(crate) fn transposed<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
     let mut x = x.clone();
     let last = x.meta.shape().num_dims() - 1;
     x.meta.swap(last - 1, last);
@@ -60,3 +91,43 @@ pub(crate) fn rows<R: CubeRuntime>(x: &CubeTensor<R>, range: Range<usize>) -> Cu
 pub(crate) fn columns<R: CubeRuntime>(x: &CubeTensor<R>, range: Range<usize>) -> CubeTensor<R> {
     kernel::slice(x.clone(), &[0..x.meta.shape()[0], range])
 }
+
+/// See [`Product::matmul`].
+fn matmul<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    w: &CubeTensor<R>,
+    by_transpose: bool,
+    scale: f64,
+    onto: Option<CubeTensor<R>>,
+) -> CubeTensor<R> {
+    let y = if by_transpose { product(x, &transposed(w), x.dtype) } else { product(x, w, x.dtype) };
+    let (scaled, dtype) = (scale.to_bits() != 1.0f64.to_bits(), y.dtype);
+    let scalar = || cubecl::prelude::InputScalar::new(scale, dtype);
+    let y = if scaled { burn_cubecl::ops::numeric::mul_scalar(y, scalar()) } else { y };
+    match onto {
+        Some(onto) => burn_cubecl::ops::numeric::add(onto, y),
+        None => y,
+    }
+}
+
+/// See [`Product::weight_gradient`].
+fn weight_gradient<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, range: Range<usize>) -> CubeTensor<R> {
+    let (x, delta) = (rows(x, range.clone()), rows(delta, range));
+    product(&transposed(&x), &delta, x.dtype)
+}
+
+on_devices! { Product, R {
+    fn matmul(
+        x: &FloatTensor<Self>,
+        w: &FloatTensor<Self>,
+        transposed: bool,
+        scale: f64,
+        onto: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        matmul(x, w, transposed, scale, onto)
+    }
+
+    fn weight_gradient(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: Range<usize>) -> FloatTensor<Self> {
+        weight_gradient(x, delta, rows)
+    }
+} }

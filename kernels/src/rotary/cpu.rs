@@ -1,5 +1,8 @@
-//! Rotary position embedding: the halves of every head, or of its first values, turned by the row's angles.
-use crate::host::real::{Real, vectorised};
+//! Rotary position embedding: the halves of every head, or of its first values, rotated by the row's angles.
+use super::Rotary;
+use crate::Flex;
+use crate::host::real::{Real, dims, in_place, values, vectorised, with_real};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 /// Rotates in place; the inverse rotation is the vjp.
@@ -27,4 +30,21 @@ pub fn rotate<E: Real>(
             }
         });
     });
+}
+
+impl Rotary for Flex {
+    fn rotary(
+        x: FlexTensor,
+        cos: &FlexTensor,
+        sin: &FlexTensor,
+        index: Option<&[u32]>,
+        head_dim: usize,
+        inverse: bool,
+    ) -> FlexTensor {
+        let width = dims(&x)[1];
+        with_real!(&x, E => {
+            let (angles, half) = ((values::<E>(cos), values::<E>(sin)), dims(cos)[1]);
+            in_place::<E>(x, |x| rotate(x, width, [head_dim, half], angles, index, inverse))
+        })
+    }
 }

@@ -10,7 +10,7 @@
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
-/// `out = x` with the two halves of the first `2·half` values of every head turned by the angles of the row, or of forward
+/// `out = x` with the two halves of the first `2·half` values of every head rotated by the angles of the row, or of forward
 /// row `index[row]`.
 #[cube(launch)]
 pub(super) fn rotate<F: Float>(

@@ -1,6 +1,8 @@
 //! How the rotary embedding is spread over a device: a unit a pair of values, or a value that is left.
+use super::Rotary;
 use super::cube::rotate;
-use crate::blocks::{empty, ints, rows_as_they_are, rows_of, width_of};
+use crate::FloatTensor;
+use crate::blocks::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
@@ -8,7 +10,7 @@ use cubecl::prelude::*;
 /// Units of a cube.
 const UNITS: u32 = 256;
 
-/// See [`crate::Kernels::rotary`].
+/// See the trait's `rotary`.
 pub(crate) fn rotary<R: CubeRuntime>(
     x: CubeTensor<R>,
     cos: &CubeTensor<R>,
@@ -32,3 +34,16 @@ pub(crate) fn rotary<R: CubeRuntime>(
     rotate::launch::<R>(&client, grid, units, input, cos, sin, rows, target, sign, indexed, head_dim, half, dtype);
     out
 }
+
+on_devices! { Rotary, R {
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: &FloatTensor<Self>,
+        sin: &FloatTensor<Self>,
+        index: Option<&[u32]>,
+        head_dim: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        rotary(x, cos, sin, index, head_dim, inverse)
+    }
+} }

@@ -2,9 +2,11 @@
 //!
 //! Inside a tile the products are in the working type; tiles are multiplied and summed in f64. Partial results are
 //! added in a fixed order, so that two runs give the same bits.
-use crate::host::real::{Real, dot_wide, vectorised};
+use super::TileGram;
+use crate::host::real::{Real, dims, dot_wide, values, vectorised, with_real};
 use crate::product::cpu::{Target, View, product};
-use crate::{BlockGram, RowSet};
+use crate::{BlockGram, Flex, RowSet, cost, tally};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 /// Bytes of gradient tiles that a task holds at once: what a second-level cache has room for.
@@ -96,6 +98,13 @@ pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) ->
         })
         .collect();
     total(parts, rows)
+}
+
+impl TileGram for Flex {
+    fn gram_tile(x: &FlexTensor, delta: &FlexTensor, rows: &RowSet) -> Vec<BlockGram> {
+        tally::reductions(cost::tile(dims(x)[1], dims(delta)[1], rows, x.dtype()));
+        with_real!(x, E => tile(values::<E>(x), dims(x)[1], values(delta), dims(delta)[1], rows))
+    }
 }
 
 #[cfg(test)]

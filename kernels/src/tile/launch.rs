@@ -1,9 +1,10 @@
 //! How the *tile* reduction is spread over a device.
-use super::cube::{PLANES, SIDE, tile_gram, tile_gram_matrix_units};
-use super::many;
-use crate::RowSet;
-use crate::blocks::{Block, array, as_u32, ints, limits, rows_as_they_are, width_of};
+use super::cube::{PLANES, tile_gram, tile_gram_matrix_units};
+use super::strategy::Strategy;
+use super::{TileGram, many};
+use crate::blocks::{array, ints, limits, on_devices, rows_as_they_are, width_of};
 use crate::pending::{Entry, Pending};
+use crate::{FloatTensor, RowSet, as_index};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 use std::ops::Range;
@@ -17,20 +18,7 @@ struct Task {
     cotangents: Range<usize>,
 }
 
-/// Tiles for a gradient `[m, n]`: square ones, or long ones where one side is a low rank. A program that plays a GPU takes
-/// minutes to compile what many registers are unrolled to.
-fn block(m: usize, n: usize, held: usize, hardware: bool) -> Block {
-    let wide = if held <= 2 && hardware { 8 } else { 4 };
-    let (per_m, per_n) = match (m, n) {
-        (0..=16, _) => (1, wide),
-        (_, 0..=16) => (wide, 1),
-        (0..=64, _) | (_, 0..=64) => (4, 4),
-        _ => (wide.min(4 * (m / 64)), wide.min(4 * (n / 64))),
-    };
-    Block { units_m: 16, units_n: 16, per_m, per_n, step: 8 }
-}
-
-/// See [`crate::Kernels::gram_tile`].
+/// See the trait's `gram_tile`.
 pub(crate) fn gram_tile<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet) -> Pending<R> {
     let of = |(block, cotangents): (usize, &Range<usize>)| Task { block, cotangents: cotangents.clone() };
     let tasks = rows.blocks.iter().enumerate().map(of);
@@ -53,27 +41,25 @@ fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet,
             let of = |k: usize| if k < task.cotangents.end { rows.of(k) } else { 0..0 };
             (task.cotangents.start..task.cotangents.start + held).map(of)
         })
-        .flat_map(|range| [as_u32(range.start), as_u32(range.end)])
+        .flat_map(|range| [as_index(range.start), as_index(range.end)])
         .collect();
     let limits = limits(&client, delta.dtype);
-    let matrix_units =
-        limits.matrix_units.filter(|plane| plane * PLANES <= limits.units && m >= SIDE / 2 && n >= SIDE / 2);
-    let block = block(m, n, held, limits.hardware);
-    let (side_m, side_n) = if matrix_units.is_some() { (SIDE, SIDE) } else { (block.m(), block.n()) };
+    let strategy = Strategy::choose([m, n], held, &limits);
+    let [side_m, side_n] = strategy.tile();
     let (tiles_m, tiles_n, pairs) = (m.div_ceil(side_m), n.div_ceil(side_n), held * (held + 1) / 2);
     let len = tasks.len() * tiles_m * tiles_n * pairs;
     let partials = client.empty(len * size_of::<f32>());
-    let grid = CubeCount::Static(as_u32(tiles_n), as_u32(tiles_m), as_u32(tasks.len()));
+    let grid = CubeCount::Static(as_index(tiles_n), as_index(tiles_m), as_index(tasks.len()));
     let (index, ranges) = (ints(&client, &rows.index), ints(&client, &ranges));
     let (dtype, out) = (x.dtype.into(), array(partials.clone(), len));
     let (x, delta) = (x.into_tensor_arg(), delta.into_tensor_arg());
-    match matrix_units {
-        Some(plane) => {
-            let units = CubeDim::new_2d(as_u32(plane), as_u32(PLANES));
+    match strategy {
+        Strategy::MatrixUnits { plane } => {
+            let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
             tile_gram_matrix_units::launch::<R>(&client, grid, units, x, delta, index, ranges, out, held, plane, dtype);
         }
-        None => {
-            let units = CubeDim::new_1d(as_u32(block.units()));
+        Strategy::Units(block) => {
+            let units = CubeDim::new_1d(as_index(block.units()));
             tile_gram::launch::<R>(&client, grid, units, x, delta, index, ranges, out, block, held, dtype);
         }
     }
@@ -90,3 +76,9 @@ fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet,
     }
     pending
 }
+
+on_devices! { TileGram, R {
+    fn gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Self::Pending {
+        gram_tile(x, delta, rows)
+    }
+} }

@@ -5,8 +5,8 @@
 use crate::RowSet;
 use crate::blocks::width_of;
 use crate::pending::Pending;
-use crate::product::{columns, product, product_into, rows as some_rows, turned};
-use crate::sums::gather;
+use crate::product::launch::{columns, product, product_into, rows as some_rows, transposed};
+use crate::rows::launch::gather;
 use burn_backend::{DType, Shape};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, ops::numeric::zeros_client, tensor::CubeTensor};
 use std::ops::Range;
@@ -33,7 +33,7 @@ pub(super) fn gram<R: CubeRuntime>(
         let delta = columns(delta, first..(first + step).min(m));
         let gradients = panel(&inputs, &delta, rows, &cotangents);
         let pieces = pieces(&gradients);
-        let products = product(&pieces, &turned(&pieces), DType::F32);
+        let products = product(&pieces, &transposed(&pieces), DType::F32);
         pending = pending.plus(Pending::matrices(rows, &products, block, (0..cotangents.len()).collect()));
     }
     pending
@@ -73,7 +73,7 @@ fn panel<R: CubeRuntime>(
         let handle = all.handle.clone().offset_start(bytes(at * width)).offset_end(bytes(after));
         let (client, device) = (all.client.clone(), all.device.clone());
         let place = CubeTensor::new_contiguous(client, device, Shape::from([m, n]), handle, DType::F32);
-        product_into(&turned(&some_rows(delta, of)), x, &place);
+        product_into(&transposed(&some_rows(delta, of)), x, &place);
     }
     all
 }

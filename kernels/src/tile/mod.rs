@@ -1,8 +1,17 @@
 //! The *tile* reduction: gradients `G_k = δ_kᵀ x` tile by tile for all cotangents of a block, reduced to their inner
 //! products before the next tile (docs/mathematics.md, section 4).
-pub(crate) mod cpu;
+pub mod bench;
+mod cpu;
 mod cube;
-mod launch;
+pub(crate) mod launch;
 mod many;
+pub mod reference;
+mod strategy;
 
-pub(crate) use launch::gram_tile;
+use crate::{FloatTensor, Grams, RowSet};
+
+/// The *tile* reduction of linear maps.
+pub trait TileGram: Grams {
+    /// The *tile* reduction: Grams of `Σ_r δ_k[r] x[index[r]]ᵀ` for every block of cotangents.
+    fn gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Self::Pending;
+}

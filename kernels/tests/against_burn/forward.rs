@@ -1,11 +1,15 @@
 //! Values against burn's tensor operations, and against loops where burn is what composes them.
 use crate::{Random, TYPES, close, rows_of, tensor};
+use burn_tensor::{Tensor, TensorPrimitive};
 use proptest::prelude::*;
-use tanglescope_kernels::{Activation, Flex, FloatTensor, Heads, Kernels, NormKind, SoftCap, Span, composed};
+use tanglescope_kernels::{
+    Activate, Activation, Arithmetic, Attend, AttentionSpec, Flex, FloatTensor, Norm, NormKind, Product, Rows, SoftCap,
+    Span, activation, arithmetic, attention, norm, product, reference, rows,
+};
 
 /// Values of any result; burn's own can be views with strides.
 fn down(x: &FloatTensor<Flex>) -> Vec<f64> {
-    composed::download::<Flex>(x)
+    reference::host(Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(x.clone())))
 }
 
 proptest! {
@@ -29,7 +33,7 @@ proptest! {
             let w = tensor(&w, if transposed { [m, k] } else { [k, m] }, dtype);
             let onto = || onto.then(|| start.clone());
             close(&down(&Flex::matmul(&x, &w, transposed, 0.5, onto())), &want, tolerance);
-            close(&down(&composed::matmul::<Flex>(&x, &w, transposed, 0.5, onto())), &want, tolerance);
+            close(&down(&product::reference::matmul::<Flex>(&x, &w, transposed, 0.5, onto())), &want, tolerance);
         }
     }
 
@@ -45,24 +49,24 @@ proptest! {
             let (x, y) = (tensor(&x, [rows, d], dtype), tensor(&y, [rows, d], dtype));
             let (gain, bias) = (tensor(&gain, [d], dtype), tensor(&bias, [d], dtype));
             let same = |got: FloatTensor<Flex>, want: FloatTensor<Flex>| close(&down(&got), &down(&want), tolerance);
-            same(Flex::norm(&x, &gain, Some(&bias), kind), composed::norm::<Flex>(&x, &gain, Some(&bias), kind));
+            same(Flex::norm(&x, &gain, Some(&bias), kind), norm::reference::norm::<Flex>(&x, &gain, Some(&bias), kind));
             for f in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu] {
-                same(Flex::activate(f, &x, Some(&y)), composed::activate::<Flex>(f, &x, Some(&y)));
-                same(Flex::activate(f, &x, None), composed::activate::<Flex>(f, &x, None));
+                same(Flex::activate(f, &x, Some(&y)), activation::reference::activate::<Flex>(f, &x, Some(&y)));
+                same(Flex::activate(f, &x, None), activation::reference::activate::<Flex>(f, &x, None));
             }
-            same(Flex::add_bias(x.clone(), &bias), composed::add_bias::<Flex>(x.clone(), &bias));
-            same(Flex::add_scaled(x.clone(), &y, -0.3), composed::add_scaled::<Flex>(x.clone(), &y, -0.3));
+            same(Flex::add_bias(x.clone(), &bias), arithmetic::reference::add_bias::<Flex>(x.clone(), &bias));
+            same(Flex::add_scaled(x.clone(), &y, -0.3), arithmetic::reference::add_scaled::<Flex>(x.clone(), &y, -0.3));
             let weights = Some(weights.as_slice());
-            same(Flex::gather(&x, &index, weights), composed::gather::<Flex>(&x, &index, weights));
+            same(Flex::gather(&x, &index, weights), rows::reference::gather::<Flex>(&x, &index, weights));
             let many = Flex::gather(&x, &index, None);
-            same(Flex::scatter_add(&many, &index, rows), composed::scatter_add::<Flex>(&many, &index, rows));
+            same(Flex::scatter_add(&many, &index, rows), rows::reference::scatter_add::<Flex>(&many, &index, rows));
             let cut = d / 3;
             let parts = Flex::split_columns(&x, &[cut, d - cut]);
-            let burns = composed::split_columns::<Flex>(&x, &[cut, d - cut]);
+            let burns = rows::reference::split_columns::<Flex>(&x, &[cut, d - cut]);
             parts.iter().zip(&burns).for_each(|(a, b)| assert_eq!(down(a), down(b)));
             assert_eq!(down(&Flex::join_columns(&parts)), down(&x));
             let offsets = [0, rows / 2, rows];
-            let (got, want) = (Flex::segment_sums(&x, &offsets), composed::segment_sums::<Flex>(&x, &offsets));
+            let (got, want) = (Flex::segment_sums(&x, &offsets), rows::reference::segment_sums::<Flex>(&x, &offsets));
             close(&down(&got), &want.concat(), tolerance);
         }
     }
@@ -75,7 +79,7 @@ proptest! {
         cap in proptest::option::of(0.5f64..4.0), window in proptest::option::of(1usize..150),
     ) {
         let mut random = Random::new(seed);
-        let heads = Heads { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.4, cap: cap.map(SoftCap), window };
+        let heads = AttentionSpec { heads: kv_heads * repeat, kv_heads, head_dim, scale: 0.4, cap: cap.map(SoftCap), window };
         let (qw, kw) = (heads.heads * head_dim, kv_heads * head_dim);
         let n = trunk + first + second;
         let (q, k, v) = (random.values(n * qw), random.values(n * kw), random.values(n * kw));
@@ -85,15 +89,15 @@ proptest! {
         }
         for (dtype, tolerance) in TYPES {
             let up = |values: &[f64], width: usize| tensor(values, [values.len() / width, width], dtype);
-            let (shared, _) = <Flex as Kernels>::attention(&up(&q, qw), &up(&k, kw), &up(&v, kw), &spans, heads);
+            let (shared, _) = Flex::attend(&up(&q, qw), &up(&k, kw), &up(&v, kw), &spans, heads);
             let shared = down(&shared);
-            let burns = composed::attention::<Flex>(&up(&q, qw), &up(&k, kw), &up(&v, kw), &spans, heads);
+            let burns = attention::reference::attend::<Flex>(&up(&q, qw), &up(&k, kw), &up(&v, kw), &spans, heads);
             close(&shared, &down(&burns), tolerance);
             for own in [trunk..trunk + first, trunk + first..n] {
                 let index = || (0..trunk).chain(own.clone());
                 let of = |values: &[f64], width: usize| up(&rows_of(values, width, index()), width);
                 let whole = [Span { prefix: 0..0, own: 0..trunk + own.len() }];
-                let alone = <Flex as Kernels>::attention(&of(&q, qw), &of(&k, kw), &of(&v, kw), &whole, heads);
+                let alone = Flex::attend(&of(&q, qw), &of(&k, kw), &of(&v, kw), &whole, heads);
                 close(&rows_of(&shared, qw, index()), &down(&alone.0), tolerance);
             }
         }

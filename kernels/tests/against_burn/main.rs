@@ -11,7 +11,7 @@ mod vjp;
 use burn_autodiff::Autodiff;
 use burn_tensor::{Tensor, TensorPrimitive};
 use support::{Random, close, rows_of};
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, TensorData};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Memory, TensorData};
 
 /// The CPU backend with burn's autodiff around it.
 type Auto = Autodiff<Flex>;

@@ -2,7 +2,7 @@
 use crate::support::{Random, close, expected, rows, rows_of};
 use crate::{TYPES, tensor};
 use proptest::prelude::*;
-use tanglescope_kernels::{Flex, Kernels, composed};
+use tanglescope_kernels::{Flex, Memory, Product, RowGram, TileGram, gram, product, tile};
 
 fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize; 2]) {
     let mut random = Random::new(seed);
@@ -21,10 +21,11 @@ fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize
             got.iter().zip(want).for_each(|(got, want)| close(got, want, tolerance));
         };
         same(&Flex::gram_tile(&x, &delta, &rows), &want[0]);
-        same(&composed::gram_tile::<Flex>(&x, &delta, &rows), &want[0]);
-        for both in
-            [Flex::gram_rows(&x, &[&delta, &second], &rows), composed::gram_rows::<Flex>(&x, &[&delta, &second], &rows)]
-        {
+        same(&tile::reference::gram_tile::<Flex>(&x, &delta, &rows), &want[0]);
+        for both in [
+            Flex::gram_rows(&x, &[&delta, &second], &rows),
+            gram::reference::gram_rows::<Flex>(&x, &[&delta, &second], &rows),
+        ] {
             same(&both[0], &want[0]);
             same(&both[1], &want[1]);
         }
@@ -67,6 +68,10 @@ fn weight_gradients_are_sums_of_outer_products() {
     for (dtype, tolerance) in TYPES {
         let (x, delta) = (tensor(&x, [r, n], dtype), tensor(&delta, [r, m], dtype));
         close(&Flex::download(&Flex::weight_gradient(&x, &delta, used.clone())), &want, tolerance);
-        close(&Flex::download(&composed::weight_gradient::<Flex>(&x, &delta, used.clone())), &want, tolerance);
+        close(
+            &Flex::download(&product::reference::weight_gradient::<Flex>(&x, &delta, used.clone())),
+            &want,
+            tolerance,
+        );
     }
 }

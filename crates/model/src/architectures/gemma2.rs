@@ -5,7 +5,7 @@ use super::{Description, Names, soft_cap, window, windowed};
 use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
-use tanglescope_kernels::Heads;
+use tanglescope_kernels::AttentionSpec;
 
 pub(super) fn names() -> Names {
     Names {
@@ -38,10 +38,10 @@ pub(super) fn body(config: &Config, max_positions: usize, [scores, logits]: [Opt
     let bias = config.get("attention_bias")?.unwrap_or(false);
     Ok(Description {
         embedding_scale: (of.hidden as f64).sqrt(),
-        heads: Heads {
+        attention: AttentionSpec {
             scale: query_scale.sqrt().recip(),
             cap: soft_cap(config, "attn_logit_softcapping", scores)?,
-            ..of.heads
+            ..of.attention
         },
         gain_plus_one: true,
         qkv_bias: bias,

@@ -30,7 +30,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
             None => None,
         };
         let defaults = RopeDefaults { theta, ..RopeDefaults::default() };
-        Rope::of(config, kind, newer.as_ref().or(older), of.heads.head_dim, defaults)
+        Rope::of(config, kind, newer.as_ref().or(older), of.attention.head_dim, defaults)
     };
     let global = of_type("full_attention", older.as_ref(), ("rope_theta", 1e6))?;
     let local = of_type("sliding_attention", None, ("rope_local_base_freq", 1e4))?;

@@ -3,7 +3,7 @@ use super::{BlockKind, Description, Names, Qkv, Up, activation, llama};
 use crate::config::Config;
 use crate::error::Result;
 use std::borrow::Cow;
-use tanglescope_kernels::{Heads, NormKind};
+use tanglescope_kernels::{AttentionSpec, NormKind};
 
 fn names() -> Names {
     Names {
@@ -42,7 +42,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         blocks: vec![BlockKind { window: None, rope: None }; config.size("n_layer")?],
         max_positions: config.size("n_positions")?,
         embedding_scale: 1.0,
-        heads: Heads {
+        attention: AttentionSpec {
             heads,
             kv_heads: heads,
             head_dim,

@@ -27,8 +27,8 @@ fn names() -> Names {
 pub(super) fn describe(config: &Config) -> Result<Description> {
     let defaults = Defaults { activation: ("hidden_act", "gelu"), ..Defaults::default() };
     let of = llama::body(config, defaults)?;
-    if of.heads.kv_heads != of.heads.heads || of.heads.head_dim * of.heads.heads != of.hidden {
-        let problem = format!("found {} heads on a width of {}, expected a divisor", of.heads.heads, of.hidden);
+    if of.attention.kv_heads != of.attention.heads || of.attention.head_dim * of.attention.heads != of.hidden {
+        let problem = format!("found {} heads on a width of {}, expected a divisor", of.attention.heads, of.hidden);
         return Err(config.refuse("num_attention_heads", problem));
     }
     let rope =

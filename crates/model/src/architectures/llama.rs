@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::rope::{Rope, RopeDefaults};
 use std::borrow::Cow;
-use tanglescope_kernels::{Heads, NormKind};
+use tanglescope_kernels::{AttentionSpec, NormKind};
 
 pub(super) fn names() -> Names {
     Names {
@@ -82,7 +82,14 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         blocks: vec![BlockKind { window: None, rope: None }; size("num_hidden_layers", layers)?],
         max_positions: config.get("max_position_embeddings")?.unwrap_or(defaults.max_positions),
         embedding_scale: 1.0,
-        heads: Heads { heads, kv_heads, head_dim, scale: (head_dim as f64).sqrt().recip(), cap: None, window: None },
+        attention: AttentionSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f64).sqrt().recip(),
+            cap: None,
+            window: None,
+        },
         ropes: Vec::new(),
         norm: NormKind { centred: false, eps: config.get("rms_norm_eps")?.unwrap_or(defaults.eps) },
         norm_bias: false,
@@ -103,7 +110,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
 
 /// One rotary embedding for all blocks.
 pub(super) fn with_rope(of: Description, config: &Config, defaults: RopeDefaults) -> Result<Description> {
-    let rope = Rope::read(config, of.heads.head_dim, defaults)?;
+    let rope = Rope::read(config, of.attention.head_dim, defaults)?;
     let max_positions = rope.reach.map_or(of.max_positions, |reach| reach.max(of.max_positions));
     let blocks = of.blocks.iter().map(|block| BlockKind { rope: Some(0), ..*block }).collect();
     Ok(Description { ropes: vec![rope], blocks, max_positions, ..of })

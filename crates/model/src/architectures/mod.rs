@@ -16,10 +16,9 @@ pub use wrapper::Wrapper;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::outline::Reads;
 use crate::rope::Rope;
 use std::borrow::Cow;
-use tanglescope_kernels::{Activation, Heads, NormKind, SoftCap};
+use tanglescope_kernels::{Activation, AttentionSpec, NormKind, SoftCap};
 
 /// Reads a config of one architecture.
 type Describe = fn(&Config) -> Result<Description>;
@@ -51,8 +50,8 @@ pub struct Description {
     pub max_positions: usize,
     /// Factor on the embedding.
     pub embedding_scale: f64,
-    /// Attention heads, without a window.
-    pub heads: Heads,
+    /// Attention, without a window.
+    pub attention: AttentionSpec,
     /// Rotary embeddings; learned positions where there are none.
     pub ropes: Vec<Rope>,
     /// The norms.
@@ -77,7 +76,7 @@ pub struct Description {
     pub mlp_bias: bool,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
-    /// A soft bound on the logits.
+    /// A soft cap on the logits.
     pub logit_cap: Option<SoftCap>,
     /// Names of modules.
     pub names: Names,
@@ -164,6 +163,27 @@ pub enum Up {
     Joined(&'static str),
 }
 
+/// The inputs of a block's linear maps, in the order of the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reads {
+    /// The normalised residual stream, for queries, keys and values.
+    MixerInput,
+    /// What attention made of queries, keys and values.
+    AttentionOutput,
+    /// The normalised residual stream, for the feed-forward layer.
+    MlpInput,
+    /// The feed-forward layer's hidden values.
+    MlpHidden,
+}
+
+impl Reads {
+    /// Whether the map is one of attention's.
+    #[must_use]
+    pub fn by_attention(self) -> bool {
+        matches!(self, Self::MixerInput | Self::AttentionOutput)
+    }
+}
+
 /// A part of a block that has parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -194,17 +214,25 @@ impl Description {
         self.blocks.len()
     }
 
-    /// Attention heads of a block, with its window.
+    /// Attention of a block, with its window.
     #[must_use]
-    pub fn heads_of(&self, layer: usize) -> Heads {
-        Heads { window: self.blocks[layer].window, ..self.heads }
+    pub fn attention_of(&self, layer: usize) -> AttentionSpec {
+        AttentionSpec { window: self.blocks[layer].window, ..self.attention }
     }
 
     /// Widths of the queries, keys and values of a row.
     #[must_use]
     pub fn qkv_widths(&self) -> [usize; 3] {
-        let kv = self.heads.kv_heads * self.heads.head_dim;
-        [self.heads.heads * self.heads.head_dim, kv, kv]
+        let kv = self.attention.kv_heads * self.attention.head_dim;
+        [self.attention.heads * self.attention.head_dim, kv, kv]
+    }
+
+    /// Paths inside a block of the linear maps that read one of its inputs.
+    pub fn maps_of(&self, input: Reads) -> impl Iterator<Item = &'static str> {
+        self.parts().into_iter().filter_map(move |part| match part {
+            Part::Map { name, reads, .. } if reads == input => Some(name),
+            _ => None,
+        })
     }
 
     /// Longest sequence up to which the functions of a row do not depend on how long its sequence is.
@@ -220,7 +248,7 @@ impl Description {
         let norm = |name: Option<&'static str>| name.map(|name| Part::Norm { name, features: d });
         let map = |name, reads, shape, bias| Part::Map { name, reads, shape, bias };
         let mut parts: Vec<Part> = norm(names.attention_norm).into_iter().collect();
-        let of_qkv = |name, width| map(name, Reads::Attention, [d, width], self.qkv_bias);
+        let of_qkv = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
         match names.qkv {
             Qkv::Separate([q_name, k_name, v_name]) => {
                 parts.extend([of_qkv(q_name, q), of_qkv(k_name, kv), of_qkv(v_name, kv)]);
@@ -228,19 +256,19 @@ impl Description {
             Qkv::Joined(name) | Qkv::ByHead(name) => parts.push(of_qkv(name, q + 2 * kv)),
         }
         if let (Some(names), Some(over)) = (names.query_key_norms, self.query_key_norm) {
-            let widths = if over == QueryKeyNorm::Heads { [self.heads.head_dim; 2] } else { [q, kv] };
+            let widths = if over == QueryKeyNorm::Heads { [self.attention.head_dim; 2] } else { [q, kv] };
             parts.extend(names.into_iter().zip(widths).map(|(name, features)| Part::Norm { name, features }));
         }
-        parts.push(map(names.o, Reads::Mixed, [q, d], self.o_bias));
+        parts.push(map(names.o, Reads::AttentionOutput, [q, d], self.o_bias));
         parts.extend(norm(names.after_attention));
         parts.extend(norm(names.mlp_norm));
-        let of_up = |name, width| map(name, Reads::FeedForward, [d, width], self.mlp_bias);
+        let of_up = |name, width| map(name, Reads::MlpInput, [d, width], self.mlp_bias);
         match names.up {
             Up::Plain(name) => parts.push(of_up(name, self.mlp_width)),
             Up::Gated(names) => parts.extend(names.map(|name| of_up(name, self.mlp_width))),
             Up::Joined(name) => parts.push(of_up(name, 2 * self.mlp_width)),
         }
-        parts.push(map(names.down, Reads::Inner, [self.mlp_width, d], self.mlp_bias));
+        parts.push(map(names.down, Reads::MlpHidden, [self.mlp_width, d], self.mlp_bias));
         parts.extend(norm(names.after_mlp));
         parts
     }
@@ -295,7 +323,7 @@ fn activation(config: &Config, key: &str, default: &str) -> Result<Activation> {
     }
 }
 
-/// A soft bound that a config may ask for.
+/// A soft cap that a config may ask for.
 fn soft_cap(config: &Config, key: &str, default: Option<f64>) -> Result<Option<SoftCap>> {
     match if config.has(key) { config.get(key)? } else { default } {
         None => Ok(None),

@@ -1,0 +1,581 @@
+//! The command line as it is written.
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use tanglescope::Mapping;
+
+/// Measures gradient entanglement in preference-tuned language models.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 110)]
+pub struct Cli {
+    /// Print what a command prints as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Entanglement of every preference pair: log-probabilities and inner products of their gradients
+    Analyze(Analyze),
+    /// Analyse every checkpoint of one or more runs on one or more data sets
+    Sweep(Sweep),
+    /// Inner products of the gradients of single response tokens: which tokens entangle a pair
+    Tokens(Tokens),
+    /// Say what records amount to: medians, intervals, regimes, layers, what entanglement goes with
+    Summarize(Summarize),
+    /// One page that shows what records amount to, pair by pair and token by token; opens from the disk
+    Report(Report),
+    /// Train on any objective: LoRA or all parameters, with every step's entanglement recorded
+    Train(Box<Train>),
+    /// Check a model and data: gradients against differences in f64, the working precision against f64
+    Verify(Verify),
+    /// List the objectives: keys with defaults, formula, source
+    Objectives,
+    /// List the devices of this machine: memory, number types, what they offer
+    Devices(Devices),
+    /// Measure a device: its rates, each kernel against the roofline that those give, and the whole pass
+    Bench(Bench),
+    /// The paper's experiment in miniature: train a small model on many objectives, and see whose probabilities fall
+    Demo(Demo),
+    /// Print what completes these commands in a shell
+    Completions(Completions),
+    /// Write manual pages of these commands
+    Man(Man),
+}
+
+/// Options of `completions`.
+#[derive(Args, Clone, Debug)]
+pub struct Completions {
+    /// Which shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Options of `man`.
+#[derive(Args, Clone, Debug)]
+pub struct Man {
+    /// Folder for the pages
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+}
+
+/// Which model, and what of it.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Folder of a Hugging Face model: config.json, safetensors, tokenizer.json
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    /// Folder of a PEFT LoRA adapter
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub measured: Measured,
+}
+
+/// What of a model is measured, in which precision, and where.
+#[derive(Args, Clone, Debug)]
+pub struct Measured {
+    /// Parameters: lora (A and B), trainable (with `modules_to_save`), full (all of the base), head (the logits part of
+    /// the output matrix), or a regular expression over names
+    #[arg(long, default_value = "lora")]
+    pub scope: String,
+    /// Rank of the fresh adapter that scope `lora` uses where none is given
+    #[arg(long, default_value_t = 16, value_name = "R")]
+    pub lora_r: usize,
+    /// α of the fresh adapter: its factor is α/r [default: twice the rank]
+    #[arg(long, value_name = "ALPHA")]
+    pub lora_alpha: Option<f64>,
+    /// Modules of the fresh adapter, separated by commas [default: the projections of attention]
+    #[arg(long, value_delimiter = ',', value_name = "MODULES")]
+    pub lora_targets: Vec<String>,
+    /// Seed of the fresh adapter
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Precision
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub dtype: Precision,
+    /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
+    #[arg(long)]
+    pub device: Option<String>,
+    /// GiB that activations may take, and on a device weights and activations together; beyond it activations are
+    /// computed again, and weights are copied to the device block by block [default: what is free]
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
+    pub memory: Option<f64>,
+}
+
+/// Which rows, and how they become tokens.
+#[derive(Args, Clone, Debug)]
+pub struct DataArgs {
+    /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name or org/name@revision on the hub
+    #[arg(long, value_name = "DATA")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub rows: RowArgs,
+}
+
+/// How rows become tokens.
+#[derive(Args, Clone, Debug)]
+pub struct RowArgs {
+    /// Part of a data set that has several [default: train]
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Where the usual columns are: prompt=info.post,chosen=…,rejected=… [default: recognised by their names]
+    #[arg(long, value_name = "NAME=COLUMN,…", value_parser = Mapping::parse)]
+    pub columns: Option<Mapping>,
+    /// Only the first N rows
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Render plain-text rows with the chat template, as a user and an assistant turn
+    #[arg(long)]
+    pub chat: bool,
+    /// End plain-text responses with the tokenizer's EOS
+    #[arg(long)]
+    pub append_eos: bool,
+    /// Longest prompt and response together
+    #[arg(long, value_name = "TOKENS")]
+    pub max_tokens: Option<usize>,
+    /// Cut prompts that are longer than --max-tokens allows from the left; without it their rows are bad
+    #[arg(long, requires = "max_tokens")]
+    pub truncate_prompt: bool,
+    /// What to do with a row that cannot be used
+    #[arg(long, value_enum, default_value_t = OnBadRow::Stop)]
+    pub on_bad_row: OnBadRow,
+}
+
+/// Number type of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 64 bits, on the CPU.
+    F64,
+    /// 16 bits with the range of f32, on devices that have it; sums stay in f32.
+    Bf16,
+    /// 16 bits, on devices that have it; sums stay in f32.
+    F16,
+}
+
+/// What to do with a row that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnBadRow {
+    /// End with an error that names it.
+    Stop,
+    /// Go on, and record it in the manifest.
+    Skip,
+}
+
+/// What is found of every pair beside its Gram.
+#[derive(Args, Clone, Debug)]
+pub struct Found {
+    /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
+    #[arg(long, value_name = "NAME[:K=V,…]")]
+    pub objective: Vec<String>,
+    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope
+    #[arg(long)]
+    pub mean_gradients: bool,
+}
+
+/// Options of `analyze`.
+#[derive(Args, Clone, Debug)]
+pub struct Analyze {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Folder for the results; an unfinished run in it goes on where it stopped
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub found: Found,
+    /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
+    /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
+    #[arg(long, value_name = "FOLDER|base|self")]
+    pub reference: Option<String>,
+    /// Of rows with more than two responses, every pair of a better and a worse one, not only the best and the worst
+    #[arg(long)]
+    pub all_pairs: bool,
+    /// What one step on a loss over groups would do to every response (repeatable): grpo, dr_grpo, rloo, plackett_luce, listnet
+    #[arg(long, value_name = "NAME[:K=V,…]")]
+    pub group_objective: Vec<String>,
+    /// Texts beside the pairs, rows of `prompt` and `completion`, whose predicted change under every pair's step is wanted
+    #[arg(long, value_name = "FILE")]
+    pub probe: Option<PathBuf>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// Options of `sweep`.
+#[derive(Args, Clone, Debug)]
+pub struct Sweep {
+    /// Runs: folders with `checkpoint-N` folders in them, or single checkpoints; adapters and whole models. NAME=FOLDER
+    /// gives a run another name than its folder's
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<String>,
+    /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name or org/name@revision on the hub
+    /// (repeatable); NAME=DATA gives it another name than the file's
+    #[arg(long, required = true, value_name = "DATA")]
+    pub data: Vec<String>,
+    /// Folder for the results, in run=…/step=…/dataset=… folders; what is there already is not done again
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Model under the adapters [default: the one that the run's manifest.json or the adapter names]
+    #[arg(long, value_name = "FOLDER")]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub measured: Measured,
+    #[command(flatten)]
+    pub rows: RowArgs,
+    /// Only N rows of each data set, drawn with the seed; manifest.json lists them with their ids [default: all]
+    #[arg(long, value_name = "N")]
+    pub pairs: Option<usize>,
+    #[command(flatten)]
+    pub found: Found,
+    /// Reference model of objectives that use one: a model folder, base (the model without its adapter), start (the model
+    /// that the run was trained from), or self (each checkpoint is its own) [default: base under adapters, start for runs
+    /// of `train`, else none]
+    #[arg(long, value_name = "FOLDER|base|start|self")]
+    pub reference: Option<String>,
+    /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// What `summarize` has a row for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SummaryBy {
+    /// Each model and data set.
+    Run,
+    /// Each metric: count, mean, quartiles, median with its 95 % interval.
+    Metric,
+    /// Each objective and regime: the share of pairs with its 95 % interval.
+    Regime,
+    /// Each objective and what it would do: loss, coefficients, predicted changes, band slack.
+    Objective,
+    /// Each layer: the cosine of its part of the gradients, and its share of wl.
+    Layer,
+    /// Each module of each layer.
+    Module,
+    /// The Gram of the mean gradients over all pairs, where the run recorded it.
+    Mean,
+    /// Each measure of entanglement and property of the pairs: Spearman's correlation with its 95 % interval.
+    Relation,
+    /// Each measure of entanglement and tenth of the pairs by a property: lengths, edit distance, shared prefix, log-probability.
+    Bin,
+    /// The pairs that are farthest from the others.
+    Outlier,
+}
+
+/// Formats of tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    /// For reading.
+    Table,
+    /// Comma-separated values.
+    Csv,
+    /// A list of objects.
+    Json,
+    /// Markdown.
+    Md,
+    /// Parquet; needs --out.
+    Parquet,
+}
+
+/// Other programs whose output is reproduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// The published repository's analysis/grad_plot.py: Step, `InnerProduct`, Correlation, `Grad_W_Norm`, `Grad_L_Norm`,
+    /// `Grad_Condition`, the last with its slip (the norm of w used twice)
+    Official,
+}
+
+/// Options of `summarize`.
+#[derive(Args, Clone, Debug)]
+pub struct Summarize {
+    /// Folders of records, of `analyze` or `sweep`
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// What there is a row for
+    #[arg(long, value_enum, default_value_t = SummaryBy::Run)]
+    pub by: SummaryBy,
+    /// Compare with these records pair by pair: differences (DIR less these), rises, falls, sign test. Records of the same
+    /// data set belong together, and where there are several, those of the same step
+    #[arg(long, value_name = "DIR", conflicts_with = "by")]
+    pub against: Option<PathBuf>,
+    /// Reproduce the columns of another program
+    #[arg(long, value_enum, conflicts_with_all = ["by", "against"])]
+    pub compat: Option<Compat>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = TableFormat::Table)]
+    pub format: TableFormat,
+    /// File to write instead of printing
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Formats of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// One HTML file with everything in it.
+    Html,
+    /// Markdown, with figures as SVG in a folder beside it.
+    Md,
+}
+
+/// Options of `report`.
+#[derive(Args, Clone, Debug)]
+pub struct Report {
+    /// Folders of records: of `analyze` or `sweep`, with those of `tokens` and of training runs where there are some
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// The file
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What it is
+    #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
+    pub format: ReportFormat,
+}
+
+/// Options of `tokens`.
+#[derive(Args, Clone, Debug)]
+pub struct Tokens {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Folder for the results, which may be that of an analysis of the same; an unfinished run in it goes on
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Also write the matrices as NumPy arrays: npy/PAIR-wl.npy, -ww.npy, -ll.npy
+    #[arg(long)]
+    pub npy: bool,
+    /// Also take wl apart by the positions at which parameters are used, prompt included, which needs no pass a token
+    #[arg(long)]
+    pub positions: bool,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// How the learning rate moves after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScheduleName {
+    /// It stays.
+    Constant,
+    /// In a straight line to 0.
+    Linear,
+    /// Along half a cosine to 0.
+    Cosine,
+}
+
+/// Options of `train`.
+#[derive(Args, Clone, Debug)]
+pub struct Train {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Folder of the run; an unfinished run in it goes on from its last checkpoint
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// TOML file with any of these options under their names, without the dashes; options given here come before it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The loss: name:key=value,… (see `tanglescope objectives`)
+    #[arg(long, value_name = "NAME[:K=V,…]")]
+    pub objective: String,
+    /// Reference model of objectives that use one: self (the model as training starts), base (without its adapter), or a
+    /// model folder
+    #[arg(long, value_name = "FOLDER|base|self", default_value = "self")]
+    pub reference: String,
+    /// Times that every pair is seen
+    #[arg(long, default_value_t = 1.0, value_name = "N", allow_negative_numbers = true)]
+    pub epochs: f64,
+    /// Steps of the run, whatever the epochs
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<usize>,
+    /// Pairs of a batch
+    #[arg(long, default_value_t = 8, value_name = "PAIRS")]
+    pub batch_size: usize,
+    /// Batches of a step
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub accumulate: usize,
+    /// Largest learning rate
+    #[arg(long, default_value_t = 1e-5, value_name = "RATE", allow_negative_numbers = true)]
+    pub learning_rate: f64,
+    /// How the learning rate moves after the warm-up
+    #[arg(long, value_enum, default_value_t = ScheduleName::Linear)]
+    pub schedule: ScheduleName,
+    /// Steps over which the learning rate rises from 0 [default: a tenth of the run]
+    #[arg(long, value_name = "N")]
+    pub warmup_steps: Option<usize>,
+    /// AdamW's decay of the first moment
+    #[arg(long, default_value_t = 0.9, value_name = "BETA1")]
+    pub adam_beta1: f32,
+    /// AdamW's decay of the second moment
+    #[arg(long, default_value_t = 0.999, value_name = "BETA2")]
+    pub adam_beta2: f32,
+    /// AdamW's ε
+    #[arg(long, default_value_t = 1e-8, value_name = "EPSILON")]
+    pub adam_epsilon: f32,
+    /// AdamW's weight decay, on matrices
+    #[arg(long, default_value_t = 0.0, value_name = "DECAY")]
+    pub weight_decay: f32,
+    /// Longest gradient; longer ones are scaled down to it. 0: none is
+    #[arg(long, default_value_t = 1.0, value_name = "LENGTH")]
+    pub max_grad_norm: f64,
+    /// Learning rate of the masks of objective `sparse`
+    #[arg(long, default_value_t = 1.0, value_name = "RATE")]
+    pub mask_learning_rate: f64,
+    /// Pairs that are held out, for evaluation
+    #[arg(long, value_name = "FILE")]
+    pub eval_data: Option<PathBuf>,
+    /// Share of the pairs that is held out, chosen by the seed
+    #[arg(long, value_name = "SHARE", conflicts_with = "eval_data", allow_negative_numbers = true)]
+    pub eval_fraction: Option<f64>,
+    /// Steps between evaluations of the pairs that are held out [default: a tenth of the run]
+    #[arg(long, value_name = "STEPS")]
+    pub eval_every: Option<usize>,
+    /// Steps between checkpoints; the first and the last step have one in any case [default: a tenth of the run]
+    #[arg(long, value_name = "STEPS")]
+    pub save_every: Option<usize>,
+    /// Steps between records of every pair's inner products; 0 for none
+    #[arg(long, default_value_t = 1, value_name = "STEPS")]
+    pub gram_every: usize,
+    /// Steps between predictions of what a step does to the log-probabilities of its pairs and of pairs held out, beside what
+    /// it does; 0 for none
+    #[arg(long, default_value_t = 0, value_name = "STEPS")]
+    pub predict_every: usize,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// Options of `verify`.
+#[derive(Args, Clone, Debug)]
+pub struct Verify {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Pairs to check
+    #[arg(long, default_value_t = 2)]
+    pub pairs: usize,
+    /// Losses whose real steps are checked against what the Gram says they do; the policy is its own reference
+    #[arg(long, value_name = "NAME[:K=V,…]", default_values_t = ["dpo", "simpo", "cpo", "normalised"].map(str::to_owned))]
+    pub objective: Vec<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// Whether to work at all.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DryRun {
+    /// Only say what would be done: groups, tokens, operations, memory, and the time that the device's measured rates
+    /// predict
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// How a table is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For reading.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Options of `devices`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Devices {
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Shapes of known models, for measurements with made-up weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShapeName {
+    /// The model that `demo` carries.
+    Demo,
+    /// SmolLM2-135M.
+    #[value(name = "smollm2-135m")]
+    SmolLm2,
+    /// Llama-3.2-1B.
+    #[value(name = "llama-3.2-1b")]
+    Llama1b,
+    /// Llama-3-8B.
+    #[value(name = "llama-3-8b")]
+    Llama8b,
+}
+
+/// Options of `bench`.
+#[derive(Args, Clone, Debug)]
+pub struct Bench {
+    /// Folder of a Hugging Face model whose weights are used
+    #[arg(long, value_name = "FOLDER", conflicts_with = "shape")]
+    pub model: Option<PathBuf>,
+    /// A known shape with made-up weights
+    #[arg(long, value_enum, default_value_t = ShapeName::SmolLm2)]
+    pub shape: ShapeName,
+    /// Only so many blocks
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Parameters, as for `analyze`
+    #[arg(long, default_value = "lora")]
+    pub scope: String,
+    /// Rank of the adapter
+    #[arg(long, default_value_t = 16, value_name = "R")]
+    pub lora_r: usize,
+    /// Modules of the adapter, separated by commas [default: the projections of attention]
+    #[arg(long, value_delimiter = ',', value_name = "MODULES")]
+    pub lora_targets: Vec<String>,
+    /// Precision
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub dtype: Precision,
+    /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
+    #[arg(long)]
+    pub device: Option<String>,
+    /// GiB, as for `analyze`
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
+    pub memory: Option<f64>,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 200, value_name = "TOKENS")]
+    pub prompt: usize,
+    /// Tokens of each response
+    #[arg(long, default_value_t = 100, value_name = "TOKENS")]
+    pub response: usize,
+    /// Pairs of a pass
+    #[arg(long, default_value_t = 4)]
+    pub pairs: usize,
+    /// Times that the pass is run after once to warm up
+    #[arg(long, default_value_t = 3)]
+    pub repeats: usize,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Measure the rates of the device and its kernels, but not the pass
+    #[arg(long, conflicts_with = "pass_only")]
+    pub kernels_only: bool,
+    /// Measure the rates of the device and the pass, but not each kernel
+    #[arg(long)]
+    pub pass_only: bool,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// Options of `demo`.
+#[derive(Args, Clone, Debug)]
+pub struct Demo {
+    /// Folder for the results and the demo's model [default: a temporary one]
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
+    #[arg(long)]
+    pub device: Option<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}

@@ -1,0 +1,377 @@
+//! Models, adapters and data sets of the Hugging Face hub, through the cache, token, endpoint and offline variables that
+//! `huggingface_hub` reads.
+use crate::error::{Error, Result};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+use std::collections::BTreeSet;
+use std::env::var;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+use tanglescope_data::wanted;
+
+/// A repository that cannot be used as it was named.
+fn refused(id: &Id, problem: impl std::fmt::Display) -> Error {
+    Error::Input(format!("{id}: {problem}"))
+}
+
+/// A file of the cache that cannot be read or written.
+fn at(path: &Path, problem: impl std::fmt::Display) -> Error {
+    Error::Failed(format!("{}: {problem}", path.display()))
+}
+
+/// What a repository is fetched as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind<'a> {
+    /// Config, weights and tokenizer.
+    Model,
+    /// A PEFT adapter.
+    Adapter,
+    /// The files of a part of a data set.
+    Data(Option<&'a str>),
+}
+
+/// Times that a request is made again after the hub said that it is busy, or broke off.
+const RETRIES: usize = 5;
+
+/// Files of a model beside its weights that are read where they are there.
+const BESIDE_WEIGHTS: [&str; 4] =
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
+
+/// A repository by its name: `org/name`, or `org/name@revision`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Id {
+    name: String,
+    revision: String,
+}
+
+impl Id {
+    /// The repository that a path names, where it is none on this machine.
+    fn of(path: &Path) -> Option<Self> {
+        let text = path.to_str()?;
+        let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let plain = |part: &str| {
+            let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !part.is_empty() && !part.starts_with('.') && part.chars().all(known)
+        };
+        let parts: Vec<&str> = name.split('/').collect();
+        let is_id = parts.len() == 2 && parts.into_iter().all(plain) && !revision.is_empty();
+        (is_id && !path.exists()).then(|| Self { name: name.to_owned(), revision: revision.to_owned() })
+    }
+}
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)?;
+        if self.revision == "main" { Ok(()) } else { write!(f, "@{}", self.revision) }
+    }
+}
+
+/// A folder on this machine with what a path or the name of a repository stands for.
+pub fn resolve(path: &Path, kind: Kind<'_>) -> Result<PathBuf> {
+    match Id::of(path) {
+        None => Ok(path.to_owned()),
+        Some(id) => Hub::new()?.fetch(&id, kind),
+    }
+}
+
+/// Whether a variable is set to what `huggingface_hub` takes for yes.
+fn is_on(name: &str) -> bool {
+    var(name).is_ok_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
+}
+
+/// A variable's value, where it has one that is not empty.
+fn set(name: &str) -> Option<String> {
+    var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The folder under which everything of Hugging Face is kept.
+fn home() -> Option<PathBuf> {
+    let folder = |name: &str| set(name).map(PathBuf::from);
+    folder("HF_HOME")
+        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface")))
+        .or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")))
+}
+
+fn cache_folder() -> Result<PathBuf> {
+    let named = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+    let folder = named.or_else(|| Some(home()?.join("hub")));
+    folder.ok_or_else(|| Error::Failed("there is no home folder to keep downloads in; set HF_HOME".to_owned()))
+}
+
+fn token() -> Option<String> {
+    let clean = |text: String| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+    if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        return None;
+    }
+    let set = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"].into_iter().find_map(|name| clean(var(name).ok()?));
+    let path = || var("HF_TOKEN_PATH").map(PathBuf::from).ok().or_else(|| Some(home()?.join("token")));
+    set.or_else(|| clean(std::fs::read_to_string(path()?).ok()?))
+}
+
+/// The hub, and the cache of what was fetched from it.
+struct Hub {
+    api: Api,
+    cache: PathBuf,
+    endpoint: String,
+    offline: bool,
+}
+
+impl Hub {
+    fn new() -> Result<Self> {
+        let cache = cache_folder()?;
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let builder = ApiBuilder::from_cache(Cache::new(cache.clone()))
+            .with_endpoint(endpoint.trim_end_matches('/').to_owned())
+            .with_token(token())
+            .with_retries(RETRIES)
+            .with_progress(std::io::stderr().is_terminal());
+        let api = builder.build().map_err(|e| Error::Failed(format!("the hub's client cannot start: {e}")))?;
+        Ok(Self { api, cache, endpoint, offline: is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE") })
+    }
+
+    fn fetch(&self, id: &Id, kind: Kind<'_>) -> Result<PathBuf> {
+        let repo_type = if matches!(kind, Kind::Data(_)) { RepoType::Dataset } else { RepoType::Model };
+        let repo = Repo::with_revision(id.name.clone(), repo_type, id.revision.clone());
+        let cached = Cached { folder: self.cache.join(repo.folder_name()), id };
+        if self.offline {
+            let problem = "HF_HUB_OFFLINE is set";
+            return cached.snapshot(kind).ok_or_else(|| self.missing(id, problem));
+        }
+        let remote = self.api.repo(repo);
+        let info = match retried(|| remote.info()) {
+            Ok(info) => info,
+            Err(error) if unreachable(&error) => {
+                let Some(folder) = cached.snapshot(kind) else {
+                    return Err(self.missing(id, &format!("{} cannot be reached ({error})", self.endpoint)));
+                };
+                eprintln!("{id}: the hub cannot be reached; the copy in the cache is used");
+                return Ok(folder);
+            }
+            Err(error) => return Err(self.refusal(id, &error)),
+        };
+        let names: BTreeSet<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
+        let snapshot = cached.folder.join("snapshots").join(&info.sha);
+        let first = self.first(id, kind, &names)?;
+        for name in &first {
+            self.file(id, &remote, &cached, &snapshot, name)?;
+        }
+        if let Some(index) = first.iter().find(|name| name.ends_with(".safetensors.index.json")) {
+            for name in shards(&snapshot.join(index))? {
+                self.file(id, &remote, &cached, &snapshot, &name)?;
+            }
+        }
+        cached.name(&info.sha)?;
+        Ok(snapshot)
+    }
+
+    /// The files that are wanted of those that there are; shards are named by the index among them.
+    fn first(&self, id: &Id, kind: Kind<'_>, names: &BTreeSet<String>) -> Result<Vec<String>> {
+        let weights = |stem: &str| {
+            let either = [format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json")];
+            either.into_iter().find(|name| names.contains(name)).ok_or_else(|| {
+                let problem = format!("has no {stem}.safetensors; pickled weights can run code and are not read");
+                refused(id, problem)
+            })
+        };
+        let (config, stem) = match kind {
+            Kind::Model => ("config.json", "model"),
+            Kind::Adapter => ("adapter_config.json", "adapter_model"),
+            Kind::Data(split) => {
+                let all: Vec<String> = names.iter().cloned().collect();
+                let found = wanted(&all, split);
+                let problem = || match split {
+                    Some(split) => format!("has no data files of a part `{split}`"),
+                    None => "has no data files (data sets that a script makes are not run)".to_owned(),
+                };
+                return if found.is_empty() { Err(refused(id, problem())) } else { Ok(found) };
+            }
+        };
+        if !names.contains(config) {
+            return Err(refused(id, format!("has no {config} on {}: it is no such repository", self.endpoint)));
+        }
+        let mut wanted = vec![config.to_owned()];
+        if kind == Kind::Model {
+            wanted.extend(BESIDE_WEIGHTS.into_iter().filter(|name| names.contains(*name)).map(str::to_owned));
+        }
+        wanted.push(weights(stem)?);
+        Ok(wanted)
+    }
+
+    /// Brings a file into the snapshot: as it is in the cache, or from the hub, from where an earlier download broke off.
+    fn file(&self, id: &Id, remote: &ApiRepo, cached: &Cached<'_>, snapshot: &Path, name: &str) -> Result<()> {
+        let (place, refuse) = (snapshot.join(name), |error: ApiError| self.refusal(id, &error));
+        if place.exists() {
+            return Ok(());
+        }
+        let metadata = retried(|| self.api.metadata(&remote.url(name))).map_err(refuse)?;
+        let blob = cached.folder.join("blobs").join(metadata.etag());
+        let whole = || std::fs::metadata(&blob).is_ok_and(|of| of.len() == metadata.size() as u64);
+        let part = blob.with_extension("part");
+        if !whole() {
+            // a part that is all of it was not renamed in time; one that is longer is of something else
+            match std::fs::metadata(&part).map(|of| of.len()) {
+                Ok(length) if length == metadata.size() as u64 => std::fs::rename(&part, &blob),
+                Ok(length) if length > metadata.size() as u64 => std::fs::remove_file(&part),
+                _ => Ok(()),
+            }
+            .map_err(|e| at(&part, e))?;
+        }
+        if whole() {
+            link(&blob, &place)?;
+        } else {
+            eprintln!("{id}: {name}, {:.1} MB", metadata.size() as f64 / 1e6);
+            retried(|| remote.download(name)).map_err(refuse)?;
+            if !whole() {
+                let _ = std::fs::remove_file(&place);
+                let _ = std::fs::remove_file(&blob);
+                let problem = "did not arrive whole, and was not kept; run the command again";
+                return Err(Error::Failed(format!("{id}: {name}: {problem}")));
+            }
+        }
+        match place.exists() {
+            true => Ok(()),
+            false => {
+                Err(Error::Failed(format!("{id}: the repository changed while it was fetched; run the command again")))
+            }
+        }
+    }
+
+    fn missing(&self, id: &Id, problem: &str) -> Error {
+        let place = self.cache.display();
+        let what = "is no folder here, and not whole in the cache";
+        refused(id, format!("{what} ({place}), and {problem}; fetch it first where the hub can be reached"))
+    }
+
+    fn refusal(&self, id: &Id, error: &ApiError) -> Error {
+        let problem = match status(error) {
+            Some(401 | 403) => {
+                "the hub does not let this user at it: it is private, gated or not there. Accept its terms on its \
+                 page, and log in with `hf auth login` or set HF_TOKEN"
+                    .to_owned()
+            }
+            Some(404) => format!("is no folder here, and no repository or revision of {}", self.endpoint),
+            Some(429) => {
+                "the hub asks to be left alone for a while (too many requests); try again in some minutes".to_owned()
+            }
+            _ => format!("cannot be fetched from {}: {error}", self.endpoint),
+        };
+        refused(id, problem)
+    }
+}
+
+/// What of a repository is in the cache.
+struct Cached<'a> {
+    folder: PathBuf,
+    id: &'a Id,
+}
+
+impl Cached<'_> {
+    /// The snapshot of the revision, where it has all that is wanted.
+    fn snapshot(&self, kind: Kind<'_>) -> Option<PathBuf> {
+        let named = std::fs::read_to_string(self.folder.join("refs").join(&self.id.revision));
+        let commit = named.map_or_else(|_| self.id.revision.clone(), |commit| commit.trim().to_owned());
+        let snapshot = self.folder.join("snapshots").join(commit);
+        let has = |name: &str| snapshot.join(name).exists();
+        let weights = |stem: &str| {
+            has(&format!("{stem}.safetensors"))
+                || shards(&snapshot.join(format!("{stem}.safetensors.index.json")))
+                    .is_ok_and(|names| names.iter().all(|name| has(name)))
+        };
+        let whole = match kind {
+            Kind::Model => has("config.json") && weights("model"),
+            Kind::Adapter => has("adapter_config.json") && weights("adapter_model"),
+            Kind::Data(_) => snapshot.is_dir(),
+        };
+        whole.then_some(snapshot)
+    }
+
+    /// Remembers which commit a revision is.
+    fn name(&self, commit: &str) -> Result<()> {
+        let path = self.folder.join("refs").join(&self.id.revision);
+        let written =
+            path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, commit));
+        written.map_err(|e| at(&path, e))
+    }
+}
+
+/// The files that an index of shards names.
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let text = std::fs::read(index).map_err(|e| at(index, e))?;
+    let index_of: Index = serde_json::from_slice(&text).map_err(|e| at(index, e))?;
+    let names: BTreeSet<String> = index_of.weight_map.into_values().collect();
+    match names.iter().find(|name| Path::new(name).components().count() != 1) {
+        None => Ok(names),
+        Some(name) => Err(at(index, format!("names the shard `{name}`, which is no file's name"))),
+    }
+}
+
+/// A relative link, as the cache has them, or a copy where the system has no links.
+fn link(blob: &Path, place: &Path) -> Result<()> {
+    let refuse = |e: std::io::Error| at(place, e);
+    std::fs::create_dir_all(place.parent().unwrap_or(place)).map_err(refuse)?;
+    #[cfg(unix)]
+    {
+        let depth =
+            place.components().count() - blob.parent().and_then(Path::parent).map_or(0, |p| p.components().count());
+        let up: PathBuf = std::iter::repeat_n("..", depth - 1).collect();
+        let name = blob.file_name().unwrap_or_default();
+        std::os::unix::fs::symlink(up.join("blobs").join(name), place).map_err(refuse)
+    }
+    #[cfg(not(unix))]
+    std::fs::copy(blob, place).map(drop).map_err(refuse)
+}
+
+fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(error) => match &**error {
+            ureq::Error::StatusCode(code) => Some(*code),
+            _ => None,
+        },
+        ApiError::TooManyRetries(error) => status(error),
+        _ => None,
+    }
+}
+
+/// Whether the hub was not reached at all.
+fn unreachable(error: &ApiError) -> bool {
+    matches!(error, ApiError::RequestError(_)) && status(error).is_none()
+}
+
+/// What a request returns, made again while the hub is busy.
+fn retried<T>(request: impl Fn() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    let mut wait = Duration::from_millis(300);
+    for _ in 0..RETRIES {
+        match request() {
+            Err(error) if status(&error).is_some_and(|code| code == 429 || code >= 500) => {
+                sleep(wait);
+                wait *= 2;
+            }
+            other => return other,
+        }
+    }
+    request()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Id;
+    use std::path::Path;
+
+    #[test]
+    fn names_of_repositories_are_told_from_paths() {
+        let of = |text: &str| Id::of(Path::new(text));
+        let id = of("org/name").unwrap();
+        assert_eq!((id.name.as_str(), id.revision.as_str()), ("org/name", "main"));
+        assert_eq!(of("org/na.me-2@v1/x").unwrap().revision, "v1/x");
+        for path in ["name", "/org/name", "./org/name", "org/name/more", "../org", "org/na me", "src/main.rs", "org/@x"]
+        {
+            assert_eq!(of(path), None, "{path}");
+        }
+    }
+}

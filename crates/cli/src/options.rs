@@ -1,0 +1,261 @@
+//! From what was written to what is meant: names become folders of this machine, texts become types.
+use crate::cli::{
+    Analyze, Bench, Compat, DataArgs, Found, Measured, ModelArgs, OnBadRow, Precision, Report, ReportFormat, RowArgs,
+    ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, Tokens, Train, Verify,
+};
+use crate::error::{Error, Result};
+use crate::hub::{self, Kind};
+use std::path::{Path, PathBuf};
+use tanglescope::{self as library, Objective, ObjectiveChoice, ReferenceModel, SummaryKind};
+
+/// The command line, for manifests.
+pub fn command() -> Vec<String> {
+    std::env::args().collect()
+}
+
+fn model(args: &ModelArgs) -> Result<library::ModelOptions> {
+    let model = hub::resolve(&args.model, Kind::Model)?;
+    let adapter = args.adapter.as_deref().map(|adapter| hub::resolve(adapter, Kind::Adapter)).transpose()?;
+    Ok(library::ModelOptions { model, adapter, measured: measured(&args.measured)? })
+}
+
+fn precision(precision: Precision) -> library::Precision {
+    match precision {
+        Precision::F32 => library::Precision::F32,
+        Precision::F64 => library::Precision::F64,
+        Precision::Bf16 => library::Precision::Bf16,
+        Precision::F16 => library::Precision::F16,
+    }
+}
+
+/// The device that a name is of.
+pub fn device(name: Option<&str>) -> Result<Option<library::DeviceName>> {
+    Ok(name.map(str::parse).transpose()?)
+}
+
+fn scope(text: &str) -> Result<library::Scope> {
+    Ok(text.parse::<library::Scope>().map_err(library::Error::from)?)
+}
+
+fn measured(args: &Measured) -> Result<library::Measured> {
+    Ok(library::Measured {
+        scope: scope(&args.scope)?,
+        lora_r: args.lora_r,
+        lora_alpha: args.lora_alpha,
+        lora_targets: args.lora_targets.clone(),
+        seed: args.seed,
+        dtype: precision(args.dtype),
+        device: device(args.device.as_deref())?,
+        memory: args.memory,
+    })
+}
+
+fn rows(args: &RowArgs) -> library::RowOptions {
+    library::RowOptions {
+        split: args.split.clone(),
+        columns: args.columns.clone().unwrap_or_default(),
+        limit: args.limit,
+        chat: args.chat,
+        append_eos: args.append_eos,
+        max_tokens: args.max_tokens,
+        truncate_prompt: args.truncate_prompt,
+        skip_bad_rows: args.on_bad_row == OnBadRow::Skip,
+    }
+}
+
+fn data(args: &DataArgs) -> Result<library::DataOptions> {
+    Ok(library::DataOptions { data: hub::resolve(&args.data, data_kind(&args.rows))?, rows: rows(&args.rows) })
+}
+
+fn data_kind(rows: &RowArgs) -> Kind<'_> {
+    Kind::Data(rows.split.as_deref())
+}
+
+fn objective(name: &str) -> Result<Objective> {
+    name.parse().map_err(|e| Error::Input(format!("--objective: {e}")))
+}
+
+fn objectives(args: &Found) -> Result<Vec<ObjectiveChoice>> {
+    let choice = |name: &String| match name.as_str() {
+        "all" => Ok(ObjectiveChoice::All),
+        name => objective(name).map(ObjectiveChoice::One),
+    };
+    args.objective.iter().map(choice).collect()
+}
+
+fn reference(text: &str) -> Result<ReferenceModel> {
+    Ok(match text {
+        "self" => ReferenceModel::Itself,
+        "base" => ReferenceModel::Base,
+        folder => ReferenceModel::Folder(hub::resolve(Path::new(folder), Kind::Model)?),
+    })
+}
+
+/// Options of `analyze`.
+pub fn analyze(args: &Analyze) -> Result<library::AnalyzeOptions> {
+    let group_objective = |name: &String| name.parse().map_err(|e| Error::Input(format!("--group-objective: {e}")));
+    Ok(library::AnalyzeOptions {
+        model: model(&args.model)?,
+        data: data(&args.data)?,
+        out: args.out.clone(),
+        objectives: objectives(&args.found)?,
+        reference: args.reference.as_deref().map(reference).transpose()?,
+        mean_gradients: args.found.mean_gradients,
+        all_pairs: args.all_pairs,
+        group_objectives: args.group_objective.iter().map(group_objective).collect::<Result<_>>()?,
+        probe: args.probe.as_deref().map(|path| hub::resolve(path, Kind::Data(None))).transpose()?,
+        command: command(),
+    })
+}
+
+/// Options of `tokens`.
+pub fn tokens(args: &Tokens) -> Result<library::TokensOptions> {
+    Ok(library::TokensOptions {
+        model: model(&args.model)?,
+        data: data(&args.data)?,
+        out: args.out.clone(),
+        npy: args.npy,
+        positions: args.positions,
+        command: command(),
+    })
+}
+
+/// Options of `sweep`.
+pub fn sweep(args: &Sweep) -> Result<library::SweepOptions> {
+    let run = |text: &String| -> Result<(Option<String>, PathBuf)> {
+        let (name, path) = library::named("runs", text)?;
+        // a path that gives the name itself is a checkpoint of its parent, where it is one
+        Ok(((path != Path::new(text)).then_some(name), path))
+    };
+    let of_data = |text: &String| -> Result<(String, PathBuf)> {
+        let (name, path) = library::named("data", text)?;
+        Ok((name, hub::resolve(&path, data_kind(&args.rows))?))
+    };
+    Ok(library::SweepOptions {
+        runs: args.runs.iter().map(run).collect::<Result<_>>()?,
+        data: args.data.iter().map(of_data).collect::<Result<_>>()?,
+        out: args.out.clone(),
+        model: args.model.as_deref().map(|model| hub::resolve(model, Kind::Model)).transpose()?,
+        measured: measured(&args.measured)?,
+        rows: rows(&args.rows),
+        pairs: args.pairs,
+        objectives: objectives(&args.found)?,
+        mean_gradients: args.found.mean_gradients,
+        reference: match args.reference.as_deref() {
+            Some("start") => Some(ReferenceModel::Start),
+            other => other.map(reference).transpose()?,
+        },
+        shard: args.shard.as_deref().map_or(Ok(library::Shard::WHOLE), str::parse)?,
+        command: command(),
+    })
+}
+
+/// Options of `train`.
+pub fn train(args: &Train) -> Result<library::TrainOptions> {
+    let data_of = |path: &PathBuf| hub::resolve(path, data_kind(&args.data.rows));
+    Ok(library::TrainOptions {
+        model: model(&args.model)?,
+        data: data(&args.data)?,
+        out: args.out.clone(),
+        objective: objective(&args.objective)?,
+        reference: reference(&args.reference)?,
+        epochs: args.epochs,
+        max_steps: args.max_steps,
+        batch_size: args.batch_size,
+        accumulate: args.accumulate,
+        learning_rate: args.learning_rate,
+        schedule: match args.schedule {
+            ScheduleName::Constant => library::Schedule::Constant,
+            ScheduleName::Linear => library::Schedule::Linear,
+            ScheduleName::Cosine => library::Schedule::Cosine,
+        },
+        warmup_steps: args.warmup_steps,
+        adam_beta1: args.adam_beta1,
+        adam_beta2: args.adam_beta2,
+        adam_epsilon: args.adam_epsilon,
+        weight_decay: args.weight_decay,
+        max_grad_norm: args.max_grad_norm,
+        mask_learning_rate: args.mask_learning_rate,
+        eval_data: args.eval_data.as_ref().map(data_of).transpose()?,
+        eval_fraction: args.eval_fraction,
+        eval_every: args.eval_every,
+        save_every: args.save_every,
+        gram_every: args.gram_every,
+        predict_every: args.predict_every,
+        command: command(),
+    })
+}
+
+/// Options of `verify`.
+pub fn verify(args: &Verify) -> Result<library::VerifyOptions> {
+    Ok(library::VerifyOptions {
+        model: model(&args.model)?,
+        data: data(&args.data)?,
+        pairs: args.pairs,
+        objectives: args.objective.iter().map(|name| objective(name)).collect::<Result<_>>()?,
+    })
+}
+
+/// Options of `bench`.
+pub fn bench(args: &Bench) -> Result<library::BenchOptions> {
+    Ok(library::BenchOptions {
+        model: args.model.as_deref().map(|model| hub::resolve(model, Kind::Model)).transpose()?,
+        shape: match args.shape {
+            ShapeName::Demo => library::ShapeName::Demo,
+            ShapeName::SmolLm2 => library::ShapeName::SmolLm2,
+            ShapeName::Llama1b => library::ShapeName::Llama1b,
+            ShapeName::Llama8b => library::ShapeName::Llama8b,
+        },
+        layers: args.layers,
+        measured: library::Measured {
+            scope: scope(&args.scope)?,
+            lora_r: args.lora_r,
+            lora_targets: args.lora_targets.clone(),
+            dtype: precision(args.dtype),
+            device: device(args.device.as_deref())?,
+            memory: args.memory,
+            ..library::Measured::default()
+        },
+        prompt: args.prompt,
+        response: args.response,
+        pairs: args.pairs,
+        repeats: args.repeats,
+        kernels: !args.pass_only,
+        pass: !args.kernels_only,
+    })
+}
+
+/// Options of `summarize`.
+pub fn summarize(args: &Summarize) -> library::SummarizeOptions {
+    let by = match args.by {
+        SummaryBy::Run => library::SummaryBy::Run,
+        SummaryBy::Metric => library::SummaryBy::Metric,
+        SummaryBy::Regime => library::SummaryBy::Regime,
+        SummaryBy::Objective => library::SummaryBy::Objective,
+        SummaryBy::Layer => library::SummaryBy::Layer,
+        SummaryBy::Module => library::SummaryBy::Module,
+        SummaryBy::Mean => library::SummaryBy::Mean,
+        SummaryBy::Relation => library::SummaryBy::Relation,
+        SummaryBy::Bin => library::SummaryBy::Bin,
+        SummaryBy::Outlier => library::SummaryBy::Outlier,
+    };
+    let kind = match (args.compat, &args.against) {
+        (Some(Compat::Official), _) => SummaryKind::Official,
+        (None, Some(other)) => SummaryKind::Against(other.clone()),
+        (None, None) => SummaryKind::By(by),
+    };
+    library::SummarizeOptions { folders: args.folders.clone(), kind }
+}
+
+/// Options of `report`.
+pub fn report(args: &Report) -> library::ReportOptions {
+    library::ReportOptions {
+        folders: args.folders.clone(),
+        out: args.out.clone(),
+        format: match args.format {
+            ReportFormat::Html => library::ReportFormat::Html,
+            ReportFormat::Md => library::ReportFormat::Markdown,
+        },
+        command: command(),
+    }
+}

@@ -1,0 +1,236 @@
+//! One forward and one backward pass over a batch: log-probabilities, and what a sink makes of the gradients.
+use crate::batch::{Batch, Group};
+use crate::plan;
+use crate::request::Request;
+use crate::schedule::{Schedule, Turn, give_on_half_way};
+use crate::sinks::{Detail, GramSink};
+use tanglescope_kernels::{BlockGram, FloatTensor, HeadOutput, Kernels, TensorMetadata};
+use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Predictions, Sink, Trace};
+
+/// What a forward pass says of the branches of a group beside log-probabilities.
+#[derive(Clone, Debug, Default)]
+pub struct Companions {
+    /// `[B, B]`: inner products of the branches' sums of last hidden states, the head's inputs, over the rows that predict
+    /// their tokens (Razin et al., arXiv 2410.08847, definition 2).
+    pub hidden: BlockGram,
+    /// Entropy of the prediction of each token, in nats.
+    pub entropies: Vec<Vec<f64>>,
+    /// Place of each token among all by probability, from 1.
+    pub ranks: Vec<Vec<u32>>,
+}
+
+/// What a run finds about one group.
+#[derive(Clone, Debug)]
+pub struct GroupResult {
+    /// Tokens of the shared trunk.
+    pub trunk_tokens: usize,
+    /// Log-probability of each token of each branch's response.
+    pub token_logps: Vec<Vec<f64>>,
+    /// What the forward pass says beside that.
+    pub companions: Companions,
+    /// K×K Gram of each parameter in scope, in the scope's order; or one, their sum, where no more was asked for.
+    pub grams: Vec<BlockGram>,
+}
+
+impl GroupResult {
+    /// log π(y|x) of a branch.
+    #[must_use]
+    pub fn logp(&self, branch: usize) -> f64 {
+        self.token_logps[branch].iter().sum()
+    }
+
+    /// The Gram over all parameters in scope.
+    #[must_use]
+    pub fn total(&self) -> BlockGram {
+        let mut total = vec![0.0; self.grams.first().map_or(0, Vec::len)];
+        for gram in &self.grams {
+            total.iter_mut().zip(gram).for_each(|(sum, x)| *sum += x);
+        }
+        total
+    }
+}
+
+/// Log-probabilities and Grams of requests, run as one batch.
+pub fn grams<B: Kernels>(model: &Decoder<B>, scope: &InScope, requests: &[Request<'_>]) -> Vec<GroupResult> {
+    grams_in_batches(model, scope, requests, &Schedule::together(requests.len()), Detail::Parameters, |_| ())
+}
+
+/// [`grams`] of all requests, in their order, batch by batch; `done` is told which requests are through. Results do not
+/// depend on how many batches run side by side.
+pub fn grams_in_batches<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    requests: &[Request<'_>],
+    schedule: &Schedule,
+    detail: Detail,
+    done: impl Fn(&[usize]) + Sync,
+) -> Vec<GroupResult> {
+    schedule.run(|members, turn| {
+        let requests: Vec<&Request<'_>> = members.iter().map(|&member| &requests[member]).collect();
+        let batch = Batch::new(requests.iter().copied());
+        let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates, detail);
+        let pass = ForwardPass::new(model, scope, &batch, true);
+        let forward: Vec<(Vec<Vec<f64>>, Companions)> = pass.token_logps().into_iter().zip(pass.companions()).collect();
+        pass.backward_with(&mut sink, turn);
+        let found = results(&requests, forward, sink.finish());
+        done(members);
+        found
+    })
+}
+
+/// What a batch found, group by group.
+pub(crate) fn results(
+    requests: &[&Request<'_>],
+    forward: Vec<(Vec<Vec<f64>>, Companions)>,
+    grams: Vec<Vec<BlockGram>>,
+) -> Vec<GroupResult> {
+    let all = forward.into_iter().zip(grams).zip(requests);
+    all.map(|(((token_logps, companions), grams), request)| {
+        let trunk_tokens = request.group.trunk_len();
+        GroupResult { trunk_tokens, token_logps, companions, grams }
+    })
+    .collect()
+}
+
+/// Over the cotangents of all requests, in their order: the Gram of each parameter in scope, in the scope's order, or their
+/// sum; and the token log-probabilities of each group's branches.
+pub fn grams_across<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    requests: &[Request<'_>],
+    detail: Detail,
+) -> (Vec<BlockGram>, Vec<Vec<Vec<f64>>>) {
+    let batch = Batch::new(requests).joined();
+    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates, detail);
+    let token_logps = run(model, scope, &batch, &mut sink);
+    (sink.finish().into_iter().flatten().collect(), token_logps)
+}
+
+/// Runs a batch into a sink; returns the token log-probabilities of each group's branches.
+pub fn run<B: Kernels>(
+    model: &Decoder<B>,
+    scope: &InScope,
+    batch: &Batch,
+    sink: &mut dyn Sink<B>,
+) -> Vec<Vec<Vec<f64>>> {
+    let pass = ForwardPass::new(model, scope, batch, sink.wants_head_gram());
+    let token_logps = pass.token_logps();
+    pass.backward(sink);
+    token_logps
+}
+
+/// A batch between its forward and its backward pass, when its log-probabilities are known and its gradients not yet.
+pub(crate) struct ForwardPass<'a, B: Kernels> {
+    model: &'a Decoder<B>,
+    scope: &'a InScope,
+    batch: &'a Batch,
+    trace: Trace<B>,
+    /// Inputs of the head, `[predictions, hidden]`.
+    y: FloatTensor<B>,
+    head: HeadOutput<FloatTensor<B>, B::Pending>,
+}
+
+impl<'a, B: Kernels> ForwardPass<'a, B> {
+    /// Runs a batch up to its log-probabilities, with the Gram of the output matrix where that is in scope and its Gram is
+    /// wanted.
+    pub fn new(model: &'a Decoder<B>, scope: &'a InScope, batch: &'a Batch, head_gram: bool) -> Self {
+        let (forward, backward) = (batch.tokens.len(), batch.full.rows());
+        let keep = plan::keep(&model.description, model.dtype, forward, backward, model.activation_bytes);
+        let trace = model.forward(batch.forward_rows(), keep);
+        let y = model.head_inputs(&trace, &batch.predicting);
+        let cotangents = batch.head_cotangents();
+        let head = B::head(
+            &y,
+            model.head(),
+            &batch.targets,
+            model.description.logit_cap,
+            (head_gram && scope.contains(model.head_name())).then_some(&cotangents),
+        );
+        Self { model, scope, batch, trace, y, head }
+    }
+
+    /// Log-probability of each token of each group's branches.
+    #[must_use]
+    pub fn token_logps(&self) -> Vec<Vec<Vec<f64>>> {
+        by_branch(self.batch, &self.head.logp)
+    }
+
+    /// What else the forward pass says of each group.
+    #[must_use]
+    pub fn companions(&self) -> Vec<Companions> {
+        let Self { batch, head, .. } = self;
+        let entropies = by_branch(batch, &head.entropy);
+        let ranks = by_branch(batch, &head.rank);
+        let mut offsets = vec![0];
+        offsets.extend(batch.branches.iter().flatten().map(|of| of.end));
+        let sums = B::segment_sums(&self.y, &offsets);
+        let width = sums.shape()[1];
+        let sums = B::download(&sums);
+        let mut sums = sums.chunks_exact(width);
+        let products = batch.branches.iter().map(|branches| -> BlockGram {
+            let of_group: Vec<&[f64]> = sums.by_ref().take(branches.len()).collect();
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum();
+            of_group.iter().flat_map(|a| of_group.iter().map(move |b| dot(a, b))).collect()
+        });
+        let products: Vec<BlockGram> = products.collect();
+        let all = products.into_iter().zip(entropies).zip(ranks);
+        all.map(|((hidden, entropies), ranks)| Companions { hidden, entropies, ranks }).collect()
+    }
+
+    /// Carries all cotangents down, into a sink.
+    pub fn backward(self, sink: &mut dyn Sink<B>) {
+        self.backward_with(sink, None);
+    }
+
+    /// The same by a batch that has the turn, which it gives on when half of its time is over.
+    pub fn backward_with(self, sink: &mut dyn Sink<B>, turn: Option<Turn<'_>>) {
+        let Self { model, scope, batch, trace, y, mut head } = self;
+        let name = model.head_name();
+        if scope.contains(name) {
+            let predictions = Predictions {
+                targets: batch.targets.clone(),
+                log_normaliser: head.log_normaliser.clone(),
+                cap: model.description.logit_cap,
+            };
+            let cotangents = batch.head_cotangents();
+            let rows = HeadRows { y: &y, predictions: &predictions, w: model.head(), cotangents };
+            sink.head(name, &rows, head.gram.take());
+        }
+        let (source, weight): (Vec<u32>, Vec<f64>) = batch.sources.iter().copied().unzip();
+        let delta: FloatTensor<B> = B::gather(&head.back, &source, Some(&weight));
+        let rows = BackwardRows { full: &batch.full, segments: &batch.segments, active: Some(&batch.active) };
+        let mut passed = give_on_half_way(turn, model.description.layers());
+        model.backward(trace, &delta, batch.forward_rows(), rows, (scope, sink), &mut passed);
+    }
+}
+
+/// Token log-probabilities of each group's branches, by a forward pass alone.
+pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec<Vec<f64>>> {
+    let requests: Vec<Request<'_>> = groups.iter().map(|group| Request::forward(group)).collect();
+    let batch = Batch::new(&requests);
+    let trace = model.forward(batch.forward_rows(), Keep::Nothing);
+    let y = model.head_inputs(&trace, &batch.predicting);
+    by_branch(&batch, &B::head(&y, model.head(), &batch.targets, model.description.logit_cap, None).logp)
+}
+
+/// [`token_logps`] of all groups, in their order, batch by batch; `done` is told which groups are through.
+pub fn token_logps_in_batches<B: Kernels>(
+    model: &Decoder<B>,
+    groups: &[&Group],
+    schedule: &Schedule,
+    done: impl Fn(&[usize]) + Sync,
+) -> Vec<Vec<Vec<f64>>> {
+    schedule.run(|members, turn| {
+        // nothing is kept, so that the next one may begin
+        drop(turn);
+        let found = token_logps(model, &members.iter().map(|&g| groups[g]).collect::<Vec<_>>());
+        done(members);
+        found
+    })
+}
+
+/// Values of predictions by group, branch and token.
+fn by_branch<T: Clone>(batch: &Batch, values: &[T]) -> Vec<Vec<Vec<T>>> {
+    let of = |branches: &Vec<std::ops::Range<usize>>| branches.iter().map(|r| values[r.clone()].to_vec()).collect();
+    batch.branches.iter().map(of).collect()
+}

@@ -1,0 +1,207 @@
+//! The sink that reduces every parameter to the inner products of its gradients (docs/mathematics.md, section 4).
+use crate::sinks::{indices, width};
+use std::collections::HashMap;
+use std::ops::Range;
+use tanglescope_kernels::cost::{self, Rates, Reduction};
+use tanglescope_kernels::{BlockGram, FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
+use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Sink};
+
+/// What the head leaves for the cross terms of a tied embedding.
+struct TiedHead<B: Kernels> {
+    name: String,
+    y: FloatTensor<B>,
+    w: FloatTensor<B>,
+    predictions: Predictions,
+    weights: Vec<Vec<(usize, f64)>>,
+    block_rows: Vec<Range<usize>>,
+}
+
+/// What is kept of the Grams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// One for each parameter.
+    Parameters,
+    /// Their sum.
+    Total,
+}
+
+/// What a sum over all parameters is kept under; no parameter has this name.
+const TOTAL: &str = "";
+
+/// Bytes of partial sums that may stay on the device before the pass waits for them.
+const PENDING_BYTES: usize = 256 << 20;
+
+/// Gram[i, j] = ⟨∂L_i/∂p, ∂L_j/∂p⟩ of every parameter in scope, for every block of cotangents.
+pub struct GramSink<'a, B: Kernels> {
+    scope: &'a InScope,
+    blocks: Vec<Range<usize>>,
+    rates: Rates,
+    detail: Detail,
+    found: HashMap<String, Vec<BlockGram>>,
+    /// Names and Grams that may still be sums on the device, and the bytes that they keep there.
+    pending: (Vec<String>, Vec<B::Pending>, usize),
+    tied: Option<TiedHead<B>>,
+}
+
+impl<'a, B: Kernels> GramSink<'a, B> {
+    /// A sink for some blocks of cotangents; the rates of the device decide between the two reductions.
+    #[must_use]
+    pub fn new(scope: &'a InScope, blocks: &[Range<usize>], rates: Rates, detail: Detail) -> Self {
+        let (found, pending) = (HashMap::new(), (Vec::new(), Vec::new(), 0));
+        Self { scope, blocks: blocks.to_vec(), rates, detail, found, pending, tied: None }
+    }
+
+    /// The Grams of every block, each in the scope's order of parameters.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<Vec<BlockGram>> {
+        self.collect();
+        let zero = |block: &Range<usize>| vec![0.0; block.len() * block.len()];
+        let names: Vec<&str> = match self.detail {
+            Detail::Parameters => self.scope.parameters.iter().map(|p| p.name.as_str()).collect(),
+            Detail::Total => vec![TOTAL],
+        };
+        let of = |b: usize, block: &Range<usize>| {
+            let found = |name: &&str| self.found.get(*name).map_or_else(|| zero(block), |grams| grams[b].clone());
+            names.iter().map(found).collect()
+        };
+        self.blocks.iter().enumerate().map(|(b, block)| of(b, block)).collect()
+    }
+
+    fn add(&mut self, name: &str, grams: B::Pending) {
+        let (names, pending, bytes) = &mut self.pending;
+        *bytes += B::pending_bytes(&grams);
+        names.push(name.to_owned());
+        pending.push(grams);
+        if *bytes > PENDING_BYTES {
+            self.collect();
+        }
+    }
+
+    /// Waits for what is pending.
+    fn collect(&mut self) {
+        let (names, pending, _) = std::mem::take(&mut self.pending);
+        for (name, grams) in names.iter().zip(B::collect(pending)) {
+            self.add_known(name, grams);
+        }
+    }
+
+    fn add_known(&mut self, name: &str, grams: Vec<BlockGram>) {
+        let name = if self.detail == Detail::Total { TOTAL } else { name };
+        if let Some(sum) = self.found.get_mut(name) {
+            for (sum, gram) in sum.iter_mut().zip(grams) {
+                sum.iter_mut().zip(gram).for_each(|(s, x)| *s += x);
+            }
+        } else {
+            self.found.insert(name.to_owned(), grams);
+        }
+    }
+}
+
+impl<B: Kernels> Sink<B> for GramSink<'_, B> {
+    fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet) {
+        let outputs: Vec<usize> = factors.iter().map(|f| width::<B>(f.delta)).collect();
+        let choice = cost::choose(width::<B>(x), &outputs, rows, x.dtype(), &self.rates);
+        let mut by_rows: Vec<&Factor<'_, B>> = Vec::new();
+        for (factor, reduction) in factors.iter().zip(choice) {
+            match reduction {
+                Reduction::Tile => self.add(&factor.name, B::gram_tile(x, factor.delta, rows)),
+                Reduction::Gram => by_rows.push(factor),
+            }
+        }
+        if !by_rows.is_empty() {
+            let deltas: Vec<&FloatTensor<B>> = by_rows.iter().map(|f| f.delta).collect();
+            for (factor, grams) in by_rows.iter().zip(B::gram_rows(x, &deltas, rows)) {
+                self.add(&factor.name, grams);
+            }
+        }
+    }
+
+    fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet) {
+        self.add(name, B::gram_vectors(terms, rows));
+    }
+
+    fn wants_head_gram(&self) -> bool {
+        true
+    }
+
+    fn head(&mut self, name: &str, head: &HeadRows<'_, B>, gram: Option<B::Pending>) {
+        if let Some(gram) = gram {
+            self.add(name, gram);
+        }
+        self.tied = Some(TiedHead {
+            name: name.to_owned(),
+            y: head.y.clone(),
+            w: head.w.clone(),
+            predictions: head.predictions.clone(),
+            weights: head.cotangents.weights.to_vec(),
+            block_rows: head.cotangents.block_rows.to_vec(),
+        });
+    }
+
+    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
+        // distinct ids of each block; δ of a cotangent's rows summed by id: [K, ids] rows, block after block
+        let mut distinct: Vec<Vec<u32>> = Vec::new();
+        let (mut place, mut total) = (Vec::with_capacity(rows.rows()), 0);
+        for block in &rows.blocks {
+            let mut of_id: HashMap<u32, usize> = HashMap::new();
+            let mut order = Vec::new();
+            for &row in &rows.index[rows.of_block(block)] {
+                let id = ids[row as usize];
+                of_id.entry(id).or_insert_with(|| {
+                    order.push(id);
+                    order.len() - 1
+                });
+            }
+            for k in block.clone() {
+                let first = total + (k - block.start) * order.len();
+                place.extend(rows.of(k).map(|r| first + of_id[&ids[rows.index[r] as usize]]));
+            }
+            total += block.len() * order.len();
+            distinct.push(order);
+        }
+        let place: Vec<u32> = place.into_iter().map(as_index).collect();
+        let by_id = B::scatter_add(delta, &place, total);
+        let tied = self.tied.take().filter(|head| head.name == table.name);
+        let (mut vectors, mut crosses, mut first) = (Vec::with_capacity(rows.cotangents()), Vec::new(), 0);
+        for (b, (block, ids)) in rows.blocks.iter().zip(&distinct).enumerate() {
+            let (k, t) = (block.len(), ids.len());
+            vectors.extend((0..k).map(|i| first + i * t..first + (i + 1) * t));
+            if let Some(head) = &tied {
+                let sums = B::gather(&by_id, &indices(first..first + k * t), None);
+                let cross = head.cross(b, block, ids, &sums);
+                let both = |at: usize| cross[at] + cross[at % k * k + at / k];
+                crosses.push((0..k * k).map(both).collect());
+            }
+            first += k * t;
+        }
+        self.add(&table.name, B::dots(&by_id, &vectors, &rows.blocks));
+        if tied.is_some() {
+            self.add_known(&table.name, crosses);
+        }
+    }
+}
+
+impl<B: Kernels> TiedHead<B> {
+    /// ⟨head part of cotangent i, embedding part of cotangent j⟩ = `Σ_r c_r Σ_v e_r[v] (y_r · S_j[v])`, `S_j[v]` the sum
+    /// of δ over the rows of j whose token is v.
+    fn cross(&self, b: usize, block: &Range<usize>, ids: &[u32], sums: &FloatTensor<B>) -> BlockGram {
+        let rows = &self.block_rows[b];
+        let (k, t) = (block.len(), ids.len());
+        let y = B::gather(&self.y, &indices(rows.clone()), None);
+        let logits = B::download(&B::matmul(&y, &B::gather(&self.w, ids, None), true, 1.0, None));
+        let along = B::download(&B::matmul(&y, sums, true, 1.0, None));
+        let mut cross = vec![0.0; k * k];
+        for i in 0..k {
+            for &(r, c) in &self.weights[block.start + i] {
+                let local = r - rows.start;
+                for (v, &id) in ids.iter().enumerate() {
+                    let e = self.predictions.cotangent(r, id as usize, logits[local * t + v]);
+                    for j in 0..k {
+                        cross[i * k + j] += c * e * along[local * k * t + j * t + v];
+                    }
+                }
+            }
+        }
+        cross
+    }
+}

@@ -1,0 +1,121 @@
+//! Softmax attention over trunk and suffixes: projections, norms of queries and keys, rotary positions, and the output
+//! projection around the attention kernel (docs/mathematics.md, section 3).
+use super::linear::{deliver, input_of};
+use super::projection::Low;
+use super::{Backward, Forward, Layer, Linear, Norm, Part, Projection, Visitor};
+use crate::needs::LayerNeeds;
+use tanglescope_kernels::{AttentionSpec, FloatTensor, Kernels};
+
+/// `o(softmax(s·q·kᵀ)·v)`, q, k, v projections of the input.
+#[derive(Clone, Debug)]
+pub struct Attention<B: Kernels> {
+    /// Projections to queries, keys and values.
+    pub qkv: Projection<B>,
+    /// Norms of queries and of keys, over each stretch of a row as long as their gain.
+    pub query_key_norms: Option<Box<[Norm<B>; 2]>>,
+    /// Projection of the attention output.
+    pub o: Linear<B>,
+    /// Its heads, scale, soft cap and window.
+    pub spec: AttentionSpec,
+    /// Which of the model's rotary embeddings; none where positions are learned.
+    pub rope: Option<usize>,
+}
+
+/// What attention's forward pass leaves.
+#[derive(Debug)]
+pub struct AttentionTrace<B: Kernels> {
+    /// Queries and keys before their norms, where they have any.
+    projected: Option<[FloatTensor<B>; 2]>,
+    qkv: [FloatTensor<B>; 3],
+    qkv_low: Low<B>,
+    /// `[N, heads·head_dim]`.
+    attended: FloatTensor<B>,
+    /// log Σ exp of each row's attention scores, `[N, heads]`.
+    normaliser: FloatTensor<B>,
+    o_low: Option<FloatTensor<B>>,
+}
+
+impl<B: Kernels> Layer<B> for Attention<B> {
+    type Trace = AttentionTrace<B>;
+
+    const MIXES_ROWS: bool = true;
+
+    fn forward(
+        &self,
+        x: &FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+        rows: &Forward<'_, B>,
+    ) -> (FloatTensor<B>, Self::Trace) {
+        let (pieces, qkv_low) = self.qkv.forward(x);
+        let [mut q, mut k, v]: [FloatTensor<B>; 3] = match pieces.try_into() {
+            Ok(qkv) => qkv,
+            Err(_) => unreachable!("the projections are queries, keys and values"),
+        };
+        let projected = self.query_key_norms.as_ref().map(|norms| {
+            let before = [q.clone(), k.clone()];
+            (q, k) = (norms[0].forward_in_parts(q.clone()), norms[1].forward_in_parts(k.clone()));
+            before
+        });
+        if let Some((cos, sin)) = self.rope.map(|rope| &rows.angles[rope]) {
+            q = B::rotary(q, cos, sin, None, self.spec.head_dim, false);
+            k = B::rotary(k, cos, sin, None, self.spec.head_dim, false);
+        }
+        let (attended, normaliser) = B::attend(&q, &k, &v, rows.spans, self.spec);
+        let (y, o_low) = self.o.forward(&attended, onto);
+        (y, AttentionTrace { projected, qkv: [q, k, v], qkv_low, attended, normaliser, o_low })
+    }
+
+    fn vjp(
+        &self,
+        trace: &Self::Trace,
+        x: &dyn Fn() -> FloatTensor<B>,
+        delta: &FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+        needs: LayerNeeds,
+        pass: &mut Backward<'_, B>,
+    ) -> Option<FloatTensor<B>> {
+        let rows = pass.rows;
+        let o = [self.o.cotangent(delta, trace.o_low.as_ref(), needs.hidden, pass)];
+        deliver(&o, || trace.attended.clone(), rows.here(), pass);
+        if !needs.hidden {
+            return None;
+        }
+        let attended = rows.spread::<B>(o[0].input(None));
+        let [q, k, v] = &trace.qkv;
+        let forward = (&trace.attended, &trace.normaliser);
+        let [mut dq, mut dk, dv] = B::attend_vjp([q, k, v], forward, &attended, rows.segments, self.spec);
+        drop(attended);
+        if let Some((cos, sin)) = self.rope.map(|rope| &pass.angles[rope]) {
+            let index = Some(rows.full.index.as_slice());
+            dq = B::rotary(dq, cos, sin, index, self.spec.head_dim, true);
+            dk = B::rotary(dk, cos, sin, index, self.spec.head_dim, true);
+        }
+        if let (Some(norms), Some([q, k])) = (&self.query_key_norms, &trace.projected) {
+            dq = norms[0].vjp_in_parts(q, dq, rows.full, pass);
+            dk = norms[1].vjp_in_parts(k, dk, rows.full, pass);
+        }
+        let deltas = self.qkv.joined(vec![dq, dk, dv]);
+        let qkv = self.qkv.cotangents(&deltas, &trace.qkv_low, needs.input, pass);
+        deliver(&qkv, x, rows.full, pass);
+        if needs.input { input_of(&qkv, onto) } else { None }
+    }
+
+    fn visit(&mut self, f: &mut Visitor<'_, B>) {
+        self.qkv.visit(f);
+        self.query_key_norms.iter_mut().flat_map(|norms| norms.iter_mut()).for_each(|norm| f(Part::Norm(norm)));
+        f(Part::Linear(&mut self.o));
+    }
+}
+
+impl<B: Kernels> Attention<B> {
+    pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Attention<C> {
+        let norms = self.query_key_norms.as_ref();
+        Attention {
+            qkv: self.qkv.convert(f),
+            query_key_norms: norms.map(|norms| Box::new(norms.each_ref().map(|norm| norm.convert(f)))),
+            o: self.o.convert(f),
+            spec: self.spec,
+            rope: self.rope,
+        }
+    }
+}

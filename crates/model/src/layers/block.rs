@@ -1,0 +1,69 @@
+//! A transformer block: `x += mixer(norm(x)); x += mlp(norm(x))`, and the mirror image.
+use super::{
+    Backward, FeedForward, FeedForwardTrace, Forward, Mixer, MixerTrace, Norm, Sublayer, SublayerTrace, Visitor,
+};
+use crate::needs::BlockNeeds;
+use tanglescope_kernels::{FloatTensor, Kernels};
+
+/// One block: `x₂ = x + mixer(norm x)`, `x' = x₂ + mlp(norm x₂)`, with a norm after each layer where there is one, or
+/// `x' = x + mixer(norm x) + mlp(norm x)` where the two are parallel.
+#[derive(Clone, Debug)]
+pub struct Block<B: Kernels> {
+    /// Attention, with the norms around it.
+    pub mixer: Sublayer<B, Mixer<B>>,
+    /// The feed-forward layer, with the norms around it.
+    pub mlp: Sublayer<B, FeedForward<B>>,
+    /// Whether the feed-forward layer reads the block's input.
+    pub parallel: bool,
+}
+
+/// What a block's forward pass leaves for its vjp.
+#[derive(Debug)]
+pub struct BlockTrace<B: Kernels> {
+    mixer: SublayerTrace<B, MixerTrace<B>>,
+    mlp: SublayerTrace<B, FeedForwardTrace<B>>,
+}
+
+impl<B: Kernels> Block<B> {
+    /// Forward pass over rows `x[N, hidden]`.
+    pub fn forward(&self, x: &FloatTensor<B>, rows: &Forward<'_, B>) -> (FloatTensor<B>, BlockTrace<B>) {
+        let (middle, mixer) = self.mixer.forward(x, x, rows);
+        let (y, mlp) = self.mlp.forward(if self.parallel { x } else { &middle }, &middle, rows);
+        (y, BlockTrace { mixer, mlp })
+    }
+
+    /// Cotangent of the block's input, `[R, hidden]` over the rows of `pass.rows.full`, or `None` where nothing below it is
+    /// needed; delivers every parameter in scope. `delta` holds the rows of `pass.rows.here()`.
+    pub fn vjp(
+        &self,
+        trace: BlockTrace<B>,
+        delta: FloatTensor<B>,
+        needs: BlockNeeds,
+        pass: &mut Backward<'_, B>,
+    ) -> Option<FloatTensor<B>> {
+        if self.parallel {
+            // both layers have the cotangent of the block's output
+            let residual = self.mlp.vjp(trace.mlp, delta.clone(), None, needs.mlp, pass);
+            return self.mixer.vjp(trace.mixer, delta, residual, needs.mixer, pass);
+        }
+        let delta = self.mlp.vjp(trace.mlp, delta, None, needs.mlp, pass)?;
+        self.mixer.vjp(trace.mixer, delta, None, needs.mixer, pass)
+    }
+
+    /// Shows every linear map and norm, in the order of the forward pass.
+    pub fn visit(&mut self, f: &mut Visitor<'_, B>) {
+        self.mixer.visit(f);
+        self.mlp.visit(f);
+    }
+
+    /// The same block with its tensors elsewhere.
+    pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Block<C> {
+        let norm = |norm: &Option<Norm<B>>| norm.as_ref().map(|norm| norm.convert(f));
+        let Self { mixer, mlp, parallel } = self;
+        let (before, layer, after) = (norm(&mixer.norm), mixer.layer.convert(f), norm(&mixer.norm_after));
+        let mixer = Sublayer { norm: before, layer, norm_after: after };
+        let (before, layer, after) = (norm(&mlp.norm), mlp.layer.convert(f), norm(&mlp.norm_after));
+        let mlp = Sublayer { norm: before, layer, norm_after: after };
+        Block { mixer, mlp, parallel: *parallel }
+    }
+}

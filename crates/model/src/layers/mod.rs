@@ -1,0 +1,105 @@
+//! The layers of a decoder, one a file: parameters, forward pass, vector–Jacobian product, and what it hands to a sink
+//! (docs/mathematics.md, sections 3 and 4).
+//!
+//! Rows of the forward pass are `N`, backward rows `R`; a [`RowSet`] maps each backward row to the forward row whose
+//! activations it uses. A layer keeps nothing itself: its forward pass returns what its vjp needs.
+mod attention;
+mod block;
+mod feed_forward;
+mod linear;
+mod mixer;
+mod mlp;
+mod norm;
+mod projection;
+mod sublayer;
+
+pub use attention::{Attention, AttentionTrace};
+pub use block::{Block, BlockTrace};
+pub use feed_forward::{FeedForward, FeedForwardTrace};
+pub use linear::{Linear, Lora};
+pub use mixer::{Mixer, MixerTrace};
+pub use mlp::{Mlp, MlpTrace};
+pub use norm::Norm;
+pub use projection::{Pieces, Projection};
+pub use sublayer::{Layer, Sublayer, SublayerTrace};
+
+use crate::scope::InScope;
+use crate::sink::Sink;
+use tanglescope_kernels::{FloatTensor, Kernels, RowSet, Segment, Span, TensorMetadata};
+
+/// cos and sin of the forward rows' rotary angles, `[N, rotated pairs]` each.
+pub type Angles<B> = (FloatTensor<B>, FloatTensor<B>);
+
+/// What all layers of a forward pass see.
+pub struct Forward<'a, B: Kernels> {
+    /// What attends to what.
+    pub spans: &'a [Span],
+    /// Of each of the model's rotary embeddings.
+    pub angles: &'a [Angles<B>],
+}
+
+/// Rows of a backward pass at one block.
+#[derive(Clone, Copy, Debug)]
+pub struct BackwardRows<'a> {
+    /// All rows that the cotangents reach.
+    pub full: &'a RowSet,
+    /// Their segments in attention; `active_from` is where `active` begins, or 0.
+    pub segments: &'a [Segment],
+    /// At the top block: the rows whose cotangent is not exactly zero.
+    pub active: Option<&'a RowSet>,
+}
+
+impl BackwardRows<'_> {
+    /// The rows whose cotangents come from above.
+    #[must_use]
+    pub fn here(&self) -> &RowSet {
+        self.active.unwrap_or(self.full)
+    }
+
+    /// Cotangents of [`here`](Self::here), spread over all rows.
+    #[must_use]
+    pub fn spread<B: Kernels>(&self, delta: FloatTensor<B>) -> FloatTensor<B> {
+        match self.active {
+            None => delta,
+            Some(active) => B::scatter_add(&delta, &places(self.full, active), self.full.rows()),
+        }
+    }
+}
+
+/// Row of `full` of each row of `active`, whose cotangents are the ends of the same cotangents' rows.
+fn places(full: &RowSet, active: &RowSet) -> Vec<u32> {
+    let of_cotangent = |k: usize| {
+        let (all, part) = (full.of(k), active.of(k));
+        all.end - part.len()..all.end
+    };
+    (0..full.cotangents()).flat_map(of_cotangent).map(tanglescope_kernels::as_index).collect()
+}
+
+/// A backward pass at one block: its rows, which parameters are wanted, and where they are delivered.
+pub struct Backward<'a, B: Kernels> {
+    /// Its rows.
+    pub rows: BackwardRows<'a>,
+    /// Of each of the model's rotary embeddings.
+    pub angles: &'a [Angles<B>],
+    /// The parameters that are delivered.
+    pub scope: &'a InScope,
+    /// Where to.
+    pub sink: &'a mut dyn Sink<B>,
+}
+
+/// A parameter-holding part of a layer.
+pub enum Part<'a, B: Kernels> {
+    /// A linear map.
+    Linear(&'a mut Linear<B>),
+    /// A norm.
+    Norm(&'a mut Norm<B>),
+}
+
+/// Takes the parts of a layer one by one, in the order of the forward pass.
+pub type Visitor<'a, B> = dyn FnMut(Part<'_, B>) + 'a;
+
+/// Rows and columns.
+fn dims<B: Kernels>(x: &FloatTensor<B>) -> [usize; 2] {
+    let shape = x.shape();
+    [shape[0], shape[1]]
+}

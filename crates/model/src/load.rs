@@ -1,0 +1,354 @@
+//! From a Hugging Face folder to a decoder, and from one adapter to another.
+use crate::adapter::{Adapter, AdapterSource, SavedAdapter};
+use crate::architectures::{self, BlockKind, Description, Qkv, Up, Wrapper};
+use crate::config::Config;
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use crate::layers::{Attention, Block, FeedForward, Linear, Mixer, Mlp, Norm, Part, Pieces, Projection, Sublayer};
+use crate::outline::Outline;
+use crate::residency::Residence;
+use crate::sink::Embedding;
+use crate::weights::{Layout, Weights, content_hash};
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use tanglescope_kernels::cost::Rates;
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels};
+
+/// Reads the tensors of a base model, or of an adapter's copies of them.
+struct Loader<'a> {
+    base: Weights,
+    adapter: &'a mut Adapter,
+    names_prefix: String,
+    /// Whether the checkpoint leaves the base's prefix out.
+    bare: bool,
+    dtype: DType,
+    saved: BTreeSet<String>,
+}
+
+impl Loader<'_> {
+    /// Name in the checkpoint of a parameter of the full architecture.
+    fn name(&self, name: &str) -> String {
+        if self.bare {
+            name.strip_prefix(self.names_prefix.as_str()).unwrap_or(name).to_owned()
+        } else {
+            name.to_owned()
+        }
+    }
+
+    /// The tensor and its name in the checkpoint.
+    fn tensor<B: Kernels>(
+        &mut self,
+        canonical: &str,
+        shape: &[usize],
+        layout: Layout,
+        device: &B::Device,
+    ) -> Result<(String, FloatTensor<B>)> {
+        let name = self.name(canonical);
+        if let Adapter::Saved(adapter) = &mut *self.adapter
+            && let Some(stored) = adapter.saved(canonical)
+        {
+            let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, device)?;
+            self.base.ignore(&name);
+            self.saved.insert(name.clone());
+            return Ok((name, x));
+        }
+        let x = self.base.take::<B>(&name, shape, layout, self.dtype, device)?;
+        Ok((name, x))
+    }
+
+    fn embedding<B: Kernels>(&mut self, module: &str, shape: [usize; 2], device: &B::Device) -> Result<Embedding<B>> {
+        let (name, table) = self.tensor::<B>(&format!("{module}.weight"), &shape, Layout::Same, device)?;
+        Ok(Embedding { name, table })
+    }
+
+    fn norm<B: Kernels>(
+        &mut self,
+        module: &str,
+        features: usize,
+        of: &Description,
+        device: &B::Device,
+    ) -> Result<Norm<B>> {
+        let gain = self.tensor::<B>(&format!("{module}.weight"), &[features], Layout::Same, device)?.1;
+        let bias = match of.norm_bias {
+            true => Some(self.tensor::<B>(&format!("{module}.bias"), &[features], Layout::Same, device)?.1),
+            false => None,
+        };
+        Ok(Norm { name: self.name(module), gain, bias, kind: of.norm, gain_plus_one: of.gain_plus_one })
+    }
+
+    fn linear<B: Kernels>(
+        &mut self,
+        module: &Module,
+        [inputs, outputs]: [usize; 2],
+        device: &B::Device,
+    ) -> Result<Linear<B>> {
+        let path = &module.path;
+        let (shape, layout) =
+            if module.conv1d { ([inputs, outputs], Layout::Same) } else { ([outputs, inputs], Layout::Transposed) };
+        let weight = self.tensor::<B>(&format!("{path}.weight"), &shape, layout, device)?.1;
+        let bias = match module.bias {
+            true => Some(self.tensor::<B>(&format!("{path}.bias"), &[outputs], Layout::Same, device)?.1),
+            false => None,
+        };
+        let (layer, shape) = (module.layer, [inputs, outputs]);
+        let lora = self.adapter.factors::<B>(path, layer, module.attention, shape, self.dtype, device)?;
+        Ok(Linear { name: self.name(path), weight, bias, lora })
+    }
+}
+
+/// A linear map of a block, before it is loaded.
+struct Module {
+    path: String,
+    layer: usize,
+    attention: bool,
+    bias: bool,
+    conv1d: bool,
+}
+
+impl<B: Kernels> Decoder<B> {
+    /// Loads a Hugging Face folder, with an adapter where one is given, and keeps the weights of all blocks from
+    /// `resident` on in the host's memory, from where each is copied to the device when it is used.
+    ///
+    /// # Errors
+    /// Names the file, key or tensor that is missing, left over, unreadable, or not supported.
+    pub fn load(
+        folder: &Path,
+        source: &AdapterSource,
+        dtype: DType,
+        device: &B::Device,
+        resident: usize,
+    ) -> Result<Self> {
+        let config_path = folder.join("config.json");
+        if !folder.is_dir() {
+            return Err(Error::file(folder, "no such folder; expected a Hugging Face model folder with config.json"));
+        }
+        let description = architectures::describe(&Config::read(&config_path)?)?;
+        let base = Weights::open(folder, "model")?;
+        Self::build(base, content_hash(folder)?, description, folder, source, dtype, device, resident)
+    }
+
+    /// The base model under the adapter, sharing its tensors; `None` where the adapter replaced some of them
+    /// (`modules_to_save`).
+    #[must_use]
+    pub fn base(&self) -> Option<Self> {
+        if !self.saved.is_empty() {
+            return None;
+        }
+        let mut base = Self { adapter_hash: None, ..self.clone() };
+        for block in &mut base.blocks {
+            match block {
+                Residence::Device(block) => without_adapter(block),
+                Residence::Host(block) => without_adapter(block),
+            }
+        }
+        base.maps.iter_mut().for_each(|map| map.rank = None);
+        Some(base)
+    }
+
+    /// This model under another saved adapter, sharing the base's tensors; `None` where this adapter or the other
+    /// replaces some of them (`modules_to_save`).
+    ///
+    /// # Errors
+    /// Names the file, key or tensor of the adapter that cannot be used.
+    pub fn adapted(&self, folder: &Path) -> Result<Option<Self>> {
+        let mut adapter = SavedAdapter::open(folder)?;
+        let Some(mut model) = self.base().filter(|_| !adapter.saves_modules()) else { return Ok(None) };
+        let before = if self.bare { &*self.description.names.prefix } else { "" };
+        for (layer, block) in model.blocks.iter_mut().enumerate() {
+            match block {
+                Residence::Device(block) => adapter.attach(block, before, layer, self.dtype, &self.device)?,
+                Residence::Host(block) => adapter.attach(block, before, layer, self.dtype, &FlexDevice)?,
+            }
+        }
+        adapter.finish()?;
+        model.adapter_hash = Some(adapter.content_hash()?);
+        model.maps = Outline::with(model.description.clone(), &mut Adapter::Saved(Box::new(adapter))).maps;
+        Ok(Some(model))
+    }
+
+    /// A model of given dimensions with made-up weights, for measurements of speed.
+    ///
+    /// # Errors
+    /// Where the adapter cannot be read.
+    pub fn synthetic(
+        description: Description,
+        source: &AdapterSource,
+        dtype: DType,
+        device: &B::Device,
+        resident: usize,
+    ) -> Result<Self> {
+        let (base, folder) = (Weights::synthetic(), Path::new("synthetic"));
+        Self::build(base, "synthetic".to_owned(), description, folder, source, dtype, device, resident)
+    }
+
+    #[allow(clippy::too_many_arguments)] // what both ways to a model share
+    fn build(
+        mut base: Weights,
+        content_hash: String,
+        description: Description,
+        folder: &Path,
+        source: &AdapterSource,
+        dtype: DType,
+        device: &B::Device,
+        resident: usize,
+    ) -> Result<Self> {
+        let description = description.located(folder, |name| base.has(name))?;
+        let names = &description.names;
+        let bare = !base.has(&format!("{}.weight", names.embedding));
+        let mut adapter = Adapter::open(source)?;
+        let adapter_hash = match &adapter {
+            Adapter::Saved(saved) => Some(saved.content_hash()?),
+            _ => None,
+        };
+        let of_images = |name: &str| description.wrapper.is_some() && Wrapper::is_of_images(name);
+        let no_parameter = |name: &&str| is_buffer(name, &description, bare) || of_images(name);
+        let buffers: Vec<String> = base.names().filter(no_parameter).map(str::to_owned).collect();
+        buffers.iter().for_each(|name| base.ignore(name));
+        let saved = BTreeSet::new();
+        let names_prefix = names.prefix.clone().into_owned();
+        let mut loader = Loader { base, adapter: &mut adapter, names_prefix, bare, dtype, saved };
+        let table = [description.vocabulary, description.hidden];
+        let embedding = loader.embedding::<B>(&names.embedding, table, device)?;
+        let positions = match names.positions {
+            Some(module) => {
+                Some(loader.embedding::<B>(module, [description.max_positions, description.hidden], device)?)
+            }
+            None => None,
+        };
+        let mut blocks = Vec::with_capacity(description.layers());
+        for layer in 0..description.layers() {
+            blocks.push(match layer < resident {
+                true => Residence::Device(Box::new(block::<B>(&mut loader, &description, layer, device)?)),
+                false => Residence::Host(Box::new(block::<Flex>(&mut loader, &description, layer, &FlexDevice)?)),
+            });
+        }
+        let final_norm = loader.norm::<B>(&names.final_norm, description.hidden, &description, device)?;
+        let head = head(&mut loader, &description, &embedding, folder, device)?;
+        loader.base.finish()?;
+        let saved = loader.saved;
+        adapter.finish()?;
+        let Outline { description, maps } = Outline::with(description, &mut adapter);
+        Ok(Self {
+            description,
+            dtype,
+            device: device.clone(),
+            content_hash,
+            adapter_hash,
+            activation_bytes: None,
+            rates: Rates::CPU,
+            embedding,
+            positions,
+            blocks,
+            final_norm,
+            head,
+            maps,
+            bare,
+            saved,
+        })
+    }
+}
+
+fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, device: &B::Device) -> Result<Block<B>> {
+    let names = &of.names;
+    let (mut norms, mut maps) = (HashMap::new(), HashMap::new());
+    for part in of.parts() {
+        match part {
+            architectures::Part::Norm { name, features } => {
+                let path = format!("{}.{layer}.{name}", names.blocks);
+                norms.insert(name, loader.norm::<B>(&path, features, of, device)?);
+            }
+            architectures::Part::Map { name, reads, shape, bias } => {
+                let path = format!("{}.{layer}.{name}", names.blocks);
+                let module = Module { path, layer, attention: reads.by_attention(), bias, conv1d: names.conv1d };
+                maps.insert(name, loader.linear::<B>(&module, shape, device)?);
+            }
+        }
+    }
+    let mut norm = |name: Option<&'static str>| name.and_then(|name| norms.remove(name));
+    let mut take = |named: &[&'static str]| -> Vec<Linear<B>> { named.iter().filter_map(|n| maps.remove(n)).collect() };
+    let (qkv, pieces) = match &names.qkv {
+        Qkv::Separate(named) => (take(named), Pieces::Separate),
+        Qkv::Joined(name) => (take(&[name]), Pieces::Columns(of.qkv_widths().to_vec())),
+        Qkv::ByHead(name) => (take(&[name]), Pieces::ByHead { pieces: 3, head_dim: of.attention.head_dim }),
+    };
+    let qkv = Projection { maps: qkv, pieces };
+    let (up, pieces) = match &names.up {
+        Up::Plain(name) => (take(&[name]), Pieces::Separate),
+        Up::Gated(named) => (take(named), Pieces::Separate),
+        Up::Joined(name) => (take(&[name]), Pieces::Columns(vec![of.mlp_width; 2])),
+    };
+    let up = Projection { maps: up, pieces };
+    let [o, down] = [names.o, names.down].map(|name| take(&[name]).pop());
+    let (Some(o), Some(down)) = (o, down) else { unreachable!("every description has both as parts") };
+    let query_key_norms = names.query_key_norms.and_then(|[q, k]| Some(Box::new([norm(Some(q))?, norm(Some(k))?])));
+    let BlockKind { rope, .. } = of.blocks[layer];
+    let attention = Attention { qkv, query_key_norms, o, spec: of.attention_of(layer), rope };
+    let mlp = Mlp { up, down, activation: of.activation };
+    Ok(Block {
+        mixer: Sublayer {
+            norm: norm(names.attention_norm),
+            layer: Mixer::Attention(attention),
+            norm_after: norm(names.after_attention),
+        },
+        mlp: Sublayer { norm: norm(names.mlp_norm), layer: FeedForward::Mlp(mlp), norm_after: norm(names.after_mlp) },
+        parallel: of.parallel,
+    })
+}
+
+fn without_adapter<B: Kernels>(block: &mut Block<B>) {
+    block.visit(&mut |part| {
+        if let Part::Linear(map) = part {
+            map.lora = None;
+        }
+    });
+}
+
+/// Path of the blocks in the checkpoint.
+fn in_checkpoint(of: &Description, bare: bool) -> &str {
+    let blocks: &str = &of.names.blocks;
+    if bare { blocks.strip_prefix(&*of.names.prefix).unwrap_or(blocks) } else { blocks }
+}
+
+/// The output matrix, or `None` where it is the embedding.
+fn head<B: Kernels>(
+    loader: &mut Loader<'_>,
+    of: &Description,
+    embedding: &Embedding<B>,
+    folder: &Path,
+    device: &B::Device,
+) -> Result<Option<Embedding<B>>> {
+    let name = format!("{}.weight", of.names.head);
+    if !of.tied {
+        return Ok(Some(loader.embedding::<B>(&of.names.head, [of.vocabulary, of.hidden], device)?));
+    }
+    if let Adapter::Saved(adapter) = &*loader.adapter {
+        let embedding_name = format!("{}.weight", of.names.embedding);
+        if let Some(stored) = adapter.saved(&embedding_name).or_else(|| adapter.saved(&name)) {
+            let problem = "this model's output matrix is its embedding, and the adapter saves a copy of one of them, \
+                           which unties the two; merge the adapter into the model and save both first";
+            return Err(Error::tensor(folder, &stored, problem));
+        }
+    }
+    if loader.base.has(&name) {
+        if !loader.base.equal(&name, &embedding.name)? {
+            let problem = format!(
+                "differs from `{}`, but config.json says `tie_word_embeddings: true`; set it to false if the two differ",
+                embedding.name
+            );
+            return Err(Error::tensor(folder, &name, problem));
+        }
+        loader.base.ignore(&name);
+    }
+    Ok(None)
+}
+
+/// Whether a stored tensor is one of the architecture's buffers, which are no parameters.
+fn is_buffer(name: &str, of: &Description, bare: bool) -> bool {
+    names_inside(name, in_checkpoint(of, bare)).is_some_and(|(_, inside)| of.names.buffers.contains(&inside))
+}
+
+/// Layer and the rest of a name inside a list of blocks.
+fn names_inside<'a>(name: &'a str, blocks: &str) -> Option<(usize, &'a str)> {
+    let (layer, path) = name.strip_prefix(blocks)?.strip_prefix('.')?.split_once('.')?;
+    Some((layer.parse().ok()?, path))
+}

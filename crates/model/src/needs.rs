@@ -1,0 +1,106 @@
+//! What a backward pass has to compute for a scope: decided once, from the description and the parameters in scope, and read by
+//! the backward pass and by the count of its operations.
+use crate::architectures::{Description, Reads};
+
+use crate::scope::{InScope, Location};
+use std::collections::BTreeSet;
+
+/// What a backward pass has to compute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Cotangents of the rows that the embeddings gave: one of their tables is in scope, and not as the output matrix alone.
+    pub embeddings: bool,
+    /// The final norm's gain or bias is in scope, or something below it is.
+    pub final_norm: bool,
+    /// Of each block.
+    pub blocks: Vec<BlockNeeds>,
+}
+
+/// What the vjp of a block has to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockNeeds {
+    /// Of attention, with the norms around it.
+    pub mixer: LayerNeeds,
+    /// Of the feed-forward layer, with the norms around it.
+    pub mlp: LayerNeeds,
+}
+
+/// Which cotangents the vjp of a layer, with the norms around it, forms; each implies those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerNeeds {
+    /// Of its output: it runs at all.
+    pub output: bool,
+    /// Of what its last linear map reads: the attention output, or the hidden values of the feed-forward layer.
+    pub hidden: bool,
+    /// Of what its first linear maps read.
+    pub input: bool,
+    /// Of the residual stream that its norm reads.
+    pub stream: bool,
+}
+
+impl LayerNeeds {
+    /// `below`: something below the layer is needed; the others: something is in scope among the norm before the layer, the
+    /// maps and norms between that and what the last map reads, and the rest.
+    fn new(below: bool, norm: bool, first: bool, last: bool) -> Self {
+        let input = below || norm;
+        let hidden = input || first;
+        Self { output: hidden || last, hidden, input, stream: below }
+    }
+}
+
+impl BlockNeeds {
+    /// Whether the block's vjp runs at all.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.mixer.output || self.mlp.output
+    }
+}
+
+impl Needs {
+    /// What a scope needs of a model.
+    #[must_use]
+    pub fn of(description: &Description, scope: &InScope) -> Self {
+        let mut wanted: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); description.layers()];
+        let (mut embeddings, mut final_norm) = (false, false);
+        for parameter in &scope.parameters {
+            match (parameter.location, parameter.layer) {
+                (Location::Block, Some(layer)) => drop(wanted[layer].insert(&parameter.module)),
+                (Location::Embedding, _) => embeddings |= !scope.head_only(),
+                (Location::FinalNorm, _) => final_norm = true,
+                _ => {}
+            }
+        }
+        let mut below = embeddings;
+        let mut blocks = Vec::with_capacity(wanted.len());
+        for wanted in &wanted {
+            let needs = of_block(description, wanted, below);
+            below |= needs.any();
+            blocks.push(needs);
+        }
+        Self { embeddings, final_norm: final_norm || below, blocks }
+    }
+
+    /// The lowest block whose vjp runs.
+    #[must_use]
+    pub fn lowest(&self) -> Option<usize> {
+        self.blocks.iter().position(BlockNeeds::any)
+    }
+}
+
+/// What a block needs of whose modules some are wanted.
+fn of_block(description: &Description, wanted: &BTreeSet<&str>, below: bool) -> BlockNeeds {
+    let names = &description.names;
+    let norm = |name: Option<&str>| name.is_some_and(|name| wanted.contains(name));
+    let maps = |reads: Reads| description.maps_of(reads).any(|name| wanted.contains(name));
+    let query_key_norms = names.query_key_norms.is_some_and(|both| both.into_iter().any(|name| wanted.contains(name)));
+    let mixer = LayerNeeds::new(
+        below,
+        norm(names.attention_norm),
+        maps(Reads::MixerInput) || query_key_norms,
+        maps(Reads::AttentionOutput) || norm(names.after_attention),
+    );
+    // beside attention the feed-forward layer is not below it
+    let below = if description.parallel { below } else { mixer.output };
+    let (first, last) = (maps(Reads::MlpInput), maps(Reads::MlpHidden) || norm(names.after_mlp));
+    BlockNeeds { mixer, mlp: LayerNeeds::new(below, norm(names.mlp_norm), first, last) }
+}

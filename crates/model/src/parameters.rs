@@ -1,0 +1,97 @@
+//! Walks over the parameters of a decoder: their names, their tensors, and a copy a step away.
+use crate::decoder::Decoder;
+use crate::error::Result;
+use crate::layers::{Linear, Norm, Part};
+use crate::outline;
+use crate::scope::{InScope, Parameter, ParameterKind, Scope};
+use std::collections::HashMap;
+use tanglescope_kernels::{FloatTensor, Kernels};
+
+impl<B: Kernels> Decoder<B> {
+    /// All parameters, base and adapter, in the order of the forward pass.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let mut all = outline::parameters(&self.description, &self.maps);
+        for parameter in all.iter_mut().filter(|parameter| parameter.kind == ParameterKind::Base) {
+            let prefix = if self.bare { &*self.description.names.prefix } else { "" };
+            if let Some(name) = parameter.name.strip_prefix(prefix) {
+                parameter.name = name.to_owned();
+            }
+            if let Some(module) = parameter.module.strip_prefix(prefix).filter(|_| parameter.layer.is_none()) {
+                parameter.module = module.to_owned();
+            }
+            if self.saved.contains(&parameter.name) {
+                parameter.kind = ParameterKind::Saved;
+            }
+        }
+        all
+    }
+
+    /// The parameters that a scope selects.
+    ///
+    /// # Errors
+    /// Where it selects none.
+    pub fn in_scope(&self, scope: &Scope) -> Result<InScope> {
+        InScope::select(scope, self.parameters(), self.head_name())
+    }
+
+    /// Calls a function with every parameter's name, whether it is a low-rank factor, and its tensor (matrices of
+    /// linear maps as `[in, out]`).
+    pub fn visit(&mut self, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+        f(&self.embedding.name, false, &mut self.embedding.table);
+        if let Some(positions) = &mut self.positions {
+            f(&positions.name, false, &mut positions.table);
+        }
+        let (dtype, device) = (self.dtype, &self.device);
+        for block in &mut self.blocks {
+            block.visit(dtype, device, &mut |part| match part {
+                Part::Linear(map) => visit_linear(map, f),
+                Part::Norm(norm) => visit_norm(norm, f),
+            });
+        }
+        visit_norm(&mut self.final_norm, f);
+        if let Some(head) = &mut self.head {
+            f(&head.name, false, &mut head.table);
+        }
+    }
+
+    /// The model a step away from this one: `θ + step·direction` for every parameter in scope.
+    ///
+    /// `direction` has a tensor for each name, in the shape that [`visit`](Self::visit) shows.
+    #[must_use]
+    pub fn moved(&self, scope: &InScope, direction: &HashMap<String, FloatTensor<B>>, step: f64) -> Self {
+        let mut moved = self.clone();
+        if scope.head_only() && moved.head.is_none() {
+            // the logits part of a tied matrix alone: a head of its own, which starts as the embedding
+            moved.head = Some(moved.embedding.clone());
+            moved.embedding.name.clear();
+        }
+        moved.visit(&mut |name, _, tensor| {
+            if let Some(direction) = direction.get(name).filter(|_| scope.contains(name)) {
+                *tensor = B::add_scaled(B::cast(tensor.clone(), self.dtype), direction, step);
+            }
+        });
+        moved
+    }
+}
+
+fn visit_linear<B: Kernels>(map: &mut Linear<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+    let (weight_name, bias_name) = (map.weight_name(), map.bias_name());
+    f(&weight_name, false, &mut map.weight);
+    if let Some(bias) = &mut map.bias {
+        f(&bias_name, false, bias);
+    }
+    if let Some(lora) = &mut map.lora {
+        let (a_name, b_name) = (lora.a_name(), lora.b_name());
+        f(&a_name, true, &mut lora.a);
+        f(&b_name, true, &mut lora.b);
+    }
+}
+
+fn visit_norm<B: Kernels>(norm: &mut Norm<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+    let (gain_name, bias_name) = (norm.gain_name(), norm.bias_name());
+    f(&gain_name, false, &mut norm.gain);
+    if let Some(bias) = &mut norm.bias {
+        f(&bias_name, false, bias);
+    }
+}

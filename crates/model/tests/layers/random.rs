@@ -1,0 +1,192 @@
+//! Random layers of every kind, and the shapes they have.
+use crate::flex;
+use proptest::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use std::collections::BTreeMap;
+use tanglescope_kernels::{Activation, AttentionSpec, Flex, FloatTensor, Memory, NormKind};
+use tanglescope_model::layers::{
+    Attention, Block, FeedForward, Linear, Lora, Mixer, Mlp, Norm, Pieces, Projection, Sublayer,
+};
+
+/// Shape of a random block and of its rows.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub hidden: usize,
+    pub mlp_width: usize,
+    pub kv_heads: usize,
+    pub repeat: usize,
+    pub half: usize,
+    pub gated: bool,
+    /// Gate and up from one matrix.
+    pub joined: bool,
+    pub qkv: Qkv,
+    pub bias: bool,
+    pub centred: bool,
+    pub rotary: bool,
+    /// Values of a head that are not rotated.
+    pub left: usize,
+    /// Norms before the layers, after them, and of queries and keys: none, of each head, of all.
+    pub before: bool,
+    pub after: bool,
+    pub query_key: usize,
+    pub plus_one: bool,
+    pub parallel: bool,
+    pub rank: usize,
+    pub trunk: usize,
+    pub suffixes: Vec<usize>,
+    pub late: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Qkv {
+    Separate,
+    Joined,
+    ByHead,
+}
+
+impl Shape {
+    pub fn head_dim(&self) -> usize {
+        2 * self.half + self.left
+    }
+}
+
+pub fn shapes() -> impl Strategy<Value = Shape> {
+    let sizes = (2usize..20, 1usize..24, 1usize..3, 1usize..3, 1usize..5);
+    let qkv = prop_oneof![Just(Qkv::Separate), Just(Qkv::Joined), Just(Qkv::ByHead)];
+    let kinds = (any::<[bool; 5]>(), any::<[bool; 4]>(), 0usize..3, qkv, 0usize..4, 0usize..3);
+    let rows = (1usize..8, proptest::collection::vec(0usize..7, 1..4), any::<bool>());
+    (sizes, kinds, rows).prop_map(|(sizes, kinds, rows)| {
+        let (hidden, mlp_width, kv_heads, repeat, half) = sizes;
+        let ([gated, joined, bias, centred, rotary], [before, after, plus_one, parallel], query_key, qkv, rank, left) =
+            kinds;
+        let (trunk, suffixes, late) = rows;
+        // a matrix by head has as many keys as queries
+        let repeat = if qkv == Qkv::ByHead { 1 } else { repeat };
+        Shape {
+            hidden,
+            mlp_width,
+            kv_heads,
+            repeat,
+            half,
+            gated,
+            joined,
+            qkv,
+            bias,
+            centred,
+            rotary,
+            left,
+            before,
+            after,
+            query_key,
+            plus_one,
+            parallel,
+            rank,
+            trunk,
+            suffixes,
+            late,
+        }
+    })
+}
+
+/// Named random parameters, `[rows, columns]` each (one row for vectors).
+pub struct Parameters {
+    pub random: ChaCha8Rng,
+    pub values: BTreeMap<String, (Vec<f64>, [usize; 2])>,
+}
+
+impl Parameters {
+    pub fn noise(&mut self, n: usize) -> Vec<f64> {
+        (0..n).map(|_| StandardNormal.sample(&mut self.random)).collect()
+    }
+
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> FloatTensor<Flex> {
+        let scale = (shape[0] as f64).sqrt().recip();
+        let values: Vec<f64> = self.noise(shape[0] * shape[1]).into_iter().map(|x| x * scale).collect();
+        self.values.insert(name.to_owned(), (values.clone(), shape));
+        flex(&values, shape.to_vec())
+    }
+
+    fn vector(&mut self, name: &str, n: usize) -> FloatTensor<Flex> {
+        flex(&Flex::download(&self.matrix(name, [1, n])), vec![n])
+    }
+
+    fn linear(&mut self, name: &str, [inputs, outputs]: [usize; 2], shape: &Shape) -> Linear<Flex> {
+        Linear {
+            name: name.to_owned(),
+            weight: self.matrix(&format!("{name}.weight"), [inputs, outputs]),
+            bias: shape.bias.then(|| self.vector(&format!("{name}.bias"), outputs)),
+            lora: (shape.rank > 0).then(|| Lora {
+                name: name.to_owned(),
+                a: self.matrix(&format!("{name}.lora_A.weight"), [inputs, shape.rank]),
+                b: self.matrix(&format!("{name}.lora_B.weight"), [shape.rank, outputs]),
+                scale: 0.7,
+            }),
+        }
+    }
+
+    fn up(&mut self, shape: &Shape) -> Projection<Flex> {
+        let (d, m) = (shape.hidden, shape.mlp_width);
+        match (shape.gated, shape.joined) {
+            (false, _) => Projection { maps: vec![self.linear("up", [d, m], shape)], pieces: Pieces::Separate },
+            (true, false) => {
+                let maps = ["gate", "up"].map(|name| self.linear(name, [d, m], shape)).to_vec();
+                Projection { maps, pieces: Pieces::Separate }
+            }
+            (true, true) => {
+                let maps = vec![self.linear("up", [d, 2 * m], shape)];
+                Projection { maps, pieces: Pieces::Columns(vec![m, m]) }
+            }
+        }
+    }
+
+    fn norm(&mut self, name: &str, features: usize, shape: &Shape) -> Norm<Flex> {
+        Norm {
+            name: name.to_owned(),
+            gain: self.vector(&format!("{name}.weight"), features),
+            bias: shape.bias.then(|| self.vector(&format!("{name}.bias"), features)),
+            kind: NormKind { centred: shape.centred, eps: 1e-5 },
+            gain_plus_one: shape.plus_one,
+        }
+    }
+
+    pub fn mlp(&mut self, shape: &Shape) -> Mlp<Flex> {
+        let (up, down) = (self.up(shape), self.linear("down", [shape.mlp_width, shape.hidden], shape));
+        Mlp { up, down, activation: Activation::Silu }
+    }
+
+    pub fn attention(&mut self, shape: &Shape) -> Attention<Flex> {
+        let (h, kv_heads) = (shape.head_dim(), shape.kv_heads);
+        let (d, qw, kw) = (shape.hidden, kv_heads * shape.repeat * h, kv_heads * h);
+        let (maps, pieces) = match shape.qkv {
+            Qkv::Separate => {
+                let maps = [("q", qw), ("k", kw), ("v", kw)].map(|(name, width)| self.linear(name, [d, width], shape));
+                (maps.to_vec(), Pieces::Separate)
+            }
+            Qkv::Joined => (vec![self.linear("qkv", [d, qw + 2 * kw], shape)], Pieces::Columns(vec![qw, kw, kw])),
+            Qkv::ByHead => {
+                let pieces = Pieces::ByHead { pieces: 3, head_dim: h };
+                (vec![self.linear("qkv", [d, qw + 2 * kw], shape)], pieces)
+            }
+        };
+        let query_key_norms = (shape.query_key > 0).then(|| {
+            let widths = if shape.query_key == 1 { [h, h] } else { [qw, kw] };
+            Box::new([self.norm("qn", widths[0], shape), self.norm("kn", widths[1], shape)])
+        });
+        let o = self.linear("o", [qw, d], shape);
+        let heads = kv_heads * shape.repeat;
+        let spec = AttentionSpec { heads, kv_heads, head_dim: h, scale: 0.3, cap: None, window: None };
+        Attention { qkv: Projection { maps, pieces }, query_key_norms, o, spec, rope: shape.rotary.then_some(0) }
+    }
+
+    pub fn block(&mut self, shape: &Shape) -> Block<Flex> {
+        let d = shape.hidden;
+        let norm = |parameters: &mut Self, there: bool, name: &str| there.then(|| parameters.norm(name, d, shape));
+        let (norm_before, norm_after) = (norm(self, shape.before, "ln1"), norm(self, shape.after, "ln3"));
+        let layer = Mixer::Attention(self.attention(shape));
+        let mixer = Sublayer { norm: norm_before, layer, norm_after };
+        let (norm_before, norm_after) = (norm(self, shape.before, "ln2"), norm(self, shape.after, "ln4"));
+        let mlp = Sublayer { norm: norm_before, layer: FeedForward::Mlp(self.mlp(shape)), norm_after };
+        Block { mixer, mlp, parallel: shape.parallel }
+    }
+}

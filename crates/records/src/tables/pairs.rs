@@ -1,0 +1,165 @@
+//! pairs.parquet: one row a pair.
+use crate::tables::{column, frame};
+use polars_core::prelude::DataFrame;
+use tanglescope_objectives::PairGram;
+
+/// A row of pairs.parquet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairRow {
+    /// Number of the row in the data.
+    pub pair: u64,
+    /// The row's own `id`.
+    pub id: Option<String>,
+    /// Tokens of the prompt, of both responses, and of the shared trunk.
+    pub tokens: PairLengths,
+    /// log π(chosen | prompt).
+    pub logp_chosen: f64,
+    /// log π(rejected | prompt).
+    pub logp_rejected: f64,
+    /// The same under the reference model, chosen first, where there is one.
+    pub reference: Option<[f64; 2]>,
+    /// Insertions, deletions and exchanges of tokens that make one response the other.
+    pub edit_distance: u32,
+    /// Inner products over all parameters in scope.
+    pub gram: PairGram,
+    /// What else the same pass measured.
+    pub companions: Companions,
+    /// Of a pair of a larger group: the group's row, and which of its responses are chosen and rejected.
+    pub group: Option<(u64, [u32; 2])>,
+    /// What an objective of contrast tokens asks for.
+    pub contrast: Option<Contrast>,
+}
+
+/// Measures of a pair beside its gradients (docs/mathematics.md, section 10).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Companions {
+    /// Inner products of the sums of last hidden states over both responses' rows: chosen with itself, with rejected, rejected
+    /// with itself.
+    pub hidden: [f64; 3],
+    /// Mean entropy of the predictions of both responses' tokens, in nats.
+    pub entropy: [f64; 2],
+    /// Mean place of both responses' tokens among all tokens by probability, from 1.
+    pub rank: [f64; 2],
+    /// Part of wl that the last block's parameters make; `None` where none of them is in scope or wl is zero.
+    pub last_layer: Option<f64>,
+}
+
+impl Companions {
+    /// CHES score (Razin et al., arXiv 2410.08847, definition 2): `⟨Σh_w, Σh_l⟩ − ‖Σh_w‖²`.
+    #[must_use]
+    pub fn ches(&self) -> f64 {
+        self.hidden[1] - self.hidden[0]
+    }
+
+    /// The same with each sum over its response's tokens: `⟨Σh_w, Σh_l⟩/(|w||l|) − ‖Σh_w‖²/|w|²` (ibid., definition 3).
+    #[must_use]
+    pub fn ches_by_length(&self, tokens: &PairLengths) -> f64 {
+        let (w, l) = (f64::from(tokens.chosen), f64::from(tokens.rejected));
+        self.hidden[1] / (w * l) - self.hidden[0] / (w * w)
+    }
+}
+
+/// A pair's log-probabilities summed over its contrast tokens, those that its responses do not share, and the gradients of
+/// the two sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Contrast {
+    /// Of the policy, chosen first.
+    pub logps: [f64; 2],
+    /// Of the reference.
+    pub reference: [f64; 2],
+    /// `inner[i][j]`: ⟨gradient of the sum over response i's contrast tokens, gradient of log π(response j)⟩.
+    pub inner: [[f64; 2]; 2],
+}
+
+/// Lengths in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairLengths {
+    /// The prompt.
+    pub prompt: u32,
+    /// The preferred response.
+    pub chosen: u32,
+    /// The other response.
+    pub rejected: u32,
+    /// What the two input sequences have in common.
+    pub trunk: u32,
+    /// What the prompt lost on the left.
+    pub truncated: u32,
+}
+
+/// Names of the columns that hold a [`Contrast`]: its sums, the reference's, and `inner` row by row.
+pub(crate) const CONTRAST: [&str; 8] = [
+    "contrast_logp_chosen",
+    "contrast_logp_rejected",
+    "ref_contrast_logp_chosen",
+    "ref_contrast_logp_rejected",
+    "contrast_w_w",
+    "contrast_w_l",
+    "contrast_l_w",
+    "contrast_l_l",
+];
+
+impl Contrast {
+    fn values(&self) -> [f64; 8] {
+        let ([a, b], [c, d], [[e, f], [g, h]]) = (self.logps, self.reference, self.inner);
+        [a, b, c, d, e, f, g, h]
+    }
+
+    pub(crate) fn of([a, b, c, d, e, f, g, h]: [f64; 8]) -> Self {
+        Self { logps: [a, b], reference: [c, d], inner: [[e, f], [g, h]] }
+    }
+}
+
+/// pairs.parquet. The columns of a reference and of contrast tokens are there where every row has them.
+#[must_use]
+pub fn table(rows: &[PairRow]) -> DataFrame {
+    let mut columns = vec![
+        column("pair", rows, |r| r.pair),
+        column("id", rows, |r| r.id.clone()),
+        column("prompt_tokens", rows, |r| r.tokens.prompt),
+        column("chosen_tokens", rows, |r| r.tokens.chosen),
+        column("rejected_tokens", rows, |r| r.tokens.rejected),
+        column("trunk_tokens", rows, |r| r.tokens.trunk),
+        column("truncated_tokens", rows, |r| r.tokens.truncated),
+        column("edit_distance", rows, |r| r.edit_distance),
+        column("logp_chosen", rows, |r| r.logp_chosen),
+        column("logp_rejected", rows, |r| r.logp_rejected),
+    ];
+    let reference: Option<Vec<[f64; 2]>> = rows.iter().map(|r| r.reference).collect();
+    if let Some(reference) = reference {
+        columns.push(column("ref_logp_chosen", &reference, |r| r[0]));
+        columns.push(column("ref_logp_rejected", &reference, |r| r[1]));
+    }
+    columns.extend([
+        column("ww", rows, |r| r.gram.ww),
+        column("wl", rows, |r| r.gram.wl),
+        column("ll", rows, |r| r.gram.ll),
+        column("cosine", rows, |r| r.gram.cosine()),
+        column("norm_ratio", rows, |r| r.gram.norm_ratio()),
+        column("band_low", rows, |r| r.gram.band().map(|band| band.0)),
+        column("band_high", rows, |r| r.gram.band().map(|band| band.1)),
+        column("regime_dpo", rows, |r| r.gram.regime(1.0, 1.0).name().to_owned()),
+        column("common_mode", rows, |r| r.gram.common_mode()),
+        column("differential_mode", rows, |r| r.gram.differential_mode()),
+        column("last_layer_share", rows, |r| r.companions.last_layer),
+        column("hidden_ww", rows, |r| r.companions.hidden[0]),
+        column("hidden_wl", rows, |r| r.companions.hidden[1]),
+        column("hidden_ll", rows, |r| r.companions.hidden[2]),
+        column("ches", rows, |r| r.companions.ches()),
+        column("ches_by_length", rows, |r| r.companions.ches_by_length(&r.tokens)),
+        column("entropy_chosen", rows, |r| r.companions.entropy[0]),
+        column("entropy_rejected", rows, |r| r.companions.entropy[1]),
+        column("rank_chosen", rows, |r| r.companions.rank[0]),
+        column("rank_rejected", rows, |r| r.companions.rank[1]),
+    ]);
+    if rows.iter().any(|r| r.group.is_some()) {
+        columns.push(column("group", rows, |r| r.group.map_or(r.pair, |(group, _)| group)));
+        let of = |k: usize, r: &PairRow| r.group.map_or(u32::from(k == 1), |(_, responses)| responses[k]);
+        columns.push(column("chosen_response", rows, |r| of(0, r)));
+        columns.push(column("rejected_response", rows, |r| of(1, r)));
+    }
+    let contrast: Option<Vec<[f64; 8]>> = rows.iter().map(|r| r.contrast.map(|c| c.values())).collect();
+    if let Some(contrast) = contrast {
+        columns.extend(CONTRAST.iter().enumerate().map(|(i, name)| column(name, &contrast, |r| r[i])));
+    }
+    frame(columns)
+}

@@ -1,0 +1,80 @@
+//! Tanglescope measures *gradient entanglement* in preference-tuned language models: for every preference pair, how the
+//! gradients of log π(chosen) and log π(rejected) pull on each other, and what every margin-based objective would therefore do
+//! to both probabilities (Yuan et al., ICLR 2025, arXiv 2410.13828).
+//!
+//! | call | what it does |
+//! |---|---|
+//! | [`analyze()`] | log-probabilities and inner products of every pair |
+//! | [`tokens()`] | inner products of the gradients of single response tokens |
+//! | [`sweep()`] | every checkpoint of runs on data sets |
+//! | [`train()`] | training on any objective, with every step's entanglement |
+//! | [`summarize()`] | what records amount to, as one table |
+//! | [`report()`] | one page for everything that records hold |
+//! | [`verify()`] | gradients and steps against differences, on your own model and data |
+//! | [`bench()`] | how fast this machine is at it |
+//! | [`devices()`] | what it can run on |
+//!
+//! Every call takes options, typed and with the defaults of the command line, and a [`Listener`] that is told how far it is, what
+//! it left out and what it fell back to; `&()` listens to nothing. Nothing is printed. Results are folders of parquet tables
+//! (docs/formats.md), which a call that is killed goes on with, and are returned as data frames.
+//!
+//! ```
+//! use tanglescope::{AnalyzeOptions, DataOptions, ModelOptions, RowOptions, analyze};
+//!
+//! # let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+//! # let folder = tempfile::tempdir()?;
+//! # let out = folder.path().join("out");
+//! // a Hugging Face folder, pairs of texts, and where the results go
+//! let rows = RowOptions { limit: Some(3), ..RowOptions::default() };
+//! let data = DataOptions { rows, ..DataOptions::new(demo.join("single.jsonl")) };
+//! let found = analyze(&AnalyzeOptions::new(ModelOptions::new(&demo), data, out), &())?;
+//!
+//! let pairs = found.records.pairs()?;
+//! let cosine = pairs.column("cosine")?.f64()?;
+//! assert_eq!(cosine.len(), 3);
+//! assert!(cosine.iter().flatten().all(|cosine| (-1.0..=1.0).contains(&cosine)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+mod analyze;
+mod bench;
+mod data;
+mod device;
+mod error;
+mod estimate;
+mod listener;
+mod measure;
+mod model;
+mod options;
+mod placement;
+mod rates;
+mod records;
+mod reference;
+mod report;
+mod summarize;
+mod sweep;
+mod tokens;
+mod train;
+mod verify;
+
+pub use analyze::{Analysis, AnalyzeOptions, analyze};
+pub use bench::{BenchOptions, BenchReport, KernelTime, PassTime, ShapeName, bench};
+pub use device::{DeviceName, DeviceReport, Devices, Precision, device_in_use, devices};
+pub use error::{Error, Result};
+pub use estimate::Estimate;
+pub use listener::{Amount, Listener};
+pub use options::{DataOptions, Measured, ModelOptions, ObjectiveChoice, ReferenceModel, RowOptions};
+pub use placement::Placement;
+pub use records::Folder;
+pub use report::{ReportFormat, ReportOptions, report};
+pub use summarize::{SummarizeOptions, SummaryBy, SummaryKind, summarize};
+pub use sweep::{Shard, SweepEstimate, SweepOptions, SweepOutcome, named, sweep};
+pub use tokens::{TokenProducts, TokensEstimate, TokensOptions, tokens};
+pub use train::{TrainEstimate, TrainOptions, TrainOutcome, train};
+pub use verify::{Check, Verification, VerifyOptions, verify};
+
+pub use polars_core::prelude::DataFrame;
+pub use tanglescope_analytics::{Shares, Summary};
+pub use tanglescope_data::Mapping;
+pub use tanglescope_model::Scope;
+pub use tanglescope_objectives::{GroupObjective, Objective};
+pub use tanglescope_records::Schedule;

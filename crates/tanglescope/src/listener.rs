@@ -1,0 +1,52 @@
+//! How a caller learns what a long call is doing.
+use crate::verify::Check;
+
+/// Pairs, and the forward rows that they take: pairs run in the order of their length, so that rows tell the time left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Pairs.
+    pub pairs: usize,
+    /// Their forward rows.
+    pub rows: usize,
+}
+
+impl Amount {
+    /// Adds to it.
+    pub fn add(&mut self, more: Self) {
+        self.pairs += more.pairs;
+        self.rows += more.rows;
+    }
+}
+
+/// Is told what a call is doing. Each method does nothing unless it is implemented, and may be called from several threads.
+pub trait Listener: Sync {
+    /// Work of a known amount begins, of which some was done by an earlier call.
+    fn begin(&self, _total: Amount, _before: Amount) {}
+
+    /// What the amounts from now on are about.
+    fn about(&self, _what: &str) {}
+
+    /// Some of the work is done.
+    fn advance(&self, _more: Amount) {}
+
+    /// The work that began last is done.
+    fn end(&self) {}
+
+    /// What is used: a device, a reference, the parameters that are trained.
+    fn note(&self, _what: &str) {}
+
+    /// What of an earlier call is gone on with.
+    fn resumed(&self, _what: &str) {}
+
+    /// What is not part of the results: rows, objectives, parts of a model, checkpoints.
+    fn left_out(&self, _what: &str) {}
+
+    /// What is done in another way than the fastest or the first.
+    fn fell_back(&self, _what: &str) {}
+
+    /// A check of `verify`, as it is made.
+    fn checked(&self, _check: &Check) {}
+}
+
+/// Listens to nothing.
+impl Listener for () {}

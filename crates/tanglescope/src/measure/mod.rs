@@ -1,0 +1,182 @@
+//! The measurement of a loaded model on a data set: records, part by part.
+mod extras;
+mod items;
+mod pair;
+mod part;
+mod stages;
+
+pub use extras::{Extras, Probe};
+pub use stages::{done, has_followed, work};
+
+use crate::data;
+use crate::device::dtype_name;
+use crate::error::{Error, Result};
+use crate::listener::Listener;
+use crate::model::Model;
+use crate::placement::Placement;
+use crate::rates;
+use crate::reference::{LoadedReference, Objectives};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::Path;
+use tanglescope_analytics::Summary;
+use tanglescope_data::{Dataset, TextTokens};
+use tanglescope_kernels::Kernels;
+use tanglescope_model::{AdapterSource, Decoder, InScope};
+use tanglescope_records::identity::difference;
+use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, Plan, hub_source};
+use tanglescope_records::{Table, absolute, lock, tables};
+
+/// Token log-probabilities of all responses under the reference, row by row.
+pub(crate) type TokenLogps = Vec<Vec<Vec<f64>>>;
+
+/// What is known of the reference, by the data's hash and the part.
+pub type ReferenceLogps = RefCell<HashMap<(String, usize), TokenLogps>>;
+
+/// How models are measured.
+pub struct Measurement<'a, B: Kernels> {
+    /// The model as it was asked for.
+    pub asked: &'a Model,
+    /// The objectives.
+    pub objectives: &'a Objectives,
+    /// The reference.
+    pub reference: &'a LoadedReference<B>,
+    /// What is known of it already.
+    pub memo: &'a ReferenceLogps,
+    /// Turns ids back into text.
+    pub tokenizer: Option<&'a TextTokens>,
+    /// What is measured beside pairs.
+    pub extras: &'a Extras,
+    /// The command line, for the manifest.
+    pub command: &'a [String],
+    /// Is told how far it is.
+    pub listener: &'a dyn Listener,
+}
+
+impl<B: Kernels> Measurement<'_, B> {
+    /// Measures a model on data into a folder, or goes on where an earlier call stopped.
+    pub fn write(&self, model: &mut Decoder<B>, scope: &InScope, data: &Dataset, out: &Path) -> Result<Summary> {
+        let Self { asked, objectives, reference, extras, .. } = self;
+        std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
+        let _lock = lock(out)?;
+        let outline = asked.outline()?;
+        let placement = Placement::of(asked, &outline);
+        let hashes = [model.content_hash.as_str(), &data.content_hash];
+        let of_reference = objectives.reference.identity(|_| match reference {
+            LoadedReference::Model(model) => Ok(model.content_hash.clone()),
+            LoadedReference::None | LoadedReference::Itself => unreachable!("a folder's model is loaded"),
+        })?;
+        let identity = AnalysisIdentity {
+            all_pairs: extras.all_pairs,
+            probes: extras.probes_identity(),
+            ..identity(asked, hashes, model.adapter_hash.as_deref(), of_reference, objectives.contrast())
+        };
+        let plan = Plan {
+            rows_per_part: stages::ROWS_PER_PART,
+            forward_rows_per_batch: placement.rows_per_batch(asked, &outline),
+            backward_rows_per_pass: None,
+            rates: rates::stored(model.rates),
+        };
+        let manifest = open(out, asked, data, identity, plan, (&objectives.names(), self.command))?;
+        model.rates = rates::read(manifest.plan.rates);
+        let run = part::Run {
+            of: self,
+            model,
+            scope,
+            data,
+            contrast: manifest.identity.contrast,
+            plan: manifest.plan,
+            at_once: placement.at_once,
+        };
+        let summary = stages::run(&run, out)?;
+        let means = extras.mean_gradients.then(|| Table::create(out, tables::MEANS)).transpose()?;
+        if let Some(means) = means.filter(|means| !means.has(0)) {
+            means.write(0, tables::params::means(&run.means()?))?;
+        }
+        Ok(summary)
+    }
+}
+
+/// What decides the rows: `model` and `adapter` are hashes of what is asked for.
+pub fn identity(
+    asked: &Model,
+    [model, data]: [&str; 2],
+    adapter: Option<&str>,
+    reference: Option<String>,
+    contrast: bool,
+) -> AnalysisIdentity {
+    AnalysisIdentity {
+        model: model.to_owned(),
+        adapter: asked.adapter_identity(adapter),
+        reference,
+        data: data.to_owned(),
+        scope: asked.scope.to_string(),
+        dtype: dtype_name(asked.dtype).to_owned(),
+        contrast,
+        all_pairs: false,
+        probes: None,
+    }
+}
+
+/// Refuses to go on with a run of another identity.
+pub fn same_run(there: &AnalysisManifest, now: &AnalysisIdentity, out: &Path) -> Result<()> {
+    match difference(&there.identity, now) {
+        None => Ok(()),
+        Some(difference) => Err(Error::value("out", out.display(), difference)),
+    }
+}
+
+/// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
+pub fn open(
+    out: &Path,
+    asked: &Model,
+    data: &Dataset,
+    identity: AnalysisIdentity,
+    plan: Plan,
+    (objectives, command): (&[String], &[String]),
+) -> Result<AnalysisManifest> {
+    let seed = match &asked.adapter {
+        AdapterSource::Fresh(fresh) => Some(fresh.seed),
+        AdapterSource::None | AdapterSource::Saved(_) => None,
+    };
+    let (adapter, device) = (asked.adapter_folder(), asked.device.to_string());
+    let manifest = match manifest::read::<AnalysisManifest>(out)? {
+        Some(mut manifest) => {
+            // matrices of tokens need none of these: the first run that writes pairs settles them
+            if Table::at(out, tables::PAIRS).parts()?.is_empty() {
+                let AnalysisIdentity { reference, contrast, probes, .. } = identity.clone();
+                manifest.identity = AnalysisIdentity { reference, contrast, probes, ..manifest.identity };
+            }
+            same_run(&manifest, &identity, out)?;
+            if !manifest.devices.contains(&device) {
+                manifest.devices.push(device);
+            }
+            if !objectives.is_empty() && manifest.objectives != objectives {
+                // made again from pairs.parquet
+                Table::create(out, tables::OBJECTIVES)?.clear()?;
+                manifest.objectives = objectives.to_vec();
+            }
+            manifest
+        }
+        None => AnalysisManifest {
+            tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
+            command: command.to_vec(),
+            model: absolute(&asked.folder),
+            hub: [("model", Some(asked.folder.as_path())), ("adapter", adapter), ("data", Some(data.path.as_path()))]
+                .into_iter()
+                .filter_map(|(what, path)| Some((what.to_owned(), hub_source(path?)?)))
+                .collect(),
+            adapter: adapter.map(absolute),
+            data: absolute(&data.path),
+            pairs: data.pairs.len(),
+            skipped: data::skipped(data),
+            devices: vec![device],
+            seed,
+            identity,
+            plan,
+            objectives: objectives.to_vec(),
+        },
+    };
+    manifest::write(out, &manifest)?;
+    Ok(manifest)
+}

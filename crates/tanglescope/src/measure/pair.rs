@@ -1,0 +1,105 @@
+//! One pair of a row: its rows of the tables.
+use super::items::{Item, part_of};
+use tanglescope_data::TextTokens;
+use tanglescope_gram::GroupResult;
+use tanglescope_kernels::as_index;
+use tanglescope_model::InScope;
+use tanglescope_objectives::PairGram;
+use tanglescope_records::tables::pairs::{Companions, Contrast, PairLengths, PairRow};
+use tanglescope_records::tables::responses::{ResponseTokens, ResponsesRow};
+
+/// A pair of a row, and what is known of it beside the row's results.
+pub struct MeasuredPair<'a> {
+    /// The row.
+    pub item: &'a Item,
+    /// Of chosen and rejected.
+    pub branches: [usize; 2],
+    /// Its number.
+    pub number: u64,
+    /// Its cotangents among the row's: of both log-probabilities, and of both sums over contrast tokens.
+    pub which: Vec<usize>,
+    /// Token log-probabilities of the row's branches under the reference.
+    pub reference: Option<&'a Vec<Vec<f64>>>,
+    /// Of contrast tokens, where they are measured.
+    pub masks: Option<&'a Masks>,
+}
+
+impl MeasuredPair<'_> {
+    /// Its row of pairs.parquet; `last` is the last block.
+    pub fn row(&self, result: &GroupResult, scope: &InScope, last: usize) -> PairRow {
+        let Self { item, branches, which, reference, .. } = self;
+        let [w, l] = *branches;
+        let total = part_of(&result.total(), which);
+        let contrast = reference.zip(self.masks).map(|(reference, masks)| Contrast {
+            logps: masked(&result.token_logps, *branches, masks),
+            reference: masked(reference, *branches, masks),
+            inner: [[total[8], total[9]], [total[12], total[13]]],
+        });
+        let (chosen, rejected) = (&item.group.responses[w], &item.group.responses[l]);
+        let tokens = PairLengths {
+            prompt: as_index(item.group.prompt.len()),
+            chosen: as_index(chosen.len()),
+            rejected: as_index(rejected.len()),
+            trunk: as_index(result.trunk_tokens),
+            truncated: as_index(item.truncated),
+        };
+        let gram = PairGram::of(&total);
+        let hidden = part_of(&result.companions.hidden, branches);
+        let average = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let ranks = |k: usize| average(&result.companions.ranks[k].iter().map(|&r| f64::from(r)).collect::<Vec<_>>());
+        PairRow {
+            pair: self.number,
+            id: item.id.clone(),
+            tokens,
+            logp_chosen: result.logp(w),
+            logp_rejected: result.logp(l),
+            reference: reference.map(|of| branches.map(|k| of[k].iter().sum())),
+            edit_distance: as_index(strsim::generic_levenshtein(chosen, rejected)),
+            gram,
+            companions: Companions {
+                hidden: [hidden[0], hidden[1], hidden[3]],
+                entropy: branches.map(|k| average(&result.companions.entropies[k])),
+                rank: branches.map(ranks),
+                last_layer: self.of_layer(result, scope, last, gram.wl),
+            },
+            group: item.scores.as_ref().map(|_| (item.row, branches.map(|k| as_index(item.responses[k])))),
+            contrast,
+        }
+    }
+
+    /// Part of wl that a block's parameters make.
+    fn of_layer(&self, result: &GroupResult, scope: &InScope, layer: usize, wl: f64) -> Option<f64> {
+        let of_layer = scope.parameters.iter().zip(&result.grams).filter(|(p, _)| p.layer == Some(layer));
+        let parts: Vec<f64> = of_layer.map(|(_, gram)| part_of(gram, &self.branches)[1]).collect();
+        (!parts.is_empty() && wl != 0.0).then(|| parts.iter().sum::<f64>() / wl)
+    }
+
+    /// Both responses, token by token.
+    pub fn responses(&self, result: &GroupResult, tokenizer: Option<&TextTokens>) -> ResponsesRow {
+        let tokens = |k: usize| {
+            let ids = &self.item.group.responses[k];
+            ResponseTokens {
+                ids: ids.clone(),
+                text: tokenizer.map(|tokenizer| ids.iter().map(|&id| tokenizer.text(id).unwrap_or_default()).collect()),
+                logps: result.token_logps[k].clone(),
+                entropies: result.companions.entropies[k].clone(),
+                ranks: result.companions.ranks[k].clone(),
+            }
+        };
+        let [chosen, rejected] = self.branches.map(tokens);
+        let prompt = tokenizer.map(|tokenizer| tokenizer.join(&self.item.group.prompt));
+        ResponsesRow { pair: self.number, prompt, chosen, rejected }
+    }
+}
+
+/// The contrast tokens of both responses.
+pub type Masks = [Vec<bool>; 2];
+
+/// Log-probabilities of two branches, summed over the tokens that the masks keep.
+fn masked(token_logps: &[Vec<f64>], branches: [usize; 2], masks: &Masks) -> [f64; 2] {
+    let sum = |k: usize| -> f64 {
+        let kept = token_logps[branches[k]].iter().zip(&masks[k]).filter(|(_, kept)| **kept);
+        kept.map(|(logp, _)| logp).sum()
+    };
+    [sum(0), sum(1)]
+}

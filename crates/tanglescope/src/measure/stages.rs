@@ -1,0 +1,186 @@
+//! The parts of a measurement, table after table: what is measured, then what follows from it.
+use super::items::Item;
+use super::part::{Rows, Run};
+use crate::error::Result;
+use crate::listener::Amount;
+use std::ops::Range;
+use std::path::Path;
+use tanglescope_analytics::Summary;
+use tanglescope_data::{Dataset, Pair, PairTokens};
+use tanglescope_gram::Group;
+use tanglescope_kernels::Kernels;
+use tanglescope_objectives::{Needs, Objective};
+use tanglescope_records::Table;
+use tanglescope_records::tables::{self, groups, objectives, pairs, params, probes, responses};
+
+/// Pairs of a part: few enough that little is lost when a run is killed, many enough that batches of like length fill.
+pub const ROWS_PER_PART: usize = 64;
+
+/// The tables that every measurement has, in the order in which their parts are written.
+const MEASURED: [&str; 3] = [tables::PARAMS, tables::RESPONSES, tables::PAIRS];
+
+/// What of a measurement is in a folder already.
+pub fn done(out: &Path, data: &Dataset) -> Result<Amount> {
+    let tables = MEASURED.map(|name| Table::at(out, name));
+    let mut done = Amount::default();
+    for (part, window) in data.pairs.parts(ROWS_PER_PART).enumerate() {
+        if tables.iter().all(|table| table.has(part)) {
+            done.add(Amount { pairs: window.len(), rows: rows(&data.pairs.get(window)?) });
+        }
+    }
+    Ok(done)
+}
+
+/// Whether what follows from the rows is in a folder too: objectives, and mean gradients where they are wanted.
+pub fn has_followed(out: &Path, data: &Dataset, objectives: &[Objective], mean: bool) -> bool {
+    let parts = data.pairs.parts(ROWS_PER_PART).count();
+    let of_all = objectives.iter().any(|objective| objective.needs() == Needs::Batch);
+    let outcomes = Table::at(out, tables::OBJECTIVES);
+    let needed = if objectives.is_empty() { 0 } else { parts + usize::from(of_all) };
+    (0..needed).all(|part| outcomes.has(part)) && (!mean || Table::at(out, tables::MEANS).has(0))
+}
+
+/// All that a measurement has to do.
+pub fn work(data: &Dataset) -> Result<Amount> {
+    let mut work = Amount::default();
+    for window in data.pairs.parts(ROWS_PER_PART) {
+        work.add(Amount { pairs: window.len(), rows: rows(&data.pairs.get(window)?) });
+    }
+    Ok(work)
+}
+
+/// Forward rows of some rows whose responses share a trunk: how much of the work they are.
+fn rows(pairs: &[Pair]) -> usize {
+    let of = |pair: &Pair| {
+        let PairTokens { prompt, chosen, rejected } = pair.tokens.clone();
+        let responses = pair.group.as_ref().map_or_else(|| vec![chosen, rejected], |group| group.responses.clone());
+        Group::new(prompt, responses).forward_rows()
+    };
+    pairs.iter().map(of).sum()
+}
+
+/// Makes every part that is not there yet, and sums up all of them.
+pub fn run<B: Kernels>(run: &Run<'_, B>, out: &Path) -> Result<Summary> {
+    let (data, extras) = (run.data, run.of.extras);
+    let measured = Measured::create(out, data.groups, !extras.probes.is_empty())?;
+    let mut following = Following::create(out, run, &measured)?;
+    let windows: Vec<Range<usize>> = data.pairs.parts(ROWS_PER_PART).collect();
+    let (mut summary, mut first) = (Summary::default(), 0);
+    for (part, window) in windows.iter().enumerate() {
+        let first_pair = extras.all_pairs.then_some(first);
+        let items = Item::all(&run.model.description, data.pairs.get(window.clone())?, first_pair);
+        first += items.iter().map(|item| item.pairs.len() as u64).sum::<u64>();
+        if !measured.has(part) {
+            measured.write(part, &run.window(part, &items)?)?;
+        }
+        summary.add(&measured.pairs.read(part)?, &measured.params.read(part)?)?;
+        following.part(part, &measured, &mut summary)?;
+    }
+    following.end(windows.len(), &measured, &mut summary)?;
+    Ok(summary)
+}
+
+/// The tables that are measured.
+struct Measured {
+    groups: Option<Table>,
+    probes: Option<Table>,
+    params: Table,
+    responses: Table,
+    pairs: Table,
+}
+
+impl Measured {
+    fn create(out: &Path, groups: bool, probes: bool) -> Result<Self> {
+        let [params, responses, pairs] = MEASURED.map(|name| Table::create(out, name));
+        let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
+        Ok(Self {
+            groups: table(groups, tables::GROUPS)?,
+            probes: table(probes, tables::PROBES)?,
+            params: params?,
+            responses: responses?,
+            pairs: pairs?,
+        })
+    }
+
+    fn has(&self, part: usize) -> bool {
+        let Self { groups, probes, params, responses, pairs } = self;
+        let all = [Some(pairs), Some(responses), Some(params), groups.as_ref(), probes.as_ref()];
+        all.into_iter().flatten().all(|table| table.has(part))
+    }
+
+    /// Writes a part; pairs.parquet, by which records are found, comes last.
+    fn write(&self, part: usize, rows: &Rows) -> Result<()> {
+        if let Some(table) = &self.groups {
+            table.write(part, groups::table(&rows.groups))?;
+        }
+        if let Some(table) = &self.probes {
+            table.write(part, probes::table(&rows.probes))?;
+        }
+        self.params.write(part, params::table(&rows.params))?;
+        self.responses.write(part, responses::table(&rows.responses))?;
+        Ok(self.pairs.write(part, pairs::table(&rows.pairs))?)
+    }
+}
+
+/// The tables that follow from those: what steps on objectives would do.
+struct Following<'a> {
+    of_groups: Option<Table>,
+    outcomes: Option<Table>,
+    of_probes: Option<Table>,
+    objectives: &'a [Objective],
+    group_objectives: &'a [tanglescope_objectives::GroupObjective],
+    /// Objectives that follow gradients over contrast tokens, which probes have none of.
+    contrast: Vec<String>,
+    /// Every pair so far, for objectives that take the whole data as one batch.
+    all: Vec<objectives::Measured>,
+}
+
+impl<'a> Following<'a> {
+    fn create<B: Kernels>(out: &Path, run: &Run<'a, B>, measured: &Measured) -> Result<Self> {
+        let (objectives, group_objectives) = (&run.of.objectives.objectives, &run.of.extras.objectives);
+        let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
+        let contrast = objectives.iter().filter(|objective| objective.needs() == Needs::Contrast);
+        Ok(Self {
+            of_groups: table(measured.groups.is_some() && !group_objectives.is_empty(), tables::GROUP_OBJECTIVES)?,
+            outcomes: table(!objectives.is_empty(), tables::OBJECTIVES)?,
+            of_probes: table(measured.probes.is_some() && !objectives.is_empty(), tables::PROBE_OBJECTIVES)?,
+            objectives,
+            group_objectives,
+            contrast: contrast.map(Objective::to_string).collect(),
+            all: Vec::new(),
+        })
+    }
+
+    fn part(&mut self, part: usize, measured: &Measured, summary: &mut Summary) -> Result<()> {
+        if let (Some(table), Some(of_groups)) = (&measured.groups, &self.of_groups) {
+            let rows = groups::measured(&table.read(part)?)?;
+            of_groups.write(part, groups::outcomes(&rows, self.group_objectives))?;
+        }
+        let Some(outcomes) = &self.outcomes else { return Ok(()) };
+        let rows = objectives::measured(&measured.pairs.read(part)?)?;
+        if !outcomes.has(part) {
+            outcomes.write(part, objectives::of_pairs(&rows, self.objectives))?;
+        }
+        let of_part = outcomes.read(part)?;
+        summary.add_objectives(&of_part)?;
+        if let (Some(table), Some(of_probes)) = (&measured.probes, &self.of_probes) {
+            of_probes.write(part, probes::outcomes(&[table.read(part)?], &of_part, &self.contrast)?)?;
+        }
+        self.all.extend(rows);
+        Ok(())
+    }
+
+    /// Objectives of a batch take the whole data as theirs: a part after all others.
+    fn end(&self, part: usize, measured: &Measured, summary: &mut Summary) -> Result<()> {
+        let Some(outcomes) = &self.outcomes else { return Ok(()) };
+        let Some(of_all) = objectives::of_all(&self.all, self.objectives) else { return Ok(()) };
+        outcomes.write(part, of_all)?;
+        let of_all = outcomes.read(part)?;
+        summary.add_objectives(&of_all)?;
+        if let (Some(table), Some(of_probes)) = (&measured.probes, &self.of_probes) {
+            let tables = (0..part).map(|part| table.read(part)).collect::<Result<Vec<_>, _>>()?;
+            of_probes.write(part, probes::outcomes(&tables, &of_all, &self.contrast)?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! A model as a call uses it: its options checked, its device chosen, its weights loaded.
+use crate::device::{Device, dtype_name};
+use crate::error::{Error, Result};
+use crate::listener::Listener;
+use crate::options::{Measured, ModelOptions};
+use crate::placement::Placement;
+use crate::rates;
+use std::path::{Path, PathBuf};
+use tanglescope_kernels::{DType, Kernels};
+use tanglescope_model::{AdapterSource, Decoder, FreshLora, Outline, Scope};
+
+/// A model to load, and what of it is measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    /// Where it is.
+    pub folder: PathBuf,
+    /// Its adapter.
+    pub adapter: AdapterSource,
+    /// The parameters in question.
+    pub scope: Scope,
+    /// Number type.
+    pub dtype: DType,
+    /// Where it runs.
+    pub device: Device,
+    /// Bytes that it may take.
+    pub memory: Option<usize>,
+}
+
+/// The bytes of some GiB.
+fn bytes(gib: Option<f64>) -> Result<Option<usize>> {
+    if gib.is_some_and(|gib| gib.is_nan() || gib <= 0.0) {
+        return Err(Error::option("memory", "expected a positive number of GiB"));
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    Ok(gib.map(|gib| (gib * 2f64.powi(30)) as usize))
+}
+
+impl Model {
+    /// Checks options and chooses the device.
+    pub fn new(options: &ModelOptions) -> Result<Self> {
+        Self::of(options.model.clone(), options.adapter.clone(), &options.measured)
+    }
+
+    /// The same for a model and its adapter.
+    pub fn of(folder: PathBuf, adapter: Option<PathBuf>, options: &Measured) -> Result<Self> {
+        let device = Device::choose(options.device)?;
+        let dtype = options.dtype.on(&device)?;
+        let adapter = match (adapter, &options.scope) {
+            (Some(folder), _) => AdapterSource::Saved(folder),
+            (None, Scope::Lora | Scope::Trainable) => {
+                if options.lora_r == 0 {
+                    return Err(Error::value("lora_r", 0, "a rank is at least 1"));
+                }
+                if options.lora_alpha.is_some_and(|alpha| !(alpha.is_finite() && alpha > 0.0)) {
+                    return Err(Error::option("lora_alpha", "expected a positive number"));
+                }
+                AdapterSource::Fresh(FreshLora {
+                    r: options.lora_r,
+                    lora_alpha: options.lora_alpha.unwrap_or(2.0 * options.lora_r as f64),
+                    targets: options.lora_targets.clone(),
+                    seed: options.seed,
+                })
+            }
+            (None, _) => AdapterSource::None,
+        };
+        Ok(Self { folder, adapter, scope: options.scope.clone(), dtype, device, memory: bytes(options.memory)? })
+    }
+
+    /// What stands for a model's adapter: the hash of a saved one, or the settings of a fresh one.
+    pub fn adapter_identity(&self, hash: Option<&str>) -> Option<String> {
+        match &self.adapter {
+            AdapterSource::None => None,
+            AdapterSource::Saved(_) => hash.map(str::to_owned),
+            AdapterSource::Fresh(fresh) => Some(format!("fresh {fresh:?}")),
+        }
+    }
+
+    /// Folder of a saved adapter.
+    pub fn adapter_folder(&self) -> Option<&Path> {
+        match &self.adapter {
+            AdapterSource::Saved(folder) => Some(folder),
+            AdapterSource::None | AdapterSource::Fresh(_) => None,
+        }
+    }
+
+    /// The model's dimensions, read without its weights.
+    pub fn outline(&self) -> Result<Outline> {
+        Ok(Outline::read(&self.folder, &self.adapter)?)
+    }
+
+    /// Loads the model in a number type.
+    pub fn load<B: Kernels>(&self, dtype: DType, device: &B::Device, listener: &dyn Listener) -> Result<Decoder<B>> {
+        // what a folder cannot be read for is said by the loader, which looks at everything in order
+        let placement = self.outline().ok().map(|outline| Placement::of(self, &outline));
+        let resident = placement.map_or(usize::MAX, |p| p.resident);
+        let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, resident)?;
+        if let Some(wrapper) = model.description.wrapper {
+            listener.left_out(&format!(
+                "model: the text part of a {} model; what images go through is left out",
+                wrapper.model_type
+            ));
+        }
+        if resident < model.description.layers() {
+            let layers = model.description.layers();
+            listener.fell_back(&format!(
+                "memory: {} of {layers} blocks do not fit the device and are copied to it when they are used",
+                layers - resident
+            ));
+        }
+        model.activation_bytes = placement.and_then(|p| p.activations);
+        model.rates = rates::of(&self.device, dtype).0;
+        Ok(model)
+    }
+
+    /// Says what runs where.
+    pub fn announce(&self, listener: &dyn Listener) {
+        listener.note(&format!("device: {}, {}", self.device, dtype_name(self.dtype)));
+        if let AdapterSource::Fresh(fresh) = &self.adapter {
+            let FreshLora { r, lora_alpha, seed, .. } = fresh;
+            listener.note(&format!(
+                "adapter: none given, so a fresh one (r = {r}, lora_alpha = {lora_alpha}, B = 0, seed {seed})"
+            ));
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The tables of a folder as data frames.
+use crate::error::Result;
+use polars_core::prelude::DataFrame;
+use std::path::{Path, PathBuf};
+use tanglescope_records::{Leaf, tables};
+
+/// A folder of records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder {
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl Folder {
+    /// The records of a folder.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// A table by its name, such as `objectives.parquet`; `None` where it was not written.
+    ///
+    /// # Errors
+    /// Where a part is damaged.
+    pub fn table(&self, name: &str) -> Result<Option<DataFrame>> {
+        let leaf = Leaf { run: String::new(), step: None, dataset: String::new(), folder: self.path.clone() };
+        let Some(records) = leaf.table(name)? else { return Ok(None) };
+        Ok(Some(records.collect(records.scan()?)?))
+    }
+
+    /// pairs.parquet: a row a pair. Empty where nothing was measured.
+    ///
+    /// # Errors
+    /// Where a part is damaged.
+    pub fn pairs(&self) -> Result<DataFrame> {
+        Ok(self.table(tables::PAIRS)?.unwrap_or_default())
+    }
+
+    /// params.parquet: a row a pair and parameter tensor. Empty where nothing was measured.
+    ///
+    /// # Errors
+    /// Where a part is damaged.
+    pub fn params(&self) -> Result<DataFrame> {
+        Ok(self.table(tables::PARAMS)?.unwrap_or_default())
+    }
+
+    /// tokens.parquet: a row a pair and entry of its matrices. Empty where nothing was measured.
+    ///
+    /// # Errors
+    /// Where a part is damaged.
+    pub fn tokens(&self) -> Result<DataFrame> {
+        Ok(self.table(tables::TOKENS)?.unwrap_or_default())
+    }
+}

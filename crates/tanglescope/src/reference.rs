@@ -1,0 +1,156 @@
+//! Which objectives are measured, and the reference model that they need.
+use crate::error::{Error, Result};
+use crate::listener::Listener;
+use crate::model::Model;
+use crate::options::{ObjectiveChoice, ReferenceModel};
+use std::path::PathBuf;
+use tanglescope_kernels::Kernels;
+use tanglescope_model::{AdapterSource, Decoder};
+use tanglescope_objectives::{Needs, Objective};
+
+/// Where reference log-probabilities come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// Nowhere: only objectives without a reference can be used.
+    None,
+    /// The policy itself.
+    Itself,
+    /// The model under the adapter.
+    Base,
+    /// Another model.
+    Folder(PathBuf),
+}
+
+/// The objectives of a run and their reference.
+#[derive(Clone, Debug)]
+pub struct Objectives {
+    /// Each once.
+    pub objectives: Vec<Objective>,
+    /// What they, or the user, ask for.
+    pub reference: Reference,
+}
+
+impl Objectives {
+    /// Checks what was chosen for a model.
+    pub fn new(
+        choices: &[ObjectiveChoice],
+        reference: Option<&ReferenceModel>,
+        model: &Model,
+        listener: &dyn Listener,
+    ) -> Result<Self> {
+        let under_adapter = match &model.adapter {
+            AdapterSource::None => None,
+            AdapterSource::Saved(_) => Some(Reference::Base),
+            // B = 0: the adapter does nothing yet
+            AdapterSource::Fresh(_) => Some(Reference::Itself),
+        };
+        let given = match reference {
+            None => None,
+            Some(ReferenceModel::Itself) => Some(Reference::Itself),
+            Some(ReferenceModel::Base) => Some(under_adapter.clone().ok_or_else(|| {
+                let problem = "there is no adapter, so the base is the policy; say self or a folder";
+                Error::value("reference", "base", problem)
+            })?),
+            Some(ReferenceModel::Start) => {
+                return Err(Error::value("reference", "start", "only a sweep knows what a run was trained from"));
+            }
+            Some(ReferenceModel::Folder(folder)) => Some(Reference::Folder(folder.clone())),
+        };
+        let available = given.clone().or(under_adapter);
+        let mut objectives: Vec<Objective> = Vec::new();
+        for choice in choices {
+            let chosen = match choice {
+                ObjectiveChoice::All => every(available.is_some(), listener),
+                ObjectiveChoice::One(objective) => vec![measurable(objective, available.is_some())?],
+            };
+            for objective in chosen {
+                if !objectives.iter().any(|known| known.given() == objective.given()) {
+                    objectives.push(objective);
+                }
+            }
+        }
+        let used = given.is_some() || objectives.iter().any(|objective| objective.definition().reference);
+        let reference = available.filter(|_| used).unwrap_or(Reference::None);
+        Ok(Self { objectives, reference })
+    }
+
+    /// Whether gradients over contrast tokens are needed.
+    pub fn contrast(&self) -> bool {
+        self.objectives.iter().any(|objective| objective.needs() == Needs::Contrast)
+    }
+
+    /// As they were given.
+    pub fn names(&self) -> Vec<String> {
+        self.objectives.iter().map(Objective::to_string).collect()
+    }
+}
+
+/// An objective that can be measured without training.
+pub fn measurable(objective: &Objective, reference: bool) -> Result<Objective> {
+    if objective.needs() == Needs::Training {
+        let problem = "has parameters of its own that only training learns; sparse_hard is its form with a given mask";
+        return Err(Error::value("objective", objective, problem));
+    }
+    if objective.definition().reference && !reference {
+        return Err(Error::no_reference("objective", objective.given()));
+    }
+    Ok(objective.clone())
+}
+
+/// Everything that can be used; says what cannot.
+fn every(reference: bool, listener: &dyn Listener) -> Vec<Objective> {
+    let (usable, left_out) = Objective::every(reference);
+    for (name, reason) in left_out {
+        listener.left_out(&format!("option `objective` = all leaves out {name}: {reason}"));
+    }
+    usable
+}
+
+/// A reference model that is loaded.
+pub enum LoadedReference<B: Kernels> {
+    /// None.
+    None,
+    /// The policy itself.
+    Itself,
+    /// Another model, or the base.
+    Model(Box<Decoder<B>>),
+}
+
+impl Reference {
+    /// Loads it; the base shares the policy's weights where it can.
+    pub fn load<B: Kernels>(
+        &self,
+        model: &Model,
+        policy: &Decoder<B>,
+        listener: &dyn Listener,
+    ) -> Result<LoadedReference<B>> {
+        let load = |model: Model| model.load::<B>(model.dtype, &policy.device, listener);
+        let reference = match self {
+            Self::None => return Ok(LoadedReference::None),
+            Self::Itself => return Ok(LoadedReference::Itself),
+            Self::Base => match policy.base() {
+                Some(base) => base,
+                None => load(Model { adapter: AdapterSource::None, ..model.clone() })?,
+            },
+            Self::Folder(folder) => {
+                load(Model { folder: folder.clone(), adapter: AdapterSource::None, ..model.clone() })?
+            }
+        };
+        let (known, needed) = (reference.description.vocabulary, policy.description.vocabulary);
+        if known < needed {
+            let problem = format!("knows {known} tokens, the policy {needed}: it is no model of the same tokens");
+            return Err(Error::option("reference", problem));
+        }
+        Ok(LoadedReference::Model(Box::new(reference)))
+    }
+
+    /// What the manifest says of it, without loading it; `hash` gives a folder's content.
+    pub fn identity(&self, hash: impl FnOnce(&PathBuf) -> Result<String>) -> Result<Option<String>> {
+        match self {
+            Self::None => Ok(None),
+            Self::Itself => Ok(Some("self".to_owned())),
+            Self::Base => Ok(Some("base".to_owned())),
+            Self::Folder(folder) => hash(folder).map(Some),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Entry by entry on the CPU: vectorised loops on all cores, and burn's own for what is not hot.
+use super::Arithmetic;
+use crate::Flex;
+use crate::host::real::{Real, in_place, values, vectorised, with_real};
+use burn_backend::ops::FloatTensorOps;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+impl Arithmetic for Flex {
+    fn add_bias(y: FlexTensor, bias: &FlexTensor) -> FlexTensor {
+        with_real!(&y, E => {
+            let bias = values::<E>(bias);
+            in_place::<E>(y, |y| {
+                y.par_chunks_mut(bias.len()).with_min_len(16).for_each(|row| {
+                    vectorised!(row.iter_mut().zip(bias).for_each(|(y, &b)| *y += b));
+                });
+            })
+        })
+    }
+
+    fn add_scaled(a: FlexTensor, b: &FlexTensor, scale: f64) -> FlexTensor {
+        with_real!(&a, E => {
+            let (b, scale) = (values::<E>(b), E::of(scale));
+            in_place::<E>(a, |a| {
+                a.par_chunks_mut(4096).zip(b.par_chunks(4096)).for_each(|(a, b)| {
+                    vectorised!(a.iter_mut().zip(b).for_each(|(a, &b)| *a += scale * b));
+                });
+            })
+        })
+    }
+
+    fn times(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        Self::float_mul(a, b)
+    }
+
+    fn add_number(x: FlexTensor, number: f64) -> FlexTensor {
+        Self::float_add_scalar(x, number.into())
+    }
+
+    fn times_number(x: FlexTensor, number: f64) -> FlexTensor {
+        Self::float_mul_scalar(x, number.into())
+    }
+}

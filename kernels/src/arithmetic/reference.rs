@@ -1,0 +1,16 @@
+//! The same composed of burn's operations.
+use crate::FloatTensor;
+use crate::reference::{unwrap, wrap};
+use burn_backend::Backend;
+
+/// See [`Arithmetic::add_bias`](super::Arithmetic::add_bias).
+#[must_use]
+pub fn add_bias<B: Backend>(y: FloatTensor<B>, bias: &FloatTensor<B>) -> FloatTensor<B> {
+    unwrap(wrap::<B, 2>(&y) + wrap::<B, 1>(bias).unsqueeze())
+}
+
+/// See [`Arithmetic::add_scaled`](super::Arithmetic::add_scaled).
+#[must_use]
+pub fn add_scaled<B: Backend>(a: FloatTensor<B>, b: &FloatTensor<B>, scale: f64) -> FloatTensor<B> {
+    B::float_add(a, B::float_mul_scalar(b.clone(), scale.into()))
+}

@@ -1,0 +1,42 @@
+//! Grams of blocks of cotangents, some of whose sums may still be on a device.
+use crate::blocks::on_devices;
+use crate::{Backend, Flex, Pending};
+
+/// K×K inner products of one block of cotangents, row-major, summed in f64.
+pub type BlockGram = Vec<f64>;
+
+/// Where the Gram reductions leave their results.
+pub trait Grams: Backend {
+    /// Grams of every block of cotangents, which may still be sums in the device's memory.
+    type Pending: std::fmt::Debug;
+
+    /// Waits for the device, and sums up what is pending in f64: `[item][block]`.
+    fn collect(pending: Vec<Self::Pending>) -> Vec<Vec<BlockGram>>;
+
+    /// Bytes that a pending result keeps on the device.
+    fn pending_bytes(pending: &Self::Pending) -> usize;
+}
+
+impl Grams for Flex {
+    type Pending = Vec<BlockGram>;
+
+    fn collect(pending: Vec<Self::Pending>) -> Vec<Vec<BlockGram>> {
+        pending
+    }
+
+    fn pending_bytes(_pending: &Self::Pending) -> usize {
+        0
+    }
+}
+
+on_devices! { Grams, R {
+    type Pending = Pending<R>;
+
+    fn collect(pending: Vec<Self::Pending>) -> Vec<Vec<BlockGram>> {
+        pending.into_iter().map(Pending::collect).collect()
+    }
+
+    fn pending_bytes(pending: &Self::Pending) -> usize {
+        pending.bytes()
+    }
+} }

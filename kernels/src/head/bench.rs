@@ -1,0 +1,29 @@
+//! The head, with the Gram of the output matrix and without, and with the matrix as it is stored.
+use super::head_cost;
+use crate::bench::{Case, Shapes};
+use crate::{DType, HeadCotangents, Kernels, cost};
+
+/// See [`crate::bench`].
+#[must_use]
+pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
+    let (d, vocabulary, dtype) = (shapes.hidden, shapes.vocabulary, shapes.dtype);
+    let (predictions, targets) = (shapes.targets.len(), shapes.targets.to_vec());
+    let (y, w) = (shapes.matrix::<B>(predictions, d, device), shapes.matrix::<B>(vocabulary, d, device));
+    let logits = head_cost(predictions, d, vocabulary, dtype);
+    let HeadCotangents { weights, blocks, block_rows } = shapes.head;
+    let products = block_rows.iter().map(|r| cost::product(r.len(), vocabulary, r.len(), dtype));
+    let with_gram = products.fold(logits, |sum, cost| sum + cost);
+    let (weights, blocks, block_rows) = (weights.to_vec(), blocks.to_vec(), block_rows.to_vec());
+    let mut cases = Vec::new();
+    if B::takes_stored(DType::BF16) && dtype != DType::BF16 {
+        let (y, stored, targets) = (y.clone(), B::cast(w.clone(), DType::BF16), targets.clone());
+        cases.push(Case::new("head, bf16", logits, move || drop(B::head(&y, &stored, &targets, None, None))));
+    }
+    let (y1, w1, targets1) = (y.clone(), w.clone(), targets.clone());
+    cases.push(Case::new("head", logits, move || drop(B::head(&y1, &w1, &targets1, None, None))));
+    cases.push(Case::new("head, with its Gram", with_gram, move || {
+        let cotangents = HeadCotangents { weights: &weights, blocks: &blocks, block_rows: &block_rows };
+        drop(B::head(&y, &w, &targets, None, Some(&cotangents)));
+    }));
+    cases
+}

@@ -1,0 +1,127 @@
+//! How the rows of a batch hang together: what attends to what, and which forward row each backward row copies.
+//!
+//! Forward rows are a group's trunk followed by its suffixes; backward rows are, for each cotangent, its own copy of
+//! the rows that it reaches (docs/mathematics.md, section 2).
+use std::ops::Range;
+
+/// Consecutive forward rows that attend to all of `prefix` and causally to themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Forward rows that every query of the span sees (a trunk; empty for the trunk itself).
+    pub prefix: Range<usize>,
+    /// Forward rows of the queries; each sees those up to and including itself.
+    pub own: Range<usize>,
+}
+
+/// The backward rows of one cotangent: a copy of `prefix`, then of `own`, causal over the concatenation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Forward rows of the trunk that the cotangent reaches.
+    pub prefix: Range<usize>,
+    /// Forward rows of its branch's suffix that it reaches.
+    pub own: Range<usize>,
+    /// Row of the segment before which the cotangent of the attention output is exactly zero.
+    pub active_from: usize,
+}
+
+impl Segment {
+    /// Number of backward rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.prefix.len() + self.own.len()
+    }
+
+    /// Whether the segment has no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Backward rows: for every cotangent, in order, the forward rows whose activations its rows use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowSet {
+    /// Forward row of each backward row, `[R]`.
+    pub index: Vec<u32>,
+    /// First backward row of each cotangent, and `R`: `[K + 1]`.
+    pub offsets: Vec<usize>,
+    /// Cotangents whose gradients are multiplied with each other: one range a block, together `0..K`.
+    pub blocks: Vec<Range<usize>>,
+}
+
+impl RowSet {
+    /// Number of backward rows, `R`.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Number of cotangents, `K`.
+    #[must_use]
+    pub fn cotangents(&self) -> usize {
+        self.offsets.len().saturating_sub(1)
+    }
+
+    /// Backward rows of cotangent `k`.
+    #[must_use]
+    pub fn of(&self, k: usize) -> Range<usize> {
+        self.offsets[k]..self.offsets[k + 1]
+    }
+
+    /// Backward rows of all cotangents of a block.
+    #[must_use]
+    pub fn of_block(&self, block: &Range<usize>) -> Range<usize> {
+        self.offsets[block.start]..self.offsets[block.end]
+    }
+
+    /// Stretches of backward rows of cotangent `k` over which the forward row goes up by one.
+    pub(crate) fn runs(&self, k: usize) -> Vec<Range<usize>> {
+        let rows = self.of(k);
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for r in rows {
+            match runs.last_mut() {
+                Some(run) if self.index[r] == self.index[r - 1] + 1 => run.end = r + 1,
+                _ => runs.push(r..r + 1),
+            }
+        }
+        runs
+    }
+
+    /// Smallest range of forward rows that covers what a block uses.
+    pub(crate) fn forward_range(&self, block: &Range<usize>) -> Range<usize> {
+        let used = &self.index[self.of_block(block)];
+        let low = used.iter().min().map_or(0, |&r| r as usize);
+        let high = used.iter().max().map_or(0, |&r| r as usize + 1);
+        low..high
+    }
+}
+
+/// Which rows of the head each cotangent weights.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadCotangents<'a> {
+    /// Rows and weights of each cotangent.
+    pub weights: &'a [Vec<(usize, f64)>],
+    /// Cotangents of each block.
+    pub blocks: &'a [Range<usize>],
+    /// Rows that the cotangents of each block weight.
+    pub block_rows: &'a [Range<usize>],
+}
+
+impl HeadCotangents<'_> {
+    /// One backward row for every weighted row of each cotangent.
+    pub(crate) fn rows(&self) -> RowSet {
+        let mut offsets = vec![0];
+        self.weights.iter().for_each(|rows| offsets.push(offsets[offsets.len() - 1] + rows.len()));
+        RowSet { index: self.sources(), offsets, blocks: self.blocks.to_vec() }
+    }
+
+    /// The head's row behind each backward row.
+    pub(crate) fn sources(&self) -> Vec<u32> {
+        self.weights.iter().flatten().map(|&(row, _)| crate::as_index(row)).collect()
+    }
+
+    /// The weight of each backward row.
+    pub(crate) fn weights(&self) -> Vec<f64> {
+        self.weights.iter().flatten().map(|&(_, weight)| weight).collect()
+    }
+}

@@ -1,0 +1,41 @@
+//! The host's own memory.
+use super::Memory;
+use crate::host::real::{Real, values, with_real};
+use crate::{DType, Flex, FlexDevice, Shape, TensorData};
+use burn_backend::ops::FloatTensorOps;
+use burn_flex::FlexTensor;
+
+impl Memory for Flex {
+    fn wait(_device: &FlexDevice) {}
+
+    fn memory_in_use(_device: &FlexDevice) -> Option<(u64, u64)> {
+        None
+    }
+
+    fn upload(data: TensorData, _device: &FlexDevice) -> FlexTensor {
+        FlexTensor::from_data(data)
+    }
+
+    fn upload_like(values: Vec<f64>, shape: &[usize], like: &FlexTensor) -> FlexTensor {
+        FlexTensor::from_data(TensorData::new(values, shape.to_vec()).convert_dtype(like.dtype()))
+    }
+
+    fn download(x: &FlexTensor) -> Vec<f64> {
+        if x.dtype() == DType::BF16 {
+            return x.storage::<half::bf16>().iter().map(|v| v.to_f64()).collect();
+        }
+        with_real!(x, E => values::<E>(x).iter().map(|v| v.wide()).collect())
+    }
+
+    fn cast(x: FlexTensor, dtype: DType) -> FlexTensor {
+        if x.dtype() == dtype { x } else { Self::float_cast(x, dtype.into()) }
+    }
+
+    fn takes_stored(dtype: DType) -> bool {
+        dtype == DType::BF16
+    }
+
+    fn reshape(x: FlexTensor, shape: impl Into<Shape>) -> FlexTensor {
+        Self::float_reshape(x, shape.into())
+    }
+}

@@ -1,0 +1,52 @@
+//! A device's memory, by burn's operations.
+use super::Memory;
+use crate::blocks::on_devices;
+use crate::reference::{host, wrap};
+use crate::{DType, FloatTensor, Shape, TensorData};
+use burn_backend::BackendTypes;
+use burn_backend::ops::FloatTensorOps;
+use burn_cubecl::CubeRuntime;
+
+fn wait<R: CubeRuntime>(device: &R::CubeDevice) {
+    // what failed on the device is said by the next read
+    let _ = futures_lite::future::block_on(R::client(device).sync());
+}
+
+fn memory_in_use<R: CubeRuntime>(device: &R::CubeDevice) -> Option<(u64, u64)> {
+    R::client(device).memory_usage().ok().map(|usage| (usage.bytes_in_use, usage.bytes_reserved))
+}
+
+on_devices! { Memory, R {
+    fn wait(device: &<Self as BackendTypes>::Device) {
+        wait::<R>(device);
+    }
+
+    fn memory_in_use(device: &<Self as BackendTypes>::Device) -> Option<(u64, u64)> {
+        memory_in_use::<R>(device)
+    }
+
+    fn upload(values: TensorData, device: &<Self as BackendTypes>::Device) -> FloatTensor<Self> {
+        Self::float_from_data(values, device)
+    }
+
+    fn upload_like(values: Vec<f64>, shape: &[usize], like: &FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_from_data(TensorData::new(values, shape.to_vec()).convert_dtype(like.dtype), &like.device)
+    }
+
+    fn download(x: &FloatTensor<Self>) -> Vec<f64> {
+        let n = x.meta.num_elements();
+        host(wrap::<Self, 1>(&Self::float_reshape(x.clone(), [n].into())))
+    }
+
+    fn cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self> {
+        if x.dtype == dtype { x } else { Self::float_cast(x, dtype.into()) }
+    }
+
+    fn takes_stored(_dtype: DType) -> bool {
+        false
+    }
+
+    fn reshape(x: FloatTensor<Self>, shape: impl Into<Shape>) -> FloatTensor<Self> {
+        Self::float_reshape(x, shape.into())
+    }
+} }

@@ -1,0 +1,32 @@
+//! What is on a device, and how it gets there and back.
+mod cpu;
+mod launch;
+
+use crate::{Backend, DType, FloatTensor, Shape, TensorData};
+
+/// Copies between host and device, types, shapes, and waiting.
+pub trait Memory: Backend {
+    /// Waits until the device has done all that it was given.
+    fn wait(device: &Self::Device);
+
+    /// Bytes of the device's memory that are in use, and that are reserved; `None` where it is the host's.
+    fn memory_in_use(device: &Self::Device) -> Option<(u64, u64)>;
+
+    /// Copies host values to the device.
+    fn upload(values: TensorData, device: &Self::Device) -> FloatTensor<Self>;
+
+    /// Copies host values to where another tensor is, in its type, as a tensor of a shape.
+    fn upload_like(values: Vec<f64>, shape: &[usize], like: &FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Copies a tensor to the host, as f64.
+    fn download(x: &FloatTensor<Self>) -> Vec<f64>;
+
+    /// The tensor in another number type.
+    fn cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self>;
+
+    /// Whether products take matrices of weights in a type narrower than that of the other factor, as they are stored.
+    fn takes_stored(dtype: DType) -> bool;
+
+    /// The same values in another shape.
+    fn reshape(x: FloatTensor<Self>, shape: impl Into<Shape>) -> FloatTensor<Self>;
+}
