@@ -69,6 +69,6 @@ fn a_software_device_is_not_the_default() {
     let Some(driver) = lavapipe() else { return };
     let output = tanglescope().arg("devices").env("VK_DRIVER_FILES", &driver).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("a program on the CPU"), "{said}");
+    assert!(said.contains("a software driver on the CPU"), "{said}");
     assert!(!said.contains("used without --device: vulkan"), "{said}");
 }

@@ -35,14 +35,14 @@ pub fn offers_cuda(device: &CudaDevice) -> Offers {
 
 /// A device of this machine that a run can be put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundDevice {
     /// Number after the colon of `--device`.
     pub number: usize,
     /// What the driver calls it.
     pub name: String,
     /// Bytes of its own memory, where the driver says.
     pub memory: Option<usize>,
-    /// Whether it is a program on the CPU, good for tests only.
+    /// Whether it is a driver in software, which is for tests only.
     pub software: bool,
 }
 
@@ -65,7 +65,7 @@ fn memory(adapter: &wgpu::Adapter) -> Option<usize> {
 ///
 /// # Errors
 /// Says what to install where there is none.
-pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, Found)>, String> {
+pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, FoundDevice)>, String> {
     use wgpu::DeviceType::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu};
     let descriptor = wgpu::InstanceDescriptor {
         backends: wgpu::Backends::VULKAN,
@@ -86,7 +86,10 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, Found)>, String> {
                 _ => continue,
             };
             let number = devices.len();
-            devices.push((device, Found { number, name: info.name.clone(), memory: *memory, software: kind == Cpu }));
+            devices.push((
+                device,
+                FoundDevice { number, name: info.name.clone(), memory: *memory, software: kind == Cpu },
+            ));
         }
     }
     if devices.is_empty() {
@@ -102,7 +105,7 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, Found)>, String> {
 /// # Errors
 /// Says which part is missing where there is none.
 #[allow(unsafe_code)]
-pub fn cuda_devices() -> Result<Vec<(CudaDevice, Found)>, String> {
+pub fn cuda_devices() -> Result<Vec<(CudaDevice, FoundDevice)>, String> {
     use cudarc::driver::result;
     // SAFETY: both only try to open the library by its name.
     if !unsafe { cudarc::driver::sys::is_culib_present() } {
@@ -127,7 +130,7 @@ pub fn cuda_devices() -> Result<Vec<(CudaDevice, Found)>, String> {
         let name = result::device::get_name(device).map_err(failed)?;
         // SAFETY: the handle was returned by the driver just now.
         let memory = unsafe { result::device::total_mem(device) }.ok();
-        Ok((CudaDevice::new(number), Found { number, name, memory, software: false }))
+        Ok((CudaDevice::new(number), FoundDevice { number, name, memory, software: false }))
     };
     (0..count).map(found).collect()
 }

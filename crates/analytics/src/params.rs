@@ -27,7 +27,7 @@ type Key = (Option<u32>, String);
 
 /// What is known of a key.
 #[derive(Default)]
-struct Found {
+struct KeySums {
     cosines: Vec<f64>,
     undefined: usize,
     /// Sums over pairs.
@@ -120,8 +120,8 @@ impl By {
 }
 
 /// Reads the table once, for some keys.
-fn pass(records: &Records, by: By, keys: &[Key]) -> Result<Vec<Found>> {
-    let mut found: Vec<Found> = keys.iter().map(|_| Found::default()).collect();
+fn pass(records: &Records, by: By, keys: &[Key]) -> Result<Vec<KeySums>> {
+    let mut found: Vec<KeySums> = keys.iter().map(|_| KeySums::default()).collect();
     let places: HashMap<&Key, usize> = keys.iter().enumerate().map(|(at, key)| (key, at)).collect();
     let mut sums: BTreeMap<usize, PairGram> = BTreeMap::new();
     let mut now: Option<u64> = None;
@@ -163,7 +163,7 @@ fn pass(records: &Records, by: By, keys: &[Key]) -> Result<Vec<Found>> {
 }
 
 /// Ends a pair.
-fn settle(sums: &mut BTreeMap<usize, PairGram>, found: &mut [Found]) {
+fn settle(sums: &mut BTreeMap<usize, PairGram>, found: &mut [KeySums]) {
     for (place, gram) in std::mem::take(sums) {
         let found = &mut found[place];
         match gram.cosine().filter(|cosine| !cosine.is_nan()) {

@@ -169,7 +169,7 @@ pub enum OnBadRow {
 
 /// What is found of every pair beside its Gram.
 #[derive(Args, Clone, Debug)]
-pub struct Found {
+pub struct PairMeasures {
     /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
     #[arg(long, value_name = "NAME[:K=V,…]")]
     pub objective: Vec<String>,
@@ -189,7 +189,7 @@ pub struct Analyze {
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
     #[command(flatten)]
-    pub found: Found,
+    pub found: PairMeasures,
     /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
     #[arg(long, value_name = "FOLDER|base|self")]
@@ -232,7 +232,7 @@ pub struct Sweep {
     #[arg(long, value_name = "N")]
     pub pairs: Option<usize>,
     #[command(flatten)]
-    pub found: Found,
+    pub found: PairMeasures,
     /// Reference model of objectives that use one: a model folder, base (the model without its adapter), start (the model
     /// that the run was trained from), or self (each checkpoint is its own) [default: base under adapters, start for runs
     /// of `train`, else none]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 use tanglescope_data::wanted;
+use tanglescope_model::shards;
 
 /// A repository that cannot be used as it was named.
 fn refused(id: &Id, problem: impl std::fmt::Display) -> Error {
@@ -23,7 +24,7 @@ fn at(path: &Path, problem: impl std::fmt::Display) -> Error {
 
 /// What a repository is fetched as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind<'a> {
+pub enum RepositoryKind<'a> {
     /// Config, weights and tokenizer.
     Model,
     /// A PEFT adapter.
@@ -69,7 +70,7 @@ impl std::fmt::Display for Id {
 }
 
 /// A folder on this machine with what a path or the name of a repository stands for.
-pub fn resolve(path: &Path, kind: Kind<'_>) -> Result<PathBuf> {
+pub fn resolve(path: &Path, kind: RepositoryKind<'_>) -> Result<PathBuf> {
     match Id::of(path) {
         None => Ok(path.to_owned()),
         Some(id) => Hub::new()?.fetch(&id, kind),
@@ -131,8 +132,8 @@ impl Hub {
         Ok(Self { api, cache, endpoint, offline: is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE") })
     }
 
-    fn fetch(&self, id: &Id, kind: Kind<'_>) -> Result<PathBuf> {
-        let repo_type = if matches!(kind, Kind::Data(_)) { RepoType::Dataset } else { RepoType::Model };
+    fn fetch(&self, id: &Id, kind: RepositoryKind<'_>) -> Result<PathBuf> {
+        let repo_type = if matches!(kind, RepositoryKind::Data(_)) { RepoType::Dataset } else { RepoType::Model };
         let repo = Repo::with_revision(id.name.clone(), repo_type, id.revision.clone());
         let cached = Cached { folder: self.cache.join(repo.folder_name()), id };
         if self.offline {
@@ -158,8 +159,9 @@ impl Hub {
             self.file(id, &remote, &cached, &snapshot, name)?;
         }
         if let Some(index) = first.iter().find(|name| name.ends_with(".safetensors.index.json")) {
-            for name in shards(&snapshot.join(index))? {
-                self.file(id, &remote, &cached, &snapshot, &name)?;
+            let named = shards(&snapshot.join(index)).map_err(|e| Error::Failed(e.to_string()))?;
+            for name in named.keys() {
+                self.file(id, &remote, &cached, &snapshot, name)?;
             }
         }
         cached.name(&info.sha)?;
@@ -167,7 +169,7 @@ impl Hub {
     }
 
     /// The files that are wanted of those that there are; shards are named by the index among them.
-    fn first(&self, id: &Id, kind: Kind<'_>, names: &BTreeSet<String>) -> Result<Vec<String>> {
+    fn first(&self, id: &Id, kind: RepositoryKind<'_>, names: &BTreeSet<String>) -> Result<Vec<String>> {
         let weights = |stem: &str| {
             let either = [format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json")];
             either.into_iter().find(|name| names.contains(name)).ok_or_else(|| {
@@ -176,9 +178,9 @@ impl Hub {
             })
         };
         let (config, stem) = match kind {
-            Kind::Model => ("config.json", "model"),
-            Kind::Adapter => ("adapter_config.json", "adapter_model"),
-            Kind::Data(split) => {
+            RepositoryKind::Model => ("config.json", "model"),
+            RepositoryKind::Adapter => ("adapter_config.json", "adapter_model"),
+            RepositoryKind::Data(split) => {
                 let all: Vec<String> = names.iter().cloned().collect();
                 let found = wanted(&all, split);
                 let problem = || match split {
@@ -192,7 +194,7 @@ impl Hub {
             return Err(refused(id, format!("has no {config} on {}: it is no such repository", self.endpoint)));
         }
         let mut wanted = vec![config.to_owned()];
-        if kind == Kind::Model {
+        if kind == RepositoryKind::Model {
             wanted.extend(BESIDE_WEIGHTS.into_iter().filter(|name| names.contains(*name)).map(str::to_owned));
         }
         wanted.push(weights(stem)?);
@@ -269,7 +271,7 @@ struct Cached<'a> {
 
 impl Cached<'_> {
     /// The snapshot of the revision, where it has all that is wanted.
-    fn snapshot(&self, kind: Kind<'_>) -> Option<PathBuf> {
+    fn snapshot(&self, kind: RepositoryKind<'_>) -> Option<PathBuf> {
         let named = std::fs::read_to_string(self.folder.join("refs").join(&self.id.revision));
         let commit = named.map_or_else(|_| self.id.revision.clone(), |commit| commit.trim().to_owned());
         let snapshot = self.folder.join("snapshots").join(commit);
@@ -277,12 +279,12 @@ impl Cached<'_> {
         let weights = |stem: &str| {
             has(&format!("{stem}.safetensors"))
                 || shards(&snapshot.join(format!("{stem}.safetensors.index.json")))
-                    .is_ok_and(|names| names.iter().all(|name| has(name)))
+                    .is_ok_and(|named| named.keys().all(|name| has(name)))
         };
         let whole = match kind {
-            Kind::Model => has("config.json") && weights("model"),
-            Kind::Adapter => has("adapter_config.json") && weights("adapter_model"),
-            Kind::Data(_) => snapshot.is_dir(),
+            RepositoryKind::Model => has("config.json") && weights("model"),
+            RepositoryKind::Adapter => has("adapter_config.json") && weights("adapter_model"),
+            RepositoryKind::Data(_) => snapshot.is_dir(),
         };
         whole.then_some(snapshot)
     }
@@ -293,21 +295,6 @@ impl Cached<'_> {
         let written =
             path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, commit));
         written.map_err(|e| at(&path, e))
-    }
-}
-
-/// The files that an index of shards names.
-fn shards(index: &Path) -> Result<BTreeSet<String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let text = std::fs::read(index).map_err(|e| at(index, e))?;
-    let index_of: Index = serde_json::from_slice(&text).map_err(|e| at(index, e))?;
-    let names: BTreeSet<String> = index_of.weight_map.into_values().collect();
-    match names.iter().find(|name| Path::new(name).components().count() != 1) {
-        None => Ok(names),
-        Some(name) => Err(at(index, format!("names the shard `{name}`, which is no file's name"))),
     }
 }
 

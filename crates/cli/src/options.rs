@@ -1,10 +1,10 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    Analyze, Bench, Compat, DataArgs, Found, Measured, ModelArgs, OnBadRow, Precision, Report, ReportFormat, RowArgs,
-    ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, Tokens, Train, Verify,
+    Analyze, Bench, Compat, DataArgs, Measured, ModelArgs, OnBadRow, PairMeasures, Precision, Report, ReportFormat,
+    RowArgs, ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, Tokens, Train, Verify,
 };
 use crate::error::{Error, Result};
-use crate::hub::{self, Kind};
+use crate::hub::{self, RepositoryKind};
 use std::path::{Path, PathBuf};
 use tanglescope::{self as library, Objective, ObjectiveChoice, ReferenceModel, SummaryKind};
 
@@ -14,8 +14,8 @@ pub fn command() -> Vec<String> {
 }
 
 fn model(args: &ModelArgs) -> Result<library::ModelOptions> {
-    let model = hub::resolve(&args.model, Kind::Model)?;
-    let adapter = args.adapter.as_deref().map(|adapter| hub::resolve(adapter, Kind::Adapter)).transpose()?;
+    let model = hub::resolve(&args.model, RepositoryKind::Model)?;
+    let adapter = args.adapter.as_deref().map(|adapter| hub::resolve(adapter, RepositoryKind::Adapter)).transpose()?;
     Ok(library::ModelOptions { model, adapter, measured: measured(&args.measured)? })
 }
 
@@ -67,15 +67,15 @@ fn data(args: &DataArgs) -> Result<library::DataOptions> {
     Ok(library::DataOptions { data: hub::resolve(&args.data, data_kind(&args.rows))?, rows: rows(&args.rows) })
 }
 
-fn data_kind(rows: &RowArgs) -> Kind<'_> {
-    Kind::Data(rows.split.as_deref())
+fn data_kind(rows: &RowArgs) -> RepositoryKind<'_> {
+    RepositoryKind::Data(rows.split.as_deref())
 }
 
 fn objective(name: &str) -> Result<Objective> {
     name.parse().map_err(|e| Error::Input(format!("--objective: {e}")))
 }
 
-fn objectives(args: &Found) -> Result<Vec<ObjectiveChoice>> {
+fn objectives(args: &PairMeasures) -> Result<Vec<ObjectiveChoice>> {
     let choice = |name: &String| match name.as_str() {
         "all" => Ok(ObjectiveChoice::All),
         name => objective(name).map(ObjectiveChoice::One),
@@ -87,7 +87,7 @@ fn reference(text: &str) -> Result<ReferenceModel> {
     Ok(match text {
         "self" => ReferenceModel::Itself,
         "base" => ReferenceModel::Base,
-        folder => ReferenceModel::Folder(hub::resolve(Path::new(folder), Kind::Model)?),
+        folder => ReferenceModel::Folder(hub::resolve(Path::new(folder), RepositoryKind::Model)?),
     })
 }
 
@@ -103,7 +103,7 @@ pub fn analyze(args: &Analyze) -> Result<library::AnalyzeOptions> {
         mean_gradients: args.found.mean_gradients,
         all_pairs: args.all_pairs,
         group_objectives: args.group_objective.iter().map(group_objective).collect::<Result<_>>()?,
-        probe: args.probe.as_deref().map(|path| hub::resolve(path, Kind::Data(None))).transpose()?,
+        probe: args.probe.as_deref().map(|path| hub::resolve(path, RepositoryKind::Data(None))).transpose()?,
         command: command(),
     })
 }
@@ -135,7 +135,7 @@ pub fn sweep(args: &Sweep) -> Result<library::SweepOptions> {
         runs: args.runs.iter().map(run).collect::<Result<_>>()?,
         data: args.data.iter().map(of_data).collect::<Result<_>>()?,
         out: args.out.clone(),
-        model: args.model.as_deref().map(|model| hub::resolve(model, Kind::Model)).transpose()?,
+        model: args.model.as_deref().map(|model| hub::resolve(model, RepositoryKind::Model)).transpose()?,
         measured: measured(&args.measured)?,
         rows: rows(&args.rows),
         pairs: args.pairs,
@@ -199,7 +199,7 @@ pub fn verify(args: &Verify) -> Result<library::VerifyOptions> {
 /// Options of `bench`.
 pub fn bench(args: &Bench) -> Result<library::BenchOptions> {
     Ok(library::BenchOptions {
-        model: args.model.as_deref().map(|model| hub::resolve(model, Kind::Model)).transpose()?,
+        model: args.model.as_deref().map(|model| hub::resolve(model, RepositoryKind::Model)).transpose()?,
         shape: match args.shape {
             ShapeName::Demo => library::ShapeName::Demo,
             ShapeName::SmolLm2 => library::ShapeName::SmolLm2,

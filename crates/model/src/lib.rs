@@ -32,4 +32,4 @@ pub use rope::Rope;
 pub use save::{read_tensors, write_tensors};
 pub use scope::{InScope, Location, Parameter, ParameterKind, Scope};
 pub use sink::{Embedding, Factor, HeadRows, Predictions, Sink};
-pub use weights::{Layout, Weights, content_hash, file_hash, text_hash};
+pub use weights::{Layout, Weights, content_hash, file_hash, shards, text_hash};

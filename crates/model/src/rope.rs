@@ -42,7 +42,7 @@ pub struct Rope {
     frequencies: Frequencies,
     /// Factor on cos and sin (`yarn`, `longrope`).
     attention_factor: f64,
-    /// Pairs of values that are turned in each head.
+    /// Pairs of values that are rotated in each head.
     pub pairs: usize,
     /// Longest sequence that the frequencies are made for; no bound of their own where there is none.
     pub reach: Option<usize>,
@@ -53,7 +53,7 @@ pub struct Rope {
 pub(crate) struct RopeDefaults {
     /// θ, and the key that may have it outside the rotary parameters.
     pub theta: (&'static str, f64),
-    /// The part of a head that is turned, and its key; `None` where the architecture turns whole heads.
+    /// The part of a head that is rotated, and its key; `None` where the architecture rotates whole heads.
     pub part: Option<(&'static str, f64)>,
     /// Whether `su` and `yarn` stand for `longrope`, as in older configs of Phi-3.
     pub long_by_other_names: bool,

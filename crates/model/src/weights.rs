@@ -50,6 +50,23 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// The files of a sharded checkpoint, with the tensors that each has, as an index names them.
+///
+/// # Errors
+/// Where the file is no index, or one of its names is no file's.
+pub fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let text = std::fs::read(index).map_err(|e| Error::file(index, e))?;
+    let parsed: Index = serde_json::from_slice(&text).map_err(|e| Error::file(index, e))?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in parsed.weight_map {
+        shards.entry(shard).or_default().push(tensor);
+    }
+    match shards.keys().find(|name| Path::new(name).components().count() != 1) {
+        None => Ok(shards),
+        Some(name) => Err(Error::file(index, format!("names the shard `{name}`, which is no file's name"))),
+    }
+}
+
 impl Weights {
     /// Opens `STEM.safetensors` or the shards that `STEM.safetensors.index.json` names.
     ///
@@ -62,16 +79,9 @@ impl Weights {
         if single.is_file() {
             weights.add(single, None)?;
         } else if index_path.is_file() {
-            let text = std::fs::read(&index_path).map_err(|e| Error::file(&index_path, e))?;
-            let index: Index = serde_json::from_slice(&text).map_err(|e| Error::file(&index_path, e))?;
-            let mut shards: BTreeMap<&String, Vec<&String>> = BTreeMap::new();
-            for (tensor, shard) in &index.weight_map {
-                shards.entry(shard).or_default().push(tensor);
-            }
-            for (shard, tensors) in shards {
-                let is_name = Path::new(shard).components().count() == 1;
-                let path = folder.join(shard);
-                if !is_name || !path.is_file() {
+            for (shard, tensors) in shards(&index_path)? {
+                let path = folder.join(&shard);
+                if !path.is_file() {
                     let problem = format!("names the shard `{shard}`, which is not in the folder; copy it there");
                     return Err(Error::file(&index_path, problem));
                 }
@@ -97,14 +107,14 @@ impl Weights {
         Self { synthetic: true, ..Self::default() }
     }
 
-    fn add(&mut self, path: PathBuf, wanted: Option<&[&String]>) -> Result<()> {
+    fn add(&mut self, path: PathBuf, wanted: Option<&[String]>) -> Result<()> {
         let map = map(&path, 0, None)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
             Error::file(&path, format!("not a complete safetensors file ({e}); copy or download it again"))
         })?;
         let file = self.files.len();
         for (name, info) in metadata.tensors() {
-            if wanted.is_some_and(|wanted| !wanted.contains(&&name)) {
+            if wanted.is_some_and(|wanted| !wanted.contains(&name)) {
                 continue;
             }
             let (start, end) = info.data_offsets;
@@ -112,7 +122,7 @@ impl Weights {
             let stored = Stored { file, dtype: info.dtype, shape: info.shape.clone(), bytes };
             self.tensors.insert(name, stored);
         }
-        if let Some(missing) = wanted.unwrap_or_default().iter().find(|name| !self.tensors.contains_key(**name)) {
+        if let Some(missing) = wanted.unwrap_or_default().iter().find(|name| !self.tensors.contains_key(*name)) {
             return Err(Error::tensor(&path, missing, "the index says that it is in this file, which lacks it"));
         }
         self.files.push(path);

@@ -85,7 +85,7 @@ impl PairGram {
         0.5 * (self.ww - 2.0 * self.wl + self.ll).max(0.0).sqrt()
     }
 
-    /// ln c = ½ ln(‖g_l‖/‖g_w‖): what brings d_w/d_l = 1 to the centre of the band when it multiplies d_w and divides d_l;
+    /// ln c = ½ ln(‖g_l‖/‖g_w‖): the calibration that moves d_w/d_l = 1 to the centre of the band, d_w·c and d_l/c;
     /// `None` where a gradient is zero (Chen et al., arXiv 2604.18239).
     #[must_use]
     pub fn calibration(&self) -> Option<f64> {

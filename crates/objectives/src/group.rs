@@ -1,6 +1,7 @@
 //! Objectives on groups of more than two responses: each is a weight for every response's gradient, `−∇ℓ = Σ_k d_k g_k`
 //! (docs/mathematics.md, section 10).
 use crate::error::{Error, Result};
+use crate::hyper;
 use std::fmt;
 use std::str::FromStr;
 
@@ -46,12 +47,12 @@ pub enum GroupObjective {
 }
 
 /// Names with their hyper-parameters and defaults.
-const NAMES: [(&str, &[(&str, f64)]); 5] = [
-    ("grpo", &[("eps", 1e-4)]),
+const NAMES: [(&str, &[(&str, Option<f64>)]); 5] = [
+    ("grpo", &[("eps", Some(1e-4))]),
     ("dr_grpo", &[]),
     ("rloo", &[]),
-    ("plackett_luce", &[("beta", 0.1)]),
-    ("listnet", &[("beta", 0.1), ("tau", 1.0)]),
+    ("plackett_luce", &[("beta", Some(0.1))]),
+    ("listnet", &[("beta", Some(0.1)), ("tau", Some(1.0))]),
 ];
 
 impl FromStr for GroupObjective {
@@ -59,24 +60,16 @@ impl FromStr for GroupObjective {
 
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |problem: String| Error { given: text.to_owned(), problem };
-        let (name, rest) = text.split_once(':').unwrap_or((text, ""));
+        let (name, _) = hyper::split(text);
         let Some((_, keys)) = NAMES.iter().find(|(known, _)| *known == name) else {
             let known = NAMES.map(|(name, _)| name).join(", ");
             return Err(refuse(format!("no objective on groups; they are {known}")));
         };
-        let mut values: Vec<f64> = keys.iter().map(|(_, default)| *default).collect();
-        for part in rest.split(',').filter(|part| !part.is_empty()) {
-            let (key, value) =
-                part.split_once('=').ok_or_else(|| refuse(format!("found `{part}`, expected KEY=VALUE")))?;
-            let known = || keys.iter().map(|(key, _)| *key).collect::<Vec<_>>().join(", ");
-            let Some(at) = keys.iter().position(|(known, _)| *known == key) else {
-                return Err(refuse(format!("`{key}` is no key of {name}; it has: {}", known())));
-            };
-            values[at] = match value.parse::<f64>() {
-                Ok(value) if value > 0.0 && value.is_finite() => value,
-                _ => return Err(refuse(format!("`{key}` is `{value}`, expected a positive number"))),
-            };
+        let found = hyper::values(text, keys)?;
+        if let Some((key, value)) = found.iter().find(|(_, value)| *value <= 0.0) {
+            return Err(refuse(format!("`{key}` is `{value}`, expected a positive number")));
         }
+        let values: Vec<f64> = found.into_iter().map(|(_, value)| value).collect();
         Ok(match name {
             "grpo" => Self::Grpo { eps: values[0] },
             "dr_grpo" => Self::DrGrpo,

@@ -1,4 +1,4 @@
-//! Preference losses as pure functions: value, and how strongly each pulls on the two gradients of a pair.
+//! Preference losses as pure functions: the value, and the weights of the two gradients of a pair in a descent step.
 //!
 //! Every pairwise loss ℓ(log π(chosen), log π(rejected)) has −∇ℓ = d_w g_w − d_l g_l with d_w = −∂ℓ/∂log π(chosen) and
 //! d_l = ∂ℓ/∂log π(rejected). [`Objective`] parses `name:key=value,…` and gives loss, d_w and d_l; [`PairGram`] says what a
@@ -23,6 +23,7 @@ mod entanglement;
 mod error;
 mod gradients;
 mod group;
+mod hyper;
 mod objective;
 
 pub use catalogue::{Definition, all};
@@ -59,8 +60,8 @@ pub struct PairLogps {
 pub struct Outcome {
     /// ℓ.
     pub loss: f64,
-    /// −∂ℓ/∂log π(chosen): how strongly g_w is followed.
+    /// −∂ℓ/∂log π(chosen): the weight of g_w in a descent step, positive where it raises log π(chosen).
     pub d_w: f64,
-    /// ∂ℓ/∂log π(rejected): how strongly g_l is fled.
+    /// ∂ℓ/∂log π(rejected): the weight of −g_l in a descent step, positive where it lowers log π(rejected).
     pub d_l: f64,
 }

@@ -2,7 +2,7 @@
 use crate::catalogue::{Definition, Hyper, Rule, Scalars, all};
 use crate::dual::Dual;
 use crate::error::{Error, Result};
-use crate::{Outcome, PairGram, PairLogps, gradients};
+use crate::{Outcome, PairGram, PairLogps, gradients, hyper};
 use std::fmt;
 use std::str::FromStr;
 
@@ -92,12 +92,11 @@ impl Objective {
         }
     }
 
-    /// Loss and coefficients of a pair calibrated by a moving average of [`PairGram::calibration`], and the average's decay;
-    /// `None` where the objective calibrates nothing.
+    /// Loss and coefficients of a pair calibrated by ln c, a moving average of [`PairGram::calibration`]; `None` where the objective
+    /// calibrates nothing.
     #[must_use]
-    pub fn of_calibrated(&self, pair: &PairLogps, ln_c: f64) -> Option<(Outcome, f64)> {
-        let decay = self.hyper("ema")?;
-        Some((gradients::calibrated_by(pair, &self.hyper, ln_c), decay))
+    pub fn of_calibrated(&self, pair: &PairLogps, ln_c: f64) -> Option<Outcome> {
+        self.hyper("ema").map(|_| gradients::calibrated_by(pair, &self.hyper, ln_c))
     }
 
     /// A hyper-parameter, where the objective has one of that name.
@@ -124,51 +123,17 @@ impl Objective {
     }
 }
 
-/// `a, b and c`.
-fn list(names: &[&str]) -> String {
-    match names {
-        [] => "none".to_owned(),
-        [one] => (*one).to_owned(),
-        [rest @ .., last] => format!("{} and {last}", rest.join(", ")),
-    }
-}
-
 impl FromStr for Objective {
     type Err = Error;
 
     fn from_str(given: &str) -> Result<Self> {
         let refuse = |problem: String| Error { given: given.to_owned(), problem };
-        let (name, settings) = given.split_once(':').unwrap_or((given, ""));
+        let (name, _) = hyper::split(given);
         let Some(definition) = all().iter().find(|definition| definition.name == name) else {
             let names: Vec<&str> = all().iter().map(|definition| definition.name).collect();
-            return Err(refuse(format!("there is no `{name}`; there are {}", list(&names))));
+            return Err(refuse(format!("there is no `{name}`; there are {}", hyper::list(&names))));
         };
-        let keys: Vec<&str> = definition.hyper.iter().map(|(key, _)| *key).collect();
-        let mut found: Vec<(&'static str, Option<f64>)> = definition.hyper.to_vec();
-        let mut seen = Vec::new();
-        for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
-            let Some((key, value)) = setting.split_once('=') else {
-                return Err(refuse(format!("`{setting}` is not of the form key=value")));
-            };
-            let Some((_, slot)) = found.iter_mut().find(|(name, _)| *name == key) else {
-                return Err(refuse(format!("`{name}` has no `{key}`; its keys are {}", list(&keys))));
-            };
-            if seen.contains(&key) {
-                return Err(refuse(format!("`{key}` is given twice")));
-            }
-            seen.push(key);
-            let number = value.parse::<f64>().ok().filter(|number| number.is_finite());
-            *slot = Some(number.ok_or_else(|| refuse(format!("`{key}={value}`: expected a number")))?);
-        }
-        let missing: Vec<&str> = found.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| *key).collect();
-        if !missing.is_empty() {
-            return Err(refuse(format!(
-                "has no default for {}; write {name}:{}=…",
-                list(&missing),
-                missing.join("=…,")
-            )));
-        }
-        let hyper = Hyper(found.into_iter().filter_map(|(key, value)| Some((key, value?))).collect());
+        let hyper = Hyper(hyper::values(given, definition.hyper)?);
         Ok(Self { given: given.to_owned(), definition, hyper })
     }
 }

@@ -43,7 +43,7 @@ impl OfFolder for TrainingManifest {
 }
 
 #[derive(Deserialize)]
-struct Kind {
+struct KindOnly {
     kind: Option<String>,
 }
 
@@ -69,7 +69,7 @@ impl Manifest {
     /// Where it cannot be read, or is no manifest of Tanglescope's.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let Some(bytes) = bytes(folder)? else { return Ok(None) };
-        let Kind { kind } = parsed(folder, &bytes)?;
+        let KindOnly { kind } = parsed(folder, &bytes)?;
         let kind = kind.as_deref();
         Ok(Some(if kind == SweepManifest::KIND {
             Self::Sweep(parsed(folder, &bytes)?)
@@ -87,7 +87,7 @@ impl Manifest {
 /// Where it cannot be read, or is one of another kind of run.
 pub fn read<T: OfFolder>(folder: &Path) -> Result<Option<T>> {
     let Some(bytes) = bytes(folder)? else { return Ok(None) };
-    let Kind { kind } = parsed(folder, &bytes)?;
+    let KindOnly { kind } = parsed(folder, &bytes)?;
     if kind.as_deref() != T::KIND {
         let (there, now) = (kind.as_deref().unwrap_or("analyze"), T::KIND.unwrap_or("analyze"));
         let problem = format!("is of a folder of `{there}`, not of `{now}`; choose another folder");
@@ -183,7 +183,7 @@ impl Identity for AnalysisIdentity {
 
 /// How rows are cut into parts and batches.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct BatchPlan {
     /// Consecutive usable rows of a part.
     pub rows_per_part: usize,
     /// Forward rows of a batch.
@@ -222,7 +222,7 @@ pub struct AnalysisManifest {
     /// What decides the rows.
     pub identity: AnalysisIdentity,
     /// How they are cut.
-    pub plan: Plan,
+    pub plan: BatchPlan,
     /// The objectives of objectives.parquet, as they were given.
     #[serde(default)]
     pub objectives: Vec<String>,

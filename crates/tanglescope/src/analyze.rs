@@ -135,19 +135,19 @@ pub struct Analysis {
 /// was written stays, and a second call goes on from there.
 pub fn analyze(options: &AnalyzeOptions, listener: &dyn Listener) -> Result<Analysis> {
     let (model, objectives) = options.checked(listener)?;
-    let work = Work { options, model: &model, objectives: &objectives, listener };
+    let work = AnalysisOnDevice { options, model: &model, objectives: &objectives, listener };
     let summary = model.device.run(work)?;
     Ok(Analysis { summary, records: Folder::new(&options.out) })
 }
 
-struct Work<'a> {
+struct AnalysisOnDevice<'a> {
     options: &'a AnalyzeOptions,
     model: &'a Model,
     objectives: &'a Objectives,
     listener: &'a dyn Listener,
 }
 
-impl OnDevice for Work<'_> {
+impl OnDevice for AnalysisOnDevice<'_> {
     type Output = Summary;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Summary> {

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use tanglescope_kernels::device::{
-    Cuda, CudaDevice, Found, Offers, Vulkan, WgpuDevice, cuda_devices, offers_cuda, offers_vulkan, vulkan_devices,
+    Cuda, CudaDevice, FoundDevice, Offers, Vulkan, WgpuDevice, cuda_devices, offers_cuda, offers_vulkan, vulkan_devices,
 };
 use tanglescope_kernels::{Backend, DType, Flex, FlexDevice, Kernels};
 
@@ -95,9 +95,9 @@ pub(crate) enum Device {
     /// The processor.
     Cpu,
     /// A CUDA device.
-    Cuda(CudaDevice, Found),
+    Cuda(CudaDevice, FoundDevice),
     /// A Vulkan device.
-    Vulkan(WgpuDevice, Found),
+    Vulkan(WgpuDevice, FoundDevice),
 }
 
 /// Work that is the same on every device.
@@ -184,7 +184,7 @@ impl Device {
         self.found().is_some_and(|found| found.software)
     }
 
-    fn found(&self) -> Option<&Found> {
+    fn found(&self) -> Option<&FoundDevice> {
         match self {
             Self::Cpu => None,
             Self::Cuda(_, found) | Self::Vulkan(_, found) => Some(found),

@@ -19,7 +19,7 @@ use tanglescope_gram::{Group, TokenMatrix, position_matrix, token_matrices, toke
 use tanglescope_kernels::{Kernels, as_index};
 use tanglescope_model::{Decoder, InScope};
 use tanglescope_objectives::contrast;
-use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, Plan};
+use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan};
 use tanglescope_records::tables::tokens::{self as rows, Array, PositionProducts, PositionRow, TokenMatrixRows};
 use tanglescope_records::{Table, lock, tables, write_whole};
 
@@ -98,17 +98,17 @@ pub struct TokenProducts {
 pub fn tokens(options: &TokensOptions, listener: &dyn Listener) -> Result<TokenProducts> {
     let model = Model::new(&options.model)?;
     model.announce(listener);
-    let shares = model.device.run(Work { options, model: &model, listener })?;
+    let shares = model.device.run(TokensOnDevice { options, model: &model, listener })?;
     Ok(TokenProducts { shares, records: Folder::new(&options.out) })
 }
 
-struct Work<'a> {
+struct TokensOnDevice<'a> {
     options: &'a TokensOptions,
     model: &'a Model,
     listener: &'a dyn Listener,
 }
 
-impl OnDevice for Work<'_> {
+impl OnDevice for TokensOnDevice<'_> {
     type Output = Shares;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Shares> {
@@ -169,7 +169,7 @@ impl OnDevice for Work<'_> {
     }
 }
 
-impl Work<'_> {
+impl TokensOnDevice<'_> {
     /// Backward rows of a pass, and passes that run side by side: as the folder's manifest says, which is written where there is
     /// none.
     fn plan<B: Kernels>(&self, model: &mut Decoder<B>, data: &Dataset) -> Result<(usize, usize)> {
@@ -185,7 +185,7 @@ impl Work<'_> {
             identity = AnalysisIdentity { reference, contrast, probes, ..identity };
         }
         let backward_rows_per_pass = Some(placement.backward_rows(asked, &outline));
-        let plan = Plan {
+        let plan = BatchPlan {
             rows_per_part: PAIRS_PER_PART,
             forward_rows_per_batch: placement.rows_per_batch(asked, &outline),
             backward_rows_per_pass,

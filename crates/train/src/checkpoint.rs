@@ -16,7 +16,7 @@ const STATE: &str = "trainer_state.json";
 
 /// Where a run's checkpoints come from and go to.
 #[derive(Clone, Debug)]
-pub struct Place<'a> {
+pub struct CheckpointPaths<'a> {
     /// The run's folder.
     pub run: &'a Path,
     /// The folder that the model was loaded from.
@@ -64,8 +64,13 @@ pub fn folder(run: &Path, step: usize) -> PathBuf {
 ///
 /// # Errors
 /// Where a file cannot be written; what was written of this checkpoint is taken away, and earlier ones are untouched.
-pub fn save<B: Kernels>(trainer: &Trainer<'_, B>, place: &Place<'_>, history: &[Value], epochs: f64) -> Result<()> {
-    let Place { run, base, source } = place;
+pub fn save<B: Kernels>(
+    trainer: &Trainer<'_, B>,
+    paths: &CheckpointPaths<'_>,
+    history: &[Value],
+    epochs: f64,
+) -> Result<()> {
+    let CheckpointPaths { run, base, source } = paths;
     let path = folder(run, trainer.steps);
     let refuse = |problem: std::io::Error| Error::checkpoint(&path, format!("cannot be written: {problem}"));
     let unfinished = tempfile::Builder::new().prefix(".checkpoint-").tempdir_in(run).map_err(refuse)?;
@@ -108,9 +113,13 @@ pub fn save<B: Kernels>(trainer: &Trainer<'_, B>, place: &Place<'_>, history: &[
 ///
 /// # Errors
 /// Where a file is missing or damaged.
-pub fn restore<B: Kernels>(trainer: &mut Trainer<'_, B>, place: &Place<'_>, step: usize) -> Result<Vec<Value>> {
-    let path = folder(place.run, step);
-    trainer.model.restore(place.source, &path)?;
+pub fn restore<B: Kernels>(
+    trainer: &mut Trainer<'_, B>,
+    paths: &CheckpointPaths<'_>,
+    step: usize,
+) -> Result<Vec<Value>> {
+    let path = folder(paths.run, step);
+    trainer.model.restore(paths.source, &path)?;
     let device = trainer.model.device.clone();
     // before the first step there are no moments
     if step > 0 {

@@ -15,4 +15,4 @@ mod trainer;
 pub use error::{Error, Result};
 pub use log::StepLog;
 pub use signal::{Example, Reference};
-pub use trainer::{Plan, Step, Trainer};
+pub use trainer::{Step, StepPlan, Trainer};

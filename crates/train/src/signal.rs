@@ -101,7 +101,7 @@ impl Signal<'_> {
             let sparsity = lam.unwrap_or(0.0) * self.masks.map_or(0.0, |masks| masks.size(example));
             return Outcome { loss: outcome.loss + sparsity, ..outcome };
         }
-        if let Some((outcome, _)) = self.calibration.and_then(|ln_c| self.objective.of_calibrated(&pair, ln_c)) {
+        if let Some(outcome) = self.calibration.and_then(|ln_c| self.objective.of_calibrated(&pair, ln_c)) {
             return outcome;
         }
         let outcome = self.objective.of_pair(&pair, gram.unwrap_or(&PairGram::default()));

@@ -18,7 +18,7 @@ use tanglescope_records::tables::training::{PairStep, Prediction, Split};
 
 /// How work is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct StepPlan {
     /// Forward rows that run together.
     pub rows: usize,
     /// Batches that run side by side.
@@ -43,7 +43,7 @@ pub struct Trainer<'a, B: Kernels> {
     scope: &'a InScope,
     objective: &'a Objective,
     settings: &'a Settings,
-    plan: Plan,
+    plan: StepPlan,
     examples: &'a [Example],
     held_out: &'a [Example],
     /// Of the examples, then of those held out.
@@ -63,7 +63,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         scope: &'a InScope,
         objective: &'a Objective,
         settings: &'a Settings,
-        plan: Plan,
+        plan: StepPlan,
         [examples, held_out]: [&'a [Example]; 2],
         reference: Option<[Vec<Reference>; 2]>,
     ) -> Self {

@@ -1,5 +1,5 @@
 //! `Gemma2ForCausalLM`: norms before and after attention and feed-forward layer that multiply with one plus their gain, a scaled
-//! embedding, soft bounds on attention scores and logits, and a window on every other block.
+//! embedding, soft caps on attention scores and logits, and a window on every other block.
 use super::llama::{self, Defaults};
 use super::{Description, Names, soft_cap, window, windowed};
 use crate::config::Config;
@@ -16,7 +16,7 @@ pub(super) fn names() -> Names {
     }
 }
 
-/// What Gemma 2 and Gemma 3 share, with the soft bounds that a config has where it says nothing; positions and windows are
+/// What Gemma 2 and Gemma 3 share, with the soft caps that a config has where it says nothing; positions and windows are
 /// left out.
 pub(super) fn body(config: &Config, max_positions: usize, [scores, logits]: [Option<f64>; 2]) -> Result<Description> {
     let defaults = Defaults {

@@ -10,6 +10,7 @@ mod linear;
 mod mixer;
 mod mlp;
 mod norm;
+mod one_of;
 mod projection;
 mod sublayer;
 

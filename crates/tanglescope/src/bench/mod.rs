@@ -174,10 +174,10 @@ impl BenchOptions {
 pub fn bench(options: &BenchOptions, listener: &dyn Listener) -> Result<BenchReport> {
     let Subject { model, outline, groups } = options.subject(listener)?;
     let planned = Planned::of(&model, outline)?;
-    model.device.run(Work { options, model: &model, planned, groups, listener })
+    model.device.run(BenchOnDevice { options, model: &model, planned, groups, listener })
 }
 
-struct Work<'a> {
+struct BenchOnDevice<'a> {
     options: &'a BenchOptions,
     model: &'a Model,
     planned: Planned<'a>,
@@ -202,7 +202,7 @@ fn best<B: Kernels>(device: &B::Device, mut call: impl FnMut()) -> f64 {
     best
 }
 
-impl OnDevice for Work<'_> {
+impl OnDevice for BenchOnDevice<'_> {
     type Output = BenchReport;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<BenchReport> {
@@ -261,7 +261,7 @@ fn measure_rates<B: Kernels>(dtype: DType, device: &B::Device, size: Size) -> Ra
     Rates { operations, bytes: 2.0 * (rows * width * dtype.size()) as f64 / seconds }
 }
 
-impl Work<'_> {
+impl BenchOnDevice<'_> {
     /// Every kernel at the shapes of one block.
     fn kernels<B: Kernels>(&self, device: &B::Device, rates: &Rates) -> Vec<KernelTime> {
         let outline = &self.planned.outline;

@@ -24,7 +24,7 @@ use tanglescope_data::{Dataset, TextTokens};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
 use tanglescope_records::identity::difference;
-use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, Plan, hub_source};
+use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan, hub_source};
 use tanglescope_records::{Table, absolute, lock, tables};
 
 /// Token log-probabilities of all responses under the reference, row by row.
@@ -71,7 +71,7 @@ impl<B: Kernels> Measurement<'_, B> {
             probes: extras.probes_identity(),
             ..identity(asked, hashes, model.adapter_hash.as_deref(), of_reference, objectives.contrast())
         };
-        let plan = Plan {
+        let plan = BatchPlan {
             rows_per_part: stages::ROWS_PER_PART,
             forward_rows_per_batch: placement.rows_per_batch(asked, &outline),
             backward_rows_per_pass: None,
@@ -79,7 +79,7 @@ impl<B: Kernels> Measurement<'_, B> {
         };
         let manifest = open(out, asked, data, identity, plan, (&objectives.names(), self.command))?;
         model.rates = rates::read(manifest.plan.rates);
-        let run = part::Run {
+        let setup = part::Setup {
             of: self,
             model,
             scope,
@@ -88,10 +88,10 @@ impl<B: Kernels> Measurement<'_, B> {
             plan: manifest.plan,
             at_once: placement.at_once,
         };
-        let summary = stages::run(&run, out)?;
+        let summary = stages::run(&setup, out)?;
         let means = extras.mean_gradients.then(|| Table::create(out, tables::MEANS)).transpose()?;
         if let Some(means) = means.filter(|means| !means.has(0)) {
-            means.write(0, tables::params::means(&run.means()?))?;
+            means.write(0, tables::params::means(&setup.means()?))?;
         }
         Ok(summary)
     }
@@ -132,7 +132,7 @@ pub fn open(
     asked: &Model,
     data: &Dataset,
     identity: AnalysisIdentity,
-    plan: Plan,
+    plan: BatchPlan,
     (objectives, command): (&[String], &[String]),
 ) -> Result<AnalysisManifest> {
     let seed = match &asked.adapter {

@@ -14,7 +14,7 @@ use tanglescope_gram::{
 use tanglescope_kernels::{Kernels, as_index};
 use tanglescope_model::{Decoder, InScope, Parameter};
 use tanglescope_objectives::{PairGram, contrast};
-use tanglescope_records::manifest::Plan;
+use tanglescope_records::manifest::BatchPlan;
 use tanglescope_records::tables::groups::MeasuredGroup;
 use tanglescope_records::tables::pairs::PairRow;
 use tanglescope_records::tables::params::{MeanRow, ParamRow};
@@ -22,7 +22,7 @@ use tanglescope_records::tables::probes::ProbeRow;
 use tanglescope_records::tables::responses::ResponsesRow;
 
 /// A model on a data set.
-pub struct Run<'a, B: Kernels> {
+pub struct Setup<'a, B: Kernels> {
     /// How it is measured.
     pub of: &'a Measurement<'a, B>,
     /// The model.
@@ -34,7 +34,7 @@ pub struct Run<'a, B: Kernels> {
     /// Whether gradients over contrast tokens are measured too.
     pub contrast: bool,
     /// How rows are cut.
-    pub plan: Plan,
+    pub plan: BatchPlan,
     /// Batches that run side by side.
     pub at_once: usize,
 }
@@ -54,7 +54,7 @@ pub struct Rows {
     pub probes: Vec<ProbeRow>,
 }
 
-impl<B: Kernels> Run<'_, B> {
+impl<B: Kernels> Setup<'_, B> {
     /// The rows of a part, in data order.
     pub fn window<'a>(&self, part: usize, window: &'a [Item]) -> Result<Rows> {
         // of each pair, where contrast tokens are asked for

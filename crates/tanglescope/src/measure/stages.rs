@@ -1,6 +1,6 @@
 //! The parts of a measurement, table after table: what is measured, then what follows from it.
 use super::items::Item;
-use super::part::{Rows, Run};
+use super::part::{Rows, Setup};
 use crate::error::Result;
 use crate::listener::Amount;
 use std::ops::Range;
@@ -60,18 +60,18 @@ fn rows(pairs: &[Pair]) -> usize {
 }
 
 /// Makes every part that is not there yet, and sums up all of them.
-pub fn run<B: Kernels>(run: &Run<'_, B>, out: &Path) -> Result<Summary> {
-    let (data, extras) = (run.data, run.of.extras);
+pub fn run<B: Kernels>(setup: &Setup<'_, B>, out: &Path) -> Result<Summary> {
+    let (data, extras) = (setup.data, setup.of.extras);
     let measured = Measured::create(out, data.groups, !extras.probes.is_empty())?;
-    let mut following = Following::create(out, run, &measured)?;
+    let mut following = Following::create(out, setup, &measured)?;
     let windows: Vec<Range<usize>> = data.pairs.parts(ROWS_PER_PART).collect();
     let (mut summary, mut first) = (Summary::default(), 0);
     for (part, window) in windows.iter().enumerate() {
         let first_pair = extras.all_pairs.then_some(first);
-        let items = Item::all(&run.model.description, data.pairs.get(window.clone())?, first_pair);
+        let items = Item::all(&setup.model.description, data.pairs.get(window.clone())?, first_pair);
         first += items.iter().map(|item| item.pairs.len() as u64).sum::<u64>();
         if !measured.has(part) {
-            measured.write(part, &run.window(part, &items)?)?;
+            measured.write(part, &setup.window(part, &items)?)?;
         }
         summary.add(&measured.pairs.read(part)?, &measured.params.read(part)?)?;
         following.part(part, &measured, &mut summary)?;
@@ -136,8 +136,8 @@ struct Following<'a> {
 }
 
 impl<'a> Following<'a> {
-    fn create<B: Kernels>(out: &Path, run: &Run<'a, B>, measured: &Measured) -> Result<Self> {
-        let (objectives, group_objectives) = (&run.of.objectives.objectives, &run.of.extras.objectives);
+    fn create<B: Kernels>(out: &Path, setup: &Setup<'a, B>, measured: &Measured) -> Result<Self> {
+        let (objectives, group_objectives) = (&setup.of.objectives.objectives, &setup.of.extras.objectives);
         let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
         let contrast = objectives.iter().filter(|objective| objective.needs() == Needs::Contrast);
         Ok(Self {

@@ -1,6 +1,6 @@
 //! What a sweep has to do: checkpoints, data sets, and what they share.
 use super::SweepOptions;
-use super::runs::{Checkpoint, Kind, Run};
+use super::runs::{Checkpoint, CheckpointKind, Run};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
@@ -18,7 +18,7 @@ pub struct Prepared<'a> {
     /// Its checkpoints.
     pub run: &'a Run,
     /// What they are.
-    pub kind: Kind,
+    pub kind: CheckpointKind,
     /// Folder of the model under the adapters.
     pub base: PathBuf,
     /// What is measured.
@@ -64,10 +64,10 @@ pub fn prepare<'a>(
         let kind = run.checkpoints.iter().find_map(|checkpoint| checkpoint.kind().ok());
         let kind = kind.ok_or_else(|| refuse("no checkpoint has a config.json or an adapter_config.json"))?;
         let base = match kind {
-            Kind::Adapter => run.base(options.model.as_deref()).ok_or_else(|| {
+            CheckpointKind::Adapter => run.base(options.model.as_deref()).ok_or_else(|| {
                 refuse("its checkpoints are adapters, and say of no model in a local folder that it is theirs; add option `model`")
             })?,
-            Kind::Whole => tokenizer_of(options, run).ok_or_else(|| refuse("no checkpoint can be read"))?,
+            CheckpointKind::Whole => tokenizer_of(options, run).ok_or_else(|| refuse("no checkpoint can be read"))?,
         };
         let texts = match known.get(&base) {
             Some(texts) => Rc::clone(texts),
@@ -83,8 +83,8 @@ pub fn prepare<'a>(
             }
         };
         let adapter = match kind {
-            Kind::Adapter => AdapterSource::Saved(run.folder.clone()),
-            Kind::Whole => template.adapter.clone(),
+            CheckpointKind::Adapter => AdapterSource::Saved(run.folder.clone()),
+            CheckpointKind::Whole => template.adapter.clone(),
         };
         let reference = reference(options, run, &kind)?;
         let policy = Model { folder: base.clone(), adapter, ..template.clone() };
@@ -92,8 +92,8 @@ pub fn prepare<'a>(
         // a scope that selects nothing is no checkpoint's fault
         let outlines = run.checkpoints.iter().filter_map(|checkpoint| {
             let (folder, adapter) = match kind {
-                Kind::Adapter => (&base, AdapterSource::Saved(checkpoint.folder.clone())),
-                Kind::Whole => (&checkpoint.folder, template.adapter.clone()),
+                CheckpointKind::Adapter => (&base, AdapterSource::Saved(checkpoint.folder.clone())),
+                CheckpointKind::Whole => (&checkpoint.folder, template.adapter.clone()),
             };
             Outline::read(folder, &adapter).ok()
         });
@@ -115,24 +115,26 @@ fn tokenizer_of(options: &SweepOptions, run: &Run) -> Option<PathBuf> {
 }
 
 /// The reference of a run.
-fn reference(options: &SweepOptions, run: &Run, kind: &Kind) -> Result<Option<ReferenceModel>> {
+fn reference(options: &SweepOptions, run: &Run, kind: &CheckpointKind) -> Result<Option<ReferenceModel>> {
     let start = run.start.as_ref();
     match (&options.reference, kind) {
-        (Some(ReferenceModel::Start), Kind::Adapter) => match start.and_then(|start| start.adapter.as_ref()) {
-            None => Ok(Some(ReferenceModel::Base)),
-            Some(_) => {
-                let problem = format!(
-                    "run `{}` was trained from another adapter, which is no model; say base or a folder",
-                    run.name
-                );
-                Err(Error::value("reference", "start", problem))
+        (Some(ReferenceModel::Start), CheckpointKind::Adapter) => {
+            match start.and_then(|start| start.adapter.as_ref()) {
+                None => Ok(Some(ReferenceModel::Base)),
+                Some(_) => {
+                    let problem = format!(
+                        "run `{}` was trained from another adapter, which is no model; say base or a folder",
+                        run.name
+                    );
+                    Err(Error::value("reference", "start", problem))
+                }
             }
-        },
-        (Some(ReferenceModel::Start), Kind::Whole) => {
+        }
+        (Some(ReferenceModel::Start), CheckpointKind::Whole) => {
             let first = start.map(|start| &start.model).or(run.checkpoints.first().map(|c| &c.folder));
             Ok(first.cloned().map(ReferenceModel::Folder))
         }
-        (None, Kind::Whole) => {
+        (None, CheckpointKind::Whole) => {
             let needed = |choice: &ObjectiveChoice| match choice {
                 ObjectiveChoice::All => true,
                 ObjectiveChoice::One(objective) => objective.definition().reference,
@@ -168,11 +170,11 @@ impl Job<'_> {
     pub fn model(&self, template: &Model) -> Model {
         let folder = self.checkpoint.folder.clone();
         match self.run.kind {
-            Kind::Adapter => {
+            CheckpointKind::Adapter => {
                 let adapter = AdapterSource::Saved(folder);
                 Model { folder: self.run.base.clone(), adapter, ..template.clone() }
             }
-            Kind::Whole => Model { folder, ..template.clone() },
+            CheckpointKind::Whole => Model { folder, ..template.clone() },
         }
     }
 }

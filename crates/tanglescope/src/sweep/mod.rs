@@ -110,7 +110,7 @@ pub struct SweepOutcome {
 /// Where an option, a run, a row or the folder cannot be used. A checkpoint that cannot be measured is no error: it is left out.
 pub fn sweep(options: &SweepOptions, listener: &dyn Listener) -> Result<SweepOutcome> {
     let left_out = prepared(options, listener, |template, runs, jobs| {
-        let work = Work { options, template, runs, jobs, listener };
+        let work = SweepOnDevice { options, template, runs, jobs, listener };
         template.device.run(work)
     })?;
     Ok(SweepOutcome { out: options.out.clone(), left_out })
@@ -190,7 +190,7 @@ struct HeldReference<B: Kernels> {
 }
 
 /// What of a sweep is done on one device.
-struct Work<'a> {
+struct SweepOnDevice<'a> {
     options: &'a SweepOptions,
     template: &'a Model,
     runs: &'a [Prepared<'a>],
@@ -205,7 +205,7 @@ struct Models<B: Kernels> {
     reference: Option<HeldReference<B>>,
 }
 
-impl OnDevice for Work<'_> {
+impl OnDevice for SweepOnDevice<'_> {
     type Output = Vec<String>;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Vec<String>> {
@@ -241,7 +241,7 @@ impl OnDevice for Work<'_> {
     }
 }
 
-impl Work<'_> {
+impl SweepOnDevice<'_> {
     /// Measures one checkpoint on data sets; returns what was left out, for reasons that the listener was told.
     fn checkpoint<B: Kernels>(
         &self,

@@ -38,7 +38,7 @@ pub struct Checkpoint {
 
 /// What a checkpoint is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CheckpointKind {
     /// A Hugging Face model.
     Whole,
     /// A PEFT adapter.
@@ -81,12 +81,12 @@ pub fn named(option: &'static str, text: &str) -> Result<(String, PathBuf)> {
 
 impl Checkpoint {
     /// What it is, by the config that it has.
-    pub fn kind(&self) -> Result<Kind> {
+    pub fn kind(&self) -> Result<CheckpointKind> {
         if self.folder.join("adapter_config.json").is_file() {
-            return Ok(Kind::Adapter);
+            return Ok(CheckpointKind::Adapter);
         }
         if self.folder.join("config.json").is_file() {
-            return Ok(Kind::Whole);
+            return Ok(CheckpointKind::Whole);
         }
         Err(Error::output(&self.folder, "has neither config.json nor adapter_config.json"))
     }

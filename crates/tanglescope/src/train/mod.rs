@@ -3,7 +3,7 @@ mod examples;
 mod log;
 mod manifest;
 mod reference;
-mod run;
+mod training_loop;
 
 use crate::device::{OnDevice, dtype_name};
 use crate::error::{Error, Result};
@@ -15,15 +15,15 @@ use crate::placement::Placement;
 use crate::rates;
 use crate::reference::Reference;
 use examples::Examples;
-use run::Run;
 use std::path::PathBuf;
 use tanglescope_gram::Group;
 use tanglescope_kernels::{DType, Kernels, TensorMetadata};
 use tanglescope_model::{AdapterSource, InScope, Map as LinearMap, Outline, ParameterKind, Scope};
 use tanglescope_objectives::Objective;
 use tanglescope_records::{Schedule, Settings, lock};
-use tanglescope_train::checkpoint::{self, Place};
-use tanglescope_train::{Plan, Trainer};
+use tanglescope_train::checkpoint::{self, CheckpointPaths};
+use tanglescope_train::{StepPlan, Trainer};
+use training_loop::TrainingLoop;
 
 /// Options of [`train`].
 #[derive(Clone, Debug)]
@@ -149,7 +149,7 @@ pub struct TrainOutcome {
 pub fn train(options: &TrainOptions, listener: &dyn Listener) -> Result<TrainOutcome> {
     let model = options.checked()?;
     model.announce(listener);
-    model.device.run(Work { options, model: &model, listener })
+    model.device.run(TrainingOnDevice { options, model: &model, listener })
 }
 
 impl TrainOptions {
@@ -313,13 +313,13 @@ fn placement(model: &Model, outline: &Outline) -> Placement {
 }
 
 /// What of a run is done on one device.
-struct Work<'a> {
+struct TrainingOnDevice<'a> {
     options: &'a TrainOptions,
     model: &'a Model,
     listener: &'a dyn Listener,
 }
 
-impl OnDevice for Work<'_> {
+impl OnDevice for TrainingOnDevice<'_> {
     type Output = TrainOutcome;
 
     fn run<B: Kernels>(self, device: &B::Device) -> Result<TrainOutcome> {
@@ -336,15 +336,22 @@ impl OnDevice for Work<'_> {
         let reference = options.reference(asked)?;
         let manifest = manifest::open(options, asked, &model, &examples, &settings, &reference)?;
         model.rates = rates::read(manifest.rates);
-        let plan = Plan { rows: manifest.forward_rows_per_batch, at_once: manifest.at_once };
+        let plan = StepPlan { rows: manifest.forward_rows_per_batch, at_once: manifest.at_once };
         let logps = reference::logps(out, asked, &reference, &model, &examples, plan, listener)?;
-        let place = Place { run: out, base: &asked.folder, source: &asked.adapter };
+        let paths = CheckpointPaths { run: out, base: &asked.folder, source: &asked.adapter };
         let sets = [examples.train.as_slice(), examples.held_out.as_slice()];
         let trainer = Trainer::new(model, &scope, &options.objective, &settings, plan, sets, logps);
         note_parameters(&trainer, &scope, listener);
         let held_out = !examples.held_out.is_empty();
-        let run =
-            Run { trainer, settings: &settings, place, manifest: &manifest, held_out, listener, history: Vec::new() };
+        let run = TrainingLoop {
+            trainer,
+            settings: &settings,
+            paths,
+            manifest: &manifest,
+            held_out,
+            listener,
+            history: Vec::new(),
+        };
         Ok(TrainOutcome { checkpoint: run.go()? })
     }
 }

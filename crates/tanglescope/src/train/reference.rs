@@ -8,7 +8,7 @@ use std::path::Path;
 use tanglescope_gram::{Group, Schedule, token_logps_in_batches};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData};
 use tanglescope_model::{Decoder, read_tensors, write_tensors};
-use tanglescope_train::{Example, Plan, Reference as Logps};
+use tanglescope_train::{Example, Reference as Logps, StepPlan};
 
 /// The stem of the file.
 const NAME: &str = "reference";
@@ -25,7 +25,7 @@ pub fn logps<B: Kernels>(
     reference: &Reference,
     model: &Decoder<B>,
     examples: &Examples,
-    plan: Plan,
+    plan: StepPlan,
     listener: &dyn Listener,
 ) -> Result<Option<[Vec<Logps>; 2]>> {
     if *reference == Reference::None {
@@ -62,7 +62,7 @@ pub fn logps<B: Kernels>(
 fn compute<B: Kernels>(
     model: &Decoder<B>,
     sets: &[(&str, &Vec<Example>)],
-    plan: Plan,
+    plan: StepPlan,
     listener: &dyn Listener,
 ) -> Vec<(String, FloatTensor<Flex>)> {
     let all = || sets.iter().flat_map(|(_, set)| set.iter());

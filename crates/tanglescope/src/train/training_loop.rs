@@ -8,14 +8,14 @@ use tanglescope_kernels::Kernels;
 use tanglescope_records::manifest::TrainingManifest;
 use tanglescope_records::tables::training::{self, Prediction};
 use tanglescope_records::{Settings, Table, tables};
-use tanglescope_train::checkpoint::{self, Place};
+use tanglescope_train::checkpoint::{self, CheckpointPaths};
 use tanglescope_train::{StepLog, Trainer};
 
 /// A run on its way.
-pub struct Run<'a, B: Kernels> {
+pub struct TrainingLoop<'a, B: Kernels> {
     pub trainer: Trainer<'a, B>,
     pub settings: &'a Settings,
-    pub place: Place<'a>,
+    pub paths: CheckpointPaths<'a>,
     pub manifest: &'a TrainingManifest,
     /// Whether there are pairs to evaluate on.
     pub held_out: bool,
@@ -25,13 +25,13 @@ pub struct Run<'a, B: Kernels> {
     pub history: Vec<Value>,
 }
 
-impl<B: Kernels> Run<'_, B> {
+impl<B: Kernels> TrainingLoop<'_, B> {
     /// Takes all steps that are left; returns the last checkpoint.
     pub fn go(mut self) -> Result<PathBuf> {
-        let out = self.place.run;
+        let out = self.paths.run;
         let saved = checkpoint::steps(out)?.into_iter().next_back();
         if let Some(step) = saved {
-            self.history = checkpoint::restore(&mut self.trainer, &self.place, step)?;
+            self.history = checkpoint::restore(&mut self.trainer, &self.paths, step)?;
             let steps = self.settings.max_steps;
             self.listener.resumed(&format!("{}: {step} of {steps} steps are there already", out.display()));
         }
@@ -80,7 +80,7 @@ impl<B: Kernels> Run<'_, B> {
     }
 
     fn save(&self) -> Result<()> {
-        Ok(checkpoint::save(&self.trainer, &self.place, &self.history, self.manifest.epochs)?)
+        Ok(checkpoint::save(&self.trainer, &self.paths, &self.history, self.manifest.epochs)?)
     }
 
     /// Adds a line to the log.

@@ -1,0 +1,49 @@
+//! `name:key=value,…`: an objective with its hyper-parameters, as it is given on a command line and kept in manifests.
+use crate::error::{Error, Result};
+
+/// The name, and what follows its colon.
+pub(crate) fn split(given: &str) -> (&str, &str) {
+    given.split_once(':').unwrap_or((given, ""))
+}
+
+/// The value of every key, in the order of `keys`: as given, or its default.
+///
+/// # Errors
+/// Where something is not `key=value`, a key is unknown or given twice, a value is no finite number, or a key without a default
+/// is missing.
+pub(crate) fn values(given: &str, keys: &[(&'static str, Option<f64>)]) -> Result<Vec<(&'static str, f64)>> {
+    let refuse = |problem: String| Error { given: given.to_owned(), problem };
+    let (name, settings) = split(given);
+    let mut found = keys.to_vec();
+    let mut seen = Vec::new();
+    for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
+        let Some((key, value)) = setting.split_once('=') else {
+            return Err(refuse(format!("`{setting}` is not of the form key=value")));
+        };
+        let Some((_, slot)) = found.iter_mut().find(|(known, _)| *known == key) else {
+            let keys: Vec<&str> = keys.iter().map(|(key, _)| *key).collect();
+            return Err(refuse(format!("`{name}` has no `{key}`; its keys are {}", list(&keys))));
+        };
+        if seen.contains(&key) {
+            return Err(refuse(format!("`{key}` is given twice")));
+        }
+        seen.push(key);
+        let number = value.parse::<f64>().ok().filter(|number| number.is_finite());
+        *slot = Some(number.ok_or_else(|| refuse(format!("`{key}={value}`: expected a number")))?);
+    }
+    let missing: Vec<&str> = found.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| *key).collect();
+    if !missing.is_empty() {
+        let settings = missing.join("=…,");
+        return Err(refuse(format!("has no default for {}; write {name}:{settings}=…", list(&missing))));
+    }
+    Ok(found.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+}
+
+/// `a, b and c`.
+pub(crate) fn list(names: &[&str]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        [one] => (*one).to_owned(),
+        [rest @ .., last] => format!("{} and {last}", rest.join(", ")),
+    }
+}
