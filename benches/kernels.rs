@@ -22,7 +22,7 @@ const VOCABULARY: usize = 49_152;
 fn backward_rows() -> RowSet {
     let row = |r: usize| u32::try_from(r).unwrap_or(u32::MAX);
     let index = (0..2).flat_map(|k| (0..TRUNK).chain(suffix(k)).map(row)).collect();
-    RowSet { index, offsets: vec![0, BACKWARD / 2, BACKWARD], blocks: vec![0..2] }
+    RowSet { index, offsets: vec![0, BACKWARD / 2, BACKWARD], sets: vec![0..2] }
 }
 
 fn suffix(k: usize) -> std::ops::Range<usize> {
@@ -61,7 +61,7 @@ fn kernels(c: &mut Criterion) {
         spans: &spans,
         segments: &segments,
         targets: &targets,
-        head: HeadCotangents { weights: &weights, blocks: &[0..2], block_rows: &[0..2 * SUFFIX] },
+        head: HeadCotangents { weights: &weights, sets: &[0..2], set_rows: &[0..2 * SUFFIX] },
     };
     let mut group = c.benchmark_group("kernels");
     group.sample_size(20);

@@ -90,45 +90,45 @@ pub fn product(m: usize, k: usize, n: usize, dtype: DType) -> Cost {
     Cost { operations: 2.0 * m * k * n, bytes: (m * k + k * n + m * n) * dtype.size() as f64 }
 }
 
-/// *tile* of a parameter `[m, n]`, summed over all blocks.
+/// *tile* of a parameter `[m, n]`, summed over all sets.
 #[must_use]
 pub fn tile(n: usize, m: usize, rows: &RowSet, dtype: DType) -> Cost {
     let (n, m) = (n as f64, m as f64);
-    let of_block = |block: &std::ops::Range<usize>| {
-        let (r, k) = (rows.of_block(block).len() as f64, block.len() as f64);
+    let of_set = |set: &std::ops::Range<usize>| {
+        let (r, k) = (rows.of_set(set).len() as f64, set.len() as f64);
         let operations = (2.0 * r + k * (k + 1.0)) * m * n;
         Cost { operations, bytes: 2.0 * r * m * n / T * dtype.size() as f64 }
     };
-    rows.blocks.iter().map(of_block).fold(Cost::default(), Add::add)
+    rows.sets.iter().map(of_set).fold(Cost::default(), Add::add)
 }
 
-/// The part of *gram* that every parameter `[m, n]` has for itself, summed over all blocks.
+/// The part of *gram* that every parameter `[m, n]` has for itself, summed over all sets.
 #[must_use]
 pub fn gram(m: usize, rows: &RowSet, dtype: DType) -> Cost {
     let m = m as f64;
-    let of_block = |block: &std::ops::Range<usize>| {
-        let r = rows.of_block(block).len() as f64;
+    let of_set = |set: &std::ops::Range<usize>| {
+        let r = rows.of_set(set).len() as f64;
         Cost { operations: r * (r + 1.0) * (m + 1.0), bytes: r * r * m / T * dtype.size() as f64 }
     };
-    rows.blocks.iter().map(of_block).fold(Cost::default(), Add::add)
+    rows.sets.iter().map(of_set).fold(Cost::default(), Add::add)
 }
 
-/// The part of *gram* that parameters of one input share, summed over all blocks.
+/// The part of *gram* that parameters of one input share, summed over all sets.
 #[must_use]
 pub fn gram_of_input(n: usize, rows: &RowSet, dtype: DType) -> Cost {
-    let of_block = |block: &std::ops::Range<usize>| {
-        let (forward, n) = (rows.forward_range(block).len() as f64, n as f64);
+    let of_set = |set: &std::ops::Range<usize>| {
+        let (forward, n) = (rows.forward_range(set).len() as f64, n as f64);
         let operations = forward * (forward + 1.0) * n;
         Cost { operations, bytes: forward * forward * n / T * dtype.size() as f64 }
     };
-    rows.blocks.iter().map(of_block).fold(Cost::default(), Add::add)
+    rows.sets.iter().map(of_set).fold(Cost::default(), Add::add)
 }
 
 /// The cheaper reduction of each linear map `[outputs[i], inputs]` that meets one input.
 ///
 /// ```
 /// use tanglescope_kernels::{DType, RowSet, cost::{Rates, Reduction, choose}};
-/// let rows = RowSet { index: (0..60).chain(0..60).collect(), offsets: vec![0, 60, 120], blocks: vec![0..2] };
+/// let rows = RowSet { index: (0..60).chain(0..60).collect(), offsets: vec![0, 60, 120], sets: vec![0..2] };
 /// let choose = |outputs: &[usize]| choose(576, outputs, &rows, DType::F32, &Rates::CPU);
 /// // few rows against a wide matrix, and many against a low-rank factor
 /// assert_eq!(choose(&[576]), [Reduction::Gram]);

@@ -13,10 +13,10 @@ pub struct Offers {
 
 fn offers<R: burn_cubecl::CubeRuntime>(device: &R::CubeDevice) -> Offers {
     let client = R::client(device);
-    let has = |dtype| crate::blocks::limits(&client, dtype).matrix_units.is_some();
+    let has = |dtype| crate::on_chip::limits(&client, dtype).matrix_units.is_some();
     let types = [(crate::DType::BF16, "bf16"), (crate::DType::F16, "f16")];
     Offers {
-        shared: crate::blocks::limits(&client, crate::DType::F32).shared,
+        shared: crate::on_chip::limits(&client, crate::DType::F32).shared,
         matrix_units: types.into_iter().filter(|(dtype, _)| has(*dtype)).map(|(_, name)| name).collect(),
     }
 }

@@ -45,8 +45,8 @@ pub struct RowSet {
     pub index: Vec<u32>,
     /// First backward row of each cotangent, and `R`: `[K + 1]`.
     pub offsets: Vec<usize>,
-    /// Cotangents whose gradients are multiplied with each other: one range a block, together `0..K`.
-    pub blocks: Vec<Range<usize>>,
+    /// Cotangents whose gradients are multiplied with each other: one range a set, together `0..K`.
+    pub sets: Vec<Range<usize>>,
 }
 
 impl RowSet {
@@ -68,10 +68,10 @@ impl RowSet {
         self.offsets[k]..self.offsets[k + 1]
     }
 
-    /// Backward rows of all cotangents of a block.
+    /// Backward rows of all cotangents of a set.
     #[must_use]
-    pub fn of_block(&self, block: &Range<usize>) -> Range<usize> {
-        self.offsets[block.start]..self.offsets[block.end]
+    pub fn of_set(&self, set: &Range<usize>) -> Range<usize> {
+        self.offsets[set.start]..self.offsets[set.end]
     }
 
     /// Stretches of backward rows of cotangent `k` over which the forward row goes up by one.
@@ -87,9 +87,9 @@ impl RowSet {
         runs
     }
 
-    /// Smallest range of forward rows that covers what a block uses.
-    pub(crate) fn forward_range(&self, block: &Range<usize>) -> Range<usize> {
-        let used = &self.index[self.of_block(block)];
+    /// Smallest range of forward rows that covers what a set uses.
+    pub(crate) fn forward_range(&self, set: &Range<usize>) -> Range<usize> {
+        let used = &self.index[self.of_set(set)];
         let low = used.iter().min().map_or(0, |&r| r as usize);
         let high = used.iter().max().map_or(0, |&r| r as usize + 1);
         low..high
@@ -101,10 +101,10 @@ impl RowSet {
 pub struct HeadCotangents<'a> {
     /// Rows and weights of each cotangent.
     pub weights: &'a [Vec<(usize, f64)>],
-    /// Cotangents of each block.
-    pub blocks: &'a [Range<usize>],
-    /// Rows that the cotangents of each block weight.
-    pub block_rows: &'a [Range<usize>],
+    /// Cotangents of each set.
+    pub sets: &'a [Range<usize>],
+    /// Rows that the cotangents of each set weight.
+    pub set_rows: &'a [Range<usize>],
 }
 
 impl HeadCotangents<'_> {
@@ -112,7 +112,7 @@ impl HeadCotangents<'_> {
     pub(crate) fn rows(&self) -> RowSet {
         let mut offsets = vec![0];
         self.weights.iter().for_each(|rows| offsets.push(offsets[offsets.len() - 1] + rows.len()));
-        RowSet { index: self.sources(), offsets, blocks: self.blocks.to_vec() }
+        RowSet { index: self.sources(), offsets, sets: self.sets.to_vec() }
     }
 
     /// The head's row behind each backward row.

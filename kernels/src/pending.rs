@@ -1,5 +1,5 @@
 //! Grams whose partial sums are still in a device's memory: nothing waits for a device inside a pass.
-use crate::{BlockGram, RowSet};
+use crate::{Gram, RowSet};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::ComputeClient;
 use cubecl::server::Handle;
@@ -10,8 +10,8 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Entry {
     /// Block of cotangents.
-    pub block: usize,
-    /// First cotangent, from the block's first on.
+    pub set: usize,
+    /// First cotangent, from the set's first on.
     pub i: usize,
     /// Second cotangent.
     pub j: usize,
@@ -21,7 +21,7 @@ pub(crate) struct Entry {
 
 /// Partial sums in f32 on a device, and what they are summed to, in f64, on the host.
 pub struct Pending<R: CubeRuntime> {
-    /// Cotangents of each block.
+    /// Cotangents of each set.
     sizes: Vec<usize>,
     client: Option<ComputeClient<R>>,
     buffers: Vec<(Handle, usize)>,
@@ -31,12 +31,12 @@ pub struct Pending<R: CubeRuntime> {
     wholes: Vec<Whole>,
 }
 
-/// A buffer of square matrices one after the other, whose sum is the Gram of some of a block's cotangents.
+/// A buffer of square matrices one after the other, whose sum is the Gram of some of a set's cotangents.
 #[derive(Clone, Debug)]
 struct Whole {
     buffer: usize,
-    block: usize,
-    /// The cotangent of each row and column, from the block's first on.
+    set: usize,
+    /// The cotangent of each row and column, from the set's first on.
     cotangents: Vec<usize>,
 }
 
@@ -50,7 +50,7 @@ impl<R: CubeRuntime> Pending<R> {
     /// Grams of zero.
     pub(crate) fn nothing(rows: &RowSet) -> Self {
         Self {
-            sizes: rows.blocks.iter().map(Range::len).collect(),
+            sizes: rows.sets.iter().map(Range::len).collect(),
             client: None,
             buffers: Vec::new(),
             sums: Vec::new(),
@@ -58,9 +58,9 @@ impl<R: CubeRuntime> Pending<R> {
         }
     }
 
-    /// Grams of some of a block's cotangents (by their place in it), whose parts are `[…, K, K]`.
-    pub(crate) fn matrices(rows: &RowSet, parts: &CubeTensor<R>, block: usize, cotangents: Vec<usize>) -> Self {
-        let whole = Whole { buffer: 0, block, cotangents };
+    /// Grams of some of a set's cotangents (by their place in it), whose parts are `[…, K, K]`.
+    pub(crate) fn matrices(rows: &RowSet, parts: &CubeTensor<R>, set: usize, cotangents: Vec<usize>) -> Self {
+        let whole = Whole { buffer: 0, set, cotangents };
         let len = parts.meta.num_elements();
         Self { wholes: vec![whole], ..Self::new(rows, parts.client.clone(), parts.handle.clone(), len) }
     }
@@ -92,15 +92,15 @@ impl<R: CubeRuntime> Pending<R> {
     }
 
     /// Waits for the device and sums up.
-    pub(crate) fn collect(self) -> Vec<BlockGram> {
-        let mut grams: Vec<BlockGram> = self.sizes.iter().map(|k| vec![0.0; k * k]).collect();
+    pub(crate) fn collect(self) -> Vec<Gram> {
+        let mut grams: Vec<Gram> = self.sizes.iter().map(|k| vec![0.0; k * k]).collect();
         let Some(client) = self.client else { return grams };
         let handles = self.buffers.iter().map(|(handle, _)| handle.clone()).collect();
         let buffers = client.read(handles);
         let buffers: Vec<Vec<f32>> = buffers.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
-        for (buffer, places, Entry { block, i, j, weight }) in self.sums {
+        for (buffer, places, Entry { set, i, j, weight }) in self.sums {
             let sum: f64 = weight * places.map(|at| f64::from(buffers[buffer][at])).sum::<f64>();
-            let (k, gram) = (self.sizes[block], &mut grams[block]);
+            let (k, gram) = (self.sizes[set], &mut grams[set]);
             if i == j {
                 gram[i * k + i] += sum;
             } else {
@@ -108,8 +108,8 @@ impl<R: CubeRuntime> Pending<R> {
                 gram[j * k + i] += sum / 2.0;
             }
         }
-        for Whole { buffer, block, cotangents } in self.wholes {
-            let (k, gram, size) = (self.sizes[block], &mut grams[block], cotangents.len());
+        for Whole { buffer, set, cotangents } in self.wholes {
+            let (k, gram, size) = (self.sizes[set], &mut grams[set], cotangents.len());
             for part in buffers[buffer].chunks_exact((size * size).max(1)) {
                 for (row, &i) in part.chunks_exact(size).zip(&cotangents) {
                     // a product may round the two triangles apart

@@ -150,7 +150,7 @@ fn reductions<B: Kernels>(device: &B::Device) {
 
 /// What stays on the device of a reduction are its partial sums: a thousandth of both gradients.
 fn little_is_kept<B: Kernels>(device: &B::Device) {
-    let rows = RowSet { index: (0..12).chain(0..12).collect(), offsets: vec![0, 12, 24], blocks: vec![0..2] };
+    let rows = RowSet { index: (0..12).chain(0..12).collect(), offsets: vec![0, 12, 24], sets: vec![0..2] };
     let (mut random, side) = (Random::new(6), 1024);
     let x = up::<B>(&random.values(12 * side), [12, side], DType::F32, device);
     let delta = up::<B>(&random.values(24 * side), [24, side], DType::F32, device);
@@ -170,7 +170,7 @@ fn single_rows<B: Kernels>(device: &B::Device) {
     let present: Vec<usize> = (0..50).filter(|k| k % 7 != 3).collect();
     let index: Vec<u32> = present.iter().map(|_| u32::try_from(random.below(forward)).unwrap()).collect();
     let offsets = (0..=50).map(|k| present.iter().filter(|&&p| p < k).count()).collect();
-    let rows = RowSet { index, offsets, blocks: vec![0..20, 20..50] };
+    let rows = RowSet { index, offsets, sets: vec![0..20, 20..50] };
     let (x, delta) = (random.values(forward * n), random.values(rows.rows() * m));
     let (want, size) = (expected(&x, n, &delta, m, &rows), expected(&absolute(&x), n, &absolute(&delta), m, &rows));
     let run = || {
@@ -266,7 +266,7 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
         same::<B>(&B::join_columns(&parts.0), &theirs.0);
         // vectors and their inner products
         let offsets = vec![0, rows, rows, index.len()];
-        let set = RowSet { index: index.clone(), offsets, blocks: vec![0..2, 2..3] };
+        let set = RowSet { index: index.clone(), offsets, sets: vec![0..2, 2..3] };
         let (got, want) = (B::collect(vec![B::gram_vectors(&md, &set)]), Flex::gram_vectors(&fd, &set));
         got[0].iter().zip(&want).for_each(|(a, b)| close(a, b, tolerance(dtype)));
         let vectors = [0..rows, rows..2 * rows];
@@ -359,7 +359,7 @@ fn head_in<B: Kernels>(device: &B::Device, dtype: DType) {
                 weights[1].iter_mut().for_each(|(r, c)| *c = 0.25 + *r as f64 / 100.0);
                 weights[0] = (0..rows).step_by(3).map(|r| (r, -1.5)).collect();
             }
-            let cotangents = HeadCotangents { weights: &weights, blocks: &[0..2], block_rows: &[0..rows] };
+            let cotangents = HeadCotangents { weights: &weights, sets: &[0..2], set_rows: &[0..rows] };
             let (on_y, on_w) = (up::<B>(&y, [rows, d], dtype, device), up::<B>(&w, [vocabulary, d], dtype, device));
             let run = || B::head(&on_y, &on_w, &targets, cap, Some(&cotangents));
             let got = run();

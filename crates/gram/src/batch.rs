@@ -94,9 +94,9 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// Predictions of each group's branches.
     pub branches: Vec<Vec<Range<usize>>>,
-    /// Predictions that the cotangents of each block weight.
+    /// Predictions that the cotangents of each set weight.
     pub predictions: Vec<Range<usize>>,
-    /// All backward rows; one block a group, or one for all groups of a [joined](Self::joined) batch.
+    /// All backward rows; one set a group, or one for all groups of a [joined](Self::joined) batch.
     pub full: RowSet,
     /// One segment a cotangent.
     pub segments: Vec<Segment>,
@@ -180,9 +180,9 @@ impl Batch {
             self.weights.push(used.map(|(t, w)| (first + t, *w)).collect());
             self.segments.push(segment);
         }
-        let block = first_cotangent..self.weights.len();
-        self.full.blocks.push(block.clone());
-        self.active.blocks.push(block);
+        let set = first_cotangent..self.weights.len();
+        self.full.sets.push(set.clone());
+        self.active.sets.push(set);
         self.predictions.push(first_prediction..self.targets.len());
         self.branches.push(branches);
     }
@@ -195,14 +195,14 @@ impl Batch {
 
     /// The cotangents as the head takes them.
     pub(crate) fn head_cotangents(&self) -> HeadCotangents<'_> {
-        HeadCotangents { weights: &self.weights, blocks: &self.full.blocks, block_rows: &self.predictions }
+        HeadCotangents { weights: &self.weights, sets: &self.full.sets, set_rows: &self.predictions }
     }
 
     /// The same rows, each a cotangent of its own to the sinks: Grams are then over the places in the sequences at which parameters
     /// are used, not over tokens that are predicted. What runs is the same.
     #[must_use]
     pub fn by_position(mut self) -> Self {
-        let blocks: Vec<Range<usize>> = self.full.blocks.iter().map(|block| self.full.of_block(block)).collect();
+        let sets: Vec<Range<usize>> = self.full.sets.iter().map(|set| self.full.of_set(set)).collect();
         let mut weights = vec![Vec::new(); self.full.rows()];
         let (mut active, mut before) = (vec![0; self.full.rows()], 0);
         for (k, of_k) in self.weights.iter().enumerate() {
@@ -222,8 +222,8 @@ impl Batch {
                 before
             }))
             .collect();
-        self.full.blocks.clone_from(&blocks);
-        self.active.blocks = blocks;
+        self.full.sets.clone_from(&sets);
+        self.active.sets = sets;
         self.weights = weights;
         self
     }
@@ -231,8 +231,8 @@ impl Batch {
     /// The same rows with one Gram over the cotangents of all groups, each group still with a trunk of its own.
     #[must_use]
     pub fn joined(mut self) -> Self {
-        self.full.blocks = vec![0..self.weights.len()];
-        self.active.blocks.clone_from(&self.full.blocks);
+        self.full.sets = vec![0..self.weights.len()];
+        self.active.sets.clone_from(&self.full.sets);
         self.predictions = vec![0..self.targets.len()];
         self
     }
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(batch.targets, [7, 8, 9, 7, 3]);
         assert_eq!(batch.full.index, [0, 1, 2, 3, 0, 1, 2]);
         assert_eq!(batch.active.index, [1, 2, 3, 1, 2]);
-        assert_eq!(batch.full.blocks, [0..2]);
+        assert_eq!(batch.full.sets, [0..2]);
     }
 
     #[test]

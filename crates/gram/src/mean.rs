@@ -3,7 +3,7 @@ use crate::batch::{Batch, Group};
 use crate::pass::ForwardPass;
 use crate::request::Request;
 use crate::sinks::{SumSink, Tee};
-use tanglescope_kernels::{BlockGram, FloatTensor, Kernels, TensorMetadata};
+use tanglescope_kernels::{FloatTensor, Gram, Kernels, TensorMetadata};
 use tanglescope_model::{Decoder, InScope};
 
 /// Sums of both gradients over the pairs that were added; each takes as much memory as the parameters in scope.
@@ -36,7 +36,7 @@ impl<'a, B: Kernels> MeanGradients<'a, B> {
 
     /// The 2 × 2 Gram of each parameter's mean gradients, in the scope's order.
     #[must_use]
-    pub fn grams(&self) -> Vec<BlockGram> {
+    pub fn grams(&self) -> Vec<Gram> {
         let [chosen, rejected] = self.sums.each_ref().map(|sum| &sum.gradient);
         let n = self.pairs.max(1) as f64;
         let of = |name: &str| {

@@ -4,7 +4,7 @@ use crate::plan;
 use crate::request::Request;
 use crate::schedule::{Schedule, Turn, give_on_half_way};
 use crate::sinks::{Detail, GramSink};
-use tanglescope_kernels::{BlockGram, FloatTensor, HeadOutput, Kernels, TensorMetadata};
+use tanglescope_kernels::{FloatTensor, Gram, HeadOutput, Kernels, TensorMetadata};
 use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Predictions, Sink, Trace};
 
 /// What a forward pass says of the branches of a group beside log-probabilities.
@@ -12,7 +12,7 @@ use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Predicti
 pub struct Companions {
     /// `[B, B]`: inner products of the branches' sums of last hidden states, the head's inputs, over the rows that predict
     /// their tokens (Razin et al., arXiv 2410.08847, definition 2).
-    pub hidden: BlockGram,
+    pub hidden: Gram,
     /// Entropy of the prediction of each token, in nats.
     pub entropies: Vec<Vec<f64>>,
     /// Place of each token among all by probability, from 1.
@@ -29,7 +29,7 @@ pub struct GroupResult {
     /// What the forward pass says beside that.
     pub companions: Companions,
     /// K×K Gram of each parameter in scope, in the scope's order; or one, their sum, where no more was asked for.
-    pub grams: Vec<BlockGram>,
+    pub grams: Vec<Gram>,
 }
 
 impl GroupResult {
@@ -41,7 +41,7 @@ impl GroupResult {
 
     /// The Gram over all parameters in scope.
     #[must_use]
-    pub fn total(&self) -> BlockGram {
+    pub fn total(&self) -> Gram {
         let mut total = vec![0.0; self.grams.first().map_or(0, Vec::len)];
         for gram in &self.grams {
             total.iter_mut().zip(gram).for_each(|(sum, x)| *sum += x);
@@ -68,7 +68,7 @@ pub fn grams_in_batches<B: Kernels>(
     schedule.run(|members, turn| {
         let requests: Vec<&Request<'_>> = members.iter().map(|&member| &requests[member]).collect();
         let batch = Batch::new(requests.iter().copied());
-        let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates, detail);
+        let mut sink = GramSink::new(scope, &batch.full.sets, model.rates, detail);
         let pass = ForwardPass::new(model, scope, &batch, true);
         let forward: Vec<(Vec<Vec<f64>>, Companions)> = pass.token_logps().into_iter().zip(pass.companions()).collect();
         pass.backward_with(&mut sink, turn);
@@ -82,7 +82,7 @@ pub fn grams_in_batches<B: Kernels>(
 pub(crate) fn results(
     requests: &[&Request<'_>],
     forward: Vec<(Vec<Vec<f64>>, Companions)>,
-    grams: Vec<Vec<BlockGram>>,
+    grams: Vec<Vec<Gram>>,
 ) -> Vec<GroupResult> {
     let all = forward.into_iter().zip(grams).zip(requests);
     all.map(|(((token_logps, companions), grams), request)| {
@@ -99,9 +99,9 @@ pub fn grams_across<B: Kernels>(
     scope: &InScope,
     requests: &[Request<'_>],
     detail: Detail,
-) -> (Vec<BlockGram>, Vec<Vec<Vec<f64>>>) {
+) -> (Vec<Gram>, Vec<Vec<Vec<f64>>>) {
     let batch = Batch::new(requests).joined();
-    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates, detail);
+    let mut sink = GramSink::new(scope, &batch.full.sets, model.rates, detail);
     let token_logps = run(model, scope, &batch, &mut sink);
     (sink.finish().into_iter().flatten().collect(), token_logps)
 }
@@ -167,12 +167,12 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
         let width = sums.shape()[1];
         let sums = B::download(&sums);
         let mut sums = sums.chunks_exact(width);
-        let products = batch.branches.iter().map(|branches| -> BlockGram {
+        let products = batch.branches.iter().map(|branches| -> Gram {
             let of_group: Vec<&[f64]> = sums.by_ref().take(branches.len()).collect();
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum();
             of_group.iter().flat_map(|a| of_group.iter().map(move |b| dot(a, b))).collect()
         });
-        let products: Vec<BlockGram> = products.collect();
+        let products: Vec<Gram> = products.collect();
         let all = products.into_iter().zip(entropies).zip(ranks);
         all.map(|((hidden, entropies), ranks)| Companions { hidden, entropies, ranks }).collect()
     }

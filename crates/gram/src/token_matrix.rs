@@ -35,7 +35,7 @@ impl TokenMatrix {
 /// their order, and how many each branch has.
 pub fn position_matrix<B: Kernels>(model: &Decoder<B>, scope: &InScope, group: &Group) -> (Vec<f64>, Vec<usize>) {
     let batch = Batch::new(&[Request::log_probabilities(group)]).by_position();
-    let mut sink = GramSink::new(scope, &batch.full.blocks, model.rates, Detail::Total);
+    let mut sink = GramSink::new(scope, &batch.full.sets, model.rates, Detail::Total);
     run(model, scope, &batch, &mut sink);
     let inner = sink.finish().into_iter().flatten().next().unwrap_or_default();
     (inner, group.responses.iter().map(|response| group.prompt.len() + response.len() - 1).collect())

@@ -69,7 +69,7 @@ impl<B: Kernels> Step<'_, B> {
         let forward = ForwardPass::new(self.model, self.scope, &batch, wants_grams);
         let token_logps = forward.token_logps();
         let rates = self.model.rates;
-        let mut gram = wants_grams.then(|| GramSink::new(self.scope, &batch.full.blocks, rates, Detail::Parameters));
+        let mut gram = wants_grams.then(|| GramSink::new(self.scope, &batch.full.sets, rates, Detail::Parameters));
         let results = |token_logps: Vec<Vec<Vec<f64>>>, gram: Option<GramSink<'_, B>>| {
             let grams = gram.map_or_else(|| vec![Vec::new(); self.requests.len()], GramSink::finish);
             // a step looks at nothing else

@@ -47,7 +47,7 @@ pub struct HeadRows<'a, B: Kernels> {
     pub predictions: &'a Predictions,
     /// The output matrix, `[V, d]`.
     pub w: &'a FloatTensor<B>,
-    /// Each cotangent's rows and weights, and the blocks of both.
+    /// Each cotangent's rows and weights, and the sets that share a Gram.
     pub cotangents: HeadCotangents<'a>,
 }
 

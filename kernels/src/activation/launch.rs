@@ -1,7 +1,7 @@
 //! How element-wise functions are spread over a device: a unit a value.
 use super::Activate;
 use super::cube::{activate_values, activate_values_vjp};
-use crate::blocks::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use crate::on_chip::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::{Activation, FloatTensor};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;

@@ -1,7 +1,7 @@
 //! Entry by entry on a device, by burn's operations.
 use super::{Arithmetic, reference};
 use crate::FloatTensor;
-use crate::blocks::on_devices;
+use crate::on_chip::on_devices;
 use burn_backend::ops::FloatTensorOps;
 
 on_devices! { Arithmetic, R {

@@ -1,6 +1,6 @@
 //! Softmax attention over trunk and suffixes, and its vjp for many cotangents (docs/mathematics.md, section 3).
 //!
-//! One task a span (or cotangent) and key-value head; queries in blocks, each looking only at the columns that its
+//! One task a span (or cotangent) and key-value head; queries in tiles, each looking only at the columns that its
 //! rows may see, so that the score matrix never exceeds `BLOCK × keys` a task.
 use super::Attend;
 use crate::host::real::{Real, dims, dot, highest, matrix, sum, unwritten, values, vectorised, with_real};
@@ -10,7 +10,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Query rows a block.
+/// Query rows a tile.
 const BLOCK: usize = 64;
 
 /// The columns of one head, for two stretches of rows, copied side by side: `[rows, head_dim]`.
@@ -22,7 +22,7 @@ fn pack<E: Real>(x: &[E], width: usize, head: usize, h: usize, rows: [&Range<usi
     out
 }
 
-/// The columns that query `first + i` of a block sees, where the block's first column is position `from`.
+/// The columns that query `first + i` of a tile sees, where the tile's first column is position `from`.
 #[inline(always)]
 fn seen(spec: &AttentionSpec, position: usize, from: usize, columns: usize) -> Range<usize> {
     spec.first_seen(position).saturating_sub(from)..(position + 1 - from).min(columns)
@@ -178,11 +178,11 @@ pub fn vjp<E: Real>(
                 dp.clear();
                 dp.resize(m * columns, zero);
                 let shape = [m, h, columns];
-                let q_block = View::rows(&queries, h).from(start, 0);
-                let d_block = View::rows(delta, qw).from(offset + start, head * h);
+                let q_rows = View::rows(&queries, h).from(start, 0);
+                let d_rows = View::rows(delta, qw).from(offset + start, head * h);
                 let (k_all, v_all) = (View::rows(&keys, h).from(from, 0), View::rows(&values, h).from(from, 0));
-                product(Target::rows(&mut p, columns), shape, q_block, k_all.transposed(), scale, false);
-                product(Target::rows(&mut dp, columns), shape, d_block, v_all.transposed(), 1.0, false);
+                product(Target::rows(&mut p, columns), shape, q_rows, k_all.transposed(), scale, false);
+                product(Target::rows(&mut dp, columns), shape, d_rows, v_all.transposed(), 1.0, false);
                 vectorised!({
                     soft_cap(&mut p, &spec);
                     slopes.clear();
@@ -204,8 +204,8 @@ pub fn vjp<E: Real>(
                 let back = [columns, m, h];
                 let (dk_here, dv_here) =
                     (Target::rows(&mut dk_sum, h).from(from, 0), Target::rows(&mut dv_sum, h).from(from, 0));
-                product(dv_here, back, p.transposed(), d_block, 1.0, true);
-                product(dk_here, back, ds.transposed(), q_block, 1.0, true);
+                product(dv_here, back, p.transposed(), d_rows, 1.0, true);
+                product(dk_here, back, ds.transposed(), q_rows, 1.0, true);
                 product(dq_head.from(start, 0), [m, columns, h], ds, k_all, 1.0, false);
             }
         }

@@ -1,7 +1,7 @@
-//! Attention on a device, in f32: blocks of 64 queries by 64 keys that never leave the chip.
+//! Attention on a device, in f32: tiles of 64 queries by 64 keys that never leave the chip.
 //!
 //! The forward pass keeps a running maximum and sum a row, as flash attention does, and leaves log Σ exp of each row's
-//! scores; the vjp forms probabilities from that again, block by block. Each result has one cube, so sums have an order.
+//! scores; the vjp forms probabilities from that again, tile by tile. Each result has one cube, so sums have an order.
 // what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
 #![allow(
     clippy::trivially_copy_pass_by_ref,
@@ -10,22 +10,22 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::blocks::{Block, multiply, soft_cap};
+use crate::on_chip::{Tile, multiply, soft_cap};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
-/// Queries and keys a block.
+/// Queries and keys a tile.
 pub(super) const SIDE: usize = 64;
 /// A row of scores in shared memory; one more than the keys, so that rows begin in different banks.
 const ROW: usize = SIDE + 1;
-/// How a cube shares a block of scores, and each 64 features of a head.
-pub(super) const BLOCK: Block = Block { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
+/// How a cube shares a tile of scores, and each 64 features of a head.
+pub(super) const TILE: Tile = Tile { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
 /// Score of a key that a query does not see: its exponential is zero.
 const UNSEEN: f32 = -1.0e30;
 
-/// First key, at the start of a block of 64, of the keys that the query at a position sees.
+/// First key, at the start of a tile of 64, of the keys that the query at a position sees.
 #[cube]
-fn first_block(position: usize, window: usize) -> usize {
+fn first_tile(position: usize, window: usize) -> usize {
     select(position + 1 > window, (position + 1 - min(window, position + 1)) / SIDE * SIDE, 0usize)
 }
 
@@ -49,15 +49,15 @@ fn stage_transposed<F: Float>(
     last_column: usize,
 ) {
     #[unroll]
-    for turn in 0..comptime!(SIDE * BLOCK.step / BLOCK.units()) {
-        let at = UNIT_POS as usize + comptime!(turn * BLOCK.units());
-        let local = first + at / comptime!(BLOCK.step);
-        let k = at % comptime!(BLOCK.step);
+    for turn in 0..comptime!(SIDE * TILE.step / TILE.units()) {
+        let at = UNIT_POS as usize + comptime!(turn * TILE.units());
+        let local = first + at / comptime!(TILE.step);
+        let k = at % comptime!(TILE.step);
         let mut value = 0.0f32;
         if local < end && column + k < last_column {
             value = f32::cast_from(x[row_at(local, prefix, prefix_len, own) * x.stride(0) + column + k]);
         }
-        staged[k * SIDE + at / comptime!(BLOCK.step)] = value;
+        staged[k * SIDE + at / comptime!(TILE.step)] = value;
     }
 }
 
@@ -75,8 +75,8 @@ fn stage_rows<F: Float>(
     last_column: usize,
 ) {
     #[unroll]
-    for turn in 0..comptime!(SIDE * BLOCK.step / BLOCK.units()) {
-        let at = UNIT_POS as usize + comptime!(turn * BLOCK.units());
+    for turn in 0..comptime!(SIDE * TILE.step / TILE.units()) {
+        let at = UNIT_POS as usize + comptime!(turn * TILE.units());
         let local = first + at / SIDE;
         let j = at % SIDE;
         let mut value = 0.0f32;
@@ -109,14 +109,14 @@ fn scores<F: Float>(
     acc: &mut Array<f32>,
     #[comptime] head_dim: usize,
 ) {
-    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
-    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    let um = UNIT_POS as usize / comptime!(TILE.units_n);
+    let un = UNIT_POS as usize % comptime!(TILE.units_n);
     #[unroll]
-    for e in 0..comptime!(BLOCK.per_unit()) {
+    for e in 0..comptime!(TILE.per_unit()) {
         acc[e] = 0.0;
     }
-    for step in 0..comptime!(head_dim.div_ceil(BLOCK.step)) {
-        let feature = step * comptime!(BLOCK.step);
+    for step in 0..comptime!(head_dim.div_ceil(TILE.step)) {
+        let feature = step * comptime!(TILE.step);
         stage_transposed::<F>(
             a,
             left,
@@ -140,7 +140,7 @@ fn scores<F: Float>(
             b_column + head_dim,
         );
         sync_cube();
-        multiply(left, right, acc, um, un, 0usize, BLOCK, 0usize, SIDE, 1usize);
+        multiply(left, right, acc, um, un, 0usize, TILE, 0usize, SIDE, 1usize);
         sync_cube();
     }
 }
@@ -161,24 +161,24 @@ fn mix<F: Float>(
     #[comptime] head_dim: usize,
     #[comptime] transposed: bool,
 ) {
-    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
-    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    let um = UNIT_POS as usize / comptime!(TILE.units_n);
+    let un = UNIT_POS as usize % comptime!(TILE.units_n);
     let (step, along) = comptime!(if transposed { (ROW, 1) } else { (1, ROW) });
     #[unroll]
     for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
-        for part in 0..comptime!(SIDE / BLOCK.step) {
-            let k = part * comptime!(BLOCK.step);
+        for part in 0..comptime!(SIDE / TILE.step) {
+            let k = part * comptime!(TILE.step);
             let from = column + comptime!(chunk * SIDE);
             stage_rows::<F>(x, staged, first + k, end, prefix, prefix_len, own, from, column + head_dim);
             sync_cube();
-            multiply(weights, staged, acc, um, un, k * step, BLOCK, comptime!(chunk * BLOCK.per_unit()), step, along);
+            multiply(weights, staged, acc, um, un, k * step, TILE, comptime!(chunk * TILE.per_unit()), step, along);
             sync_cube();
         }
     }
 }
 
-/// Attention of one block of a span's queries in one head. A task is a span's prefix, its length, the first of its own
-/// rows, the first query among them, and the end of the block's queries; the grid is `(tasks, heads)`.
+/// Attention of one tile of a span's queries in one head. A task is a span's prefix, its length, the first of its own
+/// rows, the first query among them, and the end of the tile's queries; the grid is `(tasks, heads)`.
 ///
 /// `q[N, heads·h]`, `k`, `v` `[N, kv_heads·h]`; `out` as q; `normaliser[N, heads]` is log Σ exp of a row's scores.
 #[cube(launch)]
@@ -207,19 +207,19 @@ pub(super) fn attend<F: Float>(
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     let unit = UNIT_POS as usize;
-    let um = unit / comptime!(BLOCK.units_n);
-    let un = unit % comptime!(BLOCK.units_n);
-    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
-    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let um = unit / comptime!(TILE.units_n);
+    let un = unit % comptime!(TILE.units_n);
+    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
+    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
     let mut p = SharedMemory::<f32>::new(comptime!(SIDE * ROW));
     let mut top = SharedMemory::<f32>::new(SIDE);
     let mut sum = SharedMemory::<f32>::new(SIDE);
     let mut rescale = SharedMemory::<f32>::new(SIDE);
-    let mut partial = SharedMemory::<f32>::new(comptime!(BLOCK.units()));
-    let mut s = Array::<f32>::new(comptime!(BLOCK.per_unit()));
-    let mut acc = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()));
+    let mut partial = SharedMemory::<f32>::new(comptime!(TILE.units()));
+    let mut s = Array::<f32>::new(comptime!(TILE.per_unit()));
+    let mut acc = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * TILE.per_unit()));
     #[unroll]
-    for e in 0..comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()) {
+    for e in 0..comptime!(head_dim.div_ceil(SIDE) * TILE.per_unit()) {
         acc[e] = 0.0;
     }
     if unit < SIDE {
@@ -229,21 +229,21 @@ pub(super) fn attend<F: Float>(
     sync_cube();
     let keys = prefix_len + end;
     let window = window as usize;
-    let mut key = first_block(prefix_len + first, window);
+    let mut key = first_tile(prefix_len + first, window);
     while key < keys {
         scores::<F>(
             q, first, end, 0usize, 0usize, own, of_query, k, key, keys, prefix, prefix_len, own, of_key, &mut left,
             &mut right, &mut s, head_dim,
         );
         #[unroll]
-        for i in 0..comptime!(BLOCK.per_m) {
+        for i in 0..comptime!(TILE.per_m) {
             #[unroll]
-            for j in 0..comptime!(BLOCK.per_n) {
-                let row = um + comptime!(i * BLOCK.units_m);
-                let column = un + comptime!(j * BLOCK.units_n);
+            for j in 0..comptime!(TILE.per_n) {
+                let row = um + comptime!(i * TILE.units_m);
+                let column = un + comptime!(j * TILE.units_n);
                 let query = prefix_len + first + row;
                 let seen = key + column <= query && key + column + window > query && key + column < keys;
-                let score = soft_cap(s[comptime!(i * BLOCK.per_n + j)] * scale, cap, capped);
+                let score = soft_cap(s[comptime!(i * TILE.per_n + j)] * scale, cap, capped);
                 p[row * ROW + column] = select(seen, score, UNSEEN);
             }
         }
@@ -282,11 +282,11 @@ pub(super) fn attend<F: Float>(
         #[unroll]
         for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
             #[unroll]
-            for i in 0..comptime!(BLOCK.per_m) {
-                let factor = rescale[um + comptime!(i * BLOCK.units_m)];
+            for i in 0..comptime!(TILE.per_m) {
+                let factor = rescale[um + comptime!(i * TILE.units_m)];
                 #[unroll]
-                for j in 0..comptime!(BLOCK.per_n) {
-                    acc[comptime!(chunk * BLOCK.per_unit() + i * BLOCK.per_n + j)] *= factor;
+                for j in 0..comptime!(TILE.per_n) {
+                    acc[comptime!(chunk * TILE.per_unit() + i * TILE.per_n + j)] *= factor;
                 }
             }
         }
@@ -294,18 +294,18 @@ pub(super) fn attend<F: Float>(
         key += SIDE;
     }
     #[unroll]
-    for i in 0..comptime!(BLOCK.per_m) {
-        let row = um + comptime!(i * BLOCK.units_m);
+    for i in 0..comptime!(TILE.per_m) {
+        let row = um + comptime!(i * TILE.units_m);
         if first + row < end {
             let inverse = 1.0f32 / sum[row];
             #[unroll]
             for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
                 #[unroll]
-                for j in 0..comptime!(BLOCK.per_n) {
-                    let feature = un + comptime!(chunk * SIDE + j * BLOCK.units_n);
+                for j in 0..comptime!(TILE.per_n) {
+                    let feature = un + comptime!(chunk * SIDE + j * TILE.units_n);
                     if feature < head_dim {
                         out[(own + first + row) * out.stride(0) + of_query + feature] =
-                            F::cast_from(acc[comptime!(chunk * BLOCK.per_unit() + i * BLOCK.per_n + j)] * inverse);
+                            F::cast_from(acc[comptime!(chunk * TILE.per_unit() + i * TILE.per_n + j)] * inverse);
                     }
                 }
             }
@@ -341,9 +341,9 @@ pub(super) fn row_products<F: Float>(
     products[row * products.stride(0) + head] = sum;
 }
 
-/// P and dS = s·P∘(dP − δ·o) of one block of queries and keys of a segment, left in `p` and `ds` of each unit.
+/// P and dS = s·P∘(dP − δ·o) of one tile of queries and keys of a segment, left in `p` and `ds` of each unit.
 #[cube]
-fn block_back<F: Float>(
+fn tile_back<F: Float>(
     q: &Matrix<F>,
     k: &Matrix<F>,
     v: &Matrix<F>,
@@ -369,8 +369,8 @@ fn block_back<F: Float>(
     #[comptime] repeat: usize,
     #[comptime] capped: bool,
 ) {
-    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
-    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    let um = UNIT_POS as usize / comptime!(TILE.units_n);
+    let un = UNIT_POS as usize % comptime!(TILE.units_n);
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     scores::<F>(
@@ -382,8 +382,8 @@ fn block_back<F: Float>(
         right, ds, head_dim,
     );
     #[unroll]
-    for i in 0..comptime!(BLOCK.per_m) {
-        let local = query + um + comptime!(i * BLOCK.units_m);
+    for i in 0..comptime!(TILE.per_m) {
+        let local = query + um + comptime!(i * TILE.units_m);
         let mut normal = 0.0f32;
         let mut product = 0.0f32;
         if local < rows {
@@ -391,9 +391,9 @@ fn block_back<F: Float>(
             product = products[(offset + local) * products.stride(0) + head];
         }
         #[unroll]
-        for j in 0..comptime!(BLOCK.per_n) {
-            let column = key + un + comptime!(j * BLOCK.units_n);
-            let e = comptime!(i * BLOCK.per_n + j);
+        for j in 0..comptime!(TILE.per_n) {
+            let column = key + un + comptime!(j * TILE.units_n);
+            let e = comptime!(i * TILE.per_n + j);
             let seen = column <= local && column + window > local && local < rows;
             let score = soft_cap(p[e] * scale, cap, capped);
             // an unseen key's score may be anything, and its exponential infinite
@@ -409,17 +409,17 @@ fn block_back<F: Float>(
     }
 }
 
-/// Writes a unit's values of a block to shared memory.
+/// Writes a unit's values of a tile to shared memory.
 #[cube]
-fn put(values: &Array<f32>, block: &mut SharedMemory<f32>) {
-    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
-    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+fn put(values: &Array<f32>, tile: &mut SharedMemory<f32>) {
+    let um = UNIT_POS as usize / comptime!(TILE.units_n);
+    let un = UNIT_POS as usize % comptime!(TILE.units_n);
     #[unroll]
-    for i in 0..comptime!(BLOCK.per_m) {
+    for i in 0..comptime!(TILE.per_m) {
         #[unroll]
-        for j in 0..comptime!(BLOCK.per_n) {
-            block[(um + comptime!(i * BLOCK.units_m)) * ROW + un + comptime!(j * BLOCK.units_n)] =
-                values[comptime!(i * BLOCK.per_n + j)];
+        for j in 0..comptime!(TILE.per_n) {
+            tile[(um + comptime!(i * TILE.units_m)) * ROW + un + comptime!(j * TILE.units_n)] =
+                values[comptime!(i * TILE.per_n + j)];
         }
     }
     sync_cube();
@@ -435,27 +435,27 @@ fn write<F: Float>(
     column: usize,
     #[comptime] head_dim: usize,
 ) {
-    let um = UNIT_POS as usize / comptime!(BLOCK.units_n);
-    let un = UNIT_POS as usize % comptime!(BLOCK.units_n);
+    let um = UNIT_POS as usize / comptime!(TILE.units_n);
+    let un = UNIT_POS as usize % comptime!(TILE.units_n);
     #[unroll]
-    for i in 0..comptime!(BLOCK.per_m) {
-        let row = first + um + comptime!(i * BLOCK.units_m);
+    for i in 0..comptime!(TILE.per_m) {
+        let row = first + um + comptime!(i * TILE.units_m);
         #[unroll]
         for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
             #[unroll]
-            for j in 0..comptime!(BLOCK.per_n) {
-                let feature = un + comptime!(chunk * SIDE + j * BLOCK.units_n);
+            for j in 0..comptime!(TILE.per_n) {
+                let feature = un + comptime!(chunk * SIDE + j * TILE.units_n);
                 if row < end && feature < head_dim {
                     out[row * out.stride(0) + column + feature] =
-                        F::cast_from(acc[comptime!(chunk * BLOCK.per_unit() + i * BLOCK.per_n + j)]);
+                        F::cast_from(acc[comptime!(chunk * TILE.per_unit() + i * TILE.per_n + j)]);
                 }
             }
         }
     }
 }
 
-/// dQ = dS·K of one block of a segment's queries in one head. A task is a segment's prefix, its length, the first of its
-/// own rows, its first backward row, its rows, its first active row, and the block's first row; the grid is
+/// dQ = dS·K of one tile of a segment's queries in one head. A task is a segment's prefix, its length, the first of its
+/// own rows, its first backward row, its rows, its first active row, and the tile's first row; the grid is
 /// `(tasks, heads)`.
 #[cube(launch)]
 pub(super) fn attend_vjp_queries<F: Float>(
@@ -484,22 +484,22 @@ pub(super) fn attend_vjp_queries<F: Float>(
     let rows = tasks[task + 4] as usize;
     let active = tasks[task + 5] as usize;
     let query = tasks[task + 6] as usize;
-    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
-    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
+    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
     let mut weights = SharedMemory::<f32>::new(comptime!(SIDE * ROW));
-    let mut p = Array::<f32>::new(comptime!(BLOCK.per_unit()));
-    let mut ds = Array::<f32>::new(comptime!(BLOCK.per_unit()));
-    let mut acc = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()));
+    let mut p = Array::<f32>::new(comptime!(TILE.per_unit()));
+    let mut ds = Array::<f32>::new(comptime!(TILE.per_unit()));
+    let mut acc = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * TILE.per_unit()));
     #[unroll]
-    for e in 0..comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()) {
+    for e in 0..comptime!(head_dim.div_ceil(SIDE) * TILE.per_unit()) {
         acc[e] = 0.0;
     }
     let end = min(query + SIDE, rows);
     let window = window as usize;
-    let mut key = first_block(query, window);
+    let mut key = first_tile(query, window);
     // the cotangent of rows before the first active one is zero
     while key < select(end > active, end, 0usize) {
-        block_back::<F>(
+        tile_back::<F>(
             q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale, cap,
             window, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat, capped,
         );
@@ -523,7 +523,7 @@ pub(super) fn attend_vjp_queries<F: Float>(
     write::<F>(&acc, dq, offset + query, offset + end, head * head_dim, head_dim);
 }
 
-/// dV = Pᵀδ and dK = dSᵀQ of one block of a segment's keys in one key-value head. A task is as in
+/// dV = Pᵀδ and dK = dSᵀQ of one tile of a segment's keys in one key-value head. A task is as in
 /// [`attend_vjp_queries()`]; the grid is `(tasks, key-value heads)`.
 #[cube(launch)]
 pub(super) fn attend_vjp_keys<F: Float>(
@@ -553,15 +553,15 @@ pub(super) fn attend_vjp_keys<F: Float>(
     let rows = tasks[task + 4] as usize;
     let active = tasks[task + 5] as usize;
     let key = tasks[task + 6] as usize;
-    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
-    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * BLOCK.step));
+    let mut left = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
+    let mut right = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
     let mut weights = SharedMemory::<f32>::new(comptime!(SIDE * ROW));
-    let mut p = Array::<f32>::new(comptime!(BLOCK.per_unit()));
-    let mut ds = Array::<f32>::new(comptime!(BLOCK.per_unit()));
-    let mut of_k = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()));
-    let mut of_v = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()));
+    let mut p = Array::<f32>::new(comptime!(TILE.per_unit()));
+    let mut ds = Array::<f32>::new(comptime!(TILE.per_unit()));
+    let mut of_k = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * TILE.per_unit()));
+    let mut of_v = Array::<f32>::new(comptime!(head_dim.div_ceil(SIDE) * TILE.per_unit()));
     #[unroll]
-    for e in 0..comptime!(head_dim.div_ceil(SIDE) * BLOCK.per_unit()) {
+    for e in 0..comptime!(head_dim.div_ceil(SIDE) * TILE.per_unit()) {
         of_k[e] = 0.0;
         of_v[e] = 0.0;
     }
@@ -569,9 +569,9 @@ pub(super) fn attend_vjp_keys<F: Float>(
     for h in 0..repeat {
         let head = group * repeat + h;
         let mut query = max(key, active / SIDE * SIDE);
-        // the last query that sees the block's last key
+        // the last query that sees the tile's last key
         while query < min(rows, key + SIDE - 1 + window) {
-            block_back::<F>(
+            tile_back::<F>(
                 q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale,
                 cap, window, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat, capped,
             );

@@ -1,7 +1,7 @@
-//! How attention is spread over a device: one cube a block of 64 rows and head.
+//! How attention is spread over a device: one cube a tile of 64 rows and head.
 use super::Attend;
-use super::cube::{BLOCK, SIDE, attend, attend_vjp_keys, attend_vjp_queries, row_products};
-use crate::blocks::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use super::cube::{SIDE, TILE, attend, attend_vjp_keys, attend_vjp_queries, row_products};
+use crate::on_chip::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::{AttentionSpec, FloatTensor, Segment, Span, as_index};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -51,7 +51,7 @@ pub(crate) fn attention<R: CubeRuntime>(
         attend::launch::<R>(
             &q.client,
             CubeCount::Static(as_index(tasks.len()), as_index(spec.heads), 1),
-            CubeDim::new_1d(as_index(BLOCK.units())),
+            CubeDim::new_1d(as_index(TILE.units())),
             rows_as_they_are(q).into_tensor_arg(),
             rows_as_they_are(k).into_tensor_arg(),
             rows_as_they_are(v).into_tensor_arg(),
@@ -96,7 +96,7 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
     }
     let arg = |x: &CubeTensor<R>| rows_as_they_are(x).into_tensor_arg();
     let products = empty(q, [rows, spec.heads], DType::F32);
-    let units = CubeDim::new_1d(as_index(BLOCK.units()));
+    let units = CubeDim::new_1d(as_index(TILE.units()));
     row_products::launch::<R>(
         client,
         calculate_cube_count_elemwise(client, rows * spec.heads, units),

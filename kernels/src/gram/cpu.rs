@@ -5,7 +5,7 @@
 use super::RowGram;
 use crate::host::real::{Real, dims, dot_wide, unwritten, values, vectorised, with_real};
 use crate::product::cpu::{Target, View, product, transpose};
-use crate::{BlockGram, Flex, RowSet, cost, tally};
+use crate::{Flex, Gram, RowSet, cost, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -63,29 +63,29 @@ fn panel<E: Real>(
     (delta, transposed, m): (&[E], &[E], usize),
     (xx, range): (&[E], &Range<usize>),
     rows: &RowSet,
-    block: &Range<usize>,
+    set: &Range<usize>,
     panel: Range<usize>,
-) -> BlockGram {
-    let (of_block, k) = (rows.of_block(block), block.len());
+) -> Gram {
+    let (of_set, k) = (rows.of_set(set), set.len());
     let mut gram = vec![0.0; k * k];
-    let mut dd = unwritten(panel.len() * COLUMNS.min(panel.end - of_block.start));
-    for (rows_of, columns) in parts(&panel, of_block.start) {
+    let mut dd = unwritten(panel.len() * COLUMNS.min(panel.end - of_set.start));
+    for (rows_of, columns) in parts(&panel, of_set.start) {
         let width = columns.len();
         let left = View::rows(delta, m).from(rows_of.start, 0);
-        let right = View::rows(transposed, of_block.len()).from(0, columns.start - of_block.start);
+        let right = View::rows(transposed, of_set.len()).from(0, columns.start - of_set.start);
         product(Target::rows(&mut dd, width), [rows_of.len(), m, width], left, right, 1.0, false);
-        let runs: Vec<(usize, Range<usize>)> = block
+        let runs: Vec<(usize, Range<usize>)> = set
             .clone()
-            .flat_map(|c| rows.runs(c).into_iter().map(move |run| (c - block.start, run)))
+            .flat_map(|c| rows.runs(c).into_iter().map(move |run| (c - set.start, run)))
             .map(|(c, run)| (c, run.start.max(columns.start)..run.end.min(columns.end)))
             .filter(|(_, run)| !run.is_empty())
             .collect();
-        let mut of_row = block.start;
+        let mut of_row = set.start;
         for (r, dd) in rows_of.zip(dd.chunks_exact(width)) {
             while rows.of(of_row).end <= r {
                 of_row += 1;
             }
-            let i = of_row - block.start;
+            let i = of_row - set.start;
             let xx = &xx[(rows.index[r] as usize - range.start) * range.len()..][..range.len()];
             vectorised!({
                 for (j, run) in runs.iter().take_while(|(_, run)| run.start <= r) {
@@ -106,29 +106,29 @@ fn panel<E: Real>(
 }
 
 /// *gram*: `Σ_{r∈i, s∈j} (x_r·x_s)(δ_r·δ_s)` with both row Grams in panels; `x·xᵀ` once for all parameters of an input.
-pub fn rows<E: Real>(x: &[E], n: usize, deltas: &[(&[E], usize)], rows: &RowSet) -> Vec<Vec<BlockGram>> {
-    let mut out: Vec<Vec<BlockGram>> = deltas.iter().map(|_| Vec::new()).collect();
-    for block in &rows.blocks {
-        let range = rows.forward_range(block);
+pub fn rows<E: Real>(x: &[E], n: usize, deltas: &[(&[E], usize)], rows: &RowSet) -> Vec<Vec<Gram>> {
+    let mut out: Vec<Vec<Gram>> = deltas.iter().map(|_| Vec::new()).collect();
+    for set in &rows.sets {
+        let range = rows.forward_range(set);
         let xx = input_gram(x, n, &range);
-        let of_block = rows.of_block(block);
-        let k = block.len();
+        let of_set = rows.of_set(set);
+        let k = set.len();
         let transposed: Vec<Vec<E>> =
-            deltas.iter().map(|(delta, m)| transpose(&delta[of_block.start * m..of_block.end * m], *m)).collect();
+            deltas.iter().map(|(delta, m)| transpose(&delta[of_set.start * m..of_set.end * m], *m)).collect();
         // the longest panels first, so that no core is left with one at the end
-        let tasks: Vec<(usize, Range<usize>)> = of_block
+        let tasks: Vec<(usize, Range<usize>)> = of_set
             .clone()
             .step_by(PANEL)
             .rev()
             .flat_map(|start| (0..deltas.len()).map(move |d| (d, start..start + PANEL)))
             .collect();
-        let parts: Vec<(usize, BlockGram)> = tasks
+        let parts: Vec<(usize, Gram)> = tasks
             .into_par_iter()
             .with_max_len(1)
             .map(|(d, range_of)| {
                 let (delta, m) = deltas[d];
-                let range_of = range_of.start..range_of.end.min(of_block.end);
-                (d, panel((delta, &transposed[d], m), (&xx, &range), rows, block, range_of))
+                let range_of = range_of.start..range_of.end.min(of_set.end);
+                (d, panel((delta, &transposed[d], m), (&xx, &range), rows, set, range_of))
             })
             .collect();
         for (d, out) in out.iter_mut().enumerate() {
@@ -148,7 +148,7 @@ pub fn rows<E: Real>(x: &[E], n: usize, deltas: &[(&[E], usize)], rows: &RowSet)
 }
 
 impl RowGram for Flex {
-    fn gram_rows(x: &FlexTensor, deltas: &[&FlexTensor], rows: &RowSet) -> Vec<Vec<BlockGram>> {
+    fn gram_rows(x: &FlexTensor, deltas: &[&FlexTensor], rows: &RowSet) -> Vec<Vec<Gram>> {
         tally::reductions(cost::gram_of_input(dims(x)[1], rows, x.dtype()));
         deltas.iter().for_each(|delta| tally::reductions(cost::gram(dims(delta)[1], rows, x.dtype())));
         with_real!(x, E => {

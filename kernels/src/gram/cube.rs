@@ -7,11 +7,11 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::blocks::{Block, MATRIX_UNIT, cube_sum, multiply};
+use crate::on_chip::{MATRIX_UNIT, Tile, cube_sum, multiply};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
-/// Stages `step` columns of the block's rows, transposed: `staged[k·side + i] = rows[first + i, column + k]`, zero outside of
+/// Stages `step` columns of the tile's rows, transposed: `staged[k·side + i] = rows[first + i, column + k]`, zero outside of
 /// `[low, high)` and of the matrix.
 #[cube]
 fn stage<F: Float>(
@@ -22,16 +22,16 @@ fn stage<F: Float>(
     offset: usize,
     column: usize,
     #[comptime] side: usize,
-    #[comptime] block: Block,
+    #[comptime] tile: Tile,
 ) {
     let width = rows.shape(1);
     let stride = rows.stride(0);
     #[unroll]
-    for turn in 0..comptime!(side * block.step / block.units()) {
-        let at = UNIT_POS as usize + comptime!(turn * block.units());
+    for turn in 0..comptime!(side * tile.step / tile.units()) {
+        let at = UNIT_POS as usize + comptime!(turn * tile.units());
         // neighbouring units read neighbouring columns
-        let i = at / comptime!(block.step);
-        let k = at % comptime!(block.step);
+        let i = at / comptime!(tile.step);
+        let k = at % comptime!(tile.step);
         let mut value = 0.0f32;
         if i >= low && i < high && column + k < width {
             value = f32::cast_from(rows[(offset + i - low) * stride + column + k]);
@@ -40,7 +40,7 @@ fn stage<F: Float>(
     }
 }
 
-/// `acc = a·bᵀ` for rows `a_offset …` of one matrix and `b_offset …` of the same, at places `low..high` of the block.
+/// `acc = a·bᵀ` for rows `a_offset …` of one matrix and `b_offset …` of the same, at places `low..high` of the tile.
 #[cube]
 fn products<F: Float>(
     rows: &Matrix<F>,
@@ -53,23 +53,23 @@ fn products<F: Float>(
     b_low: usize,
     b_high: usize,
     b_offset: usize,
-    #[comptime] block: Block,
+    #[comptime] tile: Tile,
 ) {
-    let um = UNIT_POS as usize / comptime!(block.units_n);
-    let un = UNIT_POS as usize % comptime!(block.units_n);
+    let um = UNIT_POS as usize / comptime!(tile.units_n);
+    let un = UNIT_POS as usize % comptime!(tile.units_n);
     #[unroll]
-    for e in 0..comptime!(block.per_unit()) {
+    for e in 0..comptime!(tile.per_unit()) {
         acc[e] = 0.0;
     }
     let width = rows.shape(1);
     let mut column = 0usize;
     while column < width {
-        stage::<F>(rows, a, a_low, a_high, a_offset, column, comptime!(block.m()), block);
-        stage::<F>(rows, b, b_low, b_high, b_offset, column, comptime!(block.n()), block);
+        stage::<F>(rows, a, a_low, a_high, a_offset, column, comptime!(tile.m()), tile);
+        stage::<F>(rows, b, b_low, b_high, b_offset, column, comptime!(tile.n()), tile);
         sync_cube();
-        multiply(a, b, acc, um, un, 0usize, block, 0usize, comptime!(block.m()), 1usize);
+        multiply(a, b, acc, um, un, 0usize, tile, 0usize, comptime!(tile.m()), 1usize);
         sync_cube();
-        column += comptime!(block.step);
+        column += comptime!(tile.step);
     }
 }
 
@@ -85,7 +85,7 @@ pub(super) fn gram_pairs<F: Float>(
     tasks: &Array<u32>,
     pairs: &Array<u32>,
     out: &mut Array<f32>,
-    #[comptime] block: Block,
+    #[comptime] tile: Tile,
     #[comptime] deltas: usize,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -93,16 +93,16 @@ pub(super) fn gram_pairs<F: Float>(
     if task * 6 >= tasks.len() {
         terminate!();
     }
-    let mut a = SharedMemory::<f32>::new(comptime!(block.step * block.m()));
-    let mut b = SharedMemory::<f32>::new(comptime!(block.step * block.n()));
-    let mut scratch = SharedMemory::<f32>::new(comptime!(block.units()));
-    let mut xx = Array::<f32>::new(comptime!(block.per_unit()));
-    let mut dd = Array::<f32>::new(comptime!(block.per_unit()));
+    let mut a = SharedMemory::<f32>::new(comptime!(tile.step * tile.m()));
+    let mut b = SharedMemory::<f32>::new(comptime!(tile.step * tile.n()));
+    let mut scratch = SharedMemory::<f32>::new(comptime!(tile.units()));
+    let mut xx = Array::<f32>::new(comptime!(tile.per_unit()));
+    let mut dd = Array::<f32>::new(comptime!(tile.per_unit()));
     let a0 = tasks[task * 6] as usize;
     let a1 = tasks[task * 6 + 1] as usize;
     let b0 = tasks[task * 6 + 2] as usize;
     let b1 = tasks[task * 6 + 3] as usize;
-    products::<F>(x, &mut a, &mut b, &mut xx, 0usize, a1 - a0, a0, 0usize, b1 - b0, b0, block);
+    products::<F>(x, &mut a, &mut b, &mut xx, 0usize, a1 - a0, a0, 0usize, b1 - b0, b0, tile);
     let count = pairs.len() / 6;
     let mut pair = tasks[task * 6 + 4] as usize;
     let end = tasks[task * 6 + 5] as usize;
@@ -116,18 +116,18 @@ pub(super) fn gram_pairs<F: Float>(
         #[unroll]
         for d in 0..deltas {
             if comptime!(d == 0) {
-                products::<F>(first, &mut a, &mut b, &mut dd, a_low, a_high, a_row, b_low, b_high, b_row, block);
+                products::<F>(first, &mut a, &mut b, &mut dd, a_low, a_high, a_row, b_low, b_high, b_row, tile);
             } else if comptime!(d == 1) {
-                products::<F>(second, &mut a, &mut b, &mut dd, a_low, a_high, a_row, b_low, b_high, b_row, block);
+                products::<F>(second, &mut a, &mut b, &mut dd, a_low, a_high, a_row, b_low, b_high, b_row, tile);
             } else {
-                products::<F>(third, &mut a, &mut b, &mut dd, a_low, a_high, a_row, b_low, b_high, b_row, block);
+                products::<F>(third, &mut a, &mut b, &mut dd, a_low, a_high, a_row, b_low, b_high, b_row, tile);
             }
             let mut sum = 0.0f32;
             #[unroll]
-            for e in 0..comptime!(block.per_unit()) {
+            for e in 0..comptime!(tile.per_unit()) {
                 sum += xx[e] * dd[e];
             }
-            let total = cube_sum(sum, &mut scratch, comptime!(block.units()));
+            let total = cube_sum(sum, &mut scratch, comptime!(tile.units()));
             if UNIT_POS == 0 {
                 out[d * count + pair] = total;
             }
@@ -211,7 +211,7 @@ fn products_matrix_units<F: Float>(
                 #[unroll]
                 for j in 0..2usize {
                     let from = (right + comptime!(j * MATRIX_UNIT)) * STEP + comptime!(k * MATRIX_UNIT);
-                    // bᵀ: its columns are rows of the staged block
+                    // bᵀ: its columns are rows of the staged tile
                     let up = cmma::Matrix::<F>::from_slice(
                         cmma::MatrixIdent::B,
                         MATRIX_UNIT,

@@ -3,7 +3,7 @@ use super::RowGram;
 use super::cube::{PLANES, gram_pairs, gram_pairs_matrix_units};
 use super::plan::Plan;
 use super::strategy::Strategy;
-use crate::blocks::{array, by_rows, ints, limits, on_devices, rows_as_they_are, width_of};
+use crate::on_chip::{array, by_rows, ints, limits, on_devices, rows_as_they_are, width_of};
 use crate::pending::Pending;
 use crate::product::launch::{product, rows as some_rows, transposed};
 use crate::rows::launch::gather;
@@ -65,10 +65,10 @@ fn of_tiles<R: CubeRuntime>(
                 &client, grid, units, input, first, second, third, tasks, places, target, count, plane, dtype,
             );
         }
-        Strategy::Units(block) => {
-            let units = CubeDim::new_1d(as_index(block.units()));
+        Strategy::Units(set) => {
+            let units = CubeDim::new_1d(as_index(set.units()));
             gram_pairs::launch::<R>(
-                &client, grid, units, input, first, second, third, tasks, places, target, block, count, dtype,
+                &client, grid, units, input, first, second, third, tasks, places, target, set, count, dtype,
             );
         }
         Strategy::Whole => unreachable!("whole row Grams have no tiles"),
@@ -84,9 +84,9 @@ fn of_tiles<R: CubeRuntime>(
 /// The Grams of cotangents that have a row each, or none: `x·xᵀ` and `δ·δᵀ` over those rows, entry by entry.
 fn of_single_rows<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet) -> Pending<R> {
     let mut pending = Pending::nothing(rows);
-    for (b, block) in rows.blocks.iter().enumerate() {
-        let present: Vec<usize> = (0..block.len()).filter(|k| !rows.of(block.start + k).is_empty()).collect();
-        let of = rows.of_block(block);
+    for (b, set) in rows.sets.iter().enumerate() {
+        let present: Vec<usize> = (0..set.len()).filter(|k| !rows.of(set.start + k).is_empty()).collect();
+        let of = rows.of_set(set);
         if present.is_empty() {
             continue;
         }

@@ -32,10 +32,10 @@ pub(super) struct Plan {
 /// Pairs that a cube takes at most; it forms its tile of `x·xᵀ` once for them.
 const PAIRS: usize = 16;
 
-/// Tiles of at most `side` rows of one block, cut where some cotangent's rows have a gap.
-fn tiles(rows: &RowSet, block: &Range<usize>, side: usize) -> Vec<Tile> {
+/// Tiles of at most `side` rows of one set, cut where some cotangent's rows have a gap.
+fn tiles(rows: &RowSet, set: &Range<usize>, side: usize) -> Vec<Tile> {
     let runs: Vec<(usize, Range<usize>)> =
-        block.clone().flat_map(|k| rows.runs(k).into_iter().map(move |run| (k, run))).collect();
+        set.clone().flat_map(|k| rows.runs(k).into_iter().map(move |run| (k, run))).collect();
     let forward = |run: &Range<usize>| {
         let first = rows.index[run.start] as usize;
         first..first + run.len()
@@ -44,7 +44,7 @@ fn tiles(rows: &RowSet, block: &Range<usize>, side: usize) -> Vec<Tile> {
     for pair in runs.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
         cuts.extend([forward(&pair[0].1).end, forward(&pair[1].1).start]);
     }
-    let range = rows.forward_range(block);
+    let range = rows.forward_range(set);
     let mut out = Vec::new();
     let mut start = range.start;
     for end in cuts.into_iter().filter(|cut| range.contains(cut) && *cut > range.start).chain([range.end]) {
@@ -73,8 +73,8 @@ impl Plan {
     /// The plan of a batch with tiles of at most `side` rows.
     pub fn new(rows: &RowSet, side: usize) -> Self {
         let mut plan = Self::default();
-        for (b, block) in rows.blocks.iter().enumerate() {
-            let tiles = tiles(rows, block, side);
+        for (b, set) in rows.sets.iter().enumerate() {
+            let tiles = tiles(rows, set, side);
             for (t, above) in tiles.iter().enumerate() {
                 for (u, below) in tiles.iter().enumerate().take(t + 1) {
                     let mut first = plan.pairs.len();
@@ -86,8 +86,8 @@ impl Plan {
                             let of = |copy: &Copy| [copy.rows.start, copy.rows.end, copy.first].map(as_index);
                             let ([a0, a1, a2], [c0, c1, c2]) = (of(a), of(c));
                             plan.pairs.push([a0, a1, a2, c0, c1, c2]);
-                            let (i, j) = (a.cotangent - block.start, c.cotangent - block.start);
-                            plan.entries.push(Entry { block: b, i, j, weight: if same { 1.0 } else { 2.0 } });
+                            let (i, j) = (a.cotangent - set.start, c.cotangent - set.start);
+                            plan.entries.push(Entry { set: b, i, j, weight: if same { 1.0 } else { 2.0 } });
                             if plan.pairs.len() - first == PAIRS {
                                 plan.task(above, below, first);
                                 first = plan.pairs.len();
@@ -116,7 +116,7 @@ mod tests {
     /// A pair with a trunk of four rows and suffixes of two and three.
     fn pair() -> RowSet {
         let index = (0..6).chain(0..4).chain(6..9).collect();
-        RowSet { index, offsets: vec![0, 6, 13], blocks: vec![0..2] }
+        RowSet { index, offsets: vec![0, 6, 13], sets: vec![0..2] }
     }
 
     #[test]

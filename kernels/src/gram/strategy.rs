@@ -2,12 +2,12 @@
 //! lacks something.
 use super::cube::{PLANES, SIDE};
 use crate::RowSet;
-use crate::blocks::{Block, Limits};
+use crate::on_chip::{Limits, Tile};
 
 /// Tiles of 64 × 64 rows.
-const BLOCK: Block = Block { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
+const TILE: Tile = Tile { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
 
-/// Cotangents of a block from which on, where none has more than a row, both row Grams are formed whole.
+/// Cotangents of a set from which on, where none has more than a row, both row Grams are formed whole.
 const WHOLE: usize = 16;
 
 /// How the products of rows are formed.
@@ -16,7 +16,7 @@ pub(super) enum Strategy {
     /// Both row Grams whole in device memory, as matrix products: for many cotangents of a row each.
     Whole,
     /// Tile by tile, unit by unit.
-    Units(Block),
+    Units(Tile),
     /// Tile by tile, by matrix units, `plane` units together.
     MatrixUnits {
         /// Units that an instruction is given to.
@@ -30,7 +30,7 @@ impl Strategy {
         let by_matrix_units = limits.matrix_units.map(|plane| Self::MatrixUnits { plane });
         let all = [Some(Self::Whole), by_matrix_units];
         let taken = all.into_iter().flatten().find(|strategy| strategy.check(rows, widths, limits).is_ok());
-        taken.unwrap_or(Self::Units(BLOCK))
+        taken.unwrap_or(Self::Units(TILE))
     }
 
     /// Whether a device can run it on some rows.
@@ -40,11 +40,11 @@ impl Strategy {
     pub fn check(self, rows: &RowSet, widths: [usize; 2], limits: &Limits) -> Result<(), String> {
         let units = match self {
             Self::Whole => {
-                let single = |block: &std::ops::Range<usize>| block.clone().all(|k| rows.of(k).len() <= 1);
-                let many = rows.blocks.iter().all(|block| block.len() > WHOLE && single(block));
+                let single = |set: &std::ops::Range<usize>| set.clone().all(|k| rows.of(k).len() <= 1);
+                let many = rows.sets.iter().all(|set| set.len() > WHOLE && single(set));
                 return if many { Ok(()) } else { Err(format!("not more than {WHOLE} cotangents of a row each")) };
             }
-            Self::Units(block) => block.units(),
+            Self::Units(tile) => tile.units(),
             Self::MatrixUnits { plane } if limits.matrix_units != Some(plane) => {
                 return Err(format!("no matrix units for this type with {plane} units together"));
             }
@@ -61,6 +61,6 @@ impl Strategy {
 
     /// Most rows of a tile: what every way has room for.
     pub fn side() -> usize {
-        SIDE.min(BLOCK.m())
+        SIDE.min(TILE.m())
     }
 }

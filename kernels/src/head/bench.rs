@@ -10,10 +10,10 @@ pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
     let (predictions, targets) = (shapes.targets.len(), shapes.targets.to_vec());
     let (y, w) = (shapes.matrix::<B>(predictions, d, device), shapes.matrix::<B>(vocabulary, d, device));
     let logits = head_cost(predictions, d, vocabulary, dtype);
-    let HeadCotangents { weights, blocks, block_rows } = shapes.head;
-    let products = block_rows.iter().map(|r| cost::product(r.len(), vocabulary, r.len(), dtype));
+    let HeadCotangents { weights, sets, set_rows } = shapes.head;
+    let products = set_rows.iter().map(|r| cost::product(r.len(), vocabulary, r.len(), dtype));
     let with_gram = products.fold(logits, |sum, cost| sum + cost);
-    let (weights, blocks, block_rows) = (weights.to_vec(), blocks.to_vec(), block_rows.to_vec());
+    let (weights, sets, set_rows) = (weights.to_vec(), sets.to_vec(), set_rows.to_vec());
     let mut cases = Vec::new();
     if B::takes_stored(DType::BF16) && dtype != DType::BF16 {
         let (y, stored, targets) = (y.clone(), B::cast(w.clone(), DType::BF16), targets.clone());
@@ -22,7 +22,7 @@ pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
     let (y1, w1, targets1) = (y.clone(), w.clone(), targets.clone());
     cases.push(Case::new("head", logits, move || drop(B::head(&y1, &w1, &targets1, None, None))));
     cases.push(Case::new("head, with its Gram", with_gram, move || {
-        let cotangents = HeadCotangents { weights: &weights, blocks: &blocks, block_rows: &block_rows };
+        let cotangents = HeadCotangents { weights: &weights, sets: &sets, set_rows: &set_rows };
         drop(B::head(&y, &w, &targets, None, Some(&cotangents)));
     }));
     cases

@@ -1,13 +1,13 @@
 //! The log-probability head: logits, log-sum-exp, gradient and e·eᵀ in one walk over the vocabulary.
 //!
 //! The vocabulary is walked in chunks like the keys of a flash attention: for every row a running maximum, the sum of
-//! exponentials and Σ exp(z)·w are kept and rescaled when the maximum grows; p·pᵀ of a block of rows is rescaled the
+//! exponentials and Σ exp(z)·w are kept and rescaled when the maximum grows; p·pᵀ of a set of rows is rescaled the
 //! same way on both sides. Beside the results, memory is `rows × CHUNK`.
 use super::{Head, head_cost, head_gram_cost};
 use crate::host::real::{Real, dims, dot_wide, highest, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::Stored;
 use crate::product::cpu::{Target, View, product, product_parallel, transpose};
-use crate::{BlockGram, Flex, FloatTensor, HeadCotangents, HeadOutput, SoftCap, tally};
+use crate::{Flex, FloatTensor, Gram, HeadCotangents, HeadOutput, SoftCap, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -22,7 +22,7 @@ pub struct Walk<E> {
     pub entropy: Vec<f64>,
     pub rank: Vec<u32>,
     pub back: Vec<E>,
-    pub gram: Option<Vec<BlockGram>>,
+    pub gram: Option<Vec<Gram>>,
 }
 
 /// A row's running figures, relative to the highest logit so far.
@@ -111,24 +111,24 @@ fn multiply<E: Real>(values: &mut [E], slopes: &[E]) {
 /// Most rows of a panel of p·pᵀ.
 const PANEL: usize = 192;
 
-/// Some rows of a block's p·pᵀ, up to the diagonal.
+/// Some rows of a set's p·pᵀ, up to the diagonal.
 struct Panel<'a, E> {
-    /// First row of the block, and its rows.
-    block: (usize, usize),
-    /// First row of the panel, from the block's first on.
+    /// First row of the set, and its rows.
+    set: (usize, usize),
+    /// First row of the panel, from the set's first on.
     first: usize,
     sums: &'a mut [f64],
     scratch: &'a mut [E],
 }
 
-/// The panels of all blocks, of like height within each.
-fn panels<'a, E>(blocks: &[Range<usize>], sums: &'a mut [Vec<f64>], scratch: &'a mut [Vec<E>]) -> Vec<Panel<'a, E>> {
-    let of_blocks = blocks.iter().zip(sums).zip(scratch).filter(|((block, _), _)| !block.is_empty());
-    let panels = of_blocks.flat_map(|((block, sums), scratch)| {
-        let rows = block.len();
+/// The panels of all sets, of like height within each.
+fn panels<'a, E>(sets: &[Range<usize>], sums: &'a mut [Vec<f64>], scratch: &'a mut [Vec<E>]) -> Vec<Panel<'a, E>> {
+    let of_sets = sets.iter().zip(sums).zip(scratch).filter(|((set, _), _)| !set.is_empty());
+    let panels = of_sets.flat_map(|((set, sums), scratch)| {
+        let rows = set.len();
         let height = rows.div_ceil(rows.div_ceil(PANEL));
         let parts = sums.chunks_mut(height * rows).zip(scratch.chunks_mut(height * rows)).enumerate();
-        parts.map(move |(at, (sums, scratch))| Panel { block: (block.start, rows), first: at * height, sums, scratch })
+        parts.map(move |(at, (sums, scratch))| Panel { set: (set.start, rows), first: at * height, sums, scratch })
     });
     panels.collect()
 }
@@ -136,7 +136,7 @@ fn panels<'a, E>(blocks: &[Range<usize>], sums: &'a mut [Vec<f64>], scratch: &'a
 impl<E: Real> Panel<'_, E> {
     /// Adds the products of a chunk's exponentials `p` and their transpose, after what came before is brought to their maxima.
     fn add(self, p: View<E>, transposed: View<E>, columns: usize, running: &[Running<E>]) {
-        let Self { block: (start, rows), first, sums, scratch } = self;
+        let Self { set: (start, rows), first, sums, scratch } = self;
         let height = sums.len() / rows;
         let width = first + height;
         let left = p.from(start + first, 0);
@@ -154,7 +154,7 @@ impl<E: Real> Panel<'_, E> {
     }
 }
 
-/// Grams of the output matrix for each block of cotangents, from `products`, the lower half of p·pᵀ over the vocabulary before the
+/// Grams of the output matrix for each set of cotangents, from `products`, the lower half of p·pᵀ over the vocabulary before the
 /// sums are divided out.
 fn grams<E: Real>(
     rows: &Rows<'_, E>,
@@ -162,10 +162,10 @@ fn grams<E: Real>(
     running: &[Running<E>],
     products: &[Vec<f64>],
     cotangents: &HeadCotangents<'_>,
-) -> Vec<BlockGram> {
-    let (blocks, targets) = (cotangents.block_rows, rows.targets);
-    let of_block = |b: usize| {
-        let (of, width) = (&blocks[b], blocks[b].len());
+) -> Vec<Gram> {
+    let (sets, targets) = (cotangents.set_rows, rows.targets);
+    let of_set = |b: usize| {
+        let (of, width) = (&sets[b], sets[b].len());
         // what each row makes of each target, and the products of the rows
         let first = of.start * rows.d;
         let [of_rows, of_targets] = [rows.y, &rows.of_targets].map(|of| View::rows(&of[first..], rows.d));
@@ -195,14 +195,14 @@ fn grams<E: Real>(
             })
             .collect();
         let term = |r: usize, s: usize| terms[(r.max(s) - of.start) * width + r.min(s) - of.start];
-        let block = cotangents.blocks[b].clone();
-        let products = block.clone().flat_map(|i| block.clone().map(move |j| (i, j))).map(|(i, j)| {
+        let set = cotangents.sets[b].clone();
+        let products = set.clone().flat_map(|i| set.clone().map(move |j| (i, j))).map(|(i, j)| {
             let (i, j) = (&cotangents.weights[i], &cotangents.weights[j]);
             i.iter().map(|&(r, a)| a * j.iter().map(|&(s, c)| c * term(r, s)).sum::<f64>()).sum::<f64>()
         });
         products.collect()
     };
-    (0..blocks.len()).map(of_block).collect()
+    (0..sets.len()).map(of_set).collect()
 }
 
 /// The head's rows and what they predict.
@@ -242,12 +242,12 @@ pub fn walk<E: Real>(
 ) -> Walk<E> {
     let n = targets.len();
     let vocabulary = w.len() / d;
-    let blocks = cotangents.map_or(&[][..], |c| c.block_rows);
+    let sets = cotangents.map_or(&[][..], |c| c.set_rows);
     let start = Running { top: E::neg_infinity(), sum: 0.0, weighted: 0.0, rescale: E::of(1.0), above: 0 };
     let mut running = vec![start; n];
     let mut mean = vec![E::of(0.0); n * d];
-    let mut products: Vec<Vec<f64>> = blocks.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
-    let mut scratch: Vec<Vec<E>> = blocks.iter().map(|b| vec![E::of(0.0); b.len() * b.len()]).collect();
+    let mut products: Vec<Vec<f64>> = sets.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
+    let mut scratch: Vec<Vec<E>> = sets.iter().map(|b| vec![E::of(0.0); b.len() * b.len()]).collect();
     let mut logits = vec![E::of(0.0); n * CHUNK.min(vocabulary)];
     // slopes of the soft cap, where there is one
     let mut slopes = vec![E::of(0.0); if cap.is_some() { logits.len() } else { 0 }];
@@ -279,10 +279,10 @@ pub fn walk<E: Real>(
         multiply(logits, &slopes);
         let p = View::rows(logits, columns);
         product_parallel(Target::rows(&mut mean, d), [n, columns, d], p, chunk, 1.0, true);
-        if !blocks.is_empty() {
+        if !sets.is_empty() {
             let transposed = transpose(logits, columns);
             let right = View::rows(&transposed, n);
-            panels(blocks, &mut products, &mut scratch).into_par_iter().rev().with_max_len(1).for_each(|panel| {
+            panels(sets, &mut products, &mut scratch).into_par_iter().rev().with_max_len(1).for_each(|panel| {
                 panel.add(p, right, columns, &running);
             });
         }
@@ -314,10 +314,10 @@ impl Head for Flex {
         targets: &[u32],
         cap: Option<SoftCap>,
         cotangents: Option<&HeadCotangents<'_>>,
-    ) -> HeadOutput<FloatTensor<Self>, Vec<BlockGram>> {
+    ) -> HeadOutput<FloatTensor<Self>, Vec<Gram>> {
         let [vocabulary, d] = dims(w);
         tally::head(head_cost(targets.len(), d, vocabulary, y.dtype()));
-        cotangents.iter().for_each(|c| tally::head(head_gram_cost(c.block_rows, vocabulary, y.dtype())));
+        cotangents.iter().for_each(|c| tally::head(head_gram_cost(c.set_rows, vocabulary, y.dtype())));
         with_real!(y, E => {
             let walk = walk(values::<E>(y), Stored::of(w), d, targets, cap, cotangents);
             HeadOutput {

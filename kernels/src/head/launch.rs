@@ -4,7 +4,7 @@
 //! forms e = onehot − p chunk by chunk and hands it to the *gram* reduction.
 use super::Head;
 use super::cube::{UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
-use crate::blocks::{array, by_rows, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use crate::on_chip::{array, by_rows, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::pending::Pending;
 use crate::product::launch::{product, rows, transposed};
 use crate::rows::launch::gather;

@@ -24,7 +24,7 @@ pub struct HeadOutput<T, P> {
     pub rank: Vec<u32>,
     /// ∂ log p(target) / ∂ hidden row, `[n, d]`.
     pub back: T,
-    /// Gram of the output matrix for each block of cotangents, where asked for.
+    /// Gram of the output matrix for each set of cotangents, where asked for.
     pub gram: Option<P>,
 }
 
@@ -34,11 +34,11 @@ pub fn head_cost(rows: usize, hidden: usize, vocabulary: usize, dtype: DType) ->
     cost::product(rows, hidden, vocabulary, dtype) * 2.0
 }
 
-/// Products of the output matrix's Gram, p·pᵀ up to its diagonal, for the rows of each block of cotangents.
+/// Products of the output matrix's Gram, p·pᵀ up to its diagonal, for the rows of each set of cotangents.
 #[must_use]
-pub fn head_gram_cost(blocks: &[Range<usize>], vocabulary: usize, dtype: DType) -> Cost {
-    let of_block = |rows: &Range<usize>| cost::product(rows.len(), vocabulary, rows.len() + 1, dtype) * 0.5;
-    blocks.iter().map(of_block).fold(Cost::default(), |sum, cost| sum + cost)
+pub fn head_gram_cost(sets: &[Range<usize>], vocabulary: usize, dtype: DType) -> Cost {
+    let of_set = |rows: &Range<usize>| cost::product(rows.len(), vocabulary, rows.len() + 1, dtype) * 0.5;
+    sets.iter().map(of_set).fold(Cost::default(), |sum, cost| sum + cost)
 }
 
 /// The head of a language model.

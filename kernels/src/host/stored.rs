@@ -71,7 +71,7 @@ impl<'a, E: Real> Stored<'a, E> {
 }
 
 /// Rows `rows` and columns `columns` of a narrow matrix `width` wide.
-pub fn widen_block<E: Real>(x: &[bf16], width: usize, rows: Range<usize>, columns: &Range<usize>) -> Vec<E> {
+pub fn widen_stripe<E: Real>(x: &[bf16], width: usize, rows: Range<usize>, columns: &Range<usize>) -> Vec<E> {
     let mut out = unwritten(rows.len() * columns.len());
     vectorised!({
         for (to, row) in out.chunks_exact_mut(columns.len().max(1)).zip(rows) {

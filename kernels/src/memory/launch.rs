@@ -1,6 +1,6 @@
 //! A device's memory, by burn's operations.
 use super::Memory;
-use crate::blocks::on_devices;
+use crate::on_chip::on_devices;
 use crate::reference::{host, wrap};
 use crate::{DType, FloatTensor, Shape, TensorData};
 use burn_backend::BackendTypes;

@@ -7,7 +7,7 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::blocks::cube_sum;
+use crate::on_chip::cube_sum;
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 

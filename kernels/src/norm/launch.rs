@@ -1,7 +1,7 @@
 //! How norms are spread over a device: one cube a row.
 use super::Norm;
 use super::cube::{norm_rows, norm_rows_gain_terms, norm_rows_vjp};
-use crate::blocks::{array, by_rows, contiguous, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use crate::on_chip::{array, by_rows, contiguous, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::{FloatTensor, NormKind, as_index};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;

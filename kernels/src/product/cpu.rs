@@ -1,7 +1,7 @@
 //! Matrix products: the `gemm` crate straight into the result, cut into one task a core.
 use super::Product;
 use crate::host::real::{Real, dims, in_place, matrix, unwritten, values, vectorised, with_real};
-use crate::host::stored::{Stored, widen_block};
+use crate::host::stored::{Stored, widen_stripe};
 use crate::{Flex, cost, tally};
 use burn_flex::FlexTensor;
 use gemm::Parallelism;
@@ -150,21 +150,21 @@ pub fn transpose<E: Real>(x: &[E], width: usize) -> Vec<E> {
     const BAND: usize = 16;
     let rows = x.len() / width;
     let mut out = unwritten(x.len());
-    // a band of columns becomes as many rows, block by block, so that a line of the cache is written at once
+    // a band of columns becomes as many rows, square by square, so that a line of the cache is written at once
     out.par_chunks_mut((BAND * rows).max(1)).enumerate().for_each(|(band, out)| {
         let columns = out.len() / rows;
         let row = |r: usize| &x[r * width + band * BAND..][..columns];
         vectorised!({
             let whole = if columns == BAND { rows / BAND * BAND } else { 0 };
             for first in (0..whole).step_by(BAND) {
-                let mut block = [[E::of(0.0); BAND]; BAND];
-                for (r, line) in block.iter_mut().enumerate() {
+                let mut square = [[E::of(0.0); BAND]; BAND];
+                for (r, line) in square.iter_mut().enumerate() {
                     line.copy_from_slice(row(first + r));
                 }
                 for c in 0..BAND {
                     let to = &mut out[c * rows + first..][..BAND];
                     for r in 0..BAND {
-                        to[r] = block[r][c];
+                        to[r] = square[r][c];
                     }
                 }
             }
@@ -182,10 +182,10 @@ pub fn transpose<E: Real>(x: &[E], width: usize) -> Vec<E> {
 const TILE: usize = 64;
 
 /// Bytes of widened weights that a task holds at once: a core's share of a third-level cache. Rows are packed again for
-/// every block, so that few wide blocks beat many that fit a second-level cache.
+/// every stripe, so that few wide stripes beat many that fit a second-level cache.
 const WIDENED_BYTES: usize = 4 << 20;
 
-/// `target[rows, m] = keep·target + scale · x[rows, k] · op(w)` with narrow weights, widened column block by column block.
+/// `target[rows, m] = keep·target + scale · x[rows, k] · op(w)` with narrow weights, widened stripe by stripe of columns.
 fn product_narrow<E: Real>(
     target: Target<E>,
     [rows, k, m]: [usize; 3],
@@ -198,20 +198,20 @@ fn product_narrow<E: Real>(
     let threads = rayon::current_num_threads();
     let most = (WIDENED_BYTES / size_of::<E>() / k.max(1) / TILE * TILE).max(TILE);
     let fit = most.min(m.div_ceil(threads).next_multiple_of(TILE));
-    let blocks = m.div_ceil(fit);
-    // rows are cut too where the blocks alone would not keep every core busy alike
-    let parts = if blocks.is_multiple_of(threads) { 1 } else { threads.min((rows / TILE).max(1)) };
-    (0..parts * blocks).into_par_iter().for_each(|task| {
-        let (part, block) = (task % parts, task / parts);
+    let stripes = m.div_ceil(fit);
+    // rows are cut too where the stripes alone would not keep every core busy alike
+    let parts = if stripes.is_multiple_of(threads) { 1 } else { threads.min((rows / TILE).max(1)) };
+    (0..parts * stripes).into_par_iter().for_each(|task| {
+        let (part, stripe) = (task % parts, task / parts);
         let (r0, r1) = (cut(rows, parts, part), cut(rows, parts, part + 1));
-        let columns = block * fit..((block + 1) * fit).min(m);
+        let columns = stripe * fit..((stripe + 1) * fit).min(m);
         let shape = [r1 - r0, k, columns.len()];
         let (target, x) = (target.from(r0, columns.start), x.from(r0, 0));
         if transposed {
-            let wide = widen_block::<E>(w, k, columns, &(0..k));
+            let wide = widen_stripe::<E>(w, k, columns, &(0..k));
             product(target, shape, x, View::rows(&wide, k).transposed(), scale, keep);
         } else {
-            let wide = widen_block::<E>(w, m, 0..k, &columns);
+            let wide = widen_stripe::<E>(w, m, 0..k, &columns);
             product(target, shape, x, View::rows(&wide, columns.len()), scale, keep);
         }
     });

@@ -1,12 +1,14 @@
 //! Products on a device, by cubek's kernels.
 use super::Product;
 use crate::FloatTensor;
-use crate::blocks::{on_devices, width_of};
+use crate::on_chip::{on_devices, width_of};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, kernel, tensor::CubeTensor};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
-use cubek::matmul::launch::{Strategy, launch_ref};
+use cubek::matmul::launch::{launch_naive, launch_tiling};
 use cubek::matmul::routines::BlueprintStrategy;
+use cubek::matmul::routines::simple::SimpleAlgorithm;
+use cubek::matmul::routines::simple_unit::SimpleUnitAlgorithm;
 use cubek::std::InputBinding;
 use std::ops::Range;
 
@@ -15,27 +17,28 @@ pub(crate) fn product<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, dtyp
     let mut shape = a.meta.shape().clone();
     let last = shape.num_dims() - 1;
     shape[last] = width_of(b);
-    let out = crate::blocks::empty(a, shape, dtype);
+    let out = crate::on_chip::empty(a, shape, dtype);
     product_into(a, b, &out);
     out
 }
 
-/// How a product is multiplied. cubek's own choice would round f32 factors to tf32 (10 bits) on CUDA devices with matrix
-/// units, an error of 5e-4 where f32 has 6e-8.
+/// How a product is multiplied: three of cubek's routines, called by themselves, since its own list of thirty would generate code
+/// for all of them, twice. Its own choice would round f32 factors to tf32 (10 bits) on CUDA devices with matrix units, an error of
+/// 5e-4 where f32 has 6e-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Multiply {
-    /// By units, in f32.
+    /// Tiles on matrix units, summed in f32: f16 and bf16, where there are such units.
+    MatrixUnits,
+    /// Tiles on plain units, in f32.
     Units,
-    /// As cubek chooses: f16 and bf16 on matrix units where there are some, summed in f32.
-    Chosen,
     /// One value a unit, which takes every shape.
     Naive,
 }
 
 impl Multiply {
     /// Those that are tried for a type, in order: shapes that one cannot be set up for are taken by the next.
-    fn of(dtype: DType) -> [Self; 2] {
-        [if dtype == DType::F32 { Self::Units } else { Self::Chosen }, Self::Naive]
+    fn of(dtype: DType) -> &'static [Self] {
+        if dtype == DType::F32 { &[Self::Units, Self::Naive] } else { &[Self::MatrixUnits, Self::Units, Self::Naive] }
     }
 
     /// Starts the product.
@@ -43,15 +46,21 @@ impl Multiply {
     /// # Errors
     /// Where this way cannot be set up for the shapes.
     fn launch<R: CubeRuntime>(self, a: &CubeTensor<R>, b: &CubeTensor<R>, out: &CubeTensor<R>) -> Result<(), String> {
-        let strategy = match self {
-            Self::Units => Strategy::SimpleUnit(BlueprintStrategy::default()),
-            Self::Chosen => Strategy::Auto,
-            Self::Naive => Strategy::Naive,
-        };
         let globals = MatmulGlobalElems { lhs: a.dtype.into(), rhs: b.dtype.into(), out: out.dtype.into() };
         let mut elements = MatmulElems::from_globals(&globals);
         let bind = |x: &CubeTensor<R>| InputBinding::new(x.clone().binding(), x.dtype.into());
-        let launched = launch_ref(&strategy, &a.client, bind(a), bind(b), out.clone().binding(), &mut elements);
+        let (client, a, b, out) = (&a.client, bind(a), bind(b), out.clone().binding());
+        let launched = match self {
+            Self::MatrixUnits => {
+                let blueprint = BlueprintStrategy::<(), SimpleAlgorithm>::default();
+                launch_tiling::launch_ref(client, a, b, out, &blueprint, &mut elements)
+            }
+            Self::Units => {
+                let blueprint = BlueprintStrategy::<(), SimpleUnitAlgorithm>::default();
+                launch_tiling::launch_ref(client, a, b, out, &blueprint, &mut elements)
+            }
+            Self::Naive => launch_naive::launch_ref(client, a, b, out, &elements),
+        };
         launched.map_err(|problem| format!("{problem:?}"))
     }
 }
@@ -62,7 +71,7 @@ pub(crate) fn product_into<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>,
         return;
     }
     let refused: Vec<String> = Multiply::of(a.dtype)
-        .into_iter()
+        .iter()
         .map_while(|way| way.launch(a, b, out).err().map(|problem| format!("{way:?}: {problem}")))
         .collect();
     assert!(

@@ -2,7 +2,7 @@
 use super::Rotary;
 use super::cube::rotate;
 use crate::FloatTensor;
-use crate::blocks::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use crate::on_chip::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;

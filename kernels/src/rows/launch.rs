@@ -1,7 +1,7 @@
 //! How rows by index and sums over rows are spread over a device.
 use super::cube::{gather_rows, sum_members};
 use super::{Rows, reference};
-use crate::blocks::{empty, floats, ints, on_devices, rows_as_they_are, width_of};
+use crate::on_chip::{empty, floats, ints, on_devices, rows_as_they_are, width_of};
 use crate::product::launch::columns;
 use crate::{FloatTensor, as_index};
 use burn_backend::DType;

@@ -5,7 +5,7 @@
 use super::TileGram;
 use crate::host::real::{Real, dims, dot_wide, values, vectorised, with_real};
 use crate::product::cpu::{Target, View, product};
-use crate::{BlockGram, Flex, RowSet, cost, tally};
+use crate::{Flex, Gram, RowSet, cost, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -21,22 +21,22 @@ const AS_MATRIX: usize = 8;
 /// Entries of each tile that are widened to f64 at a time: those of some dozen tiles stay in a second-level cache.
 const WIDE: usize = 1024;
 
-fn add(mut a: BlockGram, b: &BlockGram) -> BlockGram {
+fn add(mut a: Gram, b: &Gram) -> Gram {
     a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
     a
 }
 
 /// Sums partial Grams in order.
-fn total(parts: Vec<(usize, BlockGram)>, rows: &RowSet) -> Vec<BlockGram> {
-    let mut out: Vec<BlockGram> = rows.blocks.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
-    for (block, part) in parts {
-        out[block] = add(std::mem::take(&mut out[block]), &part);
+fn total(parts: Vec<(usize, Gram)>, rows: &RowSet) -> Vec<Gram> {
+    let mut out: Vec<Gram> = rows.sets.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
+    for (set, part) in parts {
+        out[set] = add(std::mem::take(&mut out[set]), &part);
     }
     out
 }
 
 /// Inner products, in f64, of the `k` tiles in `tiles`.
-fn products<E: Real>(tiles: &[E], k: usize) -> BlockGram {
+fn products<E: Real>(tiles: &[E], k: usize) -> Gram {
     let size = tiles.len() / k.max(1);
     let mut gram = vec![0.0; k * k];
     if k < AS_MATRIX {
@@ -65,11 +65,11 @@ fn products<E: Real>(tiles: &[E], k: usize) -> BlockGram {
     gram
 }
 
-/// *tile*: `G_k = δ_kᵀ x` tile by tile for all cotangents of a block, reduced to their inner products at once.
-pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) -> Vec<BlockGram> {
+/// *tile*: `G_k = δ_kᵀ x` tile by tile for all cotangents of a set, reduced to their inner products at once.
+pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) -> Vec<Gram> {
     let mut tasks = Vec::new();
-    for (b, block) in rows.blocks.iter().enumerate() {
-        let entries = TILE_BYTES / size_of::<E>() / block.len().max(1);
+    for (b, set) in rows.sets.iter().enumerate() {
+        let entries = TILE_BYTES / size_of::<E>() / set.len().max(1);
         let wide = if entries > LEAST_SIDE * LEAST_SIDE { 512 } else { LEAST_SIDE };
         let n_step = n.min(wide);
         let m_step = (entries.max(LEAST_SIDE * LEAST_SIDE) / n_step).clamp(1, m.max(1));
@@ -79,13 +79,13 @@ pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) ->
             }
         }
     }
-    let parts: Vec<(usize, BlockGram)> = tasks
+    let parts: Vec<(usize, Gram)> = tasks
         .into_par_iter()
         .map(|(b, i, j)| {
-            let block = &rows.blocks[b];
-            let (k, size) = (block.len(), i.len() * j.len());
+            let set = &rows.sets[b];
+            let (k, size) = (set.len(), i.len() * j.len());
             let mut tiles = vec![E::of(0.0); k * size];
-            for (c, tile) in block.clone().zip(tiles.chunks_exact_mut(size)) {
+            for (c, tile) in set.clone().zip(tiles.chunks_exact_mut(size)) {
                 for run in rows.runs(c) {
                     // x's columns are the tile's rows: the wider side is then contiguous in the product's target
                     let shape = [j.len(), run.len(), i.len()];
@@ -101,7 +101,7 @@ pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) ->
 }
 
 impl TileGram for Flex {
-    fn gram_tile(x: &FlexTensor, delta: &FlexTensor, rows: &RowSet) -> Vec<BlockGram> {
+    fn gram_tile(x: &FlexTensor, delta: &FlexTensor, rows: &RowSet) -> Vec<Gram> {
         tally::reductions(cost::tile(dims(x)[1], dims(delta)[1], rows, x.dtype()));
         with_real!(x, E => tile(values::<E>(x), dims(x)[1], values(delta), dims(delta)[1], rows))
     }

@@ -7,7 +7,7 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::blocks::{Block, MATRIX_UNIT, cube_sum, multiply};
+use crate::on_chip::{MATRIX_UNIT, Tile, cube_sum, multiply};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
@@ -22,23 +22,23 @@ pub(super) fn tile_gram<F: Float>(
     index: &Array<u32>,
     tasks: &Array<u32>,
     out: &mut Array<f32>,
-    #[comptime] block: Block,
+    #[comptime] tile: Tile,
     #[comptime] held: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     let (n, m) = (x.shape(1), delta.shape(1));
     let (x_row, delta_row) = (x.stride(0), delta.stride(0));
     let unit = UNIT_POS as usize;
-    let um = unit / comptime!(block.units_n);
-    let un = unit % comptime!(block.units_n);
-    let i0 = CUBE_POS_Y as usize * comptime!(block.m());
-    let j0 = CUBE_POS_X as usize * comptime!(block.n());
+    let um = unit / comptime!(tile.units_n);
+    let un = unit % comptime!(tile.units_n);
+    let i0 = CUBE_POS_Y as usize * comptime!(tile.m());
+    let j0 = CUBE_POS_X as usize * comptime!(tile.n());
     let task = CUBE_POS_Z as usize;
-    let mut a = SharedMemory::<f32>::new(comptime!(block.step * block.m()));
-    let mut b = SharedMemory::<f32>::new(comptime!(block.step * block.n()));
-    let mut acc = Array::<f32>::new(comptime!(held * block.per_unit()));
+    let mut a = SharedMemory::<f32>::new(comptime!(tile.step * tile.m()));
+    let mut b = SharedMemory::<f32>::new(comptime!(tile.step * tile.n()));
+    let mut acc = Array::<f32>::new(comptime!(held * tile.per_unit()));
     #[unroll]
-    for e in 0..comptime!(held * block.per_unit()) {
+    for e in 0..comptime!(held * tile.per_unit()) {
         acc[e] = 0.0;
     }
     #[unroll]
@@ -47,28 +47,28 @@ pub(super) fn tile_gram<F: Float>(
         let end = tasks[(task * held + c) * 2 + 1] as usize;
         while row < end {
             #[unroll]
-            for turn in 0..comptime!((block.step * block.m()).div_ceil(block.units())) {
-                let at = unit + comptime!(turn * block.units());
-                let r = row + at / comptime!(block.m());
-                let i = i0 + at % comptime!(block.m());
+            for turn in 0..comptime!((tile.step * tile.m()).div_ceil(tile.units())) {
+                let at = unit + comptime!(turn * tile.units());
+                let r = row + at / comptime!(tile.m());
+                let i = i0 + at % comptime!(tile.m());
                 let mut value = 0.0f32;
                 if r < end && i < m {
                     value = f32::cast_from(delta[r * delta_row + i]);
                 }
-                if at < comptime!(block.step * block.m()) {
+                if at < comptime!(tile.step * tile.m()) {
                     a[at] = value;
                 }
             }
             #[unroll]
-            for turn in 0..comptime!((block.step * block.n()).div_ceil(block.units())) {
-                let at = unit + comptime!(turn * block.units());
-                let r = row + at / comptime!(block.n());
-                let j = j0 + at % comptime!(block.n());
+            for turn in 0..comptime!((tile.step * tile.n()).div_ceil(tile.units())) {
+                let at = unit + comptime!(turn * tile.units());
+                let r = row + at / comptime!(tile.n());
+                let j = j0 + at % comptime!(tile.n());
                 let mut value = 0.0f32;
                 if r < end && j < n {
                     value = f32::cast_from(x[index[r] as usize * x_row + j]);
                 }
-                if at < comptime!(block.step * block.n()) {
+                if at < comptime!(tile.step * tile.n()) {
                     b[at] = value;
                 }
             }
@@ -80,16 +80,16 @@ pub(super) fn tile_gram<F: Float>(
                 um,
                 un,
                 0usize,
-                block,
-                comptime!(c * block.per_unit()),
-                comptime!(block.m()),
+                tile,
+                comptime!(c * tile.per_unit()),
+                comptime!(tile.m()),
                 1usize,
             );
             sync_cube();
-            row += comptime!(block.step);
+            row += comptime!(tile.step);
         }
     }
-    let mut scratch = SharedMemory::<f32>::new(comptime!(block.units()));
+    let mut scratch = SharedMemory::<f32>::new(comptime!(tile.units()));
     let cube = (task * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
     #[unroll]
     for p in 0..held {
@@ -97,10 +97,10 @@ pub(super) fn tile_gram<F: Float>(
         for q in 0..comptime!(p + 1) {
             let mut sum = 0.0f32;
             #[unroll]
-            for e in 0..comptime!(block.per_unit()) {
-                sum += acc[comptime!(p * block.per_unit() + e)] * acc[comptime!(q * block.per_unit() + e)];
+            for e in 0..comptime!(tile.per_unit()) {
+                sum += acc[comptime!(p * tile.per_unit() + e)] * acc[comptime!(q * tile.per_unit() + e)];
             }
-            let total = cube_sum(sum, &mut scratch, comptime!(block.units()));
+            let total = cube_sum(sum, &mut scratch, comptime!(tile.units()));
             if unit == 0 {
                 out[cube * comptime!(held * (held + 1) / 2) + comptime!(p * (p + 1) / 2 + q)] = total;
             }
@@ -180,7 +180,7 @@ pub(super) fn tile_gram_matrix_units<F: Float>(
                 let mut left = Sequence::<cmma::Matrix<F>>::new();
                 #[unroll]
                 for i in 0..2usize {
-                    // δᵀ: its columns are rows of the staged block
+                    // δᵀ: its columns are rows of the staged tile
                     let from = down + comptime!(k * MATRIX_UNIT * SIDE + i * MATRIX_UNIT);
                     left.push(cmma::Matrix::<F>::from_slice(
                         cmma::MatrixIdent::A,

@@ -2,7 +2,7 @@
 use super::cube::{PLANES, tile_gram, tile_gram_matrix_units};
 use super::strategy::Strategy;
 use super::{TileGram, many};
-use crate::blocks::{array, ints, limits, on_devices, rows_as_they_are, width_of};
+use crate::on_chip::{array, ints, limits, on_devices, rows_as_they_are, width_of};
 use crate::pending::{Entry, Pending};
 use crate::{FloatTensor, RowSet, as_index};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -12,22 +12,22 @@ use std::ops::Range;
 /// Cotangents that a cube holds at once. Gradients of more are formed in device memory (see [`many`]).
 const HELD: usize = 4;
 
-/// The cotangents of a block whose gradients one cube multiplies.
+/// The cotangents of a set whose gradients one cube multiplies.
 struct Task {
-    block: usize,
+    set: usize,
     cotangents: Range<usize>,
 }
 
 /// See the trait's `gram_tile`.
 pub(crate) fn gram_tile<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet) -> Pending<R> {
-    let of = |(block, cotangents): (usize, &Range<usize>)| Task { block, cotangents: cotangents.clone() };
-    let tasks = rows.blocks.iter().enumerate().map(of);
+    let of = |(set, cotangents): (usize, &Range<usize>)| Task { set, cotangents: cotangents.clone() };
+    let tasks = rows.sets.iter().enumerate().map(of);
     let (few, many): (Vec<Task>, Vec<Task>) = tasks.partition(|task| task.cotangents.len() <= HELD);
     let pending = held(x, delta, rows, &few);
-    many.iter().fold(pending, |pending, task| pending.plus(many::gram(x, delta, rows, task.block)))
+    many.iter().fold(pending, |pending, task| pending.plus(many::gram(x, delta, rows, task.set)))
 }
 
-/// The blocks whose gradient tiles a cube holds.
+/// The sets whose gradient tiles a cube holds.
 fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet, tasks: &[Task]) -> Pending<R> {
     let (n, m) = (width_of(x), width_of(delta));
     let held = match tasks.iter().map(|task| task.cotangents.len()).max() {
@@ -58,9 +58,9 @@ fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet,
             let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
             tile_gram_matrix_units::launch::<R>(&client, grid, units, x, delta, index, ranges, out, held, plane, dtype);
         }
-        Strategy::Units(block) => {
-            let units = CubeDim::new_1d(as_index(block.units()));
-            tile_gram::launch::<R>(&client, grid, units, x, delta, index, ranges, out, block, held, dtype);
+        Strategy::Units(set) => {
+            let units = CubeDim::new_1d(as_index(set.units()));
+            tile_gram::launch::<R>(&client, grid, units, x, delta, index, ranges, out, set, held, dtype);
         }
     }
     // partial sums of a task lie together, tile after tile
@@ -69,7 +69,7 @@ fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet,
     for (t, task) in tasks.iter().enumerate() {
         for i in 0..task.cotangents.len() {
             for j in 0..=i {
-                let entry = Entry { block: task.block, i, j, weight: if i == j { 1.0 } else { 2.0 } };
+                let entry = Entry { set: task.set, i, j, weight: if i == j { 1.0 } else { 2.0 } };
                 pending.add(entry, t * tiles * pairs + i * (i + 1) / 2 + j, tiles, pairs);
             }
         }

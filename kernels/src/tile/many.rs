@@ -3,7 +3,7 @@
 //!
 //! A sum over a panel's entries is cut into pieces of [`PIECE`] in f32; pieces are summed in f64.
 use crate::RowSet;
-use crate::blocks::width_of;
+use crate::on_chip::width_of;
 use crate::pending::Pending;
 use crate::product::launch::{columns, product, product_into, rows as some_rows, transposed};
 use crate::rows::launch::gather;
@@ -17,15 +17,10 @@ const PIECE: usize = 1024;
 /// Bytes of the gradients of all cotangents that are held at once.
 const PANEL_BYTES: usize = 128 << 20;
 
-/// The inner products of the gradients of a block's cotangents.
-pub(super) fn gram<R: CubeRuntime>(
-    x: &CubeTensor<R>,
-    delta: &CubeTensor<R>,
-    rows: &RowSet,
-    block: usize,
-) -> Pending<R> {
+/// The inner products of the gradients of a set's cotangents.
+pub(super) fn gram<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet, set: usize) -> Pending<R> {
     let (n, m) = (width_of(x), width_of(delta));
-    let cotangents = rows.blocks[block].clone();
+    let cotangents = rows.sets[set].clone();
     let step = (PANEL_BYTES / size_of::<f32>() / cotangents.len() / n.max(1)).clamp(1, m.max(1));
     let inputs: Vec<CubeTensor<R>> = cotangents.clone().map(|k| used(x, rows, k)).collect();
     let mut pending = Pending::nothing(rows);
@@ -34,7 +29,7 @@ pub(super) fn gram<R: CubeRuntime>(
         let gradients = panel(&inputs, &delta, rows, &cotangents);
         let pieces = pieces(&gradients);
         let products = product(&pieces, &transposed(&pieces), DType::F32);
-        pending = pending.plus(Pending::matrices(rows, &products, block, (0..cotangents.len()).collect()));
+        pending = pending.plus(Pending::matrices(rows, &products, set, (0..cotangents.len()).collect()));
     }
     pending
 }

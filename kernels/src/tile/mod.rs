@@ -1,4 +1,4 @@
-//! The *tile* reduction: gradients `G_k = δ_kᵀ x` tile by tile for all cotangents of a block, reduced to their inner
+//! The *tile* reduction: gradients `G_k = δ_kᵀ x` tile by tile for all cotangents of a set, reduced to their inner
 //! products before the next tile (docs/mathematics.md, section 4).
 pub mod bench;
 mod cpu;
@@ -12,6 +12,6 @@ use crate::{FloatTensor, Grams, RowSet};
 
 /// The *tile* reduction of linear maps.
 pub trait TileGram: Grams {
-    /// The *tile* reduction: Grams of `Σ_r δ_k[r] x[index[r]]ᵀ` for every block of cotangents.
+    /// The *tile* reduction: Grams of `Σ_r δ_k[r] x[index[r]]ᵀ` for every set of cotangents.
     fn gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Self::Pending;
 }

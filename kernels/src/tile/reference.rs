@@ -1,11 +1,11 @@
 //! The same composed of burn's operations.
 use crate::reference::{host, wrap};
 use crate::rows::reference::gather;
-use crate::{BlockGram, FloatTensor, RowSet};
+use crate::{FloatTensor, Gram, RowSet};
 use burn_backend::Backend;
 use burn_tensor::Tensor;
 
-fn pairwise_products<B: Backend>(gradients: &[Option<Tensor<B, 2>>]) -> BlockGram {
+fn pairwise_products<B: Backend>(gradients: &[Option<Tensor<B, 2>>]) -> Gram {
     let k = gradients.len();
     let mut gram = vec![0.0; k * k];
     for i in 0..k {
@@ -22,12 +22,12 @@ fn pairwise_products<B: Backend>(gradients: &[Option<Tensor<B, 2>>]) -> BlockGra
 
 /// See [`TileGram::gram_tile`](super::TileGram::gram_tile).
 #[must_use]
-pub fn gram_tile<B: Backend>(x: &FloatTensor<B>, delta: &FloatTensor<B>, rows: &RowSet) -> Vec<BlockGram> {
-    rows.blocks
+pub fn gram_tile<B: Backend>(x: &FloatTensor<B>, delta: &FloatTensor<B>, rows: &RowSet) -> Vec<Gram> {
+    rows.sets
         .iter()
-        .map(|block| {
+        .map(|set| {
             // a cotangent of zero has no rows
-            let gradients: Vec<Option<Tensor<B, 2>>> = block
+            let gradients: Vec<Option<Tensor<B, 2>>> = set
                 .clone()
                 .map(|k| {
                     let of = rows.of(k);

@@ -1,13 +1,13 @@
 //! How the gradient tiles of a parameter are multiplied on a device: a value, chosen from what the device offers, and refused
 //! where it lacks something.
 use super::cube::{PLANES, SIDE};
-use crate::blocks::{Block, Limits};
+use crate::on_chip::{Limits, Tile};
 
 /// How a cube multiplies its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Strategy {
     /// Unit by unit, in tiles of this form.
-    Units(Block),
+    Units(Tile),
     /// By matrix units, `plane` units together.
     MatrixUnits {
         /// Units that an instruction is given to.
@@ -20,7 +20,7 @@ impl Strategy {
     pub fn choose(shape: [usize; 2], held: usize, limits: &Limits) -> Self {
         let by_matrix_units = limits.matrix_units.map(|plane| Self::MatrixUnits { plane });
         let taken = by_matrix_units.filter(|strategy| strategy.check(shape, limits).is_ok());
-        taken.unwrap_or_else(|| Self::Units(block(shape, held, limits.hardware)))
+        taken.unwrap_or_else(|| Self::Units(tile(shape, held, limits.hardware)))
     }
 
     /// Whether a device can run it on a gradient `[m, n]`.
@@ -29,7 +29,7 @@ impl Strategy {
     /// Says what is missing.
     pub fn check(self, [m, n]: [usize; 2], limits: &Limits) -> Result<(), String> {
         let (units, least) = match self {
-            Self::Units(block) => (block.units(), 1),
+            Self::Units(tile) => (tile.units(), 1),
             Self::MatrixUnits { plane } if limits.matrix_units != Some(plane) => {
                 return Err(format!("no matrix units for this type with {plane} units together"));
             }
@@ -47,7 +47,7 @@ impl Strategy {
     /// Rows and columns of a tile.
     pub fn tile(self) -> [usize; 2] {
         match self {
-            Self::Units(block) => [block.m(), block.n()],
+            Self::Units(tile) => [tile.m(), tile.n()],
             Self::MatrixUnits { .. } => [SIDE, SIDE],
         }
     }
@@ -55,7 +55,7 @@ impl Strategy {
 
 /// Tiles for a gradient `[m, n]`: square ones, or long ones where one side is a low rank. A software driver takes minutes to
 /// compile what many registers are unrolled to.
-fn block([m, n]: [usize; 2], held: usize, hardware: bool) -> Block {
+fn tile([m, n]: [usize; 2], held: usize, hardware: bool) -> Tile {
     let wide = if held <= 2 && hardware { 8 } else { 4 };
     let (per_m, per_n) = match (m, n) {
         (0..=16, _) => (1, wide),
@@ -63,5 +63,5 @@ fn block([m, n]: [usize; 2], held: usize, hardware: bool) -> Block {
         (0..=64, _) | (_, 0..=64) => (4, 4),
         _ => (wide.min(4 * (m / 64)), wide.min(4 * (n / 64))),
     };
-    Block { units_m: 16, units_n: 16, per_m, per_n, step: 8 }
+    Tile { units_m: 16, units_n: 16, per_m, per_n, step: 8 }
 }

@@ -1,7 +1,7 @@
 //! How inner products of vectors are spread over a device: a cube a piece of a pair.
 use super::VectorGram;
 use super::cube::dot_pieces;
-use crate::blocks::{array, contiguous, ints, on_devices, rows_of, width_of};
+use crate::on_chip::{array, contiguous, ints, on_devices, rows_of, width_of};
 use crate::pending::{Entry, Pending};
 use crate::rows::launch::segment_sums;
 use crate::{FloatTensor, RowSet, as_index};
@@ -16,26 +16,26 @@ const UNITS: u32 = 256;
 pub(crate) fn gram_vectors<R: CubeRuntime>(terms: &CubeTensor<R>, rows: &RowSet) -> Pending<R> {
     let sums = segment_sums(terms, &rows.offsets);
     let vectors: Vec<Range<usize>> = (0..rows.cotangents()).map(|k| k..k + 1).collect();
-    dots(&sums, &vectors, &rows.blocks)
+    dots(&sums, &vectors, &rows.sets)
 }
 
 /// See [`VectorGram::dots`].
-pub(crate) fn dots<R: CubeRuntime>(x: &CubeTensor<R>, vectors: &[Range<usize>], blocks: &[Range<usize>]) -> Pending<R> {
+pub(crate) fn dots<R: CubeRuntime>(x: &CubeTensor<R>, vectors: &[Range<usize>], sets: &[Range<usize>]) -> Pending<R> {
     const PIECE: usize = 8192;
     let width = width_of(x);
     let (mut tasks, mut entries) = (Vec::new(), Vec::new());
-    for (b, block) in blocks.iter().enumerate() {
-        for i in block.clone() {
-            for j in block.start..=i {
+    for (b, set) in sets.iter().enumerate() {
+        for i in set.clone() {
+            for j in set.start..=i {
                 let len = vectors[i].len() * width;
                 tasks.push([vectors[i].start * width, vectors[j].start * width, len].map(as_index));
                 let weight = if i == j { 1.0 } else { 2.0 };
-                entries.push(Entry { block: b, i: i - block.start, j: j - block.start, weight });
+                entries.push(Entry { set: b, i: i - set.start, j: j - set.start, weight });
             }
         }
     }
     let pieces = vectors.iter().map(|v| (v.len() * width).div_ceil(PIECE)).max().unwrap_or(0);
-    let rows = RowSet { blocks: blocks.to_vec(), ..RowSet::default() };
+    let rows = RowSet { sets: sets.to_vec(), ..RowSet::default() };
     if pieces == 0 || tasks.is_empty() {
         return Pending::nothing(&rows);
     }
@@ -61,7 +61,7 @@ on_devices! { VectorGram, R {
         gram_vectors(terms, rows)
     }
 
-    fn dots(x: &FloatTensor<Self>, vectors: &[Range<usize>], blocks: &[Range<usize>]) -> Self::Pending {
-        dots(x, vectors, blocks)
+    fn dots(x: &FloatTensor<Self>, vectors: &[Range<usize>], sets: &[Range<usize>]) -> Self::Pending {
+        dots(x, vectors, sets)
     }
 } }

@@ -153,9 +153,9 @@ proptest! {
     }
 
     #[test]
-    fn head(seed: u64, blocks in proptest::collection::vec(1usize..9, 1..4), d in 1usize..24, vocabulary in 1usize..60,
+    fn head(seed: u64, sets in proptest::collection::vec(1usize..9, 1..4), d in 1usize..24, vocabulary in 1usize..60,
         cap in proptest::option::of(0.5f64..8.0)) {
-        check_head(seed, &blocks, d, vocabulary, cap);
+        check_head(seed, &sets, d, vocabulary, cap);
     }
 }
 
@@ -166,11 +166,11 @@ fn head_over_several_chunks_of_the_vocabulary() {
     check_head(8, &[5, 3], 16, 9000, Some(3.0));
 }
 
-fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize, cap: Option<f64>) {
+fn check_head(seed: u64, sets: &[usize], d: usize, vocabulary: usize, cap: Option<f64>) {
     let mut random = Random::new(seed);
-    let n: usize = blocks.iter().sum();
+    let n: usize = sets.iter().sum();
     let mut first = 0;
-    let blocks: Vec<Range<usize>> = blocks
+    let sets: Vec<Range<usize>> = sets
         .iter()
         .map(|rows| {
             first += rows;
@@ -204,20 +204,20 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize, cap: Opt
     let row = |values: &[f64], r: usize, width: usize| values[r * width..][..width].to_vec();
     let dot = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let term = |r, s| dot(row(&e, r, vocabulary), row(&e, s, vocabulary)) * dot(row(&y, r, d), row(&y, s, d));
-    // two cotangents a block: every row, and some of them with weights
+    // two cotangents a set: every row, and some of them with weights
     let mut weights: Vec<Vec<(usize, f64)>> = Vec::new();
-    let mut of_block: Vec<Range<usize>> = Vec::new();
-    for block in &blocks {
-        of_block.push(weights.len()..weights.len() + 2);
-        weights.push(block.clone().map(|r| (r, 1.0)).collect());
-        weights.push(block.clone().step_by(2).map(|r| (r, random.values(1)[0])).collect());
+    let mut of_set: Vec<Range<usize>> = Vec::new();
+    for set in &sets {
+        of_set.push(weights.len()..weights.len() + 2);
+        weights.push(set.clone().map(|r| (r, 1.0)).collect());
+        weights.push(set.clone().step_by(2).map(|r| (r, random.values(1)[0])).collect());
     }
     let product = |i: &[(usize, f64)], j: &[(usize, f64)]| -> f64 {
         i.iter().map(|&(r, a)| j.iter().map(|&(s, b)| a * b * term(r, s)).sum::<f64>()).sum()
     };
     for (dtype, tolerance) in TYPES {
         let (y, w) = (tensor(&y, [n, d], dtype), tensor(&w, [vocabulary, d], dtype));
-        let cotangents = HeadCotangents { weights: &weights, blocks: &of_block, block_rows: &blocks };
+        let cotangents = HeadCotangents { weights: &weights, sets: &of_set, set_rows: &sets };
         let out = Flex::head(&y, &w, &targets, cap.map(SoftCap), Some(&cotangents));
         close(&out.logp, &want_logp, tolerance);
         close(&out.entropy, &want_entropy, tolerance);
@@ -227,8 +227,8 @@ fn check_head(seed: u64, blocks: &[usize], d: usize, vocabulary: usize, cap: Opt
             assert!((above(1e-4)..=above(-1e-4)).contains(&(u64::from(out.rank[r]) - 1)), "{}", out.rank[r]);
         }
         close(&Flex::download(&out.back), &want_back, tolerance);
-        for (gram, block) in out.gram.unwrap().iter().zip(&of_block) {
-            let pairs = block.clone().flat_map(|i| block.clone().map(move |j| (i, j)));
+        for (gram, set) in out.gram.unwrap().iter().zip(&of_set) {
+            let pairs = set.clone().flat_map(|i| set.clone().map(move |j| (i, j)));
             let want: Vec<f64> = pairs.map(|(i, j)| product(&weights[i], &weights[j])).collect();
             close(gram, &want, tolerance);
         }

@@ -43,7 +43,7 @@ pub fn rows(random: &mut Random, groups: &[(usize, Vec<usize>)]) -> (RowSet, usi
             rows.index.extend(used.map(|row| u32::try_from(row).unwrap()));
             rows.offsets.push(rows.index.len());
         }
-        rows.blocks.push(first..rows.cotangents());
+        rows.sets.push(first..rows.cotangents());
     }
     (rows, forward)
 }
@@ -61,11 +61,11 @@ pub fn expected(x: &[f64], n: usize, delta: &[f64], m: usize, rows: &RowSet) -> 
         g
     };
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let of_block = |block: &std::ops::Range<usize>| {
-        let gradients: Vec<Vec<f64>> = block.clone().map(gradient).collect();
+    let of_set = |set: &std::ops::Range<usize>| {
+        let gradients: Vec<Vec<f64>> = set.clone().map(gradient).collect();
         gradients.iter().flat_map(|a| gradients.iter().map(move |b| dot(a, b))).collect()
     };
-    rows.blocks.iter().map(of_block).collect()
+    rows.sets.iter().map(of_set).collect()
 }
 
 /// Fails where a result is off by more than a share of the largest value expected. Inputs are of size one, and what

@@ -3,7 +3,7 @@ use crate::sinks::{indices, width};
 use std::collections::HashMap;
 use std::ops::Range;
 use tanglescope_kernels::cost::{self, Rates, Reduction};
-use tanglescope_kernels::{BlockGram, FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
+use tanglescope_kernels::{FloatTensor, Gram, Kernels, RowSet, TensorMetadata, as_index};
 use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Sink};
 
 /// What the head leaves for the cross terms of a tied embedding.
@@ -13,7 +13,7 @@ struct TiedHead<B: Kernels> {
     w: FloatTensor<B>,
     predictions: Predictions,
     weights: Vec<Vec<(usize, f64)>>,
-    block_rows: Vec<Range<usize>>,
+    set_rows: Vec<Range<usize>>,
 }
 
 /// What is kept of the Grams.
@@ -31,40 +31,40 @@ const TOTAL: &str = "";
 /// Bytes of partial sums that may stay on the device before the pass waits for them.
 const PENDING_BYTES: usize = 256 << 20;
 
-/// Gram[i, j] = ⟨∂L_i/∂p, ∂L_j/∂p⟩ of every parameter in scope, for every block of cotangents.
+/// Gram[i, j] = ⟨∂L_i/∂p, ∂L_j/∂p⟩ of every parameter in scope, for every set of cotangents.
 pub struct GramSink<'a, B: Kernels> {
     scope: &'a InScope,
-    blocks: Vec<Range<usize>>,
+    sets: Vec<Range<usize>>,
     rates: Rates,
     detail: Detail,
-    found: HashMap<String, Vec<BlockGram>>,
+    found: HashMap<String, Vec<Gram>>,
     /// Names and Grams that may still be sums on the device, and the bytes that they keep there.
     pending: (Vec<String>, Vec<B::Pending>, usize),
     tied: Option<TiedHead<B>>,
 }
 
 impl<'a, B: Kernels> GramSink<'a, B> {
-    /// A sink for some blocks of cotangents; the rates of the device decide between the two reductions.
+    /// A sink for some sets of cotangents; the rates of the device decide between the two reductions.
     #[must_use]
-    pub fn new(scope: &'a InScope, blocks: &[Range<usize>], rates: Rates, detail: Detail) -> Self {
+    pub fn new(scope: &'a InScope, sets: &[Range<usize>], rates: Rates, detail: Detail) -> Self {
         let (found, pending) = (HashMap::new(), (Vec::new(), Vec::new(), 0));
-        Self { scope, blocks: blocks.to_vec(), rates, detail, found, pending, tied: None }
+        Self { scope, sets: sets.to_vec(), rates, detail, found, pending, tied: None }
     }
 
-    /// The Grams of every block, each in the scope's order of parameters.
+    /// The Grams of every set, each in the scope's order of parameters.
     #[must_use]
-    pub fn finish(mut self) -> Vec<Vec<BlockGram>> {
+    pub fn finish(mut self) -> Vec<Vec<Gram>> {
         self.collect();
-        let zero = |block: &Range<usize>| vec![0.0; block.len() * block.len()];
+        let zero = |set: &Range<usize>| vec![0.0; set.len() * set.len()];
         let names: Vec<&str> = match self.detail {
             Detail::Parameters => self.scope.parameters.iter().map(|p| p.name.as_str()).collect(),
             Detail::Total => vec![TOTAL],
         };
-        let of = |b: usize, block: &Range<usize>| {
-            let found = |name: &&str| self.found.get(*name).map_or_else(|| zero(block), |grams| grams[b].clone());
+        let of = |b: usize, set: &Range<usize>| {
+            let found = |name: &&str| self.found.get(*name).map_or_else(|| zero(set), |grams| grams[b].clone());
             names.iter().map(found).collect()
         };
-        self.blocks.iter().enumerate().map(|(b, block)| of(b, block)).collect()
+        self.sets.iter().enumerate().map(|(b, set)| of(b, set)).collect()
     }
 
     fn add(&mut self, name: &str, grams: B::Pending) {
@@ -85,7 +85,7 @@ impl<'a, B: Kernels> GramSink<'a, B> {
         }
     }
 
-    fn add_known(&mut self, name: &str, grams: Vec<BlockGram>) {
+    fn add_known(&mut self, name: &str, grams: Vec<Gram>) {
         let name = if self.detail == Detail::Total { TOTAL } else { name };
         if let Some(sum) = self.found.get_mut(name) {
             for (sum, gram) in sum.iter_mut().zip(grams) {
@@ -134,47 +134,47 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
             w: head.w.clone(),
             predictions: head.predictions.clone(),
             weights: head.cotangents.weights.to_vec(),
-            block_rows: head.cotangents.block_rows.to_vec(),
+            set_rows: head.cotangents.set_rows.to_vec(),
         });
     }
 
     fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
-        // distinct ids of each block; δ of a cotangent's rows summed by id: [K, ids] rows, block after block
+        // distinct ids of each set; δ of a cotangent's rows summed by id: [K, ids] rows, set after set
         let mut distinct: Vec<Vec<u32>> = Vec::new();
         let (mut place, mut total) = (Vec::with_capacity(rows.rows()), 0);
-        for block in &rows.blocks {
+        for set in &rows.sets {
             let mut of_id: HashMap<u32, usize> = HashMap::new();
             let mut order = Vec::new();
-            for &row in &rows.index[rows.of_block(block)] {
+            for &row in &rows.index[rows.of_set(set)] {
                 let id = ids[row as usize];
                 of_id.entry(id).or_insert_with(|| {
                     order.push(id);
                     order.len() - 1
                 });
             }
-            for k in block.clone() {
-                let first = total + (k - block.start) * order.len();
+            for k in set.clone() {
+                let first = total + (k - set.start) * order.len();
                 place.extend(rows.of(k).map(|r| first + of_id[&ids[rows.index[r] as usize]]));
             }
-            total += block.len() * order.len();
+            total += set.len() * order.len();
             distinct.push(order);
         }
         let place: Vec<u32> = place.into_iter().map(as_index).collect();
         let by_id = B::scatter_add(delta, &place, total);
         let tied = self.tied.take().filter(|head| head.name == table.name);
         let (mut vectors, mut crosses, mut first) = (Vec::with_capacity(rows.cotangents()), Vec::new(), 0);
-        for (b, (block, ids)) in rows.blocks.iter().zip(&distinct).enumerate() {
-            let (k, t) = (block.len(), ids.len());
+        for (b, (set, ids)) in rows.sets.iter().zip(&distinct).enumerate() {
+            let (k, t) = (set.len(), ids.len());
             vectors.extend((0..k).map(|i| first + i * t..first + (i + 1) * t));
             if let Some(head) = &tied {
                 let sums = B::gather(&by_id, &indices(first..first + k * t), None);
-                let cross = head.cross(b, block, ids, &sums);
+                let cross = head.cross(b, set, ids, &sums);
                 let both = |at: usize| cross[at] + cross[at % k * k + at / k];
                 crosses.push((0..k * k).map(both).collect());
             }
             first += k * t;
         }
-        self.add(&table.name, B::dots(&by_id, &vectors, &rows.blocks));
+        self.add(&table.name, B::dots(&by_id, &vectors, &rows.sets));
         if tied.is_some() {
             self.add_known(&table.name, crosses);
         }
@@ -184,15 +184,15 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
 impl<B: Kernels> TiedHead<B> {
     /// ⟨head part of cotangent i, embedding part of cotangent j⟩ = `Σ_r c_r Σ_v e_r[v] (y_r · S_j[v])`, `S_j[v]` the sum
     /// of δ over the rows of j whose token is v.
-    fn cross(&self, b: usize, block: &Range<usize>, ids: &[u32], sums: &FloatTensor<B>) -> BlockGram {
-        let rows = &self.block_rows[b];
-        let (k, t) = (block.len(), ids.len());
+    fn cross(&self, b: usize, set: &Range<usize>, ids: &[u32], sums: &FloatTensor<B>) -> Gram {
+        let rows = &self.set_rows[b];
+        let (k, t) = (set.len(), ids.len());
         let y = B::gather(&self.y, &indices(rows.clone()), None);
         let logits = B::download(&B::matmul(&y, &B::gather(&self.w, ids, None), true, 1.0, None));
         let along = B::download(&B::matmul(&y, sums, true, 1.0, None));
         let mut cross = vec![0.0; k * k];
         for i in 0..k {
-            for &(r, c) in &self.weights[block.start + i] {
+            for &(r, c) in &self.weights[set.start + i] {
                 let local = r - rows.start;
                 for (v, &id) in ids.iter().enumerate() {
                     let e = self.predictions.cotangent(r, id as usize, logits[local * t + v]);

@@ -98,7 +98,7 @@ impl<B: Kernels> Norm<B> {
         let of_parts = RowSet {
             index: rows.index.iter().flat_map(|&row| place(row)).collect(),
             offsets: rows.offsets.iter().map(|offset| offset * parts).collect(),
-            blocks: rows.blocks.clone(),
+            sets: rows.sets.clone(),
         };
         let x = B::reshape(x.clone(), [forward * parts, features]);
         let delta = B::reshape(delta, [rows.rows() * parts, features]);

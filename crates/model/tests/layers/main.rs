@@ -192,8 +192,8 @@ fn check<L: Tested>(shape: &Shape, seed: u64, layer: impl Fn(&mut Parameters, &S
         segments.push(Segment { prefix: 0..shape.trunk, own, active_from: from });
     }
     let cotangents = segments.len();
-    full.blocks.push(0..cotangents);
-    active.blocks.push(0..cotangents);
+    full.sets.push(0..cotangents);
+    active.sets.push(0..cotangents);
     let delta = parameters.noise(active.rows() * d);
 
     let of = |f: fn(f64) -> f64| flex(&angles.iter().map(|a| f(*a)).collect::<Vec<_>>(), vec![n, shape.half]);

@@ -1,4 +1,4 @@
-//! What several kernels share on a device: staged blocks of matrices multiplied on chip, and sums over a cube.
+//! What several kernels share on a device: staged tiles of matrices multiplied on chip, and sums over a cube.
 mod cube;
 mod launch;
 
@@ -28,12 +28,12 @@ pub(crate) use on_devices;
 /// Side of the tile that a matrix unit multiplies.
 pub(crate) const MATRIX_UNIT: usize = 16;
 
-/// How the units of a cube share a block of a product.
+/// How the units of a cube share a tile of a product.
 ///
 /// A unit holds `per_m × per_n` values, `units_m` and `units_n` apart, so that neighbours read neighbouring values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Block {
-    /// Units along the rows of the block.
+pub(crate) struct Tile {
+    /// Units along the rows of the tile.
     pub units_m: usize,
     /// Units along its columns.
     pub units_n: usize,
@@ -45,13 +45,13 @@ pub(crate) struct Block {
     pub step: usize,
 }
 
-impl Block {
-    /// Rows of the block.
+impl Tile {
+    /// Rows of the tile.
     pub const fn m(self) -> usize {
         self.units_m * self.per_m
     }
 
-    /// Columns of the block.
+    /// Columns of the tile.
     pub const fn n(self) -> usize {
         self.units_n * self.per_n
     }

@@ -1,4 +1,4 @@
-//! The on-chip part: products of staged blocks, and sums over the units of a cube.
+//! The on-chip part: products of staged tiles, and sums over the units of a cube.
 // what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
 #![allow(
     clippy::trivially_copy_pass_by_ref,
@@ -7,7 +7,7 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use super::Block;
+use super::Tile;
 use cubecl::prelude::*;
 
 /// The soft cap `c·tanh(x/c)` on a score or a logit; far out, where some drivers' tanh overflows, the bound itself.
@@ -31,18 +31,18 @@ pub(crate) fn multiply(
     um: usize,
     un: usize,
     a_first: usize,
-    #[comptime] block: Block,
+    #[comptime] tile: Tile,
     #[comptime] first: usize,
     #[comptime] a_step: usize,
     #[comptime] a_along: usize,
 ) {
     // four turns at a time: a driver that is a program leaves a kernel after 65,535 turns of all its loops together
     // (llvmpipe), and whole loops unrolled take minutes to compile
-    for turn in 0..comptime!(block.step / TURNS) {
+    for turn in 0..comptime!(tile.step / TURNS) {
         #[unroll]
         for part in 0..TURNS {
             let k = turn * TURNS + part;
-            multiply_one(a, b, acc, um, un, a_first, k, block, first, a_step, a_along);
+            multiply_one(a, b, acc, um, un, a_first, k, tile, first, a_step, a_along);
         }
     }
 }
@@ -60,26 +60,26 @@ fn multiply_one(
     un: usize,
     a_first: usize,
     k: usize,
-    #[comptime] block: Block,
+    #[comptime] tile: Tile,
     #[comptime] first: usize,
     #[comptime] a_step: usize,
     #[comptime] a_along: usize,
 ) {
-    let mut left = Array::<f32>::new(comptime!(block.per_m));
-    let mut right = Array::<f32>::new(comptime!(block.per_n));
+    let mut left = Array::<f32>::new(comptime!(tile.per_m));
+    let mut right = Array::<f32>::new(comptime!(tile.per_n));
     #[unroll]
-    for i in 0..comptime!(block.per_m) {
-        left[i] = a[a_first + k * a_step + (um + i * comptime!(block.units_m)) * a_along];
+    for i in 0..comptime!(tile.per_m) {
+        left[i] = a[a_first + k * a_step + (um + i * comptime!(tile.units_m)) * a_along];
     }
     #[unroll]
-    for j in 0..comptime!(block.per_n) {
-        right[j] = b[k * comptime!(block.n()) + un + j * comptime!(block.units_n)];
+    for j in 0..comptime!(tile.per_n) {
+        right[j] = b[k * comptime!(tile.n()) + un + j * comptime!(tile.units_n)];
     }
     #[unroll]
-    for i in 0..comptime!(block.per_m) {
+    for i in 0..comptime!(tile.per_m) {
         #[unroll]
-        for j in 0..comptime!(block.per_n) {
-            acc[comptime!(first + i * block.per_n + j)] += left[i] * right[j];
+        for j in 0..comptime!(tile.per_n) {
+            acc[comptime!(first + i * tile.per_n + j)] += left[i] * right[j];
         }
     }
 }
