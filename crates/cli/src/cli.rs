@@ -7,7 +7,7 @@ use tanglescope::Mapping;
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 110)]
 pub struct Cli {
-    /// Print what a command prints as JSON
+    /// Print the command's output as JSON
     #[arg(long, global = true)]
     pub json: bool,
     /// What to do.
@@ -24,9 +24,9 @@ pub enum Command {
     Sweep(Sweep),
     /// Inner products of the gradients of single response tokens: which tokens entangle a pair
     Tokens(Tokens),
-    /// Say what records amount to: medians, intervals, regimes, layers, what entanglement goes with
+    /// Summarise records: medians, intervals, regimes, layers, correlations of entanglement with pair properties
     Summarize(Summarize),
-    /// One page that shows what records amount to, pair by pair and token by token; opens from the disk
+    /// Write a report of records, pair by pair and token by token: one HTML page that works offline, or Markdown
     Report(Report),
     /// Train on any objective: LoRA or all parameters, with every step's entanglement recorded
     Train(Box<Train>),
@@ -40,7 +40,7 @@ pub enum Command {
     Bench(Bench),
     /// The paper's experiment in miniature: train a small model on many objectives, and see whose probabilities fall
     Demo(Demo),
-    /// Print what completes these commands in a shell
+    /// Print a completion script for a shell
     Completions(Completions),
     /// Write manual pages of these commands
     Man(Man),
@@ -100,8 +100,8 @@ pub struct Measured {
     /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
     #[arg(long)]
     pub device: Option<String>,
-    /// GiB that activations may take, and on a device weights and activations together; beyond it activations are
-    /// computed again, and weights are copied to the device block by block [default: what is free]
+    /// Memory limit in GiB: on the CPU for activations, on a GPU for weights and activations together; beyond it,
+    /// activations are recomputed and weights are copied to the GPU block by block [default: what is free]
     #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
     pub memory: Option<f64>,
 }
@@ -119,7 +119,7 @@ pub struct DataArgs {
 /// How rows become tokens.
 #[derive(Args, Clone, Debug)]
 pub struct RowArgs {
-    /// Part of a data set that has several [default: train]
+    /// Split to use where a data set has several [default: train]
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
     /// Where the usual columns are: prompt=info.post,chosen=…,rejected=… [default: recognised by their names]
@@ -137,7 +137,7 @@ pub struct RowArgs {
     /// Longest prompt and response together
     #[arg(long, value_name = "TOKENS")]
     pub max_tokens: Option<usize>,
-    /// Cut prompts that are longer than --max-tokens allows from the left; without it their rows are bad
+    /// Truncate prompts from the left so that rows fit --max-tokens; without it, longer rows are bad
     #[arg(long, requires = "max_tokens")]
     pub truncate_prompt: bool,
     /// What to do with a row that cannot be used
@@ -173,7 +173,8 @@ pub struct PairMeasures {
     /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
     #[arg(long, value_name = "NAME[:K=V,…]")]
     pub objective: Vec<String>,
-    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope
+    /// Also compute the Gram of the gradients averaged over all pairs; needs a second pass and two accumulators the size of
+    /// the parameters in scope
     #[arg(long)]
     pub mean_gradients: bool,
 }
@@ -200,7 +201,7 @@ pub struct Analyze {
     /// What one step on a loss over groups would do to every response (repeatable): grpo, dr_grpo, rloo, plackett_luce, listnet
     #[arg(long, value_name = "NAME[:K=V,…]")]
     pub group_objective: Vec<String>,
-    /// Texts beside the pairs, rows of `prompt` and `completion`, whose predicted change under every pair's step is wanted
+    /// File of probe texts (rows of `prompt` and `completion`): predicts how a step on each pair changes their log-probability
     #[arg(long, value_name = "FILE")]
     pub probe: Option<PathBuf>,
     #[command(flatten)]
@@ -299,11 +300,11 @@ pub struct Summarize {
     /// Folders of records, of `analyze` or `sweep`
     #[arg(required = true, value_name = "DIR")]
     pub folders: Vec<PathBuf>,
-    /// What there is a row for
+    /// What each row of the table stands for
     #[arg(long, value_enum, default_value_t = SummaryBy::Run)]
     pub by: SummaryBy,
-    /// Compare with these records pair by pair: differences (DIR less these), rises, falls, sign test. Records of the same
-    /// data set belong together, and where there are several, those of the same step
+    /// Compare pair by pair with other records: differences (DIR minus these records), rises, falls, sign test.
+    /// Records are matched by data set and, where a data set has several, by step
     #[arg(long, value_name = "DIR", conflicts_with = "by")]
     pub against: Option<PathBuf>,
     /// Reproduce the columns of another program
@@ -332,7 +333,7 @@ pub struct Report {
     /// Folders of records: of `analyze` or `sweep`, with those of `tokens` and of training runs where there are some
     #[arg(required = true, value_name = "DIR")]
     pub folders: Vec<PathBuf>,
-    /// The file
+    /// Output file
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// What it is
@@ -347,13 +348,13 @@ pub struct Tokens {
     pub model: ModelArgs,
     #[command(flatten)]
     pub data: DataArgs,
-    /// Folder for the results, which may be that of an analysis of the same; an unfinished run in it goes on
+    /// Folder for the results, which may be that of an analysis of the same model and data; an unfinished run in it resumes
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
     /// Also write the matrices as NumPy arrays: npy/PAIR-wl.npy, -ww.npy, -ll.npy
     #[arg(long)]
     pub npy: bool,
-    /// Also take wl apart by the positions at which parameters are used, prompt included, which needs no pass a token
+    /// Also decompose wl by the positions at which parameters are used, prompt included; needs only the pass of the Gram
     #[arg(long)]
     pub positions: bool,
     #[command(flatten)]
@@ -381,7 +382,7 @@ pub struct Train {
     /// Folder of the run; an unfinished run in it goes on from its last checkpoint
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
-    /// TOML file with any of these options under their names, without the dashes; options given here come before it
+    /// TOML file with any of these options, named without the leading dashes; the command line overrides it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The loss: name:key=value,… (see `tanglescope objectives`)
@@ -391,16 +392,16 @@ pub struct Train {
     /// model folder
     #[arg(long, value_name = "FOLDER|base|self", default_value = "self")]
     pub reference: String,
-    /// Times that every pair is seen
+    /// Number of training epochs
     #[arg(long, default_value_t = 1.0, value_name = "N", allow_negative_numbers = true)]
     pub epochs: f64,
-    /// Steps of the run, whatever the epochs
+    /// Number of optimizer steps; overrides --epochs
     #[arg(long, value_name = "N")]
     pub max_steps: Option<usize>,
     /// Pairs of a batch
     #[arg(long, default_value_t = 8, value_name = "PAIRS")]
     pub batch_size: usize,
-    /// Batches of a step
+    /// Batches per optimizer step (gradient accumulation)
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub accumulate: usize,
     /// Largest learning rate
@@ -424,7 +425,7 @@ pub struct Train {
     /// AdamW's weight decay, on matrices
     #[arg(long, default_value_t = 0.0, value_name = "DECAY")]
     pub weight_decay: f32,
-    /// Longest gradient; longer ones are scaled down to it. 0: none is
+    /// Maximum gradient norm; larger gradients are scaled down to it; 0 disables clipping
     #[arg(long, default_value_t = 1.0, value_name = "LENGTH")]
     pub max_grad_norm: f64,
     /// Learning rate of the masks of objective `sparse`
@@ -521,7 +522,7 @@ pub struct Bench {
     /// A known shape with made-up weights
     #[arg(long, value_enum, default_value_t = ShapeName::SmolLm2)]
     pub shape: ShapeName,
-    /// Only so many blocks
+    /// Number of transformer blocks, for a known shape [default: as many as the shape has]
     #[arg(long, value_name = "N")]
     pub layers: Option<usize>,
     /// Parameters, as for `analyze`

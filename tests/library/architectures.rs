@@ -1,9 +1,8 @@
 //! What configs ask for is computed or refused by name, and the text part of a multimodal model is the text model.
-mod support;
-
+use crate::support;
+use crate::support::{Tensors, llama, write_json, write_model, write_tensors};
 use serde_json::{Value, json};
 use std::path::Path;
-use support::{Tensors, llama, write_json, write_model, write_tensors};
 use tanglescope_gram::{Group, Request, grams};
 use tanglescope_kernels::{DType, Flex, FlexDevice, SoftCap};
 use tanglescope_model::architectures::{BlockKind, Description, QueryKeyNorm, describe};

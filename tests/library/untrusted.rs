@@ -1,14 +1,12 @@
 //! Files that nobody vouches for: whatever they hold, reading them ends, in an error or in rows, without a panic and within bounds of
 //! memory. Inputs are made from valid ones by reproducible changes (the seeds are the case numbers); `TANGLESCOPE_CASES` is how many of
 //! each kind, a few thousand where it is not set.
-mod support;
-
+use crate::support::{demo, llama, repository, write_model};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use support::{demo, llama, repository, write_model};
 use tanglescope_data::{ChatTemplate, Dataset, Form, Limits, Mapping, Message, Reading, TextTokens, parse_row};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::architectures::describe;

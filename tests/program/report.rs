@@ -1,7 +1,6 @@
 //! The report as a reader meets it: in headless Chromium, from the disk, with no network. Where Chromium is not installed these
 //! tests are left out, unless CI is set.
-mod support;
-
+use crate::support::{demo, error_line, repository, run, succeed, tanglescope};
 use headless_chrome::browser::tab::Tab;
 use headless_chrome::protocol::cdp::types::Event;
 use headless_chrome::{Browser, LaunchOptionsBuilder};
@@ -11,7 +10,6 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{demo, error_line, repository, run, succeed, tanglescope};
 use tanglescope_records::Table;
 
 /// Chromium, where it is there.

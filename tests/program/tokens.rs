@@ -1,8 +1,6 @@
 //! `tokens` as a user runs it.
-mod support;
-
+use crate::support::{analyze, demo, error_line, run, succeed};
 use std::path::Path;
-use support::{analyze, demo, error_line, run, succeed};
 use tanglescope_records::Table;
 
 fn args(model: &Path, data: &Path, out: &Path, more: &[&str]) -> Vec<String> {

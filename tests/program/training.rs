@@ -1,7 +1,7 @@
 //! Training as a user runs it: against a plain autodiff loop, through kills, out of memory on the disk, into NaN; and the
 //! sums behind its steps.
-mod support;
-
+use crate::support;
+use crate::support::{Tensors, VOCABULARY, error_line, gpt2, ids_row, llama, run, succeed, tanglescope, write_model};
 use burn_autodiff::Autodiff;
 use burn_optim::{AdamWConfig, SimpleOptimizer};
 use burn_tensor::{Int, Tensor, activation};
@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
-use support::{Tensors, VOCABULARY, error_line, gpt2, ids_row, llama, run, succeed, tanglescope, write_model};
 use tanglescope_gram::{
     Batch, Coefficients, DirectionalSink, GradientSink, Group, GroupResult, Request, batches_of, run as run_batch,
     update,

@@ -1,12 +1,10 @@
 //! Groups of more than two responses, measures beside the Gram, and probes.
-mod support;
-
+use crate::support::{llama, numbers, repository, run, succeed, write_model};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
-use support::{llama, numbers, repository, run, succeed, write_model};
 use tanglescope_gram::{
     Batch, Detail, DirectionalSink, GradientSink, Group, Request, grams, grams_across, run as run_batch, token_logps,
 };

@@ -1,8 +1,7 @@
 //! `bench`, `devices` and `--dry-run` through the command line.
-mod support;
-
+use crate::support;
+use crate::support::{analyze, demo, error_line, run, succeed};
 use serde_json::Value;
-use support::{analyze, demo, error_line, run, succeed};
 
 fn small(more: &[&str]) -> Vec<String> {
     let words = [

@@ -1,9 +1,7 @@
 //! Objectives as a user runs them, and the first-order law of each on a small model.
-mod support;
-
+use crate::support::{analyze, error_line, ids_row, llama, numbers, repository, run, succeed, write_model};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use support::{analyze, error_line, ids_row, llama, numbers, repository, run, succeed, write_model};
 use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, Request, run as run_batch, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::{AdapterSource, Decoder, InScope};

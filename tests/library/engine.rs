@@ -2,11 +2,10 @@
 //!
 //! Tolerance 1e-10 of √(Gram[i, i]·Gram[j, j]): two ways through the same sums, of some 10³ terms each, at 1.1e-16 a
 //! rounding, with a factor for the norms' divisions.
-mod support;
-
+use crate::support;
+use crate::support::{Tensors, VOCABULARY, gpt2, llama, write_model};
 use proptest::prelude::*;
 use std::collections::HashMap;
-use support::{Tensors, VOCABULARY, gpt2, llama, write_model};
 use tanglescope_gram::{
     Batch, Cotangent, Detail, GradientSink, Group, GroupResult, Request, count, grams, grams_across, run, token_logps,
 };

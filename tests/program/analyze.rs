@@ -1,10 +1,11 @@
 //! `analyze`, `verify` and `devices` as a user runs them.
-mod support;
-
+use crate::support;
+use crate::support::{
+    analyze, demo, error_line, ids_row, llama, numbers, repository, run, succeed, tanglescope, write_model,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::{analyze, demo, error_line, ids_row, llama, numbers, repository, run, succeed, tanglescope, write_model};
 use tanglescope_records::Table;
 
 /// Every file of a table, by name.

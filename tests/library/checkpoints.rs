@@ -2,12 +2,11 @@
 //! adapters against the same change merged into the weights.
 //!
 //! f64, relative 1e-12 where the same numbers take the same way; 1e-10 where products are merged in another order.
-mod support;
-
+use crate::support;
+use crate::support::{Random, Tensor, Tensors, gpt2, llama, write_json, write_model, write_tensors};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::path::Path;
-use support::{Random, Tensor, Tensors, gpt2, llama, write_json, write_model, write_tensors};
 use tanglescope_gram::{Group, Request, grams, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::{AdapterSource, Decoder, Error};

@@ -1,10 +1,11 @@
 //! `sweep` as a user runs it, on runs that `train` made and on damaged ones.
-mod support;
-
+use crate::support;
+use crate::support::{
+    Tensors, analyze, error_line, ids_row, llama, run, succeed, tanglescope, write_json, write_model,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::{Tensors, analyze, error_line, ids_row, llama, run, succeed, tanglescope, write_json, write_model};
 use tanglescope_records::Table;
 
 /// Every parquet file under a folder, by its path there.

@@ -1,13 +1,12 @@
 //! Bad input: every case ends with exit code 2 (or 1 where the input is not to blame), one message that names the file,
 //! row or tensor, and no panic.
-mod support;
-
-use serde_json::json;
-use std::path::{Path, PathBuf};
-use support::{
+use crate::support;
+use crate::support::{
     Tensors, analyze, copy_folder, error_line, gpt2, ids_row, llama, run, succeed, write_json, write_model,
     write_tensors,
 };
+use serde_json::json;
+use std::path::{Path, PathBuf};
 
 /// A model folder, a data file and an output folder that work, to be spoiled by a case.
 struct Inputs {

@@ -1,12 +1,11 @@
 //! The engine on Vulkan, on a driver in software.
 //!
 //! Against the CPU in f64, relative to √(ww·ll): 1e-4, about 10 × ε₃₂ × the depth of the sums, as for the goldens.
-mod support;
-
+use crate::support;
+use crate::support::lavapipe::lavapipe;
+use crate::support::{analyze, error_line, repository, succeed, tanglescope};
 use serde_json::Value;
 use std::path::Path;
-use support::lavapipe::lavapipe;
-use support::{analyze, error_line, repository, succeed, tanglescope};
 
 fn numbers(out: &Path, column: &str) -> Vec<f64> {
     support::numbers(out, "pairs.parquet", column).into_iter().map(Option::unwrap).collect()

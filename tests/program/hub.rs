@@ -1,7 +1,9 @@
 //! Models, adapters and data from a server on this machine that speaks the hub's protocol: redirects, etags, ranges, refusals, and
 //! connections that break.
-mod support;
-
+use crate::support;
+use crate::support::{
+    Random, Tensors, error_line, ids_row, llama, tanglescope, write_json, write_model, write_tensors,
+};
 use safetensors::Dtype;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -10,7 +12,6 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Arc, Mutex};
-use support::{Random, Tensors, error_line, ids_row, llama, tanglescope, write_json, write_model, write_tensors};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 

@@ -1,10 +1,8 @@
 //! What `summarize` says, against numpy and scipy on stored random records (tests/analytics_values.py).
-mod support;
-
+use crate::support::{analyze, demo, error_line, repository, run, succeed};
 use polars_core::prelude::{AnyValue, DataFrame};
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use support::{analyze, demo, error_line, repository, run, succeed};
 use tanglescope_analytics::{By, bins, compare, metrics, official, outcomes, outliers, params, regimes, relations};
 use tanglescope_records::{Leaf, find};
 

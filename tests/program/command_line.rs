@@ -1,8 +1,6 @@
 //! What is for shells and programs: completions, manual pages, JSON, exit codes.
-mod support;
-
+use crate::support::{analyze, ids_row, llama, run, succeed, write_model};
 use serde_json::Value;
-use support::{analyze, ids_row, llama, run, succeed, write_model};
 
 #[test]
 fn every_command_that_prints_prints_json_where_that_is_asked_for() {

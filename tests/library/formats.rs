@@ -1,10 +1,8 @@
 //! Data as people have it: every format and layout gives the rows that its library wrote (tests/data_values.py), malformed files
 //! are named, and a file larger than memory would do.
-mod support;
-
+use crate::support::{demo, repository};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use support::{demo, repository};
 use tanglescope_data::{Dataset, Form, Limits, Mapping, Reading, Sample, TextTokens};
 
 const LIMITS: Limits = Limits { vocabulary: 1 << 20, positions: 1 << 20 };

@@ -1,0 +1,17 @@
+//! The command line, end to end, as a user runs it.
+#[path = "../support/mod.rs"]
+mod support;
+
+mod analytics;
+mod analyze;
+mod bad_input;
+mod bench;
+mod command_line;
+mod groups;
+mod hub;
+mod objectives;
+mod report;
+mod sweep;
+mod tokens;
+mod training;
+mod vulkan;
