@@ -91,8 +91,7 @@ pub fn product(m: usize, k: usize, n: usize, dtype: DType) -> Cost {
 }
 
 /// *tile* of a parameter `[m, n]`, summed over all sets.
-#[must_use]
-pub fn tile(n: usize, m: usize, rows: &RowSet, dtype: DType) -> Cost {
+pub(crate) fn tile(n: usize, m: usize, rows: &RowSet, dtype: DType) -> Cost {
     let (n, m) = (n as f64, m as f64);
     let of_set = |set: &std::ops::Range<usize>| {
         let (r, k) = (rows.of_set(set).len() as f64, set.len() as f64);
@@ -103,8 +102,7 @@ pub fn tile(n: usize, m: usize, rows: &RowSet, dtype: DType) -> Cost {
 }
 
 /// The part of *gram* that every parameter `[m, n]` has for itself, summed over all sets.
-#[must_use]
-pub fn gram(m: usize, rows: &RowSet, dtype: DType) -> Cost {
+pub(crate) fn gram(m: usize, rows: &RowSet, dtype: DType) -> Cost {
     let m = m as f64;
     let of_set = |set: &std::ops::Range<usize>| {
         let r = rows.of_set(set).len() as f64;
@@ -114,8 +112,7 @@ pub fn gram(m: usize, rows: &RowSet, dtype: DType) -> Cost {
 }
 
 /// The part of *gram* that parameters of one input share, summed over all sets.
-#[must_use]
-pub fn gram_of_input(n: usize, rows: &RowSet, dtype: DType) -> Cost {
+pub(crate) fn gram_of_input(n: usize, rows: &RowSet, dtype: DType) -> Cost {
     let of_set = |set: &std::ops::Range<usize>| {
         let (forward, n) = (rows.forward_range(set).len() as f64, n as f64);
         let operations = forward * (forward + 1.0) * n;

@@ -32,8 +32,7 @@ impl Segment {
     }
 
     /// Whether the segment has no rows.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }

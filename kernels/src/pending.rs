@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Where an inner product belongs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Entry {
-    /// Block of cotangents.
+    /// Set of cotangents.
     pub set: usize,
     /// First cotangent, from the set's first on.
     pub i: usize,

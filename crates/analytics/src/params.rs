@@ -162,7 +162,7 @@ fn pass(records: &Records, by: By, keys: &[Key]) -> Result<Vec<KeySums>> {
     Ok(found)
 }
 
-/// Ends a pair.
+/// Adds a finished pair's cosine and sums to its keys' totals, and clears `sums`.
 fn settle(sums: &mut BTreeMap<usize, PairGram>, found: &mut [KeySums]) {
     for (place, gram) in std::mem::take(sums) {
         let found = &mut found[place];

@@ -4,14 +4,14 @@ use statrs::function::beta::beta_reg;
 use statrs::function::erf::erfc;
 
 /// Above this many values the ends of an interval are order statistics of the normal approximation.
-pub const EXACT_UP_TO: usize = 100_000;
+pub(crate) const EXACT_UP_TO: usize = 100_000;
 
 /// The 97.5 % point of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
 /// Where some numbers lie.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
+pub(crate) struct Spread {
     /// Numbers.
     pub count: usize,
     /// Mean.
@@ -24,8 +24,7 @@ pub struct Spread {
 
 impl Spread {
     /// Of numbers in any order, none of them NaN; `None` of nothing.
-    #[must_use]
-    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
         if values.is_empty() {
             return None;
         }
@@ -43,8 +42,7 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 /// The value below which a share of sorted values lies, interpolated linearly.
-#[must_use]
-pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let low = floor(at);
     let high = (low + 1).min(sorted.len() - 1);
@@ -90,8 +88,7 @@ fn median_interval(sorted: &[f64]) -> [f64; 2] {
 }
 
 /// The 95 % interval of a share, by Wilson's score.
-#[must_use]
-pub fn wilson(hits: usize, of: usize) -> [f64; 2] {
+pub(crate) fn wilson(hits: usize, of: usize) -> [f64; 2] {
     let (n, p) = (of as f64, hits as f64 / of as f64);
     let centre = p + Z * Z / (2.0 * n);
     let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
@@ -117,8 +114,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 
 /// Spearman's rank correlation and its 95 % interval, by Fisher's transform with the standard error of Bonett and Wright
 /// (2000); `None` for fewer than four pairs, or where one side does not vary.
-#[must_use]
-pub fn spearman(a: &[f64], b: &[f64]) -> Option<[f64; 3]> {
+pub(crate) fn spearman(a: &[f64], b: &[f64]) -> Option<[f64; 3]> {
     let n = a.len();
     if n < 4 {
         return None;
@@ -136,8 +132,7 @@ pub fn spearman(a: &[f64], b: &[f64]) -> Option<[f64; 3]> {
 }
 
 /// Two-sided p-value of the sign test: that of `n` signs this many or fewer are of the rarer kind, by chance.
-#[must_use]
-pub fn sign_test(rises: usize, falls: usize) -> f64 {
+pub(crate) fn sign_test(rises: usize, falls: usize) -> f64 {
     let (n, rare) = (rises + falls, rises.min(falls));
     if n == 0 || 2 * rare == n {
         return 1.0;

@@ -107,16 +107,14 @@ impl Summary {
     }
 
     /// Quartiles of the cosine: a quarter, the median, three quarters.
-    #[must_use]
-    pub fn quartiles(&self) -> Option<[f64; 3]> {
+    pub(crate) fn quartiles(&self) -> Option<[f64; 3]> {
         let mut sorted = self.cosines.clone();
         sorted.sort_by(f64::total_cmp);
         (!sorted.is_empty()).then(|| [0.25, 0.5, 0.75].map(|share| quantile(&sorted, share)))
     }
 
     /// Layers by their median cosine over the pairs, highest first.
-    #[must_use]
-    pub fn layers(&self) -> Vec<(u32, f64)> {
+    pub(crate) fn layers(&self) -> Vec<(u32, f64)> {
         let filled = self.layers.iter().filter(|(_, cosines)| !cosines.is_empty());
         let mut layers: Vec<(u32, f64)> = filled.map(|(layer, cosines)| (*layer, median(cosines.clone()))).collect();
         layers.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

@@ -217,7 +217,7 @@ impl Experiment<'_> {
             command: self.shown(&words),
             ..SweepOptions::new(&[run.to_owned()], &[], swept)?
         };
-        crate::complete(&tanglescope::sweep(&options, &Console::quiet())?)
+        crate::commands::complete(&tanglescope::sweep(&options, &Console::quiet())?)
     }
 
     /// Which tokens entangle the held-out pairs of the long set, at the end of training with DPO.

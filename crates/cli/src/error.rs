@@ -39,7 +39,10 @@ pub fn with_flags(text: &str) -> String {
     let flag = |found: &Captures<'_>| {
         let name = match &found[1] {
             "runs" => "RUN".to_owned(),
-            "folders" => "FOLDER".to_owned(),
+            "folders" => "DIR".to_owned(),
+            // given one by one
+            "objectives" => "--objective".to_owned(),
+            "group_objectives" => "--group-objective".to_owned(),
             name => format!("--{}", name.replace('_', "-")),
         };
         if found.get(2).is_some() { format!("{name} ") } else { name }

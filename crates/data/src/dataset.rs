@@ -16,7 +16,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Rows that are parsed and tokenised together, on all cores.
-const AT_ONCE: usize = 1024;
+const ROWS_AT_ONCE: usize = 1024;
 
 /// How rows are read and tokenised.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,7 +159,7 @@ struct Reader<'a> {
     limits: Limits,
     /// Opened when the first row of text needs it.
     tokenizer: Option<TextTokens>,
-    /// That of the first row.
+    /// The layout recognised from the first row.
     layout: Option<Layout>,
     spool: Spool,
     skipped: Vec<Skipped>,
@@ -209,7 +209,7 @@ impl Dataset {
                 return Ok(());
             }
             waiting.push((number, raw));
-            if waiting.len() == AT_ONCE { reader.take(std::mem::take(&mut waiting), &mut joined) } else { Ok(()) }
+            if waiting.len() == ROWS_AT_ONCE { reader.take(std::mem::take(&mut waiting), &mut joined) } else { Ok(()) }
         })?;
         if rows == 0 {
             return Err(nothing(path));
@@ -221,7 +221,7 @@ impl Dataset {
 
 /// Responses of one prompt, of rows that are one response each.
 #[derive(Default)]
-struct OfPrompt {
+struct PromptResponses {
     row: u64,
     id: Option<Value>,
     prompt: Value,
@@ -233,7 +233,7 @@ struct OfPrompt {
 #[derive(Default)]
 struct Joined {
     place: HashMap<String, usize>,
-    prompts: Vec<OfPrompt>,
+    prompts: Vec<PromptResponses>,
 }
 
 impl Joined {
@@ -241,7 +241,7 @@ impl Joined {
         let next = self.prompts.len();
         let at = *self.place.entry(prompt.to_string()).or_insert(next);
         if at == next {
-            self.prompts.push(OfPrompt { row, id, prompt, ..OfPrompt::default() });
+            self.prompts.push(PromptResponses { row, id, prompt, ..PromptResponses::default() });
         }
         self.prompts[at].responses.push(response);
         self.prompts[at].scores.push(score);
@@ -328,7 +328,7 @@ impl<'a> Reader<'a> {
         notes.extend(self.layout.and_then(Layout::name).map(|name| format!("read as {name}")));
         if !joined.prompts.is_empty() {
             let all = joined.prompts.len();
-            let differ = |of: &OfPrompt| of.scores.iter().any(|score| (score - of.scores[0]).abs() > 0.0);
+            let differ = |of: &PromptResponses| of.scores.iter().any(|score| (score - of.scores[0]).abs() > 0.0);
             let (useful, alone): (Vec<_>, Vec<_>) = joined.prompts.into_iter().partition(differ);
             if useful.is_empty() {
                 return Err(none_joined(self.path));
@@ -340,7 +340,7 @@ impl<'a> Reader<'a> {
                 ));
             }
             let form = self.reading.form;
-            let row = |of: OfPrompt| {
+            let row = |of: PromptResponses| {
                 let mut columns = group(of.prompt, of.responses, &of.scores);
                 columns.extend(of.id.map(|id| ("id".to_owned(), id)));
                 (of.row, parse_columns(columns, form))

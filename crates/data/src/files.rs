@@ -47,7 +47,7 @@ const SPLITS: [&str; 7] = ["train", "test", "validation", "valid", "val", "dev",
 
 /// The files of a data set, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
+pub(crate) struct Files {
     /// Each with its format.
     pub files: Vec<(PathBuf, Format)>,
     /// Which of several parts was taken, where there are several and none was asked for.
@@ -70,7 +70,7 @@ impl Files {
     ///
     /// # Errors
     /// Where there is no data, or the part is not there or not said.
-    pub fn find(path: &Path, split: Option<&str>) -> Result<Self> {
+    pub(crate) fn find(path: &Path, split: Option<&str>) -> Result<Self> {
         if path.is_dir() {
             return Self::in_folder(path, split);
         }

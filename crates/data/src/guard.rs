@@ -5,11 +5,11 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 thread_local! {
-    /// Whether this thread reads such a file.
+    /// Whether this thread is inside `guarded`.
     static READING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Threads that do.
+/// Number of threads inside `guarded`.
 static READERS: AtomicUsize = AtomicUsize::new(0);
 
 /// Leaves out what a reader's panic would print, on its own thread and on those that it works with.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// A way to write preferences that is known by its columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
+pub(crate) enum Layout {
     /// `prompt`, `chosen`, `rejected`, or ids, or `responses`; whole dialogues; whatever is not recognised.
     Usual,
     /// OpenAI's comparisons of summaries: `info.post`, `summaries`, `choice`.
@@ -44,15 +44,13 @@ type Columns = Map<String, Value>;
 
 impl Layout {
     /// The layout that a row's columns tell.
-    #[must_use]
-    pub fn of(columns: &Columns) -> Self {
+    pub(crate) fn of(columns: &Columns) -> Self {
         let told = |names: &&[&str]| names.iter().all(|name| columns.contains_key(*name));
         TOLD_BY.iter().find(|(_, names)| told(names)).map_or(Self::Usual, |(layout, _)| *layout)
     }
 
     /// What to call it, where it is not the usual one.
-    #[must_use]
-    pub fn name(self) -> Option<&'static str> {
+    pub(crate) fn name(self) -> Option<&'static str> {
         Some(match self {
             Self::Usual => return None,
             Self::Comparisons => "comparisons of summaries (info, summaries, choice)",
@@ -67,8 +65,7 @@ impl Layout {
     }
 
     /// Whether a row is one response, which belongs with others of its prompt.
-    #[must_use]
-    pub fn joins(self) -> bool {
+    pub(crate) fn joins(self) -> bool {
         matches!(self, Self::HelpSteer | Self::Kto)
     }
 
@@ -76,7 +73,7 @@ impl Layout {
     ///
     /// # Errors
     /// Says which column is missing or of the wrong type.
-    pub fn usual(self, mut columns: Columns) -> Result<Columns, String> {
+    pub(crate) fn usual(self, mut columns: Columns) -> Result<Columns, String> {
         if self == Self::Usual {
             return Ok(columns);
         }
@@ -156,7 +153,7 @@ impl Layout {
     ///
     /// # Errors
     /// Says which column is missing or of the wrong type.
-    pub fn response(self, columns: &Columns) -> Result<(Value, Value, f64), String> {
+    pub(crate) fn response(self, columns: &Columns) -> Result<(Value, Value, f64), String> {
         let (response, score) = match self {
             Self::Kto => ("completion", "label"),
             _ => ("response", "helpfulness"),
@@ -285,7 +282,7 @@ impl Mapping {
     ///
     /// # Errors
     /// Where a row lacks one.
-    pub fn of(&self, mut columns: Columns) -> Result<Columns, String> {
+    pub(crate) fn of(&self, mut columns: Columns) -> Result<Columns, String> {
         if self.0.is_empty() {
             return Ok(columns);
         }
@@ -310,12 +307,6 @@ impl Mapping {
             out.entry("id").or_insert(id);
         }
         Ok(out)
-    }
-
-    /// Whether it names nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

@@ -16,9 +16,9 @@ mod tokens;
 
 pub use dataset::{Candidates, Dataset, Limits, Pair, Reading, Sample, Skipped};
 pub use error::{Error, Result};
-pub use files::{Files, Format, wanted};
-pub use layout::{Layout, Mapping};
-pub use preference::{Form, Message, Preference, Row, parse_columns, parse_row};
+pub use files::wanted;
+pub use layout::Mapping;
+pub use preference::{Form, Message, Preference, Row, parse_row};
 pub use spool::Pairs;
 pub use template::ChatTemplate;
 pub use tokens::{PairTokens, TextTokens, Tokens};

@@ -115,7 +115,7 @@ pub fn parse_row(line: &[u8], form: Form) -> Result<Row, String> {
 ///
 /// # Errors
 /// Says what is missing or of the wrong type.
-pub fn parse_columns(columns: Map<String, Value>, form: Form) -> Result<Row, String> {
+pub(crate) fn parse_columns(columns: Map<String, Value>, form: Form) -> Result<Row, String> {
     let columns = Columns::deserialize(Value::Object(columns)).map_err(|e| e.to_string())?;
     let id = columns.id.as_ref().and_then(|id| match id {
         Value::Null => None,
@@ -141,19 +141,12 @@ pub fn parse_columns(columns: Map<String, Value>, form: Form) -> Result<Row, Str
 
 impl Preference {
     /// Number of responses.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Text { responses, .. } => responses.len(),
             Self::Chat { responses, .. } => responses.len(),
             Self::Ids { responses, .. } => responses.len(),
         }
-    }
-
-    /// Whether there is no response; no row is read that way.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

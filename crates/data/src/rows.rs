@@ -178,7 +178,7 @@ fn cell(text: &str) -> Value {
     }
 }
 
-/// What a reader makes of a file that nobody vouches for.
+/// Runs a reader on an untrusted file; its panic or error becomes an error of the file.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
     let refuse = |problem: String| Error::file(path, format!("cannot be read; download or save it again ({problem})"));
     guard::guarded(read).map_err(refuse)

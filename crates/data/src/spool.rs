@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// Rows that are read together where all are wanted.
-const AT_ONCE: usize = 256;
+const PAIRS_AT_ONCE: usize = 256;
 
 /// Usable rows, in order, in a file without a name that goes with the process.
 #[derive(Debug)]
@@ -56,8 +56,7 @@ impl Pairs {
     }
 
     /// Whether there is no row; no data set is read that way.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
@@ -85,7 +84,7 @@ impl Pairs {
 
     /// Every row, one after another.
     pub fn iter(&self) -> impl Iterator<Item = Result<Pair>> + '_ {
-        self.parts(AT_ONCE).flat_map(|part| match self.get(part) {
+        self.parts(PAIRS_AT_ONCE).flat_map(|part| match self.get(part) {
             Ok(rows) => rows.into_iter().map(Ok).collect::<Vec<_>>(),
             Err(error) => vec![Err(error)],
         })

@@ -91,7 +91,8 @@ impl TextTokens {
         let config_path = folder.join("tokenizer_config.json");
         let config: Map<String, Value> = match std::fs::read(&config_path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|e| Error::file(&config_path, e))?,
-            Err(_) => Map::new(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Map::new(),
+            Err(e) => return Err(Error::file(&config_path, e)),
         };
         let special = special_tokens(&config);
         let id = |key: &str| tokenizer.token_to_id(special.get(key)?.as_str()?);

@@ -35,8 +35,7 @@ impl Group {
     }
 
     /// Tokens that all input sequences (prompt and response without its last token) begin with, and share the rows of.
-    #[must_use]
-    pub fn trunk_len(&self) -> usize {
+    pub(crate) fn trunk_len(&self) -> usize {
         if self.apart {
             return 0;
         }
@@ -132,7 +131,7 @@ impl Batch {
             if k == 0 {
                 self.tokens.extend(&sequence[..trunk_len]);
                 self.positions.extend(0..as_index(trunk_len));
-                // up to here a trunk has no length of its own, or there is none
+                // the rotary angles of a trunk are the same for sequences of every length, or it has no rows
                 self.lengths.resize(self.tokens.len(), as_index(sequence.len() + 1));
                 self.spans.push(Span { prefix: 0..0, own: trunk.clone() });
             }
@@ -200,8 +199,7 @@ impl Batch {
 
     /// The same rows, each a cotangent of its own to the sinks: Grams are then over the places in the sequences at which parameters
     /// are used, not over tokens that are predicted. What runs is the same.
-    #[must_use]
-    pub fn by_position(mut self) -> Self {
+    pub(crate) fn by_position(mut self) -> Self {
         let sets: Vec<Range<usize>> = self.full.sets.iter().map(|set| self.full.of_set(set)).collect();
         let mut weights = vec![Vec::new(); self.full.rows()];
         let (mut active, mut before) = (vec![0; self.full.rows()], 0);
@@ -229,8 +227,7 @@ impl Batch {
     }
 
     /// The same rows with one Gram over the cotangents of all groups, each group still with a trunk of its own.
-    #[must_use]
-    pub fn joined(mut self) -> Self {
+    pub(crate) fn joined(mut self) -> Self {
         self.full.sets = vec![0..self.weights.len()];
         self.active.sets.clone_from(&self.full.sets);
         self.predictions = vec![0..self.targets.len()];

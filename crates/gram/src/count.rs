@@ -105,14 +105,14 @@ fn reductions(maps: &[&Map], scope: &InScope, rows: &RowSet, dtype: DType, rates
 /// The cross terms of a tied output matrix: logits of the tokens that the rows of a set of cotangents have, and the head's rows against their sums
 /// of cotangents, for each cotangent.
 fn tied(batch: &Batch, hidden: usize, dtype: DType) -> Cost {
-    let of_set = |(cotangents, predictions): (&std::ops::Range<usize>, &std::ops::Range<usize>)| {
+    let set_cost = |(cotangents, predictions): (&std::ops::Range<usize>, &std::ops::Range<usize>)| {
         let rows = &batch.full.index[batch.full.of_set(cotangents)];
         let tokens = rows.iter().map(|&row| batch.tokens[row as usize]).collect::<BTreeSet<_>>().len();
         let product = |n: usize| cost::product(predictions.len(), hidden, n, dtype);
         product(tokens) + product(cotangents.len() * tokens)
     };
     let sets = batch.full.sets.iter().zip(&batch.predictions);
-    sets.map(of_set).fold(Cost::default(), |sum, cost| sum + cost)
+    sets.map(set_cost).fold(Cost::default(), |sum, cost| sum + cost)
 }
 
 /// The cost of a batch. `scope` is the outline's own.

@@ -168,9 +168,9 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
         let sums = B::download(&sums);
         let mut sums = sums.chunks_exact(width);
         let products = batch.branches.iter().map(|branches| -> Gram {
-            let of_group: Vec<&[f64]> = sums.by_ref().take(branches.len()).collect();
+            let group_sums: Vec<&[f64]> = sums.by_ref().take(branches.len()).collect();
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum();
-            of_group.iter().flat_map(|a| of_group.iter().map(move |b| dot(a, b))).collect()
+            group_sums.iter().flat_map(|a| group_sums.iter().map(move |b| dot(a, b))).collect()
         });
         let products: Vec<Gram> = products.collect();
         let all = products.into_iter().zip(entropies).zip(ranks);
@@ -221,7 +221,7 @@ pub fn token_logps_in_batches<B: Kernels>(
     done: impl Fn(&[usize]) + Sync,
 ) -> Vec<Vec<Vec<f64>>> {
     schedule.run(|members, turn| {
-        // nothing is kept, so that the next one may begin
+        // a forward pass alone keeps no trace, so the next batch begins at once
         drop(turn);
         let found = token_logps(model, &members.iter().map(|&g| groups[g]).collect::<Vec<_>>());
         done(members);

@@ -19,8 +19,7 @@ impl<'a> Request<'a> {
     }
 
     /// Log-probabilities alone, without a gradient.
-    #[must_use]
-    pub fn forward(group: &'a Group) -> Self {
+    pub(crate) fn forward(group: &'a Group) -> Self {
         Self { group, cotangents: Vec::new() }
     }
 

@@ -22,8 +22,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// One batch of a number of requests.
-    #[must_use]
-    pub fn together(requests: usize) -> Self {
+    pub(crate) fn together(requests: usize) -> Self {
         Self { batches: vec![(0..requests).collect()], at_once: 1 }
     }
 
@@ -82,11 +81,11 @@ fn in_order<R>(mut found: Vec<(usize, R)>) -> Vec<R> {
     found.into_iter().map(|(_, result)| result).collect()
 }
 
-/// What the batch that may begin has.
+/// A lock that one batch holds while it begins.
 #[derive(Default)]
 struct Baton(AtomicBool);
 
-/// Has the baton until it is dropped.
+/// Guard of the baton; dropping it lets the next batch begin.
 pub(crate) struct Turn<'a>(&'a Baton);
 
 impl Baton {

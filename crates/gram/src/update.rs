@@ -11,7 +11,7 @@ use tanglescope_model::{Decoder, InScope, ParameterKind, Sink};
 /// Coefficients of a group's cotangents from something that is known of the group, whose number comes first.
 pub type Of<'a, T> = dyn Fn(usize, &T) -> Vec<f64> + Sync + 'a;
 
-/// When a group's coefficients, one a cotangent, are known.
+/// Where a group's coefficients (one a cotangent) come from, which decides when they are computed.
 pub enum Coefficients<'a> {
     /// From the log-probabilities of its branches' tokens: between the forward and the backward pass.
     OfLogps(&'a Of<'a, Vec<Vec<f64>>>),
@@ -44,7 +44,7 @@ pub fn update<B: Kernels>(
         Step { model, scope, members, requests }.run(sum, coefficients, grams, turn)
     });
     let mut sum = SumSink::<B>::new();
-    sums.into_iter().for_each(|of_lane| sum.add_all(of_lane.gradient));
+    sums.into_iter().for_each(|lane_sum| sum.add_all(lane_sum.gradient));
     Update { results, gradient: sum.gradient }
 }
 
@@ -72,7 +72,7 @@ impl<B: Kernels> Step<'_, B> {
         let mut gram = wants_grams.then(|| GramSink::new(self.scope, &batch.full.sets, rates, Detail::Parameters));
         let results = |token_logps: Vec<Vec<Vec<f64>>>, gram: Option<GramSink<'_, B>>| {
             let grams = gram.map_or_else(|| vec![Vec::new(); self.requests.len()], GramSink::finish);
-            // a step looks at nothing else
+            // training does not use hidden products, entropies or ranks
             let forward = token_logps.into_iter().map(|logps| (logps, Companions::default())).collect();
             results(&self.requests, forward, grams)
         };

@@ -16,7 +16,7 @@ pub struct Config {
     read: RefCell<BTreeSet<String>>,
 }
 
-/// Whether a value is what a key has that is switched off.
+/// Whether a value means "off": null, false or empty.
 pub(crate) fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -31,7 +31,7 @@ impl Config {
     ///
     /// # Errors
     /// Where the file cannot be read or is not a JSON object.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
         Self::parse(path, &std::fs::read(path).map_err(|e| Error::file(path, e))?)
     }
 
@@ -44,21 +44,13 @@ impl Config {
         Ok(Self { path: path.to_owned(), object, prefix: String::new(), read: RefCell::default() })
     }
 
-    /// The file that it was read from.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether a key is there, be it null.
-    #[must_use]
-    pub fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.object.contains_key(key)
     }
 
     /// Whether this is an object inside the file's own.
-    #[must_use]
-    pub fn is_part(&self) -> bool {
+    pub(crate) fn is_part(&self) -> bool {
         !self.prefix.is_empty()
     }
 
@@ -66,7 +58,7 @@ impl Config {
     ///
     /// # Errors
     /// Where the value is of another type.
-    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+    pub(crate) fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         self.read.borrow_mut().insert(key.to_owned());
         match self.object.get(key) {
             None | Some(Value::Null) => Ok(None),
@@ -80,7 +72,7 @@ impl Config {
     ///
     /// # Errors
     /// Where it is absent, null, or of another type.
-    pub fn need<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
+    pub(crate) fn need<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
         self.get(key)?.ok_or_else(|| self.refuse(key, "missing; a Hugging Face config of this architecture has it"))
     }
 
@@ -88,7 +80,7 @@ impl Config {
     ///
     /// # Errors
     /// Where it is absent, zero, or no whole number.
-    pub fn size(&self, key: &str) -> Result<usize> {
+    pub(crate) fn size(&self, key: &str) -> Result<usize> {
         match self.need(key)? {
             0 => Err(self.refuse(key, "found 0, expected a positive number")),
             n => Ok(n),
@@ -99,7 +91,7 @@ impl Config {
     ///
     /// # Errors
     /// Where the value is no object.
-    pub fn object(&self, key: &str) -> Result<Option<Self>> {
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Self>> {
         Ok(self.get(key)?.map(|object| Self {
             path: self.path.clone(),
             object,
@@ -112,7 +104,7 @@ impl Config {
     ///
     /// # Errors
     /// Names the first key that may change the function and was not understood.
-    pub fn finish(&self, inert: impl Fn(&str) -> bool) -> Result<()> {
+    pub(crate) fn finish(&self, inert: impl Fn(&str) -> bool) -> Result<()> {
         let read = self.read.borrow();
         let ignored = |(key, value): &(&String, &Value)| !read.contains(*key) && !is_off(value) && !inert(key);
         match self.entries().find(ignored) {
@@ -128,12 +120,12 @@ impl Config {
     }
 
     /// Its keys and values.
-    pub fn entries(&self) -> impl Iterator<Item = (&String, &Value)> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&String, &Value)> {
         self.object.iter()
     }
 
     /// An error about a key.
-    pub fn refuse(&self, key: &str, problem: impl ToString) -> Error {
+    pub(crate) fn refuse(&self, key: &str, problem: impl ToString) -> Error {
         Error::key(&self.path, &format!("{}{key}", self.prefix), problem)
     }
 }

@@ -50,9 +50,9 @@ pub enum Keep {
     Top(usize),
 }
 
-/// What a block's forward pass left.
+/// What the forward pass keeps of a block: its trace, or its input alone.
 #[derive(Debug)]
-enum Kept<B: Kernels> {
+enum KeptBlock<B: Kernels> {
     Trace(Box<BlockTrace<B>>),
     Input(FloatTensor<B>),
 }
@@ -60,7 +60,7 @@ enum Kept<B: Kernels> {
 /// What a forward pass leaves for the backward pass.
 #[derive(Debug)]
 pub struct Trace<B: Kernels> {
-    blocks: Vec<Kept<B>>,
+    blocks: Vec<KeptBlock<B>>,
     /// What attends to what, for blocks that are computed again.
     spans: Vec<Span>,
     angles: Vec<Angles<B>>,
@@ -114,8 +114,8 @@ impl<B: Kernels> Decoder<B> {
             let (y, trace) = self.block(layer).forward(&x, &pass);
             match keep {
                 Keep::Nothing => {}
-                Keep::Top(top) if self.blocks.len() - layer <= top => blocks.push(Kept::Trace(Box::new(trace))),
-                Keep::Top(_) => blocks.push(Kept::Input(x)),
+                Keep::Top(top) if self.blocks.len() - layer <= top => blocks.push(KeptBlock::Trace(Box::new(trace))),
+                Keep::Top(_) => blocks.push(KeptBlock::Input(x)),
             }
             x = y;
         }
@@ -178,8 +178,8 @@ impl<B: Kernels> Decoder<B> {
             pass.rows = if layer == top { rows } else { below_top };
             let block = self.block(layer);
             let trace = match kept {
-                Kept::Trace(trace) => *trace,
-                Kept::Input(x) => block.forward(&x, &Forward { spans: &spans, angles: &angles }).1,
+                KeptBlock::Trace(trace) => *trace,
+                KeptBlock::Input(x) => block.forward(&x, &Forward { spans: &spans, angles: &angles }).1,
             };
             match block.vjp(trace, delta, needs.blocks[layer], &mut pass) {
                 Some(next) => delta = next,
@@ -187,9 +187,9 @@ impl<B: Kernels> Decoder<B> {
             }
             passed(layer);
         }
-        let of_tokens = || self.scaled(delta.clone());
+        let token_delta = || self.scaled(delta.clone());
         if needs.embeddings && scope.contains(&self.embedding.name) {
-            pass.sink.embedding(&self.embedding, &of_tokens(), forward.tokens, rows.full);
+            pass.sink.embedding(&self.embedding, &token_delta(), forward.tokens, rows.full);
         }
         if let Some(table) = self.positions.as_ref().filter(|table| needs.embeddings && scope.contains(&table.name)) {
             // positions are added as they are

@@ -50,8 +50,7 @@ impl LayerNeeds {
 
 impl BlockNeeds {
     /// Whether the block's vjp runs at all.
-    #[must_use]
-    pub fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.mixer.output || self.mlp.output
     }
 }
@@ -73,7 +72,7 @@ impl Needs {
         let mut below = embeddings;
         let mut blocks = Vec::with_capacity(wanted.len());
         for wanted in &wanted {
-            let needs = of_block(description, wanted, below);
+            let needs = block_needs(description, wanted, below);
             below |= needs.any();
             blocks.push(needs);
         }
@@ -81,14 +80,13 @@ impl Needs {
     }
 
     /// The lowest block whose vjp runs.
-    #[must_use]
-    pub fn lowest(&self) -> Option<usize> {
+    pub(crate) fn lowest(&self) -> Option<usize> {
         self.blocks.iter().position(BlockNeeds::any)
     }
 }
 
-/// What a block needs of whose modules some are wanted.
-fn of_block(description: &Description, wanted: &BTreeSet<&str>, below: bool) -> BlockNeeds {
+/// The needs of one block: `wanted` are its modules in scope; `below` says whether a cotangent is needed below it.
+fn block_needs(description: &Description, wanted: &BTreeSet<&str>, below: bool) -> BlockNeeds {
     let names = &description.names;
     let norm = |name: Option<&str>| name.is_some_and(|name| wanted.contains(name));
     let maps = |reads: Reads| description.maps_of(reads).any(|name| wanted.contains(name));

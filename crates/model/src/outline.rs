@@ -89,9 +89,10 @@ impl Outline {
         let positions = if of.names.positions.is_some() { of.max_positions } else { 0 };
         let outside = (tables * of.vocabulary + positions + 2) * of.hidden;
         let maps = self.maps.iter().filter(|map| map.layer == 0);
-        let of_map = |map: &Map| map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
-        let of_norm = |part: Part| if let Part::Norm { features, .. } = part { 2 * features } else { 0 };
-        (outside, maps.map(of_map).sum::<usize>() + of.parts().into_iter().map(of_norm).sum::<usize>())
+        let map_values =
+            |map: &Map| map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
+        let norm_values = |part: Part| if let Part::Norm { features, .. } = part { 2 * features } else { 0 };
+        (outside, maps.map(map_values).sum::<usize>() + of.parts().into_iter().map(norm_values).sum::<usize>())
     }
 }
 
@@ -103,7 +104,7 @@ pub(crate) fn parameters(of: &Description, maps: &[Map]) -> Vec<Parameter> {
         let name = format!("{prefix}{module}.{tensor}");
         out.push(Parameter { name, layer, module: module.to_owned(), location, kind });
     };
-    let of_norm = || ["weight", "bias"].into_iter().take(if of.norm_bias { 2 } else { 1 });
+    let norm_values = || ["weight", "bias"].into_iter().take(if of.norm_bias { 2 } else { 1 });
     add(&of.names.embedding, "weight", Location::Embedding, None, ParameterKind::Base);
     if let Some(positions) = of.names.positions {
         add(positions, "weight", Location::Embedding, None, ParameterKind::Base);
@@ -113,7 +114,7 @@ pub(crate) fn parameters(of: &Description, maps: &[Map]) -> Vec<Parameter> {
         let mut add = |module: &str, tensor: &str, kind| add(module, tensor, Location::Block, Some(layer), kind);
         for part in of.parts() {
             match part {
-                Part::Norm { name, .. } => of_norm().for_each(|tensor| add(name, tensor, ParameterKind::Base)),
+                Part::Norm { name, .. } => norm_values().for_each(|tensor| add(name, tensor, ParameterKind::Base)),
                 Part::Map { name, bias, .. } => {
                     add(name, "weight", ParameterKind::Base);
                     if bias {
@@ -127,7 +128,7 @@ pub(crate) fn parameters(of: &Description, maps: &[Map]) -> Vec<Parameter> {
             }
         }
     }
-    of_norm().for_each(|tensor| add(&of.names.final_norm, tensor, Location::FinalNorm, None, ParameterKind::Base));
+    norm_values().for_each(|tensor| add(&of.names.final_norm, tensor, Location::FinalNorm, None, ParameterKind::Base));
     if !of.tied {
         add(&of.names.head, "weight", Location::Head, None, ParameterKind::Base);
     }

@@ -89,107 +89,23 @@ impl Rope {
         head_dim: usize,
         defaults: RopeDefaults,
     ) -> Result<Self> {
-        let within = |key: &str| -> Result<Option<f64>> {
-            match parameters {
-                Some(parameters) => parameters.get(key),
-                None => Ok(None),
-            }
-        };
-        let outside: Option<f64> = config.get(defaults.theta.0)?;
-        let theta = within("rope_theta")?.or(outside).unwrap_or(defaults.theta.1);
-        let part_key = defaults.part.map_or("partial_rotary_factor", |(key, _)| key);
-        let outside: Option<f64> = config.get(part_key)?;
-        let part = within("partial_rotary_factor")?.or(outside).unwrap_or(defaults.part.map_or(1.0, |(_, part)| part));
-        if defaults.part.is_none() && part < 1.0 {
-            return Err(config.refuse(part_key, "only 1 is supported for this architecture"));
-        }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most head_dim
-        let dimensions = (head_dim as f64 * part.clamp(0.0, 1.0)) as usize;
-        let pairs = dimensions.div_ceil(2);
-        if pairs == 0 || theta <= 0.0 {
-            return Err(
-                config.refuse(key, format!("found θ {theta} over {dimensions} dimensions, expected more than 0"))
-            );
-        }
-        let plain = |theta: f64| inverse_frequencies(theta, dimensions);
-        let fixed =
-            |inverse| Self { frequencies: Frequencies::Fixed(inverse), attention_factor: 1.0, pairs, reach: None };
-        let Some(parameters) = parameters else { return Ok(fixed(plain(theta))) };
-        let kind: Option<String> = match parameters.get("rope_type")? {
-            Some(kind) => Some(kind),
-            None => parameters.get("type")?,
-        };
-        let kind = kind.as_deref().unwrap_or("default");
-        let positive = |key: &str| match parameters.need::<f64>(key)? {
-            value if value > 0.0 && value.is_finite() => Ok(value),
-            value => Err(parameters.refuse(key, format!("found {value}, expected a positive number"))),
-        };
-        let max_positions = || config.get::<usize>("max_position_embeddings").map(|n| n.unwrap_or(2048));
-        // Phi-3 and others keep it outside, and that counts first
-        let original = || -> Result<usize> {
-            let outside: Option<usize> = config.get("original_max_position_embeddings")?;
-            let within: Option<usize> = parameters.get("original_max_position_embeddings")?;
-            let found = outside.or(within).map_or_else(max_positions, Ok)?;
-            if found < 2 {
-                Err(parameters.refuse("original_max_position_embeddings", "expected more than 1"))
-            } else {
-                Ok(found)
-            }
-        };
-        // how far the context was stretched, where it is not said
-        let factor = || match within("factor")? {
-            Some(_) => positive("factor"),
-            None => Ok(max_positions()? as f64 / original()? as f64),
-        };
-        let rope = match kind {
-            "default" => fixed(plain(theta)),
-            "linear" => {
-                let factor = positive("factor")?;
-                let reach = Some(times(max_positions()?, factor));
-                Self { reach, ..fixed(plain(theta).into_iter().map(|f| f / factor).collect()) }
-            }
-            "dynamic" => {
-                let (factor, original) = (positive("factor")?, max_positions()?);
-                if dimensions <= 2 {
-                    return Err(parameters.refuse("rope_type", "`dynamic` needs more than 2 dimensions to turn"));
-                }
-                let frequencies = Frequencies::Dynamic { theta, dimensions, factor, original };
-                Self { frequencies, attention_factor: 1.0, pairs, reach: Some(usize::MAX) }
-            }
-            "llama3" => {
-                let (low, high) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
-                let scaled = llama3(plain(theta), positive("factor")?, low, high, original()? as f64);
-                fixed(scaled)
-            }
-            "yarn" if !defaults.long_by_other_names => {
-                let (original, factor) = (original()?, factor()?);
-                let inverse = yarn(parameters, theta, dimensions, factor, original as f64)?;
-                let reach = Some(times(original, factor));
-                Self { attention_factor: yarn_attention(parameters, factor)?, reach, ..fixed(inverse) }
-            }
-            "longrope" | "su" | "yarn" if kind == "longrope" || defaults.long_by_other_names => {
-                let (original, factor) = (original()?, factor()?);
-                let [short, long] = ["short_factor", "long_factor"].map(|key| divided(parameters, key, plain(theta)));
-                let frequencies = Frequencies::Long { short: short?, long: long?, original };
-                let grown = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
-                let attention_factor = within("attention_factor")?.unwrap_or(grown);
-                Self { frequencies, attention_factor, pairs, reach: None }
-            }
-            other => {
-                let problem = format!(
-                    "rope type `{other}` is not supported for this architecture; supported: default, linear, dynamic, \
-                     llama3, yarn, longrope"
-                );
-                return Err(config.refuse(key, problem));
-            }
-        };
+        let (theta, dimensions) = base(config, key, parameters, head_dim, defaults)?;
+        let plain = Self::fixed(inverse_frequencies(theta, dimensions));
+        let Some(parameters) = parameters else { return Ok(plain) };
+        let rope = Scaling { config, key, parameters, theta, dimensions }.applied(plain, defaults)?;
         parameters.finish(|key| KNOWN.contains(&key))?;
         Ok(rope)
     }
 
+    /// Frequencies that are the same for sequences of every length.
+    fn fixed(inverse: Vec<f64>) -> Self {
+        let pairs = inverse.len();
+        Self { frequencies: Frequencies::Fixed(inverse), attention_factor: 1.0, pairs, reach: None }
+    }
+
     /// Longest sequence up to which the frequencies do not depend on its length; `None` where they never do.
     #[must_use]
-    pub fn same_up_to(&self) -> Option<usize> {
+    pub(crate) fn same_up_to(&self) -> Option<usize> {
         match &self.frequencies {
             Frequencies::Fixed(_) => None,
             Frequencies::Dynamic { original, .. } | Frequencies::Long { original, .. } => Some(*original),
@@ -213,11 +129,11 @@ impl Rope {
     /// cos and sin of every row's angles, `[rows, pairs]`, times the attention factor; `lengths` is the number of tokens
     /// of each row's whole sequence.
     #[must_use]
-    pub fn tables(&self, positions: &[u32], lengths: &[u32]) -> (Vec<f64>, Vec<f64>) {
-        let mut of_length: HashMap<u32, Cow<'_, [f64]>> = HashMap::new();
+    pub(crate) fn tables(&self, positions: &[u32], lengths: &[u32]) -> (Vec<f64>, Vec<f64>) {
+        let mut inverse_by_length: HashMap<u32, Cow<'_, [f64]>> = HashMap::new();
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for (&position, &length) in positions.iter().zip(lengths) {
-            let inverse = of_length.entry(length).or_insert_with(|| self.inverse(length as usize));
+            let inverse = inverse_by_length.entry(length).or_insert_with(|| self.inverse(length as usize));
             for f in inverse.iter() {
                 let angle = f64::from(position) * f;
                 cos.push(angle.cos() * self.attention_factor);
@@ -225,6 +141,138 @@ impl Rope {
             }
         }
         (cos, sin)
+    }
+}
+
+/// θ, and the number of values of a head that are rotated.
+fn base(
+    config: &Config,
+    key: &str,
+    parameters: Option<&Config>,
+    head_dim: usize,
+    defaults: RopeDefaults,
+) -> Result<(f64, usize)> {
+    let within = |key: &str| parameters.map_or(Ok(None), |parameters| parameters.get::<f64>(key));
+    let outside: Option<f64> = config.get(defaults.theta.0)?;
+    let theta = within("rope_theta")?.or(outside).unwrap_or(defaults.theta.1);
+    let part_key = defaults.part.map_or("partial_rotary_factor", |(key, _)| key);
+    let outside: Option<f64> = config.get(part_key)?;
+    let part = within("partial_rotary_factor")?.or(outside).unwrap_or(defaults.part.map_or(1.0, |(_, part)| part));
+    if defaults.part.is_none() && part < 1.0 {
+        return Err(config.refuse(part_key, "only 1 is supported for this architecture"));
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most head_dim
+    let dimensions = (head_dim as f64 * part.clamp(0.0, 1.0)) as usize;
+    if dimensions == 0 || theta <= 0.0 {
+        let problem = format!("found θ {theta} over {dimensions} dimensions, expected more than 0");
+        return Err(config.refuse(key, problem));
+    }
+    Ok((theta, dimensions))
+}
+
+/// Rotary parameters that may scale the frequencies.
+struct Scaling<'a> {
+    config: &'a Config,
+    /// Where the config has the parameters.
+    key: &'a str,
+    parameters: &'a Config,
+    theta: f64,
+    dimensions: usize,
+}
+
+impl Scaling<'_> {
+    /// The embedding scaled as `rope_type` says.
+    fn applied(&self, plain: Rope, defaults: RopeDefaults) -> Result<Rope> {
+        let kind: Option<String> = match self.parameters.get("rope_type")? {
+            Some(kind) => Some(kind),
+            None => self.parameters.get("type")?,
+        };
+        match kind.as_deref().unwrap_or("default") {
+            "default" => Ok(plain),
+            "linear" => self.linear(),
+            "dynamic" => self.dynamic(plain),
+            "llama3" => {
+                let (low, high) = (self.positive("low_freq_factor")?, self.positive("high_freq_factor")?);
+                let (factor, original) = (self.positive("factor")?, self.original()? as f64);
+                Ok(Rope::fixed(llama3(self.unscaled(), factor, low, high, original)))
+            }
+            "yarn" if !defaults.long_by_other_names => self.yarn(),
+            "longrope" => self.longrope(plain),
+            "su" | "yarn" if defaults.long_by_other_names => self.longrope(plain),
+            other => {
+                let problem = format!(
+                    "rope type `{other}` is not supported for this architecture; supported: default, linear, dynamic, \
+                     llama3, yarn, longrope"
+                );
+                Err(self.config.refuse(self.key, problem))
+            }
+        }
+    }
+
+    fn linear(&self) -> Result<Rope> {
+        let factor = self.positive("factor")?;
+        let reach = Some(times(self.max_positions()?, factor));
+        Ok(Rope { reach, ..Rope::fixed(self.unscaled().into_iter().map(|f| f / factor).collect()) })
+    }
+
+    fn dynamic(&self, plain: Rope) -> Result<Rope> {
+        let (factor, original) = (self.positive("factor")?, self.max_positions()?);
+        if self.dimensions <= 2 {
+            return Err(self.parameters.refuse("rope_type", "`dynamic` needs more than 2 dimensions to rotate"));
+        }
+        let frequencies = Frequencies::Dynamic { theta: self.theta, dimensions: self.dimensions, factor, original };
+        Ok(Rope { frequencies, reach: Some(usize::MAX), ..plain })
+    }
+
+    fn yarn(&self) -> Result<Rope> {
+        let (original, factor) = (self.original()?, self.factor()?);
+        let inverse = yarn(self.parameters, self.theta, self.dimensions, factor, original as f64)?;
+        let attention_factor = yarn_attention(self.parameters, factor)?;
+        Ok(Rope { attention_factor, reach: Some(times(original, factor)), ..Rope::fixed(inverse) })
+    }
+
+    fn longrope(&self, plain: Rope) -> Result<Rope> {
+        let (original, factor) = (self.original()?, self.factor()?);
+        let [short, long] = ["short_factor", "long_factor"].map(|key| divided(self.parameters, key, self.unscaled()));
+        let frequencies = Frequencies::Long { short: short?, long: long?, original };
+        let grown = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+        let attention_factor = self.parameters.get("attention_factor")?.unwrap_or(grown);
+        Ok(Rope { frequencies, attention_factor, ..plain })
+    }
+
+    fn unscaled(&self) -> Vec<f64> {
+        inverse_frequencies(self.theta, self.dimensions)
+    }
+
+    fn positive(&self, key: &str) -> Result<f64> {
+        match self.parameters.need::<f64>(key)? {
+            value if value > 0.0 && value.is_finite() => Ok(value),
+            value => Err(self.parameters.refuse(key, format!("found {value}, expected a positive number"))),
+        }
+    }
+
+    fn max_positions(&self) -> Result<usize> {
+        Ok(self.config.get::<usize>("max_position_embeddings")?.unwrap_or(2048))
+    }
+
+    /// Length of the sequences before the context was stretched.
+    fn original(&self) -> Result<usize> {
+        const KEY: &str = "original_max_position_embeddings";
+        // Phi-3 and others keep it outside, and that counts first
+        let outside: Option<usize> = self.config.get(KEY)?;
+        let within: Option<usize> = self.parameters.get(KEY)?;
+        match outside.or(within).map_or_else(|| self.max_positions(), Ok)? {
+            found @ 2.. => Ok(found),
+            _ => Err(self.parameters.refuse(KEY, "expected more than 1")),
+        }
+    }
+
+    /// How far the context was stretched, from the lengths where the config does not say it.
+    fn factor(&self) -> Result<f64> {
+        match self.parameters.get::<f64>("factor")? {
+            Some(_) => self.positive("factor"),
+            None => Ok(self.max_positions()? as f64 / self.original()? as f64),
+        }
     }
 }
 

@@ -102,8 +102,7 @@ impl Weights {
     }
 
     /// Weights that are no file's: matrices of small numbers without a pattern, gains of one. For measurements of speed.
-    #[must_use]
-    pub fn synthetic() -> Self {
+    pub(crate) fn synthetic() -> Self {
         Self { synthetic: true, ..Self::default() }
     }
 
@@ -130,8 +129,7 @@ impl Weights {
     }
 
     /// Whether a tensor is stored.
-    #[must_use]
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.synthetic || self.tensors.contains_key(name)
     }
 
@@ -147,7 +145,7 @@ impl Weights {
     }
 
     /// Marks a stored tensor as accounted for without reading it.
-    pub fn ignore(&mut self, name: &str) {
+    pub(crate) fn ignore(&mut self, name: &str) {
         self.taken.insert(name.to_owned());
     }
 
@@ -155,7 +153,7 @@ impl Weights {
     ///
     /// # Errors
     /// Where it is missing, of another shape or type, or has a value that is not finite.
-    pub fn take<B: Kernels>(
+    pub(crate) fn take<B: Kernels>(
         &mut self,
         name: &str,
         shape: &[usize],
@@ -192,7 +190,7 @@ impl Weights {
     ///
     /// # Errors
     /// Where one cannot be read.
-    pub fn equal(&self, a: &str, b: &str) -> Result<bool> {
+    pub(crate) fn equal(&self, a: &str, b: &str) -> Result<bool> {
         if self.synthetic {
             return Ok(true);
         }
@@ -205,7 +203,7 @@ impl Weights {
     ///
     /// # Errors
     /// Names the first stored tensor that was neither taken nor ignored.
-    pub fn finish(&self) -> Result<()> {
+    pub(crate) fn finish(&self) -> Result<()> {
         let mut left = self.tensors.keys().filter(|name| !self.taken.contains(*name));
         let Some(first) = left.next() else { return Ok(()) };
         let others = left.count();
@@ -219,7 +217,7 @@ impl Weights {
     ///
     /// # Errors
     /// Where a file cannot be read.
-    pub fn content_hash(&self) -> Result<String> {
+    pub(crate) fn content_hash(&self) -> Result<String> {
         let mut files: Vec<&PathBuf> = self.files.iter().collect();
         files.sort();
         let hashes: Vec<String> = files.par_iter().map(|path| file_hash(path)).collect::<Result<_>>()?;

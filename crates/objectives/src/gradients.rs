@@ -4,14 +4,14 @@ use crate::dual::sigmoid_of;
 use crate::objective::outcome;
 use crate::{Outcome, PairGram, PairLogps};
 
-fn of_dpo(pair: &PairLogps, h: &Hyper) -> Outcome {
+fn dpo_outcome(pair: &PairLogps, h: &Hyper) -> Outcome {
     outcome(dpo(&Scalars::new(pair), h))
 }
 
 /// d_w = βσ(−u)/‖g_w‖, d_l = βσ(−u)/‖g_l‖ (Yuan et al., arXiv 2410.13828, section 5). A gradient of length zero has no
 /// direction to follow, and gets 0.
 pub fn normalised(pair: &PairLogps, h: &Hyper, gram: &PairGram) -> Outcome {
-    let of = of_dpo(pair, h);
+    let of = dpo_outcome(pair, h);
     let over = |d: f64, square: f64| if square > 0.0 { d / square.sqrt() } else { 0.0 };
     Outcome { d_w: over(of.d_w, gram.ww), d_l: over(of.d_l, gram.ll), ..of }
 }
@@ -24,13 +24,13 @@ pub fn calibrated(pair: &PairLogps, h: &Hyper, gram: &PairGram) -> Outcome {
 
 /// [`calibrated`] with a given ln c.
 pub fn calibrated_by(pair: &PairLogps, h: &Hyper, ln_c: f64) -> Outcome {
-    let (of, c) = (of_dpo(pair, h), ln_c.exp());
+    let (of, c) = (dpo_outcome(pair, h), ln_c.exp());
     Outcome { d_w: of.d_w * c, d_l: of.d_l / c, ..of }
 }
 
 /// d_l times g = σ(α(p − τ)), p the geometric mean of the rejected tokens' probabilities (arXiv 2605.02626).
 pub fn gate_dpo(pair: &PairLogps, h: &Hyper) -> Outcome {
-    let of = of_dpo(pair, h);
+    let of = dpo_outcome(pair, h);
     let p = (pair.rejected / f64::from(pair.lengths.rejected)).exp();
     Outcome { d_l: of.d_l * sigmoid_of(h["alpha"] * (p - h["tau"])), ..of }
 }

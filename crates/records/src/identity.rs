@@ -2,7 +2,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// What decides the numbers of a folder. A folder is gone on with only as what it was.
+/// The settings that decide a folder's numbers; a folder is resumed only with equal settings.
 ///
 /// Its fields are those of its serialised form, so that one that is added is compared without a further line.
 pub trait Identity: Serialize {

@@ -230,8 +230,7 @@ pub struct AnalysisManifest {
 
 impl AnalysisManifest {
     /// Name of the data set: of the repository that it came from, or of its file without extensions.
-    #[must_use]
-    pub fn dataset(&self) -> Option<String> {
+    pub(crate) fn dataset(&self) -> Option<String> {
         // a snapshot's folder is called by its commit
         if let Some(name) = self.hub.get("data").and_then(|source| source.split(['/', '@']).nth(1)) {
             return Some(name.to_owned());

@@ -195,7 +195,7 @@ fn line_chart(all: &[Series], unit: &str) -> Result<String> {
 }
 
 /// Rows of a table that are of a leaf.
-fn of_leaf(report: &Report, table: &str, leaf: usize) -> Vec<usize> {
+fn leaf_rows(report: &Report, table: &str, leaf: usize) -> Vec<usize> {
     let all = column(report, table, "leaf");
     (0..all.len()).filter(|&row| all[row].as_u64() == Some(leaf as u64)).collect()
 }
@@ -207,7 +207,7 @@ fn objectives(report: &Report, leaf: usize) -> Result<Option<String>> {
         column(report, "regimes", "share"),
     );
     let mut bars: Vec<(String, [f64; 5])> = Vec::new();
-    for row in of_leaf(report, "regimes", leaf) {
+    for row in leaf_rows(report, "regimes", leaf) {
         let name = objective[row].as_str().unwrap_or_default();
         let kind = regime[row].as_str().unwrap_or_default().replace('-', "_");
         if bars.last().is_none_or(|bar| bar.0 != name) {
@@ -267,7 +267,7 @@ fn diverging(value: f64) -> RGBColor {
 fn layers(report: &Report, leaf: usize) -> Result<Option<String>> {
     let (layer, module, median) =
         (column(report, "modules", "layer"), column(report, "modules", "module"), column(report, "modules", "median"));
-    let rows = of_leaf(report, "modules", leaf);
+    let rows = leaf_rows(report, "modules", leaf);
     let inside: Vec<(u64, &str, f64)> = rows
         .iter()
         .filter_map(|&row| Some((layer[row].as_u64()?, module[row].as_str()?, median[row].as_f64()?)))

@@ -16,7 +16,7 @@ pub(crate) const EXTREMES: [&str; 5] = ["cosine", "wl_over_min", "norm_ratio", "
 /// Pairs whose texts are in a report.
 const TEXTS: usize = 200;
 
-/// Bytes of texts in the file; fewer are taken where they are long. With as many of matrices, and 10,000 pairs' numbers, a
+/// Bytes of texts in the file; fewer are taken where they are long. With as many of matrices, and 20,000 pairs' numbers, a
 /// report stays under 10 MB.
 const TEXT_BYTES: usize = 2_500_000;
 

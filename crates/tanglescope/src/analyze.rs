@@ -64,6 +64,10 @@ impl AnalyzeOptions {
     fn checked(&self, listener: &dyn Listener) -> Result<(Model, Objectives)> {
         let model = Model::new(&self.model)?;
         let objectives = Objectives::new(&self.objectives, self.reference.as_ref(), &model, listener)?;
+        let without = objectives.reference == Reference::None;
+        if let Some(objective) = self.group_objectives.iter().find(|o| without && o.needs_reference()) {
+            return Err(Error::no_reference("group_objectives", &objective.to_string()));
+        }
         model.announce(listener);
         Ok((model, objectives))
     }
@@ -84,17 +88,7 @@ impl AnalyzeOptions {
     }
 
     /// What is measured beside pairs of the best and the worst response.
-    fn extras(
-        &self,
-        model: &Model,
-        of: &Description,
-        objectives: &Objectives,
-        listener: &dyn Listener,
-    ) -> Result<Extras> {
-        let without = objectives.reference == Reference::None;
-        if let Some(objective) = self.group_objectives.iter().find(|o| without && o.needs_reference()) {
-            return Err(Error::no_reference("group_objective", &objective.to_string()));
-        }
+    fn extras(&self, model: &Model, of: &Description, listener: &dyn Listener) -> Result<Extras> {
         let probes = match &self.probe {
             None => Vec::new(),
             Some(path) => {
@@ -159,7 +153,7 @@ impl OnDevice for AnalysisOnDevice<'_> {
         let reference = objectives.reference.load(asked, &model, listener)?;
         let tokenizer = tokenizer(&asked.folder)?;
         let before = done(&options.out, &data)?;
-        let extras = options.extras(asked, &model.description, objectives, listener)?;
+        let extras = options.extras(asked, &model.description, listener)?;
         if before.pairs > 0 {
             let (out, pairs) = (options.out.display(), data.pairs.len());
             listener.resumed(&format!("{out}: {} of {pairs} pairs are there already", before.pairs));

@@ -2,7 +2,8 @@
 use crate::error::{Error, Result};
 use std::panic::AssertUnwindSafe;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 use tanglescope_kernels::device::{
     Cuda, CudaDevice, FoundDevice, Offers, Vulkan, WgpuDevice, cuda_devices, offers_cuda, offers_vulkan, vulkan_devices,
 };
@@ -154,17 +155,26 @@ impl Device {
 
     /// Runs work whose device may fail: that its memory is full, or its driver gave up, comes as a panic of a library.
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        static HOOK: Once = Once::new();
+        static AT_WORK: AtomicUsize = AtomicUsize::new(0);
         static FIRST: Mutex<Option<String>> = Mutex::new(None);
         let first = || FIRST.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            let text = panic.payload_as_str().unwrap_or("no reason is given");
-            // a kernel that does not compile comes with all of its source
-            let words: String = text.split_whitespace().take(120).collect::<Vec<_>>().join(" ");
-            first().get_or_insert(words);
-        }));
+        // set once, since two calls that swap hooks would leave the wrong one; panics of a device come on threads of its library
+        HOOK.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                if AT_WORK.load(Ordering::Relaxed) == 0 {
+                    return before(panic);
+                }
+                let text = panic.payload_as_str().unwrap_or("no reason is given");
+                // a kernel that does not compile comes with all of its source
+                let words: String = text.split_whitespace().take(120).collect::<Vec<_>>().join(" ");
+                first().get_or_insert(words);
+            }));
+        });
+        AT_WORK.fetch_add(1, Ordering::Relaxed);
         let result = std::panic::catch_unwind(AssertUnwindSafe(work));
-        std::panic::set_hook(before);
+        AT_WORK.fetch_sub(1, Ordering::Relaxed);
         result.unwrap_or_else(|_| {
             let said = first().take().unwrap_or_default();
             let problem =

@@ -23,7 +23,7 @@ pub trait Listener: Sync {
     /// Work of a known amount begins, of which some was done by an earlier call.
     fn begin(&self, _total: Amount, _before: Amount) {}
 
-    /// What the amounts from now on are about.
+    /// Names the work that later `advance` calls belong to.
     fn about(&self, _what: &str) {}
 
     /// Some of the work is done.

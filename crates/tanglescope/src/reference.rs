@@ -89,10 +89,10 @@ impl Objectives {
 pub fn measurable(objective: &Objective, reference: bool) -> Result<Objective> {
     if objective.needs() == Needs::Training {
         let problem = "has parameters of its own that only training learns; sparse_hard is its form with a given mask";
-        return Err(Error::value("objective", objective, problem));
+        return Err(Error::value("objectives", objective, problem));
     }
     if objective.definition().reference && !reference {
-        return Err(Error::no_reference("objective", objective.given()));
+        return Err(Error::no_reference("objectives", objective.given()));
     }
     Ok(objective.clone())
 }

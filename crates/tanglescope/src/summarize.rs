@@ -141,10 +141,10 @@ fn against(leaves: &[Leaf], other: &Path, listener: &dyn Listener) -> Result<Dat
     let others = records(&[other.to_owned()])?;
     let mut tables = Vec::new();
     for leaf in leaves {
-        let of_data: Vec<&Leaf> = others.iter().filter(|other| other.dataset == leaf.dataset).collect();
-        let of_step: Vec<&Leaf> = of_data.iter().copied().filter(|other| other.step == leaf.step).collect();
+        let same_data: Vec<&Leaf> = others.iter().filter(|other| other.dataset == leaf.dataset).collect();
+        let same_step: Vec<&Leaf> = same_data.iter().copied().filter(|other| other.step == leaf.step).collect();
         let alone = others.iter().filter(|_| leaves.len() == 1 && others.len() == 1).collect::<Vec<_>>();
-        let before = match (alone.as_slice(), of_data.as_slice(), of_step.as_slice()) {
+        let before = match (alone.as_slice(), same_data.as_slice(), same_step.as_slice()) {
             ([one], ..) | (_, [one], _) | (.., [one]) => one,
             (.., []) => continue,
             _ => {

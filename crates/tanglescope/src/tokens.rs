@@ -180,7 +180,7 @@ impl TokensOnDevice<'_> {
         let hashes = [model.content_hash.as_str(), &data.content_hash];
         let mut identity = identity(asked, hashes, model.adapter_hash.as_deref(), None, false);
         if let Some(there) = manifest::read::<AnalysisManifest>(out)? {
-            // of what an analysis measures beside, a matrix depends on nothing
+            // token matrices do not depend on reference, contrast or probes
             let AnalysisIdentity { reference, contrast, probes, .. } = there.identity;
             identity = AnalysisIdentity { reference, contrast, probes, ..identity };
         }

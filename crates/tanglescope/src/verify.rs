@@ -12,6 +12,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use std::collections::HashMap;
+use std::path::Path;
 use tanglescope_gram::{Batch, GradientSink, Group, GroupResult, Request, grams, run as run_batch, token_logps};
 use tanglescope_kernels::{
     DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData, TensorMetadata, as_index,
@@ -42,7 +43,7 @@ impl VerifyOptions {
 
     fn checked(&self, listener: &dyn Listener) -> Result<Model> {
         let model = Model::new(&self.model)?;
-        self.objectives.iter().try_for_each(of_one_pair)?;
+        self.objectives.iter().try_for_each(check_pairwise)?;
         model.announce(listener);
         Ok(model)
     }
@@ -128,8 +129,7 @@ fn working_tolerance(dtype: DType) -> f64 {
 /// Where an option, the model, the adapter or a row cannot be used, or the device fails. A check that fails is no error.
 pub fn verify(options: &VerifyOptions, listener: &dyn Listener) -> Result<Verification> {
     let model = options.checked(listener)?;
-    let file = model.folder.join("model.safetensors");
-    let stored = std::fs::metadata(&file).map_or(0, |m| m.len());
+    let stored = weights_bytes(&model.folder)?;
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     // weights of at least 2 bytes become 8; the model, a moved copy, two gradients, and as much again in passing
@@ -302,14 +302,22 @@ fn slopes(
     [0, 1].map(|b| (8.0 * (p1[b] - m1[b]) - (p2[b] - m2[b])) / (12.0 * step))
 }
 
+/// Bytes of a model's weights on the disk, of all shards.
+fn weights_bytes(folder: &Path) -> Result<u64> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::output(folder, e))?.flatten();
+    let weights = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "safetensors"));
+    // a link of the hub's cache counts as what it points to
+    Ok(weights.filter_map(|entry| std::fs::metadata(entry.path()).ok()).map(|file| file.len()).sum())
+}
+
 /// Refuses an objective that is not one of a pair.
-fn of_one_pair(objective: &Objective) -> Result<()> {
+fn check_pairwise(objective: &Objective) -> Result<()> {
     measurable(objective, true)?;
     if matches!(objective.needs(), Needs::Pair | Needs::Gram) {
         return Ok(());
     }
     let problem = "is no loss of a pair's two log-probabilities; choose one that is";
-    Err(Error::value("objective", objective, problem))
+    Err(Error::value("objectives", objective, problem))
 }
 
 /// What an objective makes of a pair whose policy is its own reference.

@@ -28,7 +28,7 @@ pub fn matrix<B: Kernels>(x: &FloatTensor<B>) -> FloatTensor<B> {
     B::reshape(x.clone(), [rows, columns])
 }
 
-/// The same as burn's tensor.
+/// The matrix as a burn tensor.
 fn tensor<B: Kernels>(x: &FloatTensor<B>) -> Tensor<B, 2> {
     Tensor::from_primitive(TensorPrimitive::Float(matrix::<B>(x)))
 }

@@ -28,7 +28,7 @@ pub struct Signal<'a> {
 }
 
 /// Outcomes of the pairs of a step whose objective is defined on batches, by example.
-pub type OfBatch = HashMap<usize, Outcome>;
+pub type BatchOutcomes = HashMap<usize, Outcome>;
 
 impl Signal<'_> {
     /// The weights of an example's tokens in a masked objective.
@@ -81,7 +81,7 @@ impl Signal<'_> {
         example: usize,
         group: &Group,
         token_logps: &[Vec<f64>],
-        of_batch: Option<&OfBatch>,
+        of_batch: Option<&BatchOutcomes>,
         gram: Option<&PairGram>,
     ) -> Outcome {
         if let Some(outcome) = of_batch.and_then(|of| of.get(&example)) {

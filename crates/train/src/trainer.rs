@@ -4,7 +4,7 @@ use crate::log::{StepLog, means, prediction_means};
 use crate::masks::Masks;
 use crate::optimizer::{Moving, Optimizer, matrix, scaled, squared_norm};
 use crate::order;
-use crate::signal::{Example, OfBatch, Reference, Signal};
+use crate::signal::{BatchOutcomes, Example, Reference, Signal};
 use serde_json::json;
 use std::collections::HashMap;
 use tanglescope_gram::{
@@ -106,8 +106,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 
     /// Numbers of the examples that a step, counted from 0, trains on.
-    #[must_use]
-    pub fn examples_of(&self, step: usize) -> Vec<usize> {
+    pub(crate) fn examples_of(&self, step: usize) -> Vec<usize> {
         order::of_step(step, self.examples.len(), self.settings.pairs_per_step(), self.settings.seed)
     }
 
@@ -185,7 +184,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 
     /// Outcomes of an objective that is defined on batches: log-probabilities of all pairs come before any coefficient.
-    fn of_batch(&self, chosen: &[usize], groups: &[&Group], schedule: &Schedule) -> Option<OfBatch> {
+    fn of_batch(&self, chosen: &[usize], groups: &[&Group], schedule: &Schedule) -> Option<BatchOutcomes> {
         if self.objective.needs() != Needs::Batch {
             return None;
         }
@@ -203,7 +202,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         chosen: &[usize],
         groups: &[&'a Group],
         schedule: &Schedule,
-        of_batch: Option<&OfBatch>,
+        of_batch: Option<&BatchOutcomes>,
         grams: bool,
     ) -> Update<B> {
         let signal = self.signal();
@@ -215,11 +214,11 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             Signal::coefficients(outcome, groups[g].responses.len(), requests[g].cotangents.len(), chosen.len())
         };
         let of_logps = |g: usize, token_logps: &Vec<Vec<f64>>| coefficients(g, token_logps, None);
-        let of_gram =
+        let squares =
             |g: usize, result: &GroupResult| coefficients(g, &result.token_logps, Some(&PairGram::of(&result.total())));
         let needs_gram = self.objective.needs() == Needs::Gram;
         let when = match self.calibration {
-            None if needs_gram => Coefficients::OfGram(&of_gram),
+            None if needs_gram => Coefficients::OfGram(&squares),
             // a moving average is known beforehand
             _ => Coefficients::OfLogps(&of_logps),
         };
@@ -230,7 +229,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         &self,
         chosen: &[usize],
         results: &[GroupResult],
-        of_batch: Option<&OfBatch>,
+        of_batch: Option<&BatchOutcomes>,
         grams: bool,
     ) -> Result<Vec<PairStep>> {
         let signal = self.signal();
@@ -240,15 +239,15 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             let gram = (!result.grams.is_empty()).then(|| PairGram::of(&result.total()));
             let outcome = signal.outcome(e, &example.group, &result.token_logps, of_batch, gram.as_ref());
             let sums = signal.sums(e, &result.token_logps);
-            let of_gram = gram.map_or([0.0; 2], |gram| [gram.ww, gram.ll]);
+            let squares = gram.map_or([0.0; 2], |gram| [gram.ww, gram.ll]);
             for (name, value) in [
                 ("log π(chosen)", sums.chosen),
                 ("log π(rejected)", sums.rejected),
                 ("loss", outcome.loss),
                 ("d_w", outcome.d_w),
                 ("d_l", outcome.d_l),
-                ("‖g_w‖²", of_gram[0]),
-                ("‖g_l‖²", of_gram[1]),
+                ("‖g_w‖²", squares[0]),
+                ("‖g_l‖²", squares[1]),
             ] {
                 if !value.is_finite() {
                     return Err(self.not_finite(&format!("row {}", example.row), format!("{name} is {value}")));

@@ -18,7 +18,7 @@ fn scores(spec: AttentionSpec) -> (f32, f32, u32) {
     (spec.scale as f32, cap, as_index(spec.window.unwrap_or(NO_WINDOW).min(NO_WINDOW)))
 }
 
-/// See the trait's `attention`.
+/// See [`Attend::attend`].
 pub(crate) fn attention<R: CubeRuntime>(
     q: &CubeTensor<R>,
     k: &CubeTensor<R>,
@@ -70,7 +70,7 @@ pub(crate) fn attention<R: CubeRuntime>(
     (out, normaliser)
 }
 
-/// See the trait's `attention_vjp`.
+/// See [`Attend::attend_vjp`].
 pub(crate) fn attention_vjp<R: CubeRuntime>(
     [q, k, v]: [&CubeTensor<R>; 3],
     (out, normaliser): (&CubeTensor<R>, &CubeTensor<R>),

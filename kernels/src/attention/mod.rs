@@ -30,8 +30,7 @@ pub struct AttentionSpec {
 
 impl AttentionSpec {
     /// First of the positions that the query at a position sees.
-    #[must_use]
-    pub fn first_seen(&self, position: usize) -> usize {
+    pub(crate) fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 

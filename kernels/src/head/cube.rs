@@ -124,7 +124,6 @@ pub(super) fn take_chunk<F: Float>(
         figures[row * 6 + 1] = sum_before * factor + all;
         figures[row * 6 + 2] = (weighted_before + sum_before * (before - top)) * factor + all_weighted;
         figures[row * 6 + 4] = factor;
-        if comptime!(start) || here > before {}
         let mut above_before = 0.0f32;
         if comptime!(!start) {
             above_before = figures[row * 6 + 5];
@@ -153,7 +152,7 @@ pub(super) fn add_chunk(mean: &mut Matrix<f32>, here: &Matrix<f32>, figures: &Ar
     }
 }
 
-/// `W[target]`, times the slope of its bound, less `mean/Σ`: the gradient of log p(target) in the input; a unit a value.
+/// `W[target]`, times the slope of its soft cap, less `mean/Σ`: the gradient of log p(target) in the input; a unit a value.
 #[cube(launch)]
 pub(super) fn finish<F: Float>(
     w: &Matrix<F>,

@@ -48,7 +48,7 @@ pub(crate) fn array<R: CubeRuntime>(handle: Handle, len: usize) -> ArrayArg<R> {
     unsafe { ArrayArg::from_raw_parts(handle, len) }
 }
 
-/// `[rows, width]` of a matrix; a vector is one row.
+/// Rows of a matrix; a vector has one.
 pub(crate) fn rows_of<R: CubeRuntime>(x: &CubeTensor<R>) -> usize {
     let shape = x.meta.shape();
     if shape.num_dims() == 1 { 1 } else { shape[0] }

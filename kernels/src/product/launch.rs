@@ -65,7 +65,7 @@ impl Multiply {
     }
 }
 
-/// The same into memory that is there.
+/// a·b into the existing tensor `out`.
 pub(crate) fn product_into<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, out: &CubeTensor<R>) {
     if out.meta.num_elements() == 0 {
         return;

@@ -76,7 +76,7 @@ impl<B: Kernels> Sink<B> for DirectionalSink<'_, B> {
         let (vocabulary, step) = (head.w.shape()[0], &self.step[name]);
         // Δ log p(target) of each row: Σ_v e_v Δz_v, Δz = y·Δᵀ
         let rows: Vec<usize> = (0..head.predictions.targets.len()).collect();
-        let of_chunks = head_in_chunks(head, &rows, |rows, y, logits| -> Vec<f64> {
+        let chunk_changes = head_in_chunks(head, &rows, |rows, y, logits| -> Vec<f64> {
             let changes = B::download(&B::matmul(y, step, true, 1.0, None));
             let both = logits.chunks_exact(vocabulary).zip(changes.chunks_exact(vocabulary));
             let of_row = |(&row, (logits, changes)): (&usize, (&[f64], &[f64]))| {
@@ -85,7 +85,7 @@ impl<B: Kernels> Sink<B> for DirectionalSink<'_, B> {
             };
             rows.iter().zip(both).map(of_row).collect()
         });
-        let of_row: Vec<f64> = of_chunks.into_iter().flatten().collect();
+        let of_row: Vec<f64> = chunk_changes.into_iter().flatten().collect();
         for (change, weights) in self.changes.iter_mut().zip(head.cotangents.weights) {
             *change += weights.iter().map(|(row, weight)| weight * of_row[*row]).sum::<f64>();
         }

@@ -37,7 +37,7 @@ fn head_in_chunks<B: Kernels, T>(
     std::iter::once(first).chain(rest.chunks(HEAD_ROWS)).map(of_rows).collect()
 }
 
-/// Rows in a tensor's width.
+/// Columns of a matrix.
 fn width<B: Kernels>(x: &FloatTensor<B>) -> usize {
     x.shape()[1]
 }

@@ -178,8 +178,7 @@ pub enum Reads {
 
 impl Reads {
     /// Whether the map is one of attention's.
-    #[must_use]
-    pub fn by_attention(self) -> bool {
+    pub(crate) fn by_attention(self) -> bool {
         matches!(self, Self::MixerInput | Self::AttentionOutput)
     }
 }
@@ -221,14 +220,13 @@ impl Description {
     }
 
     /// Widths of the queries, keys and values of a row.
-    #[must_use]
-    pub fn qkv_widths(&self) -> [usize; 3] {
+    pub(crate) fn qkv_widths(&self) -> [usize; 3] {
         let kv = self.attention.kv_heads * self.attention.head_dim;
         [self.attention.heads * self.attention.head_dim, kv, kv]
     }
 
     /// Paths inside a block of the linear maps that read one of its inputs.
-    pub fn maps_of(&self, input: Reads) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn maps_of(&self, input: Reads) -> impl Iterator<Item = &'static str> {
         self.parts().into_iter().filter_map(move |part| match part {
             Part::Map { name, reads, .. } if reads == input => Some(name),
             _ => None,
@@ -248,12 +246,12 @@ impl Description {
         let norm = |name: Option<&'static str>| name.map(|name| Part::Norm { name, features: d });
         let map = |name, reads, shape, bias| Part::Map { name, reads, shape, bias };
         let mut parts: Vec<Part> = norm(names.attention_norm).into_iter().collect();
-        let of_qkv = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
+        let qkv_map = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
         match names.qkv {
             Qkv::Separate([q_name, k_name, v_name]) => {
-                parts.extend([of_qkv(q_name, q), of_qkv(k_name, kv), of_qkv(v_name, kv)]);
+                parts.extend([qkv_map(q_name, q), qkv_map(k_name, kv), qkv_map(v_name, kv)]);
             }
-            Qkv::Joined(name) | Qkv::ByHead(name) => parts.push(of_qkv(name, q + 2 * kv)),
+            Qkv::Joined(name) | Qkv::ByHead(name) => parts.push(qkv_map(name, q + 2 * kv)),
         }
         if let (Some(names), Some(over)) = (names.query_key_norms, self.query_key_norm) {
             let widths = if over == QueryKeyNorm::Heads { [self.attention.head_dim; 2] } else { [q, kv] };
@@ -262,11 +260,11 @@ impl Description {
         parts.push(map(names.o, Reads::AttentionOutput, [q, d], self.o_bias));
         parts.extend(norm(names.after_attention));
         parts.extend(norm(names.mlp_norm));
-        let of_up = |name, width| map(name, Reads::MlpInput, [d, width], self.mlp_bias);
+        let up_map = |name, width| map(name, Reads::MlpInput, [d, width], self.mlp_bias);
         match names.up {
-            Up::Plain(name) => parts.push(of_up(name, self.mlp_width)),
-            Up::Gated(names) => parts.extend(names.map(|name| of_up(name, self.mlp_width))),
-            Up::Joined(name) => parts.push(of_up(name, 2 * self.mlp_width)),
+            Up::Plain(name) => parts.push(up_map(name, self.mlp_width)),
+            Up::Gated(names) => parts.extend(names.map(|name| up_map(name, self.mlp_width))),
+            Up::Joined(name) => parts.push(up_map(name, 2 * self.mlp_width)),
         }
         parts.push(map(names.down, Reads::MlpHidden, [self.mlp_width, d], self.mlp_bias));
         parts.extend(norm(names.after_mlp));

@@ -1,4 +1,4 @@
-//! Multimodal models whose text part is a supported decoder, which is what is loaded of them.
+//! Multimodal models: only the text part is loaded, and it must be a supported decoder.
 use super::{Description, Names, describe};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -55,14 +55,12 @@ impl Wrapper {
     }
 
     /// Whether a tensor is one that only images go through.
-    #[must_use]
-    pub fn is_of_images(name: &str) -> bool {
+    pub(crate) fn is_of_images(name: &str) -> bool {
         OF_IMAGES.iter().any(|prefix| name.starts_with(prefix))
     }
 
     /// The same module of the text part as checkpoints of either layout, or of the text part alone, spell it.
-    #[must_use]
-    pub fn spellings(module: &str) -> Vec<String> {
+    pub(crate) fn spellings(module: &str) -> Vec<String> {
         let inside = LAYOUTS.iter().find_map(|[model, _]| module.strip_prefix(model));
         let Some(inside) = inside else { return vec![module.to_owned()] };
         let prefixes = LAYOUTS.iter().map(|[model, _]| *model).chain(["model."]);

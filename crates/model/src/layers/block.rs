@@ -51,7 +51,7 @@ impl<B: Kernels> Block<B> {
     }
 
     /// Shows every linear map and norm, in the order of the forward pass.
-    pub fn visit(&mut self, f: &mut Visitor<'_, B>) {
+    pub(crate) fn visit(&mut self, f: &mut Visitor<'_, B>) {
         self.mixer.visit(f);
         self.mlp.visit(f);
     }

@@ -34,14 +34,12 @@ pub struct Linear<B: Kernels> {
 
 impl<B: Kernels> Lora<B> {
     /// Name of the factor A.
-    #[must_use]
-    pub fn a_name(&self) -> String {
+    pub(crate) fn a_name(&self) -> String {
         format!("{}.lora_A.weight", self.name)
     }
 
     /// Name of the factor B.
-    #[must_use]
-    pub fn b_name(&self) -> String {
+    pub(crate) fn b_name(&self) -> String {
         format!("{}.lora_B.weight", self.name)
     }
 
@@ -52,14 +50,12 @@ impl<B: Kernels> Lora<B> {
 
 impl<B: Kernels> Linear<B> {
     /// Name of the weight.
-    #[must_use]
-    pub fn weight_name(&self) -> String {
+    pub(crate) fn weight_name(&self) -> String {
         format!("{}.weight", self.name)
     }
 
     /// Name of the bias.
-    #[must_use]
-    pub fn bias_name(&self) -> String {
+    pub(crate) fn bias_name(&self) -> String {
         format!("{}.bias", self.name)
     }
 
@@ -139,15 +135,15 @@ pub(crate) fn deliver<B: Kernels>(
     rows: &RowSet,
     pass: &mut Backward<'_, B>,
 ) {
-    let mut of_input = Vec::new();
+    let mut factors = Vec::new();
     for map in maps {
         let linear = map.linear;
         if pass.scope.contains(&linear.weight_name()) {
-            of_input.push(Factor { name: linear.weight_name(), delta: map.delta });
+            factors.push(Factor { name: linear.weight_name(), delta: map.delta });
         }
         if let (Some(lora), Some(low)) = (&linear.lora, map.low) {
             if let Some(low_delta) = map.low_delta.as_ref().filter(|_| pass.scope.contains(&lora.a_name())) {
-                of_input.push(Factor { name: lora.a_name(), delta: low_delta });
+                factors.push(Factor { name: lora.a_name(), delta: low_delta });
             }
             if pass.scope.contains(&lora.b_name()) {
                 pass.sink.linear(low, &[Factor { name: lora.b_name(), delta: map.delta }], rows);
@@ -157,7 +153,7 @@ pub(crate) fn deliver<B: Kernels>(
             pass.sink.vector(&linear.bias_name(), map.delta, rows);
         }
     }
-    if !of_input.is_empty() {
-        pass.sink.linear(&input(), &of_input, rows);
+    if !factors.is_empty() {
+        pass.sink.linear(&input(), &factors, rows);
     }
 }

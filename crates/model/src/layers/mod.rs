@@ -52,14 +52,12 @@ pub struct BackwardRows<'a> {
 
 impl BackwardRows<'_> {
     /// The rows whose cotangents come from above.
-    #[must_use]
-    pub fn here(&self) -> &RowSet {
+    pub(crate) fn here(&self) -> &RowSet {
         self.active.unwrap_or(self.full)
     }
 
     /// Cotangents of [`here`](Self::here), spread over all rows.
-    #[must_use]
-    pub fn spread<B: Kernels>(&self, delta: FloatTensor<B>) -> FloatTensor<B> {
+    pub(crate) fn spread<B: Kernels>(&self, delta: FloatTensor<B>) -> FloatTensor<B> {
         match self.active {
             None => delta,
             Some(active) => B::scatter_add(&delta, &places(self.full, active), self.full.rows()),
@@ -69,11 +67,11 @@ impl BackwardRows<'_> {
 
 /// Row of `full` of each row of `active`, whose cotangents are the ends of the same cotangents' rows.
 fn places(full: &RowSet, active: &RowSet) -> Vec<u32> {
-    let of_cotangent = |k: usize| {
+    let cotangent_rows = |k: usize| {
         let (all, part) = (full.of(k), active.of(k));
         all.end - part.len()..all.end
     };
-    (0..full.cotangents()).flat_map(of_cotangent).map(tanglescope_kernels::as_index).collect()
+    (0..full.cotangents()).flat_map(cotangent_rows).map(tanglescope_kernels::as_index).collect()
 }
 
 /// A backward pass at one block: its rows, which parameters are wanted, and where they are delivered.

@@ -19,14 +19,12 @@ pub struct Norm<B: Kernels> {
 
 impl<B: Kernels> Norm<B> {
     /// Name of the gain.
-    #[must_use]
-    pub fn gain_name(&self) -> String {
+    pub(crate) fn gain_name(&self) -> String {
         format!("{}.weight", self.name)
     }
 
     /// Name of the bias.
-    #[must_use]
-    pub fn bias_name(&self) -> String {
+    pub(crate) fn bias_name(&self) -> String {
         format!("{}.bias", self.name)
     }
 
@@ -95,14 +93,14 @@ impl<B: Kernels> Norm<B> {
         }
         // each part is a row of its own, and of the same cotangent
         let place = |row: u32| (0..parts).map(move |part| tanglescope_kernels::as_index(row as usize * parts + part));
-        let of_parts = RowSet {
+        let part_rows = RowSet {
             index: rows.index.iter().flat_map(|&row| place(row)).collect(),
             offsets: rows.offsets.iter().map(|offset| offset * parts).collect(),
             sets: rows.sets.clone(),
         };
         let x = B::reshape(x.clone(), [forward * parts, features]);
         let delta = B::reshape(delta, [rows.rows() * parts, features]);
-        B::reshape(self.vjp(&x, &delta, &of_parts, None, pass), [rows.rows(), width])
+        B::reshape(self.vjp(&x, &delta, &part_rows, None, pass), [rows.rows(), width])
     }
 
     pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Norm<C> {

@@ -50,7 +50,7 @@ macro_rules! one_of {
                     $((Self::$variant(layer), $trace::$variant(trace)) => {
                         layer.vjp(trace, x, delta, onto, needs, pass)
                     }),+
-                    // of one variant it is all there is
+                    // unreachable while the enum has one variant
                     #[allow(unreachable_patterns)]
                     _ => unreachable!("a trace is of the layer that left it"),
                 }

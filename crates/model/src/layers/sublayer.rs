@@ -103,9 +103,9 @@ impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {
         let below = if L::MIXES_ROWS { rows.full } else { rows.here() };
         let spread = |delta| if L::MIXES_ROWS { rows.spread::<B>(delta) } else { delta };
         let Some(norm) = &self.norm else {
-            let of_layer = after.unwrap_or_else(|| delta.clone());
+            let layer_delta = after.unwrap_or_else(|| delta.clone());
             let onto = needs.stream.then(|| spread(residual.unwrap_or(delta)));
-            return self.layer.vjp(&trace.layer, &x, &of_layer, onto, needs, pass);
+            return self.layer.vjp(&trace.layer, &x, &layer_delta, onto, needs, pass);
         };
         let dx = self.layer.vjp(&trace.layer, &x, after.as_ref().unwrap_or(&delta), None, needs, pass)?;
         drop(after);

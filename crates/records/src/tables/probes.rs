@@ -53,11 +53,11 @@ fn combine(probes: &[DataFrame], outcomes: &DataFrame, leave_out: &[String]) -> 
     let numbers = |table: &DataFrame, name: &str| -> PolarsResult<Vec<u64>> {
         Ok(table.column(name)?.u64()?.iter().flatten().collect())
     };
-    let mut of_pair: HashMap<u64, Vec<(u64, [f64; 2])>> = HashMap::new();
+    let mut inner_by_pair: HashMap<u64, Vec<(u64, [f64; 2])>> = HashMap::new();
     for table in probes {
         let inner = [reals(table, "inner_chosen")?, reals(table, "inner_rejected")?];
         for (row, (pair, probe)) in numbers(table, "pair")?.into_iter().zip(numbers(table, "probe")?).enumerate() {
-            of_pair.entry(pair).or_default().push((probe, [inner[0][row], inner[1][row]]));
+            inner_by_pair.entry(pair).or_default().push((probe, [inner[0][row], inner[1][row]]));
         }
     }
     let (d_w, d_l) = (reals(outcomes, "d_w")?, reals(outcomes, "d_l")?);
@@ -68,7 +68,7 @@ fn combine(probes: &[DataFrame], outcomes: &DataFrame, leave_out: &[String]) -> 
         if leave_out.iter().any(|left| left == name) {
             continue;
         }
-        let probes = of_pair.get(&pair).into_iter().flatten();
+        let probes = inner_by_pair.get(&pair).into_iter().flatten();
         rows.extend(probes.map(|(probe, [w, l])| (pair, *probe, name.to_owned(), d_w[row] * w - d_l[row] * l)));
     }
     Ok(frame(vec![

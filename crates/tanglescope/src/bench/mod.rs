@@ -220,7 +220,7 @@ impl OnDevice for BenchOnDevice<'_> {
         match kept {
             Ok(Some(path)) => listener.note(&format!("rates kept in {}", path.display())),
             Ok(None) => {}
-            // what was measured is returned whether or not the next run can know of it
+            // a rates cache that cannot be written does not fail the call
             Err(problem) => listener.left_out(&format!("rates not kept: {problem}")),
         }
         Ok(BenchReport {
@@ -234,7 +234,7 @@ impl OnDevice for BenchOnDevice<'_> {
     }
 }
 
-/// How much work it takes to see a device's rates.
+/// Size of the products and copies that rates are measured with.
 #[derive(Clone, Copy)]
 enum Size {
     /// A software driver.

@@ -28,7 +28,7 @@ pub struct Probe {
 }
 
 impl Extras {
-    /// What stands for the probes.
+    /// SHA-256 of the probes' rows and tokens; `None` without probes.
     pub fn probes_identity(&self) -> Option<String> {
         let of = |probe: &Probe| format!("{} {:?} {:?}", probe.row, probe.group.prompt, probe.group.responses);
         (!self.probes.is_empty()).then(|| text_hash(&self.probes.iter().map(of).collect::<Vec<_>>().join("\n")))

@@ -34,14 +34,14 @@ impl Item {
         };
         let mut order = vec![best, worst];
         order.extend((0..responses.len()).filter(|k| ![best, worst].contains(k)));
-        let of_branch: Vec<Option<f64>> = order.iter().map(|&k| scores.as_ref().map(|scores| scores[k])).collect();
+        let branch_scores: Vec<Option<f64>> = order.iter().map(|&k| scores.as_ref().map(|scores| scores[k])).collect();
         let pairs = match first {
             None => vec![([0, 1], row)],
-            Some(first) => (0u64..).zip(ordered(&order, &of_branch)).map(|(n, pair)| (pair, first + n)).collect(),
+            Some(first) => (0u64..).zip(ordered(&order, &branch_scores)).map(|(n, pair)| (pair, first + n)).collect(),
         };
         let branches = order.iter().map(|&k| responses[k].clone()).collect();
         let group = Group::of(model, tokens.prompt, branches);
-        Self { row, id, truncated, group, responses: order, scores: Some(of_branch), pairs }
+        Self { row, id, truncated, group, responses: order, scores: Some(branch_scores), pairs }
     }
 
     /// The rows of a part; `first` is the number of its first pair where rows have several.

@@ -62,14 +62,14 @@ impl<B: Kernels> Measurement<'_, B> {
         let outline = asked.outline()?;
         let placement = Placement::of(asked, &outline);
         let hashes = [model.content_hash.as_str(), &data.content_hash];
-        let of_reference = objectives.reference.identity(|_| match reference {
+        let reference_identity = objectives.reference.identity(|_| match reference {
             LoadedReference::Model(model) => Ok(model.content_hash.clone()),
             LoadedReference::None | LoadedReference::Itself => unreachable!("a folder's model is loaded"),
         })?;
         let identity = AnalysisIdentity {
             all_pairs: extras.all_pairs,
             probes: extras.probes_identity(),
-            ..identity(asked, hashes, model.adapter_hash.as_deref(), of_reference, objectives.contrast())
+            ..identity(asked, hashes, model.adapter_hash.as_deref(), reference_identity, objectives.contrast())
         };
         let plan = BatchPlan {
             rows_per_part: stages::ROWS_PER_PART,
@@ -142,7 +142,7 @@ pub fn open(
     let (adapter, device) = (asked.adapter_folder(), asked.device.to_string());
     let manifest = match manifest::read::<AnalysisManifest>(out)? {
         Some(mut manifest) => {
-            // matrices of tokens need none of these: the first run that writes pairs settles them
+            // a folder of `tokens` leaves reference, contrast and probes open; the first analysis sets them
             if Table::at(out, tables::PAIRS).parts()?.is_empty() {
                 let AnalysisIdentity { reference, contrast, probes, .. } = identity.clone();
                 manifest.identity = AnalysisIdentity { reference, contrast, probes, ..manifest.identity };

@@ -57,7 +57,7 @@ pub struct Rows {
 impl<B: Kernels> Setup<'_, B> {
     /// The rows of a part, in data order.
     pub fn window<'a>(&self, part: usize, window: &'a [Item]) -> Result<Rows> {
-        // of each pair, where contrast tokens are asked for
+        // contrast masks, one for each pair of an item
         let masks = |item: &Item| -> Vec<Option<Masks>> {
             let of = |&[chosen, rejected]: &[usize; 2]| {
                 self.contrast.then(|| contrast(&item.group.responses[chosen], &item.group.responses[rejected]))
@@ -66,9 +66,10 @@ impl<B: Kernels> Setup<'_, B> {
         };
         let masks: Vec<Vec<Option<Masks>>> = window.iter().map(masks).collect();
         let request = |(item, masks): (&'a Item, &Vec<Option<Masks>>)| {
-            let of_pairs = item.pairs.iter().zip(masks).filter_map(|((pair, _), masks)| Some((pair, masks.as_ref()?)));
+            let pair_masks =
+                item.pairs.iter().zip(masks).filter_map(|((pair, _), masks)| Some((pair, masks.as_ref()?)));
             let over =
-                of_pairs.flat_map(|(pair, masks)| pair.iter().zip(masks).map(|(&k, mask)| Cotangent::over(k, mask)));
+                pair_masks.flat_map(|(pair, masks)| pair.iter().zip(masks).map(|(&k, mask)| Cotangent::over(k, mask)));
             let cotangents = Cotangent::log_probabilities(&item.group).into_iter().chain(over).collect();
             Request { group: &item.group, cotangents }
         };

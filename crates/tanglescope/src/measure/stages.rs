@@ -124,9 +124,9 @@ impl Measured {
 
 /// The tables that follow from those: what steps on objectives would do.
 struct Following<'a> {
-    of_groups: Option<Table>,
+    group_outcomes: Option<Table>,
     outcomes: Option<Table>,
-    of_probes: Option<Table>,
+    probe_outcomes: Option<Table>,
     objectives: &'a [Objective],
     group_objectives: &'a [tanglescope_objectives::GroupObjective],
     /// Objectives that follow gradients over contrast tokens, which probes have none of.
@@ -141,9 +141,9 @@ impl<'a> Following<'a> {
         let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
         let contrast = objectives.iter().filter(|objective| objective.needs() == Needs::Contrast);
         Ok(Self {
-            of_groups: table(measured.groups.is_some() && !group_objectives.is_empty(), tables::GROUP_OBJECTIVES)?,
+            group_outcomes: table(measured.groups.is_some() && !group_objectives.is_empty(), tables::GROUP_OBJECTIVES)?,
             outcomes: table(!objectives.is_empty(), tables::OBJECTIVES)?,
-            of_probes: table(measured.probes.is_some() && !objectives.is_empty(), tables::PROBE_OBJECTIVES)?,
+            probe_outcomes: table(measured.probes.is_some() && !objectives.is_empty(), tables::PROBE_OBJECTIVES)?,
             objectives,
             group_objectives,
             contrast: contrast.map(Objective::to_string).collect(),
@@ -152,9 +152,9 @@ impl<'a> Following<'a> {
     }
 
     fn part(&mut self, part: usize, measured: &Measured, summary: &mut Summary) -> Result<()> {
-        if let (Some(table), Some(of_groups)) = (&measured.groups, &self.of_groups) {
+        if let (Some(table), Some(group_outcomes)) = (&measured.groups, &self.group_outcomes) {
             let rows = groups::measured(&table.read(part)?)?;
-            of_groups.write(part, groups::outcomes(&rows, self.group_objectives))?;
+            group_outcomes.write(part, groups::outcomes(&rows, self.group_objectives))?;
         }
         let Some(outcomes) = &self.outcomes else { return Ok(()) };
         let rows = objectives::measured(&measured.pairs.read(part)?)?;
@@ -163,8 +163,8 @@ impl<'a> Following<'a> {
         }
         let of_part = outcomes.read(part)?;
         summary.add_objectives(&of_part)?;
-        if let (Some(table), Some(of_probes)) = (&measured.probes, &self.of_probes) {
-            of_probes.write(part, probes::outcomes(&[table.read(part)?], &of_part, &self.contrast)?)?;
+        if let (Some(table), Some(probe_outcomes)) = (&measured.probes, &self.probe_outcomes) {
+            probe_outcomes.write(part, probes::outcomes(&[table.read(part)?], &of_part, &self.contrast)?)?;
         }
         self.all.extend(rows);
         Ok(())
@@ -177,9 +177,9 @@ impl<'a> Following<'a> {
         outcomes.write(part, of_all)?;
         let of_all = outcomes.read(part)?;
         summary.add_objectives(&of_all)?;
-        if let (Some(table), Some(of_probes)) = (&measured.probes, &self.of_probes) {
+        if let (Some(table), Some(probe_outcomes)) = (&measured.probes, &self.probe_outcomes) {
             let tables = (0..part).map(|part| table.read(part)).collect::<Result<Vec<_>, _>>()?;
-            of_probes.write(part, probes::outcomes(&tables, &of_all, &self.contrast)?)?;
+            probe_outcomes.write(part, probes::outcomes(&tables, &of_all, &self.contrast)?)?;
         }
         Ok(())
     }

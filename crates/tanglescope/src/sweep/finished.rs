@@ -35,15 +35,20 @@ impl Hashes {
     }
 }
 
+/// Whether every part that a job makes is there, whatever it was made of.
+pub fn has_everything(job: &Job<'_>, mean: bool) -> Result<bool> {
+    let all = done(&job.out, job.data)?.pairs == job.data.pairs.len();
+    Ok(all && has_followed(&job.out, job.data, &job.run.objectives.objectives, mean))
+}
+
 /// Whether a job was finished as what it is now. Only what has all its parts is looked at by content, which takes reading a
 /// whole model; a job of which something is missing is compared when its model is loaded.
 pub fn finished(job: &Job<'_>, asked: &Model, mean: bool, hashes: &mut Hashes) -> Result<bool> {
     let Some(manifest) = manifest::read::<AnalysisManifest>(&job.out)? else { return Ok(false) };
-    let all = done(&job.out, job.data)?.pairs == job.data.pairs.len();
-    if !all || !has_followed(&job.out, job.data, &job.run.objectives.objectives, mean) {
+    if !has_everything(job, mean)? {
         return Ok(false);
     }
-    // what cannot be read is said by the loader
+    // read errors are reported when the job's model is loaded
     let Ok(identity) = hashes.identity(job, asked) else { return Ok(false) };
     same_run(&manifest, &identity, &job.out)?;
     let objectives = job.run.objectives.names();

@@ -148,7 +148,7 @@ impl SweepOptions {
             let steps = |of: &Prepared<'_>| of.run.checkpoints.iter().map(|c| c.step).collect();
             let mut left: Vec<&Job<'_>> = Vec::new();
             for job in jobs {
-                if done(&job.out, job.data)?.pairs < job.data.pairs.len() {
+                if !finished::has_everything(job, self.mean_gradients)? {
                     left.push(job);
                 }
             }
@@ -269,7 +269,7 @@ impl SweepOnDevice<'_> {
             }
         };
         let shared = (&run.base, &run.objectives.reference);
-        // the policy as its own reference, or none, is nothing that is kept
+        // the reference is loaded again only where base or reference differ from the last job's
         if models.reference.as_ref().is_none_or(|held| (&held.base, &held.reference) != shared) {
             let (base, reference) = (run.base.clone(), run.objectives.reference.clone());
             let loaded = reference.load(asked, model, *listener)?;

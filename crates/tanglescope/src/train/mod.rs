@@ -237,8 +237,8 @@ impl TrainOptions {
     fn settings(&self, pairs: usize) -> Result<Settings> {
         let per_epoch = pairs.div_ceil(self.pairs_per_step()?);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let of_epochs = ((per_epoch as f64 * self.epochs).ceil() as usize).max(1);
-        let max_steps = self.max_steps.unwrap_or(of_epochs);
+        let epoch_steps = ((per_epoch as f64 * self.epochs).ceil() as usize).max(1);
+        let max_steps = self.max_steps.unwrap_or(epoch_steps);
         Ok(Settings {
             learning_rate: self.learning_rate,
             schedule: self.schedule,

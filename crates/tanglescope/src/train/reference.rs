@@ -44,7 +44,8 @@ pub fn logps<B: Kernels>(
             LoadedReference::Itself | LoadedReference::None => model,
         };
         let tensors = compute(model, &used, plan, listener);
-        let unfinished = out.join(format!(".{NAME}.unfinished"));
+        // a name that the next run's lock takes away
+        let unfinished = out.join(format!(".unfinished-{NAME}.safetensors"));
         write_tensors::<Flex>(&unfinished, tensors)?;
         std::fs::rename(&unfinished, &path).map_err(|e| Error::output(&path, e))?;
     }
