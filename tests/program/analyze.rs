@@ -130,7 +130,7 @@ fn a_killed_run_goes_on_and_ends_with_the_same_bits() {
     process.kill().unwrap();
     process.wait().unwrap();
     // what a kill in the middle of a write leaves, and a part of one table without that of the other
-    std::fs::write(killed.join("params.parquet/00003.unfinished"), b"PAR1").unwrap();
+    std::fs::write(killed.join("params.parquet/.unfinished-Ab3dEf"), b"PAR1").unwrap();
     let last = killed.join("pairs.parquet/00005.parquet");
     let _ = std::fs::remove_file(&last);
 

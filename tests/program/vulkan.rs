@@ -59,7 +59,7 @@ fn what_vulkan_cannot_do_is_said() {
     assert!(error_line(&output).contains("--dtype f64"), "{}", error_line(&output));
     let output = tanglescope().args(&args).env("VK_DRIVER_FILES", "/nowhere.json").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(error_line(&output).contains("--device vulkan: no Vulkan device"), "{}", error_line(&output));
+    assert!(error_line(&output).contains("--device vulkan:0: no Vulkan device"), "{}", error_line(&output));
 }
 
 /// A driver in software is slower than the CPU path and is never chosen unasked.

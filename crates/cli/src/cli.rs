@@ -5,7 +5,7 @@ use tanglescope::Mapping;
 
 /// Measures gradient entanglement in preference-tuned language models.
 #[derive(Debug, Parser)]
-#[command(version, about, max_term_width = 110)]
+#[command(name = "tanglescope", version, about, max_term_width = 110)]
 pub struct Cli {
     /// Print the command's output as JSON
     #[arg(long, global = true)]

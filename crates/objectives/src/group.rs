@@ -236,7 +236,8 @@ mod tests {
         for name in ["grpo:eps=0.01", "dr_grpo", "rloo", "plackett_luce:beta=0.2", "listnet:beta=0.3,tau=2"] {
             assert_eq!(name.parse::<GroupObjective>().unwrap().to_string(), name);
         }
-        for (name, told) in [("dpo", "no objective on groups"), ("grpo:beta=1", "no key"), ("grpo:eps=-1", "positive")]
+        for (name, told) in
+            [("dpo", "no objective on groups"), ("grpo:beta=1", "has no `beta`"), ("grpo:eps=-1", "positive")]
         {
             let message = name.parse::<GroupObjective>().unwrap_err().to_string();
             assert!(message.contains(told), "{message}");

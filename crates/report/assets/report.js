@@ -4,9 +4,9 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
   const escape = (text) => echarts.format.encodeHTML(String(text));
-  // Okabe and Ito's colours, told apart by people with any kind of colour blindness
-  const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6bb1", "#7f7f7f", "#b2912f", "#4d4d4d"];
-  const REGIMES = { ideal: "#009e73", "both-up": "#56b4e9", "both-down": "#d55e00", inverted: "#cc79a7", none: "#8a8f96" };
+  const palette = JSON.parse(document.getElementById("palette").textContent);
+  const COLOURS = palette.series;
+  const REGIMES = Object.fromEntries(palette.regimes);
   const DIVERGING = ["#2166ac", "#67a9cf", "#f2f2f2", "#ef8a62", "#b2182b"];
 
   const number = (x) => (x === null || x === undefined ? null : Number(x));

@@ -1,6 +1,7 @@
 //! A report as one HTML file: the page, its data as JSON, its script, and the library that draws.
 use crate::error::{Error, Result};
 use crate::gather::Report;
+use crate::palette::Palette;
 use minijinja::{Environment, context};
 use std::path::Path;
 
@@ -18,6 +19,7 @@ const ECHARTS: &str = include_str!("../assets/echarts-6.1.0.min.js");
 pub fn html(report: &Report) -> Result<String> {
     let refuse = |e: &dyn std::fmt::Display| Error::file(Path::new("report.html"), e);
     let data = serde_json::to_string(report).map_err(|e| refuse(&e))?.replace('<', "\\u003c");
+    let palette = serde_json::to_string(&Palette::css()).map_err(|e| refuse(&e))?;
     let mut environment = Environment::new();
     environment.add_template("report.html", PAGE).map_err(|e| refuse(&e))?;
     let page = environment.get_template("report.html").map_err(|e| refuse(&e))?;
@@ -36,6 +38,7 @@ pub fn html(report: &Report) -> Result<String> {
         js => JS,
         echarts => ECHARTS,
         data,
+        palette,
     })
     .map_err(|e| refuse(&e))
 }

@@ -6,6 +6,7 @@ mod error;
 mod gather;
 mod html;
 mod markdown;
+mod palette;
 mod texts;
 mod training;
 

@@ -1,34 +1,18 @@
 //! A short report in Markdown, with figures as SVG, for papers and pull requests.
 use crate::error::{Error, Result};
 use crate::gather::Report;
+use crate::palette::{Colour, REGIMES, SERIES};
 use plotters::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-/// Okabe and Ito's colours, told apart by people with any kind of colour blindness.
-const COLOURS: [RGBColor; 10] = [
-    RGBColor(0, 114, 178),
-    RGBColor(230, 159, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(213, 94, 0),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(140, 107, 177),
-    RGBColor(127, 127, 127),
-    RGBColor(178, 145, 47),
-    RGBColor(77, 77, 77),
-];
-
-/// Regimes, in the order of the digest's columns.
-const REGIMES: [(&str, RGBColor); 5] = [
-    ("ideal", RGBColor(0, 158, 115)),
-    ("both_up", RGBColor(86, 180, 233)),
-    ("both_down", RGBColor(213, 94, 0)),
-    ("inverted", RGBColor(204, 121, 167)),
-    ("none", RGBColor(138, 143, 150)),
-];
+/// A colour as plotters takes it.
+fn rgb(colour: Colour) -> RGBColor {
+    let [_, red, green, blue] = colour.to_be_bytes();
+    RGBColor(red, green, blue)
+}
 
 /// Size of a figure.
 const SIZE: (u32, u32) = (760, 380);
@@ -172,7 +156,7 @@ fn line_chart(all: &[Series], unit: &str) -> Result<String> {
             .map_err(failed)?;
         chart.configure_mesh().x_desc("step").y_desc(unit).light_line_style(TRANSPARENT).draw().map_err(failed)?;
         for series in all {
-            let colour = COLOURS[series.colour % COLOURS.len()];
+            let colour = rgb(SERIES[series.colour % SERIES.len()]);
             let style = colour.stroke_width(2);
             let points = series.points.iter().copied();
             if series.dashed {
@@ -209,7 +193,7 @@ fn objectives(report: &Report, leaf: usize) -> Result<Option<String>> {
     let mut bars: Vec<(String, [f64; 5])> = Vec::new();
     for row in leaf_rows(report, "regimes", leaf) {
         let name = objective[row].as_str().unwrap_or_default();
-        let kind = regime[row].as_str().unwrap_or_default().replace('-', "_");
+        let kind = regime[row].as_str().unwrap_or_default();
         if bars.last().is_none_or(|bar| bar.0 != name) {
             bars.push((name.to_owned(), [0.0; 5]));
         }
@@ -229,10 +213,10 @@ fn objectives(report: &Report, leaf: usize) -> Result<Option<String>> {
         let root = SVGBackend::with_string(&mut svg, (width, height)).into_drawing_area();
         root.fill(&WHITE).map_err(failed)?;
         let text = ("sans-serif", 13).into_font();
-        for (at, (name, colour)) in REGIMES.iter().enumerate() {
+        for (at, (name, colour)) in REGIMES.into_iter().enumerate() {
             let x = left + 105 * i32::try_from(at).unwrap_or(0);
-            root.draw(&Rectangle::new([(x, 12), (x + 12, 24)], colour.filled())).map_err(failed)?;
-            root.draw(&Text::new(name.replace('_', " "), (x + 18, 12), text.clone())).map_err(failed)?;
+            root.draw(&Rectangle::new([(x, 12), (x + 12, 24)], rgb(colour).filled())).map_err(failed)?;
+            root.draw(&Text::new(name.replace('-', " "), (x + 18, 12), text.clone())).map_err(failed)?;
         }
         for (at, (name, shares)) in bars.iter().enumerate() {
             let y = 40 + i32::try_from(step).unwrap_or(0) * i32::try_from(at).unwrap_or(0);
@@ -241,7 +225,7 @@ fn objectives(report: &Report, leaf: usize) -> Result<Option<String>> {
             let mut from = 0.0;
             for (share, (_, colour)) in shares.iter().zip(REGIMES) {
                 let ends = [from, from + share].map(|x| left + rounded(x * length));
-                root.draw(&Rectangle::new([(ends[0], y), (ends[1], y + 16)], colour.filled())).map_err(failed)?;
+                root.draw(&Rectangle::new([(ends[0], y), (ends[1], y + 16)], rgb(colour).filled())).map_err(failed)?;
                 from += share;
             }
         }
@@ -317,7 +301,7 @@ fn scatter(report: &Report, leaf: usize) -> Result<Option<String>> {
     let point = |row: usize| {
         let norms = (ww[row].as_f64()?.sqrt(), ll[row].as_f64()?.sqrt());
         let is = of[row].as_u64() == Some(leaf as u64) && norms.0 > 0.0 && norms.1 > 0.0;
-        is.then(|| (norms, regime[row].as_str().unwrap_or_default().replace('-', "_")))
+        is.then(|| (norms, regime[row].as_str().unwrap_or_default().to_owned()))
     };
     let points: Vec<((f64, f64), String)> = (0..of.len()).filter_map(point).collect();
     if points.is_empty() {
@@ -345,13 +329,14 @@ fn scatter(report: &Report, leaf: usize) -> Result<Option<String>> {
             .draw()
             .map_err(failed)?;
         for (kind, colour) in REGIMES {
+            let colour = rgb(colour);
             let of_kind: Vec<_> = points.iter().filter(|p| p.1 == kind).collect();
             if of_kind.is_empty() {
                 continue;
             }
             let marks = of_kind.iter().map(|p| Circle::new(p.0, 3, colour.mix(0.7).filled()));
             let drawn = chart.draw_series(marks).map_err(failed)?;
-            drawn.label(kind.replace('_', " ")).legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
+            drawn.label(kind.replace('-', " ")).legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
         }
         chart
             .configure_series_labels()

@@ -1,0 +1,33 @@
+//! The colours of all figures, on the page and in Markdown.
+use serde::Serialize;
+
+/// 0xRRGGBB.
+pub type Colour = u32;
+
+/// Okabe and Ito's colours first, told apart by people with any kind of colour blindness.
+pub const SERIES: [Colour; 10] =
+    [0x0072_b2, 0xe6_9f00, 0x009e_73, 0xd5_5e00, 0xcc_79a7, 0x56_b4e9, 0x8c_6bb1, 0x7f_7f7f, 0xb2_912f, 0x4d_4d4d];
+
+/// Regimes as tables name them, in the order of the digest's columns.
+pub const REGIMES: [(&str, Colour); 5] = [
+    ("ideal", 0x009e_73),
+    ("both-up", 0x56_b4e9),
+    ("both-down", 0xd5_5e00),
+    ("inverted", 0xcc_79a7),
+    ("none", 0x8a_8f96),
+];
+
+/// The palette as the page's script takes it.
+#[derive(Serialize)]
+pub struct Palette {
+    series: Vec<String>,
+    regimes: Vec<(&'static str, String)>,
+}
+
+impl Palette {
+    /// Colours as CSS writes them.
+    pub fn css() -> Self {
+        let css = |colour: Colour| format!("#{colour:06x}");
+        Self { series: SERIES.map(css).to_vec(), regimes: REGIMES.map(|(name, colour)| (name, css(colour))).to_vec() }
+    }
+}
