@@ -32,7 +32,8 @@ impl Segment {
     }
 
     /// Whether the segment has no rows.
-    pub(crate) fn is_empty(&self) -> bool {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }

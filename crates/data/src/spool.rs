@@ -56,7 +56,8 @@ impl Pairs {
     }
 
     /// Whether there is no row; no data set is read that way.
-    pub(crate) fn is_empty(&self) -> bool {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 

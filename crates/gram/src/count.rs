@@ -59,7 +59,7 @@ fn forward(map: &Map, rows: usize, dtype: DType) -> Cost {
 }
 
 /// Whether the cotangents of the outputs of maps that read an input are formed, and those of that input.
-fn needed(needs: &BlockNeeds, input: Reads) -> [bool; 2] {
+fn needed(needs: BlockNeeds, input: Reads) -> [bool; 2] {
     match input {
         Reads::MixerInput => [needs.mixer.hidden, needs.mixer.input],
         Reads::AttentionOutput => [needs.mixer.output, needs.mixer.hidden],
@@ -132,7 +132,7 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
             // at the top, rows whose cotangent is zero are left out until attention fills them
             let top = layer + 1 == of.layers() && input != Reads::MixerInput;
             let rows = if top { &batch.active } else { &batch.full };
-            let needed = needed(needs, input);
+            let needed = needed(*needs, input);
             for map in &maps {
                 count.forward += forward(map, batch.tokens.len(), dtype);
                 count.backward += backward(map, scope, needed, rows.rows(), dtype);

@@ -41,6 +41,7 @@ pub struct LayerNeeds {
 impl LayerNeeds {
     /// `below`: something below the layer is needed; the others: something is in scope among the norm before the layer, the
     /// maps and norms between that and what the last map reads, and the rest.
+    #[allow(clippy::fn_params_excessive_bools)] // one for each part that can be in scope
     fn new(below: bool, norm: bool, first: bool, last: bool) -> Self {
         let input = below || norm;
         let hidden = input || first;
@@ -50,7 +51,7 @@ impl LayerNeeds {
 
 impl BlockNeeds {
     /// Whether the block's vjp runs at all.
-    pub(crate) fn any(&self) -> bool {
+    pub(crate) fn any(self) -> bool {
         self.mixer.output || self.mlp.output
     }
 }
@@ -81,7 +82,7 @@ impl Needs {
 
     /// The lowest block whose vjp runs.
     pub(crate) fn lowest(&self) -> Option<usize> {
-        self.blocks.iter().position(BlockNeeds::any)
+        self.blocks.iter().position(|needs| needs.any())
     }
 }
 

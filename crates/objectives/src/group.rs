@@ -47,7 +47,7 @@ pub enum GroupObjective {
 }
 
 /// Names with their hyper-parameters and defaults.
-const NAMES: [(&str, &[(&str, Option<f64>)]); 5] = [
+const NAMES: [(&str, &hyper::Keys); 5] = [
     ("grpo", &[("eps", Some(1e-4))]),
     ("dr_grpo", &[]),
     ("rloo", &[]),

@@ -1,6 +1,9 @@
 //! `name:key=value,…`: an objective with its hyper-parameters, as it is given on a command line and kept in manifests.
 use crate::error::{Error, Result};
 
+/// Names of hyper-parameters with their defaults; one without has to be given.
+pub(crate) type Keys = [(&'static str, Option<f64>)];
+
 /// The name, and what follows its colon.
 pub(crate) fn split(given: &str) -> (&str, &str) {
     given.split_once(':').unwrap_or((given, ""))
@@ -11,7 +14,7 @@ pub(crate) fn split(given: &str) -> (&str, &str) {
 /// # Errors
 /// Where something is not `key=value`, a key is unknown or given twice, a value is no finite number, or a key without a default
 /// is missing.
-pub(crate) fn values(given: &str, keys: &[(&'static str, Option<f64>)]) -> Result<Vec<(&'static str, f64)>> {
+pub(crate) fn values(given: &str, keys: &Keys) -> Result<Vec<(&'static str, f64)>> {
     let refuse = |problem: String| Error { given: given.to_owned(), problem };
     let (name, settings) = split(given);
     let mut found = keys.to_vec();

@@ -5,16 +5,18 @@ use serde::Serialize;
 pub type Colour = u32;
 
 /// Okabe and Ito's colours first, told apart by people with any kind of colour blindness.
-pub const SERIES: [Colour; 10] =
-    [0x0072_b2, 0xe6_9f00, 0x009e_73, 0xd5_5e00, 0xcc_79a7, 0x56_b4e9, 0x8c_6bb1, 0x7f_7f7f, 0xb2_912f, 0x4d_4d4d];
+pub const SERIES: [Colour; 10] = [
+    0x00_72_b2, 0xe6_9f_00, 0x00_9e_73, 0xd5_5e_00, 0xcc_79_a7, 0x56_b4_e9, 0x8c_6b_b1, 0x7f_7f_7f, 0xb2_91_2f,
+    0x4d_4d_4d,
+];
 
 /// Regimes as tables name them, in the order of the digest's columns.
 pub const REGIMES: [(&str, Colour); 5] = [
-    ("ideal", 0x009e_73),
-    ("both-up", 0x56_b4e9),
-    ("both-down", 0xd5_5e00),
-    ("inverted", 0xcc_79a7),
-    ("none", 0x8a_8f96),
+    ("ideal", 0x00_9e_73),
+    ("both-up", 0x56_b4_e9),
+    ("both-down", 0xd5_5e_00),
+    ("inverted", 0xcc_79_a7),
+    ("none", 0x8a_8f_96),
 ];
 
 /// The palette as the page's script takes it.
