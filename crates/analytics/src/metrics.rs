@@ -32,7 +32,7 @@ const ROWS_AT_ONCE: usize = 1 << 22;
 /// What is known of a pair under an objective.
 pub const OUTCOMES: [&str; 6] = ["loss", "d_w", "d_l", "delta_w", "delta_l", "band_slack"];
 
-/// pairs.parquet with every metric of [`METRICS`] that its columns allow, null where it is not defined, and with
+/// pairs.parquet with every metric of `METRICS` that its columns allow, null where it is not defined, and with
 /// `length_difference` (tokens of the chosen response less those of the rejected) and `shared_prefix` (tokens with which both
 /// responses begin).
 ///
@@ -175,7 +175,7 @@ pub fn regimes(leaf: &Leaf) -> Result<DataFrame> {
     Ok(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect()))
 }
 
-/// One row an objective and what is known of pairs under it ([`OUTCOMES`]); `None` without objectives.parquet.
+/// One row an objective and what is known of pairs under it (`OUTCOMES`); `None` without objectives.parquet.
 ///
 /// # Errors
 /// Where a part is damaged.

@@ -95,7 +95,7 @@ pub struct Batch {
     pub branches: Vec<Vec<Range<usize>>>,
     /// Predictions that the cotangents of each set weight.
     pub predictions: Vec<Range<usize>>,
-    /// All backward rows; one set a group, or one for all groups of a [joined](Self::joined) batch.
+    /// All backward rows; one set a group, or one for all groups of a joined batch.
     pub full: RowSet,
     /// One segment a cotangent.
     pub segments: Vec<Segment>,

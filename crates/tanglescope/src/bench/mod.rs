@@ -20,7 +20,7 @@ use tanglescope_kernels::{DType, HeadCotangents, Kernels, as_index};
 use tanglescope_model::architectures::Description;
 use tanglescope_model::{Decoder, Outline};
 
-/// Options of [`bench`].
+/// Options of [`bench()`].
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
     /// Folder of a Hugging Face model whose weights are used.
@@ -158,7 +158,7 @@ impl BenchOptions {
     /// What one pass would take.
     ///
     /// # Errors
-    /// As [`bench`] before it computes.
+    /// As [`bench()`] before it computes.
     pub fn estimate(&self, listener: &dyn Listener) -> Result<Estimate> {
         let Subject { model, outline, groups } = self.subject(listener)?;
         let planned = Planned::of(&model, outline)?;
