@@ -614,7 +614,7 @@ proptest! {
         let of_gram = |g: usize, _: &GroupResult| of(g);
         for at_once in [1, 2] {
             for when in [Coefficients::OfLogps(&of_logps), Coefficients::OfGram(&of_gram)] {
-                let found = update(&model, &scope, &requests, &batches_of(&requests, most, at_once), &when, true);
+                let found = update(&model, &scope, &requests, &batches_of(&groups, most, at_once), &when, true);
                 let (off, _) = distance(&found.gradient, &want);
                 prop_assert!(off <= 1e-10 * size, "{off} of {size}");
                 prop_assert_eq!(found.results.len(), groups.len());

@@ -65,7 +65,7 @@ pub fn keep(model: &Description, dtype: DType, forward: usize, backward: usize, 
 /// Cuts groups of the given numbers of forward rows into batches of at most `most` rows each; a longer group runs
 /// alone. Groups of like length come together; a batch lists its groups by number.
 #[must_use]
-pub fn batches(forward_rows: &[usize], most: usize) -> Vec<Vec<usize>> {
+pub(crate) fn batches(forward_rows: &[usize], most: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..forward_rows.len()).collect();
     order.sort_by_key(|&g| (forward_rows[g], g));
     let mut out: Vec<Vec<usize>> = Vec::new();

@@ -29,9 +29,9 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Requests in batches of at most `rows` forward rows each, groups of like length together, `at_once` of them side by side.
+/// Groups in batches of at most `rows` forward rows each, those of like length together, `at_once` of them side by side.
 #[must_use]
-pub fn batches_of(requests: &[Request<'_>], rows: usize, at_once: usize) -> Schedule {
-    let lengths: Vec<usize> = requests.iter().map(|request| request.group.forward_rows()).collect();
+pub fn batches_of<'a>(groups: impl IntoIterator<Item = &'a Group>, rows: usize, at_once: usize) -> Schedule {
+    let lengths: Vec<usize> = groups.into_iter().map(Group::forward_rows).collect();
     Schedule::by_length(&lengths, rows, at_once)
 }

@@ -28,7 +28,7 @@ impl Schedule {
 
     /// Batches of requests of the given numbers of rows, at most `most` rows each where a request alone has no more.
     #[must_use]
-    pub fn by_length(rows: &[usize], most: usize, at_once: usize) -> Self {
+    pub(crate) fn by_length(rows: &[usize], most: usize, at_once: usize) -> Self {
         Self { batches: plan::batches(rows, most), at_once }
     }
 

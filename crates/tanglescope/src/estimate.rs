@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::rates;
-use tanglescope_gram::{Batch, Count, Group, Request, Schedule, count, plan, token_passes};
+use tanglescope_gram::{Batch, Count, Group, Request, batches_of, count, plan, token_passes};
 use tanglescope_kernels::cost::Rates;
 use tanglescope_model::{InScope, Keep, Outline};
 
@@ -75,8 +75,7 @@ impl<'a> Planned<'a> {
     /// What a pass over some groups takes, in batches of at most `rows` forward rows.
     pub fn groups(&self, groups: &[Group], rows: usize) -> Estimate {
         let requests = Request::all(groups);
-        let lengths: Vec<usize> = groups.iter().map(Group::forward_rows).collect();
-        let batches = Schedule::by_length(&lengths, rows, 1).batches;
+        let batches = batches_of(groups, rows, 1).batches;
         let batches = batches.iter().map(|members| Batch::new(members.iter().map(|&g| &requests[g])));
         self.batches(groups, batches, rows)
     }

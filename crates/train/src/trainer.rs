@@ -8,7 +8,8 @@ use crate::signal::{BatchOutcomes, Example, Reference, Signal};
 use serde_json::json;
 use std::collections::HashMap;
 use tanglescope_gram::{
-    Coefficients, DirectionalSink, Group, GroupResult, Request, Schedule, Update, token_logps_in_batches, update,
+    Coefficients, DirectionalSink, Group, GroupResult, Request, Schedule, Update, batches_of, token_logps_in_batches,
+    update,
 };
 use tanglescope_kernels::{FloatTensor, Kernels};
 use tanglescope_model::{Decoder, InScope};
@@ -124,8 +125,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 
     fn schedule(&self, groups: &[&Group]) -> Schedule {
-        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
-        Schedule::by_length(&lengths, self.plan.rows, self.plan.at_once)
+        batches_of(groups.iter().copied(), self.plan.rows, self.plan.at_once)
     }
 
     fn signal(&self) -> Signal<'_> {

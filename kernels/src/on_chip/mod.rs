@@ -8,7 +8,7 @@ pub(crate) use launch::{
 };
 
 /// Implements a kernel's trait for every device backend, with `$R` its runtime: for concrete backends, so that a device's code is
-/// generated in this crate and nowhere else.
+/// generated in this crate and nowhere else. A body that names no runtime leaves `$R` unused.
 macro_rules! on_devices {
     ($trait:ident, $R:ident { $($body:tt)* }) => {
         const _: () = {

@@ -316,7 +316,11 @@ impl BenchOnDevice<'_> {
         model.activation_bytes = placement.activations;
         let scope = model.in_scope(&asked.scope)?;
         let requests = Request::all(&self.groups);
-        let schedule = batches_of(&requests, placement.rows_per_batch(asked, outline), placement.at_once);
+        let schedule = batches_of(
+            requests.iter().map(|request| request.group),
+            placement.rows_per_batch(asked, outline),
+            placement.at_once,
+        );
         let mut operations = 0.0;
         for members in &schedule.batches {
             let batch = Batch::new(members.iter().map(|&g| &requests[g]));

@@ -8,7 +8,7 @@ use crate::listener::Amount;
 use crate::reference::LoadedReference;
 use tanglescope_data::Dataset;
 use tanglescope_gram::{
-    Cotangent, Detail, Group, MeanGradients, Request, batches_of, grams_across, grams_in_batches, plan,
+    Cotangent, Detail, Group, MeanGradients, Request, batches_of, grams_across, grams_in_batches,
     token_logps_in_batches,
 };
 use tanglescope_kernels::{Kernels, as_index};
@@ -74,7 +74,8 @@ impl<B: Kernels> Setup<'_, B> {
             Request { group: &item.group, cotangents }
         };
         let requests: Vec<Request<'_>> = window.iter().zip(&masks).map(request).collect();
-        let schedule = batches_of(&requests, self.plan.forward_rows_per_batch, self.at_once);
+        let schedule =
+            batches_of(requests.iter().map(|request| request.group), self.plan.forward_rows_per_batch, self.at_once);
         let results = grams_in_batches(self.model, self.scope, &requests, &schedule, Detail::Parameters, |batch| {
             let rows = batch.iter().map(|&g| requests[g].group.forward_rows()).sum();
             self.of.listener.advance(Amount { pairs: batch.len(), rows });
@@ -133,8 +134,8 @@ impl<B: Kernels> Setup<'_, B> {
         let mut sums = MeanGradients::new(self.scope);
         for window in self.data.pairs.parts(ROWS_PER_PART) {
             let items = Item::all(&self.model.description, self.data.pairs.get(window)?, None);
-            let lengths: Vec<usize> = items.iter().map(|item| item.group.forward_rows()).collect();
-            for batch in plan::batches(&lengths, self.plan.forward_rows_per_batch) {
+            let groups = items.iter().map(|item| &item.group);
+            for batch in batches_of(groups, self.plan.forward_rows_per_batch, 1).batches {
                 sums.add(self.model, &batch.iter().map(|&at| &items[at].group).collect::<Vec<_>>());
             }
         }

@@ -5,7 +5,7 @@ use crate::listener::{Amount, Listener};
 use crate::model::Model;
 use crate::reference::{LoadedReference, Reference};
 use std::path::Path;
-use tanglescope_gram::{Group, Schedule, token_logps_in_batches};
+use tanglescope_gram::{Group, batches_of, token_logps_in_batches};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData};
 use tanglescope_model::{Decoder, read_tensors, write_tensors};
 use tanglescope_train::{Example, Reference as Logps, StepPlan};
@@ -72,10 +72,10 @@ fn compute<B: Kernels>(
     let mut tensors = Vec::new();
     for (name, set) in sets {
         let groups: Vec<&Group> = set.iter().map(|example| &example.group).collect();
-        let lengths: Vec<usize> = groups.iter().map(|group| group.forward_rows()).collect();
-        let schedule = Schedule::by_length(&lengths, plan.rows, plan.at_once);
+        let schedule = batches_of(groups.iter().copied(), plan.rows, plan.at_once);
         let logps = token_logps_in_batches(model, &groups, &schedule, |batch| {
-            listener.advance(Amount { pairs: batch.len(), rows: batch.iter().map(|&g| lengths[g]).sum() });
+            listener
+                .advance(Amount { pairs: batch.len(), rows: batch.iter().map(|&g| groups[g].forward_rows()).sum() });
         });
         tensors.push(((*name).to_owned(), tensor(logps.into_iter().flatten().flatten().collect())));
     }
