@@ -3,7 +3,7 @@ use crate::data::{read, reading, tokenizer, whole_groups};
 use crate::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
-use crate::listener::Listener;
+use crate::listener::{Listener, begin};
 use crate::measure::{Extras, Measurement, Probe, ReferenceLogps, done, work};
 use crate::model::Model;
 use crate::options::{DataOptions, ModelOptions, ObjectiveChoice, ReferenceModel};
@@ -154,11 +154,7 @@ impl OnDevice for AnalysisOnDevice<'_> {
         let tokenizer = tokenizer(&asked.folder)?;
         let before = done(&options.out, &data)?;
         let extras = options.extras(asked, &model.description, listener)?;
-        if before.pairs > 0 {
-            let (out, pairs) = (options.out.display(), data.pairs.len());
-            listener.resumed(&format!("{out}: {} of {pairs} pairs are there already", before.pairs));
-        }
-        listener.begin(work(&data)?, before);
+        begin(listener, &options.out, work(&data)?, before);
         let measurement = Measurement {
             asked,
             objectives,

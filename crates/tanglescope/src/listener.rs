@@ -1,5 +1,6 @@
 //! How a caller learns what a long call is doing.
 use crate::verify::Check;
+use std::path::Path;
 
 /// Pairs, and the forward rows that they take: pairs run in the order of their length, so that rows tell the time left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,15 @@ pub trait Listener: Sync {
 
     /// A check of `verify`, as it is made.
     fn checked(&self, _check: &Check) {}
+}
+
+/// Begins work into a folder, and tells how much of it an earlier call did, where it did some.
+pub(crate) fn begin(listener: &dyn Listener, out: &Path, total: Amount, before: Amount) {
+    if before.pairs > 0 {
+        let (done, all) = (before.pairs, total.pairs);
+        listener.resumed(&format!("{}: {done} of {all} pairs are there already", out.display()));
+    }
+    listener.begin(total, before);
 }
 
 /// Listens to nothing.

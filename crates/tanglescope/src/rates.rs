@@ -3,6 +3,7 @@
 //! The two figures decide between the Gram reductions of a map, and predict the time of a run.
 use crate::device::{Device, dtype_name};
 use crate::error::{Error, Result};
+use crate::records::make_folder;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tanglescope_kernels::DType;
@@ -53,7 +54,7 @@ pub fn keep(device: &Device, dtype: DType, rates: Rates) -> Result<Option<PathBu
     let mut all = all();
     all.insert(key(device, dtype), stored(rates));
     let folder = path.parent().unwrap_or(&path);
-    std::fs::create_dir_all(folder).map_err(|e| Error::output(folder, format!("cannot be made: {e}")))?;
+    make_folder(folder)?;
     let mut text = serde_json::to_vec_pretty(&all).map_err(|e| Error::output(&path, e))?;
     text.push(b'\n');
     write_whole(&path, &text)?;

@@ -1,8 +1,13 @@
 //! The tables of a folder as data frames.
-use crate::error::Result;
+use crate::error::{Error, Result};
 use polars_core::prelude::DataFrame;
 use std::path::{Path, PathBuf};
 use tanglescope_records::{Leaf, tables};
+
+/// Makes a folder that results go into, and those above it.
+pub(crate) fn make_folder(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::output(folder, format!("cannot be made: {e}")))
+}
 
 /// A folder of records.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -101,7 +101,7 @@ pub fn measurable(objective: &Objective, reference: bool) -> Result<Objective> {
 fn every(reference: bool, listener: &dyn Listener) -> Vec<Objective> {
     let (usable, left_out) = Objective::every(reference);
     for (name, reason) in left_out {
-        listener.left_out(&format!("option `objective` = all leaves out {name}: {reason}"));
+        listener.left_out(&format!("option `objectives` = all leaves out {name}: {reason}"));
     }
     usable
 }

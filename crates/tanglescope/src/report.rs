@@ -1,6 +1,7 @@
 //! One page, or Markdown with figures, from any set of record folders.
 use crate::error::{Error, Result};
 use crate::listener::Listener;
+use crate::records::make_folder;
 use std::path::{Path, PathBuf};
 use tanglescope_records::write_whole;
 use tanglescope_report::{Origin, Report, html, markdown};
@@ -56,7 +57,7 @@ pub fn report(options: &ReportOptions, listener: &dyn Listener) -> Result<PathBu
             let (text, figures) = markdown(&report, &name)?;
             let stem = out.file_stem().map_or("report".into(), |stem| stem.to_string_lossy().into_owned());
             let folder = out.parent().unwrap_or(Path::new("")).join(format!("{stem}-figures"));
-            std::fs::create_dir_all(&folder).map_err(|e| Error::output(&folder, format!("cannot be made: {e}")))?;
+            make_folder(&folder)?;
             for (file, svg) in figures {
                 write_whole(&folder.join(file), svg.as_bytes())?;
             }

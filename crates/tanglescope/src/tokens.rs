@@ -3,13 +3,13 @@ use crate::data::{group, groups, read, reading, tokenizer};
 use crate::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
-use crate::listener::{Amount, Listener};
+use crate::listener::{Amount, Listener, begin};
 use crate::measure::{identity, open};
 use crate::model::Model;
 use crate::options::{DataOptions, ModelOptions};
 use crate::placement::Placement;
 use crate::rates;
-use crate::records::Folder;
+use crate::records::{Folder, make_folder};
 use polars_core::prelude::DataFrame;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -119,7 +119,7 @@ impl OnDevice for TokensOnDevice<'_> {
         let data = read(&options.data.data, &asked.folder, &rows, &model.description, listener)?;
         let tokenizer = tokenizer(&asked.folder)?;
         let out = &options.out;
-        std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
+        make_folder(out)?;
         let _lock = lock(out)?;
         let (most, at_once) = self.plan(&mut model, &data)?;
         let tables = Tables::create(options)?;
@@ -136,11 +136,7 @@ impl OnDevice for TokensOnDevice<'_> {
                 before.add(of_part);
             }
         }
-        if before.pairs > 0 {
-            let pairs = data.pairs.len();
-            listener.resumed(&format!("{}: {} of {pairs} pairs are there already", out.display(), before.pairs));
-        }
-        listener.begin(all, before);
+        begin(listener, out, all, before);
         let mut shares = Shares::default();
         for (part, window) in windows.iter().enumerate() {
             let window = &data.pairs.get(window.clone())?;
@@ -260,7 +256,7 @@ fn npy(array: &Array) -> Vec<u8> {
 
 /// Writes the matrices of a part that are not there yet as NumPy arrays.
 fn write_arrays(folder: &Path, matrices: &DataFrame) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::output(folder, format!("cannot be made: {e}")))?;
+    make_folder(folder)?;
     for array in rows::arrays(matrices)? {
         let path = folder.join(format!("{}-{}.npy", array.pair, array.block));
         if path.is_file() {

@@ -15,6 +15,7 @@ use crate::listener::Listener;
 use crate::model::Model;
 use crate::placement::Placement;
 use crate::rates;
+use crate::records::make_folder;
 use crate::reference::{LoadedReference, Objectives};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -57,7 +58,7 @@ impl<B: Kernels> Measurement<'_, B> {
     /// Measures a model on data into a folder, or goes on where an earlier call stopped.
     pub fn write(&self, model: &mut Decoder<B>, scope: &InScope, data: &Dataset, out: &Path) -> Result<Summary> {
         let Self { asked, objectives, reference, extras, .. } = self;
-        std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
+        make_folder(out)?;
         let _lock = lock(out)?;
         let outline = asked.outline()?;
         let placement = Placement::of(asked, &outline);

@@ -12,10 +12,11 @@ use crate::data::{reading, whole_groups};
 use crate::device::{OnDevice, dtype_name};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
-use crate::listener::{Amount, Listener};
+use crate::listener::{Amount, Listener, begin};
 use crate::measure::{Extras, Measurement, ReferenceLogps, done, work};
 use crate::model::Model;
 use crate::options::{Measured, ObjectiveChoice, ReferenceModel, RowOptions};
+use crate::records::make_folder;
 use crate::reference::{LoadedReference, Reference};
 use finished::{Hashes, finished};
 use jobs::{Job, Prepared, jobs, prepare};
@@ -211,7 +212,7 @@ impl OnDevice for SweepOnDevice<'_> {
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Vec<String>> {
         let Self { options, listener, .. } = self;
         let out = &options.out;
-        std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
+        make_folder(out)?;
         let _locks = options.shard.lock(out)?;
         manifest::write(options, self.template, self.runs)?;
         let (mut total, mut before) = (Amount::default(), Amount::default());
@@ -219,11 +220,7 @@ impl OnDevice for SweepOnDevice<'_> {
             total.add(work(job.data)?);
             before.add(done(&job.out, job.data)?);
         }
-        if before.pairs > 0 {
-            let there = format!("{}: {} of {} pairs are there already", out.display(), before.pairs, total.pairs);
-            listener.resumed(&there);
-        }
-        listener.begin(total, before);
+        begin(listener, out, total, before);
         let (mut left_out, mut hashes) = (Vec::new(), Hashes::default());
         let mut models = Models::<B> { policy: None, base: None, reference: None };
         for jobs in self.jobs.chunk_by(|a, b| std::ptr::eq(a.checkpoint, b.checkpoint)) {

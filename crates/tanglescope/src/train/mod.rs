@@ -13,6 +13,7 @@ use crate::model::Model;
 use crate::options::{DataOptions, ModelOptions, ReferenceModel};
 use crate::placement::Placement;
 use crate::rates;
+use crate::records::make_folder;
 use crate::reference::Reference;
 use examples::Examples;
 use std::path::PathBuf;
@@ -330,7 +331,7 @@ impl OnDevice for TrainingOnDevice<'_> {
         let examples = Examples::read(options, asked, &model.description, listener)?;
         let settings = options.settings(examples.train.len())?;
         let out = &options.out;
-        std::fs::create_dir_all(out).map_err(|e| Error::output(out, format!("cannot be made: {e}")))?;
+        make_folder(out)?;
         let _lock = lock(out)?;
         checkpoint::tidy(out)?;
         let reference = options.reference(asked)?;
