@@ -167,9 +167,11 @@ impl<B: Kernels> Decoder<B> {
         }
         let Trace { blocks, spans, angles, last } = trace;
         let mut pass = Backward { rows, angles: &angles, scope, sink };
+        let Some(lowest) = needs.lowest() else {
+            return self.final_norm.deliver(&last, delta, rows.here(), &mut pass);
+        };
         let mut delta = self.final_norm.vjp(&last, delta, rows.here(), None, &mut pass);
         drop(last);
-        let Some(lowest) = needs.lowest() else { return };
         let top = self.blocks.len() - 1;
         // below the top block every row's cotangent is filled by attention
         let filled: Vec<Segment> = rows.segments.iter().map(|s| Segment { active_from: 0, ..s.clone() }).collect();
