@@ -3,7 +3,7 @@
 use crate::support::{demo, repository};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use tanglescope_data::{Dataset, Form, Limits, Mapping, Reading, Sample, TextTokens};
+use tanglescope_data::{Dataset, Limits, Mapping, Reading, RecipeName, Sample, TextTokens};
 
 const LIMITS: Limits = Limits { vocabulary: 1 << 20, positions: 1 << 20 };
 
@@ -19,17 +19,7 @@ fn model() -> tempfile::TempDir {
 }
 
 fn reading() -> Reading {
-    Reading {
-        form: Form::default(),
-        append_eos: false,
-        max_tokens: None,
-        truncate_prompt: false,
-        skip_bad_rows: false,
-        limit: None,
-        sample: None,
-        split: None,
-        columns: Mapping::default(),
-    }
+    Reading { recipe: RecipeName::Apart.recipe(), ..Reading::default() }
 }
 
 fn data(name: &str) -> PathBuf {
@@ -53,10 +43,10 @@ fn rows(of: &Dataset, tokenizer: &TextTokens) -> Vec<Value> {
 fn every_format_and_layout_gives_the_rows_that_were_written() {
     let (model, expected) = (model(), std::fs::read(data("expected.json")).unwrap());
     let expected: serde_json::Map<String, Value> = serde_json::from_slice(&expected).unwrap();
-    let tokenizer = TextTokens::open(model.path()).unwrap();
+    let tokenizer = TextTokens::open(&[model.path()]).unwrap();
     assert!(expected.len() > 30);
     for (name, want) in expected {
-        let found = Dataset::read(&data(&name), model.path(), &reading(), LIMITS);
+        let found = Dataset::read(&data(&name), &[model.path()], &reading(), LIMITS);
         let found = found.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(Value::Array(rows(&found, &tokenizer)), want, "{name}");
         let told = ["comparisons", "ultrafeedback.", "helpsteer", "shp", "saferlhf", "nectar", "kto"];
@@ -70,7 +60,7 @@ fn every_format_and_layout_gives_the_rows_that_were_written() {
         }
     }
     // ids come as they are
-    let ids = Dataset::read(&data("ids.parquet"), Path::new("none"), &reading(), LIMITS).unwrap();
+    let ids = Dataset::read(&data("ids.parquet"), &[Path::new("none")], &reading(), LIMITS).unwrap();
     let pair = ids.pairs.all().unwrap().remove(0);
     assert_eq!((pair.tokens.prompt, pair.tokens.rejected), (vec![1, 2], vec![4, 5]));
 }
@@ -81,7 +71,7 @@ fn parts_columns_limits_and_samples() {
     let read = |name: &str, change: &dyn Fn(&mut Reading)| {
         let mut reading = reading();
         change(&mut reading);
-        Dataset::read(&data(name), model.path(), &reading, LIMITS)
+        Dataset::read(&data(name), &[model.path()], &reading, LIMITS)
     };
     for folder in ["parts", "hub"] {
         assert_eq!(read(folder, &|of| of.split = Some("test".to_owned())).unwrap().pairs.len(), 1);
@@ -100,7 +90,7 @@ fn parts_columns_limits_and_samples() {
     let map = |text: &str| Mapping::parse(text).unwrap();
     let named = map("prompt=rejected,chosen=prompt,rejected=chosen");
     let pair = read("pandas.csv", &|of| of.columns = named.clone()).unwrap().pairs.all().unwrap().remove(0);
-    let tokenizer = TextTokens::open(model.path()).unwrap();
+    let tokenizer = TextTokens::open(&[model.path()]).unwrap();
     assert_eq!((tokenizer.join(&pair.tokens.prompt).as_str(), pair.id.as_deref()), ("No.", Some("a")));
     let inside = map("prompt=info.post,chosen=summaries.1.text,rejected=summaries.0.text");
     let pair = read("comparisons.parquet", &|of| of.columns = inside.clone()).unwrap().pairs.all().unwrap().remove(0);
@@ -118,7 +108,7 @@ fn malformed_files_of_each_kind_are_named() {
     let refuse = |name: &str, bytes: &[u8], told: &str| {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let error = Dataset::read(&path, model.path(), &reading(), LIMITS).unwrap_err().to_string();
+        let error = Dataset::read(&path, &[model.path()], &reading(), LIMITS).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(told), "{error}");
     };
     let whole = |name: &str| std::fs::read(data(name)).unwrap();
@@ -155,7 +145,7 @@ fn many_rows_are_read_in_flat_memory() {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
     };
     std::fs::write(&path, row.repeat(20_000)).unwrap();
-    let few = Dataset::read(&path, Path::new("none"), &reading(), LIMITS).unwrap();
+    let few = Dataset::read(&path, &[Path::new("none")], &reading(), LIMITS).unwrap();
     assert_eq!(few.pairs.len(), 20_000);
     let before = megabytes();
     std::fs::write(&path, row.repeat(5)).unwrap();
@@ -163,7 +153,7 @@ fn many_rows_are_read_in_flat_memory() {
     for _ in 0..10 {
         std::io::Write::write_all(&mut file, row.repeat(20_000).as_bytes()).unwrap();
     }
-    let many = Dataset::read(&path, Path::new("none"), &reading(), LIMITS).unwrap();
+    let many = Dataset::read(&path, &[Path::new("none")], &reading(), LIMITS).unwrap();
     assert_eq!(many.pairs.len(), 200_005);
     assert_eq!(many.pairs.get(200_000..200_010).unwrap().last().unwrap().row, 200_004);
     // 240 MB of token ids; 2 MB of places in the file

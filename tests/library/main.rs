@@ -7,4 +7,5 @@ mod architectures;
 mod checkpoints;
 mod engine;
 mod formats;
+mod recipes;
 mod untrusted;

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tanglescope_data::{ChatTemplate, Dataset, Form, Limits, Mapping, Message, Reading, TextTokens, parse_row};
+use tanglescope_data::{ChatTemplate, Dataset, Form, Limits, Message, Reading, Recipe, Setting, TextTokens, parse_row};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::architectures::describe;
 use tanglescope_model::{AdapterSource, Config, Decoder, Weights, adapter_hash};
@@ -127,7 +127,7 @@ fn rows() {
         r#"{"prompt": "P", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]}"#,
     ]);
     survive("rows", &seeds, cases(60_000), |bytes| {
-        drop(parse_row(bytes, Form { chat: bytes.len() % 2 == 0, chosen_only: false }));
+        drop(parse_row(bytes, Form { chat: bytes.len() % 2 == 0, ..Form::default() }));
     });
 }
 
@@ -135,17 +135,7 @@ fn rows() {
 fn data_files_of_each_format() {
     let folder = tempfile::tempdir().unwrap();
     let model = demo();
-    let reading = Reading {
-        form: Form::default(),
-        append_eos: false,
-        max_tokens: None,
-        truncate_prompt: false,
-        skip_bad_rows: true,
-        limit: None,
-        sample: None,
-        split: None,
-        columns: Mapping::default(),
-    };
+    let reading = Reading { skip_bad_rows: true, ..Reading::default() };
     let limits = Limits { vocabulary: 1 << 20, positions: 1 << 20 };
     for (name, many) in [
         ("pandas.parquet", 1500),
@@ -162,7 +152,7 @@ fn data_files_of_each_format() {
         let seed = std::fs::read(&path).unwrap();
         survive(name, &[seed], cases(many), |bytes| {
             std::fs::write(&copy, bytes).unwrap();
-            drop(Dataset::read(&copy, &model, &reading, limits));
+            drop(Dataset::read(&copy, &[&model], &reading, limits));
         });
     }
 }
@@ -176,11 +166,11 @@ fn tokenizers_and_templates() {
         "merges": [["a", "b"]], "unk_token": null, "byte_fallback": false}}"#;
     survive("tokenizer.json", &texts(&[small]), cases(3000), |bytes| {
         std::fs::write(folder.path().join("tokenizer.json"), bytes).unwrap();
-        if let Ok(tokenizer) = TextTokens::open(folder.path()) {
+        if let Ok(tokenizer) = TextTokens::open(&[folder.path()]) {
             let _ = (tokenizer.text(0), tokenizer.text(u32::MAX), tokenizer.join(&[0, 1, 99]));
             let row =
                 parse_row(r#"{"prompt": "ab a", "chosen": "b", "rejected": "é"}"#.as_bytes(), Form::default()).unwrap();
-            drop(tokenizer.tokens(&row.preference, true));
+            drop(Recipe::default().tokens(&row.preference, &Setting::default(), &tokenizer));
         }
     });
     let templates = texts(&[
@@ -193,7 +183,7 @@ fn tokenizers_and_templates() {
     survive("chat templates", &templates, cases(20_000), |bytes| {
         let source = String::from_utf8_lossy(bytes);
         if let Ok(template) = ChatTemplate::new(&source, serde_json::Map::new(), Path::new("chat_template.jinja")) {
-            drop(template.render(std::slice::from_ref(&message), true));
+            drop(template.render(std::slice::from_ref(&message), true, &Setting::default()));
         }
     });
 }

@@ -61,6 +61,8 @@ fn the_tables_have_the_documented_columns() {
         "rejected_tokens",
         "trunk_tokens",
         "truncated_tokens",
+        "chosen_truncated_tokens",
+        "rejected_truncated_tokens",
         "edit_distance",
         "logp_chosen",
         "logp_rejected",
@@ -240,18 +242,29 @@ fn long_prompts_are_refused_or_cut_from_the_left_and_the_record_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let (model, data) = inputs(folder.path(), &[ids_row(&[9, 8, 1, 2], &[3], &[4, 5]), ids_row(&[7], &[2], &[3])]);
     let (cut, short) = (folder.path().join("cut"), folder.path().join("short"));
-    let output = run(with(analyze(&model, &data, &cut), &["--max-tokens", "4"]));
+    let output = run(with(analyze(&model, &data, &cut), &["--max-length", "4", "--truncate", "refuse"]));
     assert_eq!(output.status.code(), Some(2));
     let message = error_line(&output);
-    assert!(message.contains("row 0") && message.contains("--truncate-prompt"), "{message}");
-    let output = run(with(analyze(&model, &data, &cut), &["--max-tokens", "4", "--truncate-prompt"]));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("1 prompts were cut"), "{output:?}");
+    assert!(message.contains("row 0") && message.contains("--truncate"), "{message}");
+    let output = run(with(analyze(&model, &data, &cut), &["--max-length", "4", "--truncate", "prompt"]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("row 0: the prompt was cut on the left"), "{output:?}");
     assert_eq!(counts(&cut, "pairs.parquet", "truncated_tokens"), [2, 0]);
     assert_eq!(counts(&cut, "pairs.parquet", "prompt_tokens"), [2, 1]);
     // what is left is the end of the prompt
     std::fs::write(&data, [ids_row(&[1, 2], &[3], &[4, 5]), ids_row(&[7], &[2], &[3])].join("\n")).unwrap();
     succeed(analyze(&model, &data, &short));
     assert_eq!(numbers(&cut, "pairs.parquet", "wl"), numbers(&short, "pairs.parquet", "wl"));
+    // as the recipe does it, responses lose their ends, and a prompt that leaves no room goes
+    std::fs::write(&data, [ids_row(&[1, 2], &[3], &[4, 5, 6]), ids_row(&[7, 8, 9, 10], &[2], &[3])].join("\n"))
+        .unwrap();
+    let ends = folder.path().join("ends");
+    let output = run(with(analyze(&model, &data, &ends), &["--max-tokens", "4"]));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("row 1 left out: the prompt alone has 4 tokens"),
+        "{output:?}"
+    );
+    let cuts = ["truncated_tokens", "chosen_truncated_tokens", "rejected_truncated_tokens", "rejected_tokens"];
+    assert_eq!(cuts.map(|name| counts(&ends, "pairs.parquet", name)[0]), [0, 0, 1, 2]);
 }
 
 #[test]

@@ -217,7 +217,7 @@ const ADAPTER: &[Case] = &[
     Case(
         "an adapter folder without config",
         |i| i.option(&["--adapter", "/nowhere"]),
-        &["/nowhere/adapter_config.json"],
+        &["--adapter /nowhere", "no such folder"],
     ),
     Case("an unknown type", |i| i.adapter(|c, _| c["peft_type"] = "IA3".into()), &["adapter_config.json", "`IA3`"]),
     Case("DoRA", |i| i.adapter(|c, _| c["use_dora"] = true.into()), &["use_dora"]),
@@ -283,7 +283,7 @@ const ADAPTER: &[Case] = &[
 
 const DATA: &[Case] = &[
     Case("no such data file", |i| std::fs::remove_file(&i.data).unwrap(), &["pairs.jsonl"]),
-    Case("a folder as data", |i| i.data = i.model.clone(), &["has no data files"]),
+    Case("a model as data", |i| i.data = i.model.clone(), &["is a model, for --model"]),
     Case("empty data", |i| i.rows(&[]), &["pairs.jsonl", "has no rows"]),
     Case("blank lines only", |i| i.rows(&["", " ", ""]), &["pairs.jsonl", "has no rows"]),
     Case(
@@ -346,6 +346,8 @@ const DATA: &[Case] = &[
         |i| {
             i.with_tokenizer();
             i.rows(&[r#"{"prompt": "a", "chosen": "", "rejected": "c"}"#]);
+            // with EOS after it, it has a token
+            i.option(&["--tokenize", "apart"]);
         },
         &["row 0", "`chosen` has no tokens"],
     ),

@@ -161,7 +161,9 @@ fn reported(folder: &Path) -> PathBuf {
     succeed([words.as_slice(), &["--out", &text("tokens"), "--device", "cpu"]].concat());
     // matrices of other tokens, under the same numbers, belong to no pair that is shown
     let words = ["tokens", "--model", &model, "--adapter", &text("dpo/checkpoint-4"), "--data", &text("long.jsonl")];
-    succeed([words.as_slice(), &["--append-eos", "--limit", "2", "--out", &text("stale"), "--device", "cpu"]].concat());
+    succeed(
+        [words.as_slice(), &["--eos", "none", "--limit", "2", "--out", &text("stale"), "--device", "cpu"]].concat(),
+    );
     let page = folder.join("report.html");
     let output = run(["report", &text("sweep"), &text("tokens"), &text("stale"), "--out", &page.display().to_string()]);
     assert!(output.status.success(), "{}", error_line(&output));
@@ -249,7 +251,7 @@ fn the_page_shows_what_the_records_hold() {
     assert!(prompt.as_str().unwrap().contains("</script><script>window.broken = 1</script>"), "{prompt}");
     assert_eq!(
         page.get("document.getElementById('pair-chosen').textContent"),
-        json!(" good <img src=x onerror=\"window.broken = 2\">")
+        json!(" good <img src=x onerror=\"window.broken = 2\"><|endoftext|>")
     );
     assert_eq!(page.get("window.broken ?? null"), Value::Null);
     assert_eq!(page.get("document.querySelectorAll('main img, dialog img, dialog script').length"), json!(0));

@@ -184,8 +184,8 @@ pub fn numbers(out: &Path, table: &str, column: &str) -> Vec<Option<f64>> {
 /// The program.
 pub fn tanglescope() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tanglescope"));
-    // Vulkan drivers complain on standard error where it is not set
-    command.env("XDG_RUNTIME_DIR", std::env::temp_dir()).env_remove("RUST_BACKTRACE");
+    // as in a container, where Vulkan drivers would complain of it on standard error
+    command.env_remove("XDG_RUNTIME_DIR").env_remove("RUST_BACKTRACE");
     command
 }
 

@@ -4,9 +4,9 @@ use crate::statistics::Spread;
 use polars_core::prelude::{DataFrame, PolarsResult};
 use polars_lazy::prelude::{col, len, lit, when};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use tanglescope_objectives::PairGram;
+use tanglescope_objectives::{PairGram, Rounding};
 use tanglescope_records::tables::{self, column, frame};
-use tanglescope_records::{Leaf, Records, Result};
+use tanglescope_records::{Leaf, Manifest, Records, Result};
 
 /// What rows of params.parquet are summed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +97,10 @@ pub fn means(leaf: &Leaf) -> Result<Option<DataFrame>> {
         Ok((pairs, PairGram { ww: sum("ww")?, wl: sum("wl")?, ll: sum("ll")? }))
     };
     let rows = [read().map_err(|e| records.blame(e))?];
+    let rounding = match Manifest::read(&leaf.folder)? {
+        Some(Manifest::Analysis(manifest)) => Rounding::of(&manifest.identity.dtype),
+        _ => Rounding::F64,
+    };
     let columns = vec![
         column("pairs", &rows, |r| r.0),
         column("ww", &rows, |r| r.1.ww),
@@ -104,7 +108,7 @@ pub fn means(leaf: &Leaf) -> Result<Option<DataFrame>> {
         column("ll", &rows, |r| r.1.ll),
         column("cosine", &rows, |r| r.1.cosine()),
         column("norm_ratio", &rows, |r| r.1.norm_ratio()),
-        column("regime_dpo", &rows, |r| r.1.regime(1.0, 1.0).name().to_owned()),
+        column("regime_dpo", &rows, |r| r.1.regime(1.0, 1.0, rounding).name().to_owned()),
     ];
     Ok(Some(frame(keys(leaf, 1).into_iter().chain(columns).collect())))
 }

@@ -1,7 +1,9 @@
 //! The command line as it is written.
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
-use tanglescope::Mapping;
+use std::str::FromStr;
+use tanglescope::{AssistantLast, Eos, ImplicitPrompt, Join, Mapping, NaiveDate, RecipeName, Truncate};
 
 /// Measures gradient entanglement in preference-tuned language models.
 #[derive(Debug, Parser)]
@@ -24,6 +26,8 @@ pub enum Command {
     Sweep(Sweep),
     /// Inner products of the gradients of single response tokens: which tokens entangle a pair
     Tokens(Tokens),
+    /// What will be measured: the text and the tokens of every row, where responses begin, what is cut or left out
+    Rows(Rows),
     /// Summarise records: medians, intervals, regimes, layers, correlations of entanglement with pair properties
     Summarize(Summarize),
     /// Write a report of records, pair by pair and token by token: one HTML page that works offline, or Markdown
@@ -75,6 +79,24 @@ pub struct ModelArgs {
     pub measured: Measured,
 }
 
+/// GiB of a number, or of a number with a unit.
+fn gibibytes(text: &str) -> Result<f64, String> {
+    const UNITS: [(&str, f64); 7] = [
+        ("gib", 1.0),
+        ("gb", 1e9 / (1u64 << 30) as f64),
+        ("mib", 1.0 / 1024.0),
+        ("mb", 1e6 / (1u64 << 30) as f64),
+        ("tib", 1024.0),
+        ("tb", 1e12 / (1u64 << 30) as f64),
+        ("g", 1.0),
+    ];
+    let lower = text.trim().to_lowercase();
+    let unit = UNITS.iter().find_map(|(unit, gib)| Some((lower.strip_suffix(unit)?, *gib)));
+    let (number, gib) = unit.unwrap_or((&lower, 1.0));
+    let expected = || "expected a number of GiB, or a number with GiB, GB, MiB or MB".to_owned();
+    number.trim().parse::<f64>().map(|number| number * gib).map_err(|_| expected())
+}
+
 /// What of a model is measured, in which precision, and where.
 #[derive(Args, Clone, Debug)]
 pub struct Measured {
@@ -94,6 +116,10 @@ pub struct Measured {
     /// Seed of the fresh adapter
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Whether the gradient of the embedding's row of `pad_token_id` leaves out its places in a sequence, as torch's embedding does
+    /// (trainer), or is the function's derivative (exact)
+    #[arg(long, value_enum, default_value_t = PaddingRow::Trainer)]
+    pub padding_row: PaddingRow,
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
@@ -102,8 +128,17 @@ pub struct Measured {
     pub device: Option<String>,
     /// Memory limit in GiB: on the CPU for activations, on a GPU for weights and activations together; beyond it,
     /// activations are recomputed and weights are copied to the GPU block by block [default: what is free]
-    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true, value_parser = gibibytes)]
     pub memory: Option<f64>,
+}
+
+/// Rows of the padding token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PaddingRow {
+    /// As torch.
+    Trainer,
+    /// As the function.
+    Exact,
 }
 
 /// Which rows, and how they become tokens.
@@ -128,21 +163,82 @@ pub struct RowArgs {
     /// Only the first N rows
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Render plain-text rows with the chat template, as a user and an assistant turn
-    #[arg(long)]
-    pub chat: bool,
-    /// End plain-text responses with the tokenizer's EOS
-    #[arg(long)]
-    pub append_eos: bool,
-    /// Longest prompt and response together
-    #[arg(long, value_name = "TOKENS")]
-    pub max_tokens: Option<usize>,
-    /// Truncate prompts from the left so that rows fit --max-tokens; without it, longer rows are bad
-    #[arg(long, requires = "max_tokens")]
-    pub truncate_prompt: bool,
     /// What to do with a row that cannot be used
     #[arg(long, value_enum, default_value_t = OnBadRow::Stop)]
     pub on_bad_row: OnBadRow,
+    #[command(flatten)]
+    pub tokens: TokenArgs,
+}
+
+/// How texts become tokens. `tanglescope rows` shows what comes of it.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Tokens of texts")]
+pub struct TokenArgs {
+    /// Whose tokens: trl (1.10 and later), trl-0.29, trl-0.24 (0.13 to 0.24), openrlhf, llama-factory, official (the
+    /// published script, with its slip), or apart (prompt and response by themselves, nothing added, nothing cut)
+    #[arg(long, value_parser = one_of::<RecipeName>(RecipeName::NAMES), default_value = "trl", hide_possible_values = true)]
+    pub tokenize: RecipeName,
+    /// Render plain-text rows with the chat template, as a user and an assistant turn [default: only with llama-factory]
+    #[arg(long)]
+    pub chat: bool,
+    /// Whether prompt and response are tokenised together, and where the response begins [default: the recipe's]
+    #[arg(long, value_parser = one_of::<Join>(Join::NAMES))]
+    pub join: Option<Join>,
+    /// What ends a response: EOS's text or id after plain text that lacks it, its text after a space, its id always, none
+    /// [default: the recipe's]
+    #[arg(long, value_parser = one_of::<Eos>(Eos::NAMES))]
+    pub eos: Option<Eos>,
+    /// The same as --eos id
+    #[arg(long, conflicts_with = "eos")]
+    pub append_eos: bool,
+    /// Whether plain text gets the special tokens that the tokenizer puts around one [default: the recipe's]
+    #[arg(long, value_name = "true|false")]
+    pub add_special_tokens: Option<bool>,
+    /// Where plain texts without a prompt are split: after what they share, or after the last shared "\n\nAssistant:"
+    /// [default: the recipe's]
+    #[arg(long, value_parser = one_of::<ImplicitPrompt>(ImplicitPrompt::NAMES))]
+    pub implicit_prompt: Option<ImplicitPrompt>,
+    /// What follows a prompt that ends with the assistant: a new turn, the rest of that turn, or what closes it, scored with the
+    /// response [default: the recipe's]
+    #[arg(long, value_parser = one_of::<AssistantLast>(AssistantLast::NAMES))]
+    pub assistant_last: Option<AssistantLast>,
+    /// Most tokens of prompt and response together, of rows of ids as well, or none [default: the recipe's, for texts]
+    #[arg(long, alias = "max-tokens", value_name = "TOKENS|none", value_parser = most_tokens)]
+    pub max_length: Option<Most>,
+    /// Most tokens of a prompt, which loses the others on the left, or none [default: the recipe's, for texts]
+    #[arg(long, value_name = "TOKENS|none", value_parser = most_tokens)]
+    pub max_prompt_length: Option<Most>,
+    /// What is cut of a row that is too long: the ends of its responses, the beginning of its prompt, both in proportion, or
+    /// nothing: it is a bad row [default: the recipe's]
+    #[arg(long, value_parser = one_of::<Truncate>(Truncate::NAMES))]
+    pub truncate: Option<Truncate>,
+    /// The same as --truncate prompt
+    #[arg(long, conflicts_with = "truncate")]
+    pub truncate_prompt: bool,
+    /// The day that chat templates write [default: today]
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub date: Option<NaiveDate>,
+}
+
+/// A limit, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most(pub Option<usize>);
+
+fn most_tokens(text: &str) -> Result<Most, String> {
+    match text {
+        "none" => Ok(Most(None)),
+        number => match number.parse() {
+            Ok(most) if most > 0 => Ok(Most(Some(most))),
+            _ => Err("expected a number of tokens from 1, or none".to_owned()),
+        },
+    }
+}
+
+/// One of some names, as the type that they are of.
+fn one_of<T: FromStr<Err = String> + Clone + Send + Sync + 'static>(
+    names: &'static [&'static str],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(names.iter().copied()).try_map(|name| name.parse::<T>())
 }
 
 /// Number type of weights and activations.
@@ -206,6 +302,25 @@ pub struct Analyze {
     pub probe: Option<PathBuf>,
     #[command(flatten)]
     pub dry: DryRun,
+}
+
+/// Options of `rows`.
+#[derive(Args, Clone, Debug)]
+pub struct Rows {
+    /// Folder of a Hugging Face model: config.json, tokenizer.json
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    /// Folder of a PEFT adapter, whose own tokenizer and chat template are used where it has them
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// How many rows are printed
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub show: usize,
+    /// JSONL file for the token ids of all rows, which every command reads as data
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// Options of `sweep`.
@@ -534,6 +649,10 @@ pub struct Bench {
     /// Modules of the adapter, separated by commas [default: the projections of attention]
     #[arg(long, value_delimiter = ',', value_name = "MODULES")]
     pub lora_targets: Vec<String>,
+    /// Whether the gradient of the embedding's row of `pad_token_id` leaves out its places in a sequence, as torch's embedding does
+    /// (trainer), or is the function's derivative (exact)
+    #[arg(long, value_enum, default_value_t = PaddingRow::Trainer)]
+    pub padding_row: PaddingRow,
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
@@ -541,7 +660,7 @@ pub struct Bench {
     #[arg(long)]
     pub device: Option<String>,
     /// GiB, as for `analyze`
-    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true, value_parser = gibibytes)]
     pub memory: Option<f64>,
     /// Tokens of each prompt
     #[arg(long, default_value_t = 200, value_name = "TOKENS")]

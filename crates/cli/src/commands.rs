@@ -1,10 +1,9 @@
 //! The commands: from arguments to options, to a call of the library, to what is printed.
 use crate::cli::{self, Cli, Command, Format, TableFormat};
-use crate::console::Console;
+use crate::console::{Console, print, print_line};
 use crate::error::{Error, Result};
 use crate::{demo, options, print, table};
 use clap::CommandFactory;
-use std::io::Write;
 use std::path::Path;
 
 /// Runs a command to its end.
@@ -13,73 +12,105 @@ pub fn run(Cli { json, command }: Cli) -> Result<()> {
     match command {
         Command::Analyze(args) => analyze(&args, json, console),
         Command::Tokens(args) => tokens(&args, json, console),
-        Command::Sweep(args) => sweep(&args, console),
-        Command::Train(args) => train(&args, console),
+        Command::Rows(args) => rows(&args, json, console),
+        Command::Sweep(args) => sweep(&args, json, console),
+        Command::Train(args) => train(&args, json, console),
         Command::Verify(args) => verify(&args, json),
         Command::Bench(args) => bench(&args, json, console),
         Command::Summarize(args) => summarize(&args, json, console),
         Command::Report(args) => {
-            println!("{}", tanglescope::report(&options::report(&args), console)?.display());
-            Ok(())
+            let report = tanglescope::report(&options::report(&args), console)?;
+            say(json, &format_args!("{}\n", report.display()), || serde_json::json!({"report": report}))
         }
         Command::Objectives => {
-            print::objectives(json);
-            Ok(())
+            let mut out = String::new();
+            print::objectives(&mut out, json);
+            print(out.as_bytes())
         }
         Command::Devices(args) => {
-            print::devices(&tanglescope::devices(), json || args.format == Format::Json);
-            Ok(())
+            let mut out = String::new();
+            print::devices(&mut out, &tanglescope::devices(), json || args.format == Format::Json);
+            print(out.as_bytes())
         }
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => demo::run(&args, json),
         Command::Completions(args) => {
-            clap_complete::generate(args.shell, &mut Cli::command(), "tanglescope", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "tanglescope", &mut script);
+            let script = String::from_utf8_lossy(&script);
+            say(json, &script, || serde_json::json!({"shell": args.shell.to_string(), "script": script}))
         }
-        Command::Man(args) => man(&args.out),
+        Command::Man(args) => {
+            man(&args.out)?;
+            if json { print_line(&format!("{:#}", serde_json::json!({"out": args.out}))) } else { Ok(()) }
+        }
     }
 }
 
 /// Prints what was found, for people or for programs.
-fn say(json: bool, found: &impl std::fmt::Display, value: impl FnOnce() -> serde_json::Value) {
-    if json { println!("{:#}", value()) } else { print!("{found}") }
+fn say(json: bool, found: &impl std::fmt::Display, value: impl FnOnce() -> serde_json::Value) -> Result<()> {
+    if json { print_line(&format!("{:#}", value())) } else { print(found.to_string().as_bytes()) }
+}
+
+/// Prints what a dry run found, for people or for programs.
+fn say_dry(
+    json: bool,
+    folder: Option<&Path>,
+    value: impl FnOnce() -> serde_json::Value,
+    text: impl FnOnce(&mut String),
+) -> Result<()> {
+    if json {
+        return print_line(&format!("{:#}", value()));
+    }
+    let mut out = String::new();
+    text(&mut out);
+    if let Some(folder) = folder {
+        print::nothing_written(&mut out, folder);
+    }
+    print(out.as_bytes())
 }
 
 fn analyze(args: &cli::Analyze, json: bool, console: &Console) -> Result<()> {
     let options = options::analyze(args)?;
     if args.dry.dry_run {
         let (estimate, reference) = options.estimate(console)?;
-        print::batches(&estimate);
-        if reference {
-            println!("and a forward pass of the reference over the same rows");
-        }
-        print::nothing_written(&args.out);
-        return Ok(());
+        let value = || serde_json::json!({"passes": print::estimate_json(&estimate), "reference": reference});
+        return say_dry(json, Some(&args.out), value, |out| {
+            print::batches(out, &estimate);
+            if reference {
+                out.push_str("and a forward pass of the reference over the same rows\n");
+            }
+        });
     }
     let found = tanglescope::analyze(&options, console)?;
-    say(json, &found.summary, || found.summary.json());
-    Ok(())
+    say(json, &found.summary, || found.summary.json())
 }
 
 fn tokens(args: &cli::Tokens, json: bool, console: &Console) -> Result<()> {
     let options = options::tokens(args)?;
     if args.dry.dry_run {
-        print::tokens(&options.estimate(console)?);
-        print::nothing_written(&args.out);
-        return Ok(());
+        let estimate = options.estimate(console)?;
+        return say_dry(json, Some(&args.out), || print::tokens_json(&estimate), |out| print::tokens(out, &estimate));
     }
     let found = tanglescope::tokens(&options, console)?;
-    say(json, &found.shares, || found.shares.json());
-    Ok(())
+    say(json, &found.shares, || found.shares.json())
 }
 
-fn sweep(args: &cli::Sweep, console: &Console) -> Result<()> {
+fn rows(args: &cli::Rows, json: bool, console: &Console) -> Result<()> {
+    let found = tanglescope::rows(&options::rows_of(args)?, console)?;
+    say(json, &print::Rows(&found), || serde_json::json!(found))
+}
+
+fn sweep(args: &cli::Sweep, json: bool, console: &Console) -> Result<()> {
     let options = options::sweep(args)?;
     if args.dry.dry_run {
-        print::sweep(&options.estimate(console)?);
-        print::nothing_written(&args.out);
-        return Ok(());
+        let estimate = options.estimate(console)?;
+        return say_dry(json, Some(&args.out), || print::sweep_json(&estimate), |out| print::sweep(out, &estimate));
     }
-    complete(&tanglescope::sweep(&options, console)?)
+    let found = tanglescope::sweep(&options, console)?;
+    if json {
+        print_line(&format!("{:#}", serde_json::json!({"out": found.out, "left_out": found.left_out})))?;
+    }
+    complete(&found)
 }
 
 /// Ends a sweep that left something out with an error, once the rest is there.
@@ -90,15 +121,14 @@ pub fn complete(found: &tanglescope::SweepOutcome) -> Result<()> {
     }
 }
 
-fn train(args: &cli::Train, console: &Console) -> Result<()> {
+fn train(args: &cli::Train, json: bool, console: &Console) -> Result<()> {
     let options = options::train(args)?;
     if args.dry.dry_run {
-        print::train(&options.estimate(console)?);
-        print::nothing_written(&args.out);
-        return Ok(());
+        let estimate = options.estimate(console)?;
+        return say_dry(json, Some(&args.out), || print::train_json(&estimate), |out| print::train(out, &estimate));
     }
-    println!("{}", tanglescope::train(&options, console)?.checkpoint.display());
-    Ok(())
+    let checkpoint = tanglescope::train(&options, console)?.checkpoint;
+    say(json, &format_args!("{}\n", checkpoint.display()), || serde_json::json!({"checkpoint": checkpoint}))
 }
 
 /// Ends with an error where a check failed.
@@ -106,15 +136,20 @@ fn verify(args: &cli::Verify, json: bool) -> Result<()> {
     let options = options::verify(args)?;
     if args.dry.dry_run {
         let (estimate, passes) = options.estimate(&Console::default())?;
-        print::batches(&estimate);
-        println!(
-            "and for each pair {passes} forward passes of each response in f64 on the CPU, and two gradients kept whole"
-        );
-        return Ok(());
+        let value =
+            || serde_json::json!({"passes": print::estimate_json(&estimate), "forward_passes_a_response": passes});
+        return say_dry(json, None, value, |out| {
+            print::batches(out, &estimate);
+            out.push_str(&format!(
+                "and for each pair {passes} forward passes of each response in f64 on the CPU, and two gradients kept whole\n"
+            ));
+        });
     }
     let listener = if json { Console::default() } else { Console::with_checks() };
     let found = tanglescope::verify(&options, &listener)?;
-    print::verification(&found, json);
+    let mut out = String::new();
+    print::verification(&mut out, &found, json);
+    print(out.as_bytes())?;
     match found.failed() {
         0 => Ok(()),
         failed => Err(Error::Failed(format!("{failed} checks failed: do not rely on results of this model here"))),
@@ -124,17 +159,20 @@ fn verify(args: &cli::Verify, json: bool) -> Result<()> {
 fn bench(args: &cli::Bench, json: bool, console: &Console) -> Result<()> {
     let options = options::bench(args)?;
     if args.dry.dry_run {
-        print::batches(&options.estimate(console)?);
-        println!("{} times, after once to warm up, and every kernel by itself", args.repeats);
-        return Ok(());
+        let (estimate, repeats) = (options.estimate(console)?, args.repeats);
+        let value = || serde_json::json!({"pass": print::estimate_json(&estimate), "repeats": repeats});
+        return say_dry(json || args.format == Format::Json, None, value, |out| {
+            print::batches(out, &estimate);
+            out.push_str(&format!("{repeats} times, after once to warm up, and every kernel by itself\n"));
+        });
     }
     let found = tanglescope::bench(&options, console)?;
     if json || args.format == Format::Json {
-        println!("{:#}", serde_json::json!(found));
-    } else {
-        print::bench(&found);
+        return print_line(&format!("{:#}", serde_json::json!(found)));
     }
-    Ok(())
+    let mut out = String::new();
+    print::bench(&mut out, &found);
+    print(out.as_bytes())
 }
 
 fn summarize(args: &cli::Summarize, json: bool, console: &Console) -> Result<()> {
@@ -145,10 +183,7 @@ fn summarize(args: &cli::Summarize, json: bool, console: &Console) -> Result<()>
     let mut found = tanglescope::summarize(&options::summarize(args), console)?;
     let bytes = table::encode(&mut found, format)?;
     match &args.out {
-        None => {
-            let written = std::io::stdout().write_all(&bytes);
-            written.map_err(|e| Error::Failed(format!("standard output: {e}")))
-        }
+        None => print(&bytes),
         Some(path) => Ok(tanglescope_records::write_whole(path, &bytes).map_err(tanglescope::Error::from)?),
     }
 }

@@ -1,10 +1,38 @@
 //! What a command says while it works: on standard error, a bar on a terminal, plain lines elsewhere.
-use crate::error::with_flags;
+use crate::error::{Error, Result, with_flags};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tanglescope::{Amount, Check, Listener};
+
+/// Says a line on standard error, where anybody listens.
+macro_rules! tell {
+    ($($part:tt)*) => {
+        crate::console::tell_line(format_args!($($part)*))
+    };
+}
+pub(crate) use tell;
+
+/// Says a line on standard error. That nobody can hear it is no reason to end what is being done.
+pub fn tell_line(what: std::fmt::Arguments<'_>) {
+    let written = writeln!(std::io::stderr().lock(), "{what}");
+    drop(written);
+}
+
+/// Prints bytes on standard output; a reader that has seen enough is no error.
+pub fn print(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|e| Error::Failed(format!("standard output: cannot be written: {e}"))),
+    }
+}
+
+/// Prints a line on standard output.
+pub fn print_line(text: &str) -> Result<()> {
+    print(format!("{text}\n").as_bytes())
+}
 
 /// Shortest time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
@@ -59,29 +87,31 @@ impl Listener for Console {
 
     fn note(&self, what: &str) {
         if !self.quiet {
-            eprintln!("{}", with_flags(what));
+            tell!("{}", with_flags(what));
         }
     }
 
     fn resumed(&self, what: &str) {
-        eprintln!("{}", with_flags(what));
+        tell!("{}", with_flags(what));
     }
 
     fn left_out(&self, what: &str) {
-        eprintln!("{}", with_flags(what));
+        tell!("{}", with_flags(what));
     }
 
     fn fell_back(&self, what: &str) {
-        eprintln!("{}", with_flags(what));
+        tell!("{}", with_flags(what));
     }
 
     fn checked(&self, check: &Check) {
         if self.checks {
             let Check { what, got, expected, error, tolerance, passed } = check;
             let verdict = if *passed { "pass" } else { "FAIL" };
-            println!(
+            // the end of the command prints too, and says where that cannot be done
+            let printed = print_line(&format!(
                 "{verdict}  {what}: {got:.9e}, expected {expected:.9e}, error {error:.1e} (up to {tolerance:.0e})"
-            );
+            ));
+            drop(printed);
         }
     }
 }
@@ -130,7 +160,7 @@ impl Progress {
         } else if !self.quiet && self.said.elapsed() >= QUIET {
             self.said = Instant::now();
             let (left, done) = (self.total.rows - self.done.rows, self.done.rows - self.before.rows);
-            eprintln!("{said}, {:.0} s left", seconds * left as f64 / done as f64);
+            tell!("{said}, {:.0} s left", seconds * left as f64 / done as f64);
         }
     }
 
@@ -141,7 +171,7 @@ impl Progress {
         }
         let (pairs, seconds) = (self.done.pairs - self.before.pairs, self.start.elapsed().as_secs_f64());
         if pairs > 0 && !self.quiet {
-            eprintln!("{pairs} pairs in {seconds:.1} s, {:.2} pairs/s", pairs as f64 / seconds);
+            tell!("{pairs} pairs in {seconds:.1} s, {:.2} pairs/s", pairs as f64 / seconds);
         }
     }
 }

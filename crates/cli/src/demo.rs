@@ -1,14 +1,14 @@
 //! `tanglescope demo`: the paper's experiment in miniature, on a small model and pairs that the program carries (made by
 //! examples/make_demo.rs): supervised fine-tuning, training on preferences, and the entanglement of every checkpoint.
 use crate::cli::Demo;
-use crate::console::Console;
+use crate::console::{Console, print_line, tell};
 use crate::error::{Error, Result};
 use crate::options::device;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tanglescope::{
-    DataOptions, DeviceName, Measured, ModelOptions, Objective, ObjectiveChoice, ReportOptions, Schedule, Scope,
-    SweepOptions, TokensOptions, TrainOptions,
+    DataOptions, DeviceName, Measured, ModelOptions, Objective, ObjectiveChoice, RecipeName, ReportOptions, RowOptions,
+    Schedule, Scope, SweepOptions, TokensOptions, TrainOptions,
 };
 use tanglescope_analytics::Comparison;
 
@@ -37,8 +37,19 @@ const OBJECTIVES: [&str; 7] = ["ipo", "simpo", "cpo", "dpop", "normalised", "spa
 const SAVE_EVERY: usize = 6;
 const STEPS: usize = 18;
 
+/// Tells a line of the story: on standard output, or where that is for programs on standard error.
+macro_rules! say {
+    ($json:expr, $($part:tt)*) => {
+        if $json {
+            tell!($($part)*);
+        } else {
+            print_line(&format!($($part)*))?;
+        }
+    };
+}
+
 /// Runs the command.
-pub fn run(args: &Demo) -> Result<()> {
+pub fn run(args: &Demo, json: bool) -> Result<()> {
     let temporary;
     let folder = if let Some(out) = &args.out {
         out.as_path()
@@ -46,14 +57,14 @@ pub fn run(args: &Demo) -> Result<()> {
         temporary = tempfile::tempdir().map_err(|e| failed(&std::env::temp_dir(), e))?;
         temporary.path()
     };
-    let demo = Experiment { folder, device: device(args.device.as_deref())? };
+    let demo = Experiment { folder, device: device(args.device.as_deref())?, json };
     if !args.dry.dry_run {
         demo.write_files()?;
     }
-    eprintln!("device: {}", tanglescope::device_in_use(demo.device)?);
-    println!("A model of a million parameters, and three sets of pairs (Yuan et al., arXiv 2410.13828, section 4):");
+    tell!("device: {}", tanglescope::device_in_use(demo.device)?);
+    say!(json, "A model of a million parameters, and three sets of pairs (Yuan et al., arXiv 2410.13828, section 4):");
     for (name, rows) in SETS {
-        println!("  {name:<7} {}", rows.lines().next().unwrap_or_default());
+        say!(json, "  {name:<7} {}", rows.lines().next().unwrap_or_default());
     }
     let runs: Vec<(&str, &str)> = SETS
         .iter()
@@ -61,15 +72,20 @@ pub fn run(args: &Demo) -> Result<()> {
         .chain(OBJECTIVES.iter().map(|objective| ("long", *objective)))
         .collect();
     if args.dry.dry_run {
-        println!(
+        say!(
+            json,
             "\n{} fine-tunings, then {} runs on preferences, each with its checkpoints analysed:",
             SETS.len(),
             runs.len()
         );
         for (set, objective) in &runs {
-            println!("  {STEPS} steps of 16 pairs on {objective}, {set}");
+            say!(json, "  {STEPS} steps of 16 pairs on {objective}, {set}");
         }
-        println!("nothing was computed, and nothing is left");
+        say!(json, "nothing was computed, and nothing is left");
+        if json {
+            let runs: Vec<_> = runs.iter().map(|(set, objective)| serde_json::json!([set, objective])).collect();
+            print_line(&format!("{:#}", serde_json::json!({"steps": STEPS, "pairs_per_step": 16, "runs": runs})))?;
+        }
         return Ok(());
     }
     for (set, _) in SETS {
@@ -83,9 +99,12 @@ pub fn run(args: &Demo) -> Result<()> {
     let report =
         args.out.as_ref().map_or_else(|| PathBuf::from("tanglescope-demo.html"), |out| out.join("report.html"));
     demo.page(&report)?;
-    println!("\nAll of it to look at: {}", report.display());
+    say!(json, "\nAll of it to look at: {}", report.display());
     if args.out.is_none() {
-        println!("The rest of the results was in a temporary folder; `demo --out FOLDER` keeps it.");
+        say!(json, "The rest of the results was in a temporary folder; `demo --out FOLDER` keeps it.");
+    }
+    if json {
+        print_line(&format!("{:#}", serde_json::json!({"report": report, "out": args.out})))?;
     }
     Ok(())
 }
@@ -98,6 +117,8 @@ fn failed(path: &Path, problem: impl std::fmt::Display) -> Error {
 struct Experiment<'a> {
     folder: &'a Path,
     device: Option<DeviceName>,
+    /// Whether standard output is for programs.
+    json: bool,
 }
 
 impl Experiment<'_> {
@@ -133,12 +154,12 @@ impl Experiment<'_> {
     }
 
     /// Shows the command of a call, and returns its words for the manifest.
-    fn shown(&self, words: &[&str]) -> Vec<String> {
+    fn shown(&self, words: &[&str]) -> Result<Vec<String>> {
         let device = self.device.map(|device| ["--device".to_owned(), device.to_string()]);
         let words = ["tanglescope"].iter().chain(words).map(|word| (*word).to_owned());
         let words: Vec<String> = words.chain(device.into_iter().flatten()).collect();
-        println!("\n$ {}", words.join(" "));
-        words
+        say!(self.json, "\n$ {}", words.join(" "));
+        Ok(words)
     }
 
     /// The checkpoint that training on preferences starts from: the model tuned on a set's chosen responses.
@@ -154,7 +175,7 @@ impl Experiment<'_> {
             batch_size: 16,
             max_steps: Some(32),
             save_every: Some(32),
-            ..TrainOptions::new(self.model(model), DataOptions::new(data), out, objective("sft"))
+            ..TrainOptions::new(self.model(model), as_they_are(data), out, objective("sft"))
         };
         self.train(options, &[])
     }
@@ -168,8 +189,9 @@ impl Experiment<'_> {
         let every = options.save_every.unwrap_or_default().to_string();
         let words =
             ["train", "--model", &model, "--data", &data, "--out", &out, "--objective", &objective, "--scope", "full"];
+        let apart = ["--tokenize", "apart"];
         let rest = ["--learning-rate", &rate, "--batch-size", &batch, "--max-steps", &steps, "--save-every", &every];
-        let command = self.shown(&[words.as_slice(), &rest, more].concat());
+        let command = self.shown(&[words.as_slice(), &apart, &rest, more].concat())?;
         tanglescope::train(&TrainOptions { command, ..options }, &Console::quiet())?;
         Ok(())
     }
@@ -192,7 +214,7 @@ impl Experiment<'_> {
             predict_every: SAVE_EVERY,
             gram_every: 3,
             mask_learning_rate: if of_masks { 10.0 } else { 1.0 },
-            ..TrainOptions::new(self.model(model), DataOptions::new(data), out.clone(), objective(name_of))
+            ..TrainOptions::new(self.model(model), as_they_are(data), out.clone(), objective(name_of))
         };
         let (held, every) = (held_out.display().to_string(), SAVE_EVERY.to_string());
         let more = ["--eval-data", &held, "--schedule", "constant", "--warmup-steps", "2"];
@@ -200,7 +222,7 @@ impl Experiment<'_> {
         let masks: &[&str] = if of_masks { &["--mask-learning-rate", "10"] } else { &[] };
         self.train(options, &[more.as_slice(), &rest, masks].concat())?;
         self.sweep(set, &out, &held_out)?;
-        println!("run {number}: trained and analysed in {:.0} s", start.elapsed().as_secs_f64());
+        say!(self.json, "run {number}: trained and analysed in {:.0} s", start.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -210,11 +232,13 @@ impl Experiment<'_> {
         let (folder, data) = (run.display().to_string(), format!("{set}={}", held_out.display()));
         let out = swept.display().to_string();
         let words = ["sweep", &folder, "--data", &data, "--out", &out, "--scope", "full", "--objective", "all"];
+        let words = [words.as_slice(), &["--tokenize", "apart"]].concat();
         let options = SweepOptions {
             data: vec![(set.to_owned(), held_out.to_owned())],
+            rows: as_they_are(held_out).rows,
             measured: self.measured(),
             objectives: vec![ObjectiveChoice::All],
-            command: self.shown(&words),
+            command: self.shown(&words)?,
             ..SweepOptions::new(&[run.to_owned()], &[], swept)?
         };
         crate::commands::complete(&tanglescope::sweep(&options, &Console::quiet())?)
@@ -225,8 +249,9 @@ impl Experiment<'_> {
         let (model, data) = (self.path(&format!("runs/dpo-long/checkpoint-{STEPS}")), self.path("long-held-out.jsonl"));
         let out = self.path("tokens");
         let [m, d, o] = [&model, &data, &out].map(|path| path.display().to_string());
-        let command = self.shown(&["tokens", "--model", &m, "--data", &d, "--out", &o, "--scope", "full"]);
-        let options = TokensOptions { command, ..TokensOptions::new(self.model(model), DataOptions::new(data), out) };
+        let words = ["tokens", "--model", &m, "--data", &d, "--out", &o, "--scope", "full", "--tokenize", "apart"];
+        let command = self.shown(&words)?;
+        let options = TokensOptions { command, ..TokensOptions::new(self.model(model), as_they_are(data), out) };
         tanglescope::tokens(&options, &Console::quiet())?;
         Ok(())
     }
@@ -236,7 +261,7 @@ impl Experiment<'_> {
         let folders = ["sweep", "tokens"].map(|name| self.path(name));
         let [swept, tokens] = folders.each_ref().map(|path| path.display().to_string());
         let words = ["tanglescope", "report", &swept, &tokens, "--out", &out.display().to_string()].map(str::to_owned);
-        println!("\n$ {}", words.join(" "));
+        say!(self.json, "\n$ {}", words.join(" "));
         let options = ReportOptions { command: words.to_vec(), ..ReportOptions::new(&folders, out) };
         tanglescope::report(&options, &Console::quiet())?;
         Ok(())
@@ -255,14 +280,20 @@ impl Experiment<'_> {
             let of = Comparison::of(at(0), at(STEPS)).map_err(tanglescope::Error::from)?;
             found.push((run, of));
         }
-        println!("\nHeld-out pairs, from the first checkpoint to the last");
-        println!(
+        say!(self.json, "\nHeld-out pairs, from the first checkpoint to the last");
+        say!(
+            self.json,
             "{:<22}{:^21}{:^23}{:^23}{:>12}",
-            "", "median cosine", "log pi(chosen)", "log pi(rejected)", "chosen fell"
+            "",
+            "median cosine",
+            "log pi(chosen)",
+            "log pi(rejected)",
+            "chosen fell"
         );
         for (run, of) in &found {
             let arrow = |[a, b]: [f64; 2], digits: usize| format!("{a:.digits$} -> {b:.digits$}");
-            println!(
+            say!(
+                self.json,
                 "{run:<22}{:^21}{:^23}{:^23}{:>10.0} %",
                 arrow(of.cosine, 3),
                 arrow(of.chosen, 2),
@@ -273,19 +304,28 @@ impl Experiment<'_> {
         let of = |run: &str| &found.iter().find(|(name, _)| name == run).unwrap_or_else(|| unreachable!("{run} ran")).1;
         let [single, short, long] = ["single", "short", "long"].map(|set| of(&name(set, "dpo")));
         let fell = |of: &Comparison| of.chosen[1] < of.chosen[0];
-        println!("\nWhat the paper saw, and whether it is so here");
-        let say = |what: &str, is: bool| println!("  {:<4} {what}", if is { "yes" } else { "no" });
-        say("the gradients of single-token pairs point apart: cosine below 0", single.cosine[0] < 0.0);
+        say!(self.json, "\nWhat the paper saw, and whether it is so here");
+        let say = |what: &str, is: bool| -> Result<()> {
+            say!(self.json, "  {:<4} {what}", if is { "yes" } else { "no" });
+            Ok(())
+        };
+        say("the gradients of single-token pairs point apart: cosine below 0", single.cosine[0] < 0.0)?;
         say("they are the less apart the longer the shared suffix", {
             single.cosine[0] < short.cosine[0] && short.cosine[0] < long.cosine[0]
-        });
-        say("DPO on long suffixes lowers the chosen responses too", fell(long));
+        })?;
+        say("DPO on long suffixes lowers the chosen responses too", fell(long))?;
         let kept: Vec<&str> = OBJECTIVES.into_iter().filter(|o| !fell(of(&name("long", o)))).collect();
         let lost: Vec<&str> = OBJECTIVES.into_iter().filter(|o| fell(of(&name("long", o)))).collect();
-        println!("  there, chosen responses do not fall under {}", kept.join(", "));
-        println!("  and they fall under {}", lost.join(", "));
+        say!(self.json, "  there, chosen responses do not fall under {}", kept.join(", "));
+        say!(self.json, "  and they fall under {}", lost.join(", "));
         Ok(())
     }
+}
+
+/// Rows whose tokens are those of their texts: EOS would give all responses an ending in common.
+fn as_they_are(data: impl Into<PathBuf>) -> DataOptions {
+    let rows = RowOptions { recipe: RecipeName::Apart.recipe(), ..RowOptions::default() };
+    DataOptions { rows, ..DataOptions::new(data) }
 }
 
 /// An objective of the catalogue.

@@ -1,5 +1,6 @@
 //! Models, adapters and data sets of the Hugging Face hub, through the cache, token, endpoint and offline variables that
 //! `huggingface_hub` reads.
+use crate::console::tell;
 use crate::error::{Error, Result};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
@@ -147,7 +148,7 @@ impl Hub {
                 let Some(folder) = cached.snapshot(kind) else {
                     return Err(self.missing(id, &format!("{} cannot be reached ({error})", self.endpoint)));
                 };
-                eprintln!("{id}: the hub cannot be reached; the copy in the cache is used");
+                tell!("{id}: the hub cannot be reached; the copy in the cache is used");
                 return Ok(folder);
             }
             Err(error) => return Err(self.refusal(id, &error)),
@@ -223,7 +224,7 @@ impl Hub {
         if whole() {
             link(&blob, &place)?;
         } else {
-            eprintln!("{id}: {name}, {:.1} MB", metadata.size() as f64 / 1e6);
+            tell!("{id}: {name}, {:.1} MB", metadata.size() as f64 / 1e6);
             retried(|| remote.download(name)).map_err(refuse)?;
             if !whole() {
                 let _ = std::fs::remove_file(&place);

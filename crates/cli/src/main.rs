@@ -25,12 +25,24 @@ fn keep_memory() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
 }
 
+/// Gives the Vulkan loader a folder to look for a display in: without one it says so, several times, on our standard error.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn without_a_display() {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: no other thread is there yet that could read the environment.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) }
+    }
+}
+
 fn main() -> ExitCode {
     keep_memory();
+    #[cfg(unix)]
+    without_a_display();
     match train_config::parse().and_then(commands::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            console::tell_line(format_args!("error: {error}"));
             error.exit_code()
         }
     }

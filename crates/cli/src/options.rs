@@ -1,16 +1,19 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    Analyze, Bench, Compat, DataArgs, Measured, ModelArgs, OnBadRow, PairMeasures, Precision, Report, ReportFormat,
-    RowArgs, ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, Tokens, Train, Verify,
+    Analyze, Bench, Compat, DataArgs, Measured, ModelArgs, OnBadRow, PaddingRow, PairMeasures, Precision, Report,
+    ReportFormat, RowArgs, Rows, ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, TokenArgs, Tokens, Train,
+    Verify,
 };
 use crate::error::{Error, Result};
 use crate::hub::{self, RepositoryKind};
 use std::path::{Path, PathBuf};
-use tanglescope::{self as library, Objective, ObjectiveChoice, ReferenceModel, SummaryKind};
+use tanglescope::{
+    self as library, Eos, Objective, ObjectiveChoice, Recipe, RecipeName, ReferenceModel, SummaryKind, Truncate,
+};
 
 /// The command line, for manifests.
 pub fn command() -> Vec<String> {
-    std::env::args().collect()
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 fn model(args: &ModelArgs) -> Result<library::ModelOptions> {
@@ -44,6 +47,10 @@ fn measured(args: &Measured) -> Result<library::Measured> {
         lora_alpha: args.lora_alpha,
         lora_targets: args.lora_targets.clone(),
         seed: args.seed,
+        padding_row: match args.padding_row {
+            PaddingRow::Trainer => library::PaddingRow::Trainer,
+            PaddingRow::Exact => library::PaddingRow::Exact,
+        },
         dtype: precision(args.dtype),
         device: device(args.device.as_deref())?,
         memory: args.memory,
@@ -55,11 +62,25 @@ fn rows(args: &RowArgs) -> library::RowOptions {
         split: args.split.clone(),
         columns: args.columns.clone().unwrap_or_default(),
         limit: args.limit,
-        chat: args.chat,
-        append_eos: args.append_eos,
-        max_tokens: args.max_tokens,
-        truncate_prompt: args.truncate_prompt,
+        chat: args.tokens.chat || args.tokens.tokenize == RecipeName::LlamaFactory,
+        recipe: recipe(&args.tokens),
+        limit_ids: args.tokens.max_length.is_some() || args.tokens.max_prompt_length.is_some(),
+        date: args.tokens.date,
         skip_bad_rows: args.on_bad_row == OnBadRow::Skip,
+    }
+}
+
+fn recipe(args: &TokenArgs) -> Recipe {
+    let of = args.tokenize.recipe();
+    Recipe {
+        join: args.join.unwrap_or(of.join),
+        eos: args.eos.or(args.append_eos.then_some(Eos::Id)).unwrap_or(of.eos),
+        add_special_tokens: args.add_special_tokens.unwrap_or(of.add_special_tokens),
+        implicit_prompt: args.implicit_prompt.unwrap_or(of.implicit_prompt),
+        assistant_last: args.assistant_last.unwrap_or(of.assistant_last),
+        max_prompt_length: args.max_prompt_length.map_or(of.max_prompt_length, |most| most.0),
+        max_length: args.max_length.map_or(of.max_length, |most| most.0),
+        truncate: args.truncate.or(args.truncate_prompt.then_some(Truncate::Prompt)).unwrap_or(of.truncate),
     }
 }
 
@@ -117,6 +138,17 @@ pub fn tokens(args: &Tokens) -> Result<library::TokensOptions> {
         npy: args.npy,
         positions: args.positions,
         command: command(),
+    })
+}
+
+/// Options of `rows`.
+pub fn rows_of(args: &Rows) -> Result<library::RowsOptions> {
+    Ok(library::RowsOptions {
+        model: hub::resolve(&args.model, RepositoryKind::Model)?,
+        adapter: args.adapter.as_deref().map(|adapter| hub::resolve(adapter, RepositoryKind::Adapter)).transpose()?,
+        data: data(&args.data)?,
+        show: args.show,
+        out: args.out.clone(),
     })
 }
 

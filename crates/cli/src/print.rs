@@ -1,31 +1,44 @@
-//! What commands print on standard output, for people.
-use serde_json::json;
+//! What commands print on standard output, for people, and what of it goes to programs.
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use tanglescope::{
-    BenchReport, Devices, Estimate, PassTime, SweepEstimate, TokensEstimate, TrainEstimate, Verification,
+    BenchReport, Devices, Estimate, Lengths, PassTime, RowToken, SweepEstimate, TokensEstimate, TrainEstimate,
+    Verification,
 };
 use tanglescope_objectives::{Definition, all};
+
+/// Adds a line to a text.
+macro_rules! line {
+    ($out:expr, $($part:tt)*) => {
+        $out.push_str(&format!("{}\n", format_args!($($part)*)))
+    };
+}
 
 fn gib(bytes: usize) -> f64 {
     bytes as f64 / 2f64.powi(30)
 }
 
 /// Where a dry run would have written.
-pub fn nothing_written(out: &Path) {
-    println!("nothing was computed, and nothing written to {}", out.display());
+pub fn nothing_written(out: &mut String, folder: &Path) {
+    line!(out, "nothing was computed, and nothing written to {}", folder.display());
 }
 
 /// What a pass would take; `rows` says of what kind the most rows of it are.
-fn estimate(of: &Estimate, passes: &str, rows: &str) {
-    println!("device          {}, {}", of.device, of.dtype);
-    println!(
+fn estimate(out: &mut String, of: &Estimate, passes: &str, rows: &str) {
+    line!(out, "device          {}, {}", of.device, of.dtype);
+    line!(
+        out,
         "groups          {} rows, {} prompt and {} response tokens",
-        of.groups, of.prompt_tokens, of.response_tokens
+        of.groups,
+        of.prompt_tokens,
+        of.response_tokens
     );
     let most = format!("{passes} of at most {} {rows} rows", of.rows_per_pass);
-    println!("rows            {} forward, {} backward, in {} {most}", of.forward_rows, of.backward_rows, of.passes);
-    println!("parameters      {} tensors in scope `{}`", of.parameters, of.scope);
-    println!("operations      {:.3e}", of.count.total().operations);
+    line!(out, "rows            {} forward, {} backward, in {} {most}", of.forward_rows, of.backward_rows, of.passes);
+    line!(out, "parameters      {} tensors in scope `{}`", of.parameters, of.scope);
+    line!(out, "operations      {:.3e}", of.count.total().operations);
     for (stage, cost) in [
         ("forward", of.count.forward),
         ("backward", of.count.backward),
@@ -33,16 +46,18 @@ fn estimate(of: &Estimate, passes: &str, rows: &str) {
         ("head", of.count.head),
         ("reductions", of.count.reductions),
     ] {
-        println!("  {stage:<13} {:.3e}", cost.operations);
+        line!(out, "  {stage:<13} {:.3e}", cost.operations);
     }
-    println!(
+    line!(
+        out,
         "weights         {:.2} GiB, {} of {} blocks {}",
         gib(of.placement.weights),
         of.placement.resident,
         of.layers,
         if of.device.starts_with("cpu") { "in memory" } else { "stay on the device" }
     );
-    println!(
+    line!(
+        out,
         "activations     {:.2} GiB at the most, {} of {} blocks keep theirs",
         gib(of.activation_bytes),
         of.kept_layers,
@@ -53,7 +68,8 @@ fn estimate(of: &Estimate, passes: &str, rows: &str) {
     } else {
         "at assumed rates; `tanglescope bench` measures them"
     };
-    println!(
+    line!(
+        out,
         "time            {} at the least, {how} ({:.0} GFLOP/s, {:.0} GB/s)",
         duration(of.seconds),
         of.rates.operations / 1e9,
@@ -61,49 +77,132 @@ fn estimate(of: &Estimate, passes: &str, rows: &str) {
     );
 }
 
+/// What a pass would take, for programs.
+pub fn estimate_json(of: &Estimate) -> Value {
+    let stages = [
+        ("forward", of.count.forward),
+        ("backward", of.count.backward),
+        ("attention", of.count.attention),
+        ("head", of.count.head),
+        ("reductions", of.count.reductions),
+    ];
+    let operations: BTreeMap<&str, f64> = stages.into_iter().map(|(stage, cost)| (stage, cost.operations)).collect();
+    json!({
+        "device": of.device, "dtype": of.dtype, "groups": of.groups, "prompt_tokens": of.prompt_tokens,
+        "response_tokens": of.response_tokens, "forward_rows": of.forward_rows, "backward_rows": of.backward_rows,
+        "passes": of.passes, "rows_per_pass": of.rows_per_pass, "parameters": of.parameters, "scope": of.scope,
+        "operations": of.count.total().operations, "operations_by_stage": operations, "weight_bytes": of.placement.weights,
+        "resident_blocks": of.placement.resident, "blocks": of.layers, "kept_blocks": of.kept_layers,
+        "activation_bytes": of.activation_bytes, "operations_per_second": of.rates.operations,
+        "bytes_per_second": of.rates.bytes, "rates_measured": of.measured, "seconds": of.seconds,
+    })
+}
+
+/// What token-level matrices would take, for programs.
+pub fn tokens_json(of: &TokensEstimate) -> Value {
+    json!({"entries": of.entries, "in_parts": of.in_parts, "passes": estimate_json(&of.passes)})
+}
+
+/// What a sweep would take, for programs.
+pub fn sweep_json(of: &SweepEstimate) -> Value {
+    let runs: BTreeMap<&String, &Vec<usize>> = of.runs.iter().map(|(run, steps)| (run, steps)).collect();
+    let data: BTreeMap<&String, usize> = of.data.iter().map(|(name, pairs)| (name, *pairs)).collect();
+    json!({"runs": runs, "data": data, "jobs": of.jobs, "left": of.left, "passes": of.passes.as_ref().map(estimate_json)})
+}
+
+/// What a training run would take, for programs.
+pub fn train_json(of: &TrainEstimate) -> Value {
+    json!({
+        "epoch": estimate_json(&of.epoch), "steps": of.steps, "pairs_per_step": of.pairs_per_step, "epochs": of.epochs,
+        "held_bytes": of.held_bytes, "reference": of.reference, "held_out": of.held_out,
+    })
+}
+
 /// What passes over groups would take.
-pub fn batches(of: &Estimate) {
-    estimate(of, "batches", "forward");
+pub fn batches(out: &mut String, of: &Estimate) {
+    estimate(out, of, "batches", "forward");
 }
 
 /// What token-level matrices would take.
-pub fn tokens(of: &TokensEstimate) {
-    println!("entries         {} inner products", of.entries);
-    println!("                {} of {} pairs are put together from several passes", of.in_parts, of.passes.groups);
-    estimate(&of.passes, "passes", "backward");
+pub fn tokens(out: &mut String, of: &TokensEstimate) {
+    line!(out, "entries         {} inner products", of.entries);
+    line!(out, "                {} of {} pairs are put together from several passes", of.in_parts, of.passes.groups);
+    estimate(out, &of.passes, "passes", "backward");
+}
+
+/// The tokens of rows, for reading.
+pub struct Rows<'a>(pub &'a tanglescope::Rows);
+
+impl fmt::Display for Rows<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for row in &self.0.shown {
+            let id = row.id.as_ref().map_or(String::new(), |id| format!(", id {id}"));
+            writeln!(f, "row {}{id}", row.row)?;
+            branch(f, "prompt", &row.prompt, row.prompt_cut)?;
+            for (k, (tokens, cut)) in row.responses.iter().zip(&row.responses_cut).enumerate() {
+                let name = match (row.responses.len(), k) {
+                    (2, 0) => "chosen".to_owned(),
+                    (2, _) => "rejected".to_owned(),
+                    (_, k) => format!("response {k}"),
+                };
+                branch(f, &name, tokens, *cut)?;
+            }
+            writeln!(f)?;
+        }
+        let lengths = |of: &Lengths| format!("{} to {} tokens, median {}", of.least, of.most, of.median);
+        let Self(found) = self;
+        writeln!(f, "rows            {}", found.rows)?;
+        writeln!(f, "prompts         {}", lengths(&found.prompt))?;
+        writeln!(f, "responses       {}", lengths(&found.response))?;
+        writeln!(f, "cut             {}", found.cut)?;
+        writeln!(f, "left out        {}", found.skipped.len())?;
+        writeln!(f, "tokenize        {}", found.tokenize.as_deref().unwrap_or("no row is text"))
+    }
+}
+
+/// A prompt or a response: its length, and its tokens between bars.
+fn branch(f: &mut fmt::Formatter<'_>, name: &str, tokens: &[RowToken], cut: usize) -> fmt::Result {
+    let cut = if cut > 0 { format!(", {cut} more were cut") } else { String::new() };
+    let shown = |token: &RowToken| {
+        let text = token.text.as_ref().map_or(token.id.to_string(), |text| text.escape_debug().to_string());
+        text.replace("\\'", "'").replace("\\\"", "\"")
+    };
+    let text = tokens.iter().map(shown).collect::<Vec<_>>().join("│");
+    writeln!(f, "  {name} ({} tokens{cut})\n    {text}", tokens.len())
 }
 
 /// What a sweep would take.
-pub fn sweep(of: &SweepEstimate) {
+pub fn sweep(out: &mut String, of: &SweepEstimate) {
     let count = |of: usize, what: &str| format!("{of} {what}{}", if of == 1 { "" } else { "s" });
     for (run, steps) in &of.runs {
         let steps: Vec<String> = steps.iter().map(ToString::to_string).collect();
-        println!("run             {run}: steps {}", steps.join(", "));
+        line!(out, "run             {run}: steps {}", steps.join(", "));
     }
     for (name, pairs) in &of.data {
-        println!("data set        {name}: {}", count(*pairs, "pair"));
+        line!(out, "data set        {name}: {}", count(*pairs, "pair"));
     }
     let jobs = count(of.jobs, "checkpoint and data set");
-    println!("work            {jobs} together, {} of them left", of.left);
+    line!(out, "work            {jobs} together, {} of them left", of.left);
     if let Some(passes) = &of.passes {
-        println!("\nall of it, as if each checkpoint were like the first:");
-        batches(passes);
+        line!(out, "\nall of it, as if each checkpoint were like the first:");
+        batches(out, passes);
     }
 }
 
 /// What a training run would take.
-pub fn train(of: &TrainEstimate) {
-    println!("one epoch:");
-    batches(&of.epoch);
-    println!("steps           {} of {} pairs: {:.2} epochs", of.steps, of.pairs_per_step, of.epochs);
-    println!(
+pub fn train(out: &mut String, of: &TrainEstimate) {
+    line!(out, "one epoch:");
+    batches(out, &of.epoch);
+    line!(out, "steps           {} of {} pairs: {:.2} epochs", of.steps, of.pairs_per_step, of.epochs);
+    line!(
+        out,
         "training holds  at most {:.2} GiB more: a gradient and two moments of what is trained",
         gib(of.held_bytes)
     );
     if of.reference {
-        println!("and a forward pass of the reference over every pair, once");
+        line!(out, "and a forward pass of the reference over every pair, once");
     }
-    println!("held out        {} pairs", of.held_out);
+    line!(out, "held out        {} pairs", of.held_out);
 }
 
 /// A time for reading.
@@ -117,44 +216,48 @@ fn duration(seconds: f64) -> String {
 }
 
 /// How many checks passed, and for programs each of them; those for people were printed as they were made.
-pub fn verification(of: &Verification, json: bool) {
+pub fn verification(out: &mut String, of: &Verification, json: bool) {
     let (made, failed) = (of.checks.len(), of.failed());
     if json {
-        println!("{:#}", json!({"made": made, "failed": failed, "checks": of.checks}));
+        line!(out, "{:#}", json!({"made": made, "failed": failed, "checks": of.checks}));
     } else {
-        println!("{} of {made} checks passed", made - failed);
+        line!(out, "{} of {made} checks passed", made - failed);
     }
 }
 
 /// The devices of this machine.
-pub fn devices(of: &Devices, json: bool) {
+pub fn devices(out: &mut String, of: &Devices, json: bool) {
     if json {
-        println!("{:#}", json!(of));
+        line!(out, "{:#}", json!(of));
         return;
     }
     for device in &of.devices {
         let memory = device.memory_bytes.map(|bytes| format!("{:.1} GiB, ", gib(bytes))).unwrap_or_default();
-        println!("{}: {memory}{}; {}", device.shown, device.dtypes.join(" "), device.features.join("; "));
+        line!(out, "{}: {memory}{}; {}", device.shown, device.dtypes.join(" "), device.features.join("; "));
     }
-    of.missing.iter().for_each(|problem| println!("{problem}"));
-    println!("used without --device: {}", of.default);
+    for problem in &of.missing {
+        line!(out, "{problem}");
+    }
+    line!(out, "used without --device: {}", of.default);
 }
 
 /// The catalogue of objectives.
-pub fn objectives(json: bool) {
+pub fn objectives(out: &mut String, json: bool) {
     if json {
         let of = |of: &Definition| {
             let keys = of.hyper.iter().map(|(key, default)| (*key, *default));
             let keys = keys.collect::<std::collections::BTreeMap<_, _>>();
             json!({"name": of.name, "keys": keys, "reference": of.reference, "formula": of.formula, "source": of.source})
         };
-        println!("{:#}", json!(all().iter().map(of).collect::<Vec<_>>()));
+        line!(out, "{:#}", json!(all().iter().map(of).collect::<Vec<_>>()));
         return;
     }
-    println!(
+    line!(
+        out,
         "s is the sigmoid, ls its logarithm; pw, pl are log-probabilities of the chosen and the rejected response, rw,"
     );
-    println!(
+    line!(
+        out,
         "rl those of the reference, nw, nl lengths in tokens; hw = pw - rw, hl = pl - rl, D = hw - hl, aw = pw/nw, al = pl/nl"
     );
     for definition in all() {
@@ -165,27 +268,32 @@ pub fn objectives(json: bool) {
         let keys = keys.collect::<Vec<_>>().join(",");
         let colon = if keys.is_empty() { "" } else { ":" };
         let reference = if definition.reference { "" } else { " (no reference)" };
-        println!(
+        line!(
+            out,
             "\n{}{colon}{keys}{reference}\n    {}\n    {}",
-            definition.name, definition.formula, definition.source
+            definition.name,
+            definition.formula,
+            definition.source
         );
     }
 }
 
 /// What `bench` measured.
-pub fn bench(report: &BenchReport) {
-    println!("{}, {}", report.device, report.dtype);
-    println!(
+pub fn bench(out: &mut String, report: &BenchReport) {
+    line!(out, "{}, {}", report.device, report.dtype);
+    line!(
+        out,
         "products {:.1} GFLOP/s, copies {:.1} GB/s\n",
         report.product_operations_per_second / 1e9,
         report.copy_bytes_per_second / 1e9
     );
     if !report.kernels.is_empty() {
-        println!("{:<30} {:>10} {:>10} {:>8} {:>9}", "kernel", "ms", "GFLOP/s", "GB/s", "roofline");
+        line!(out, "{:<30} {:>10} {:>10} {:>8} {:>9}", "kernel", "ms", "GFLOP/s", "GB/s", "roofline");
     }
     for kernel in &report.kernels {
         let rate = |amount: f64| amount / kernel.seconds / 1e9;
-        println!(
+        line!(
+            out,
             "{:<30} {:>10.3} {:>10.1} {:>8.1} {:>8.0}%",
             kernel.name,
             kernel.seconds * 1e3,
@@ -196,10 +304,12 @@ pub fn bench(report: &BenchReport) {
     }
     let Some(pass) = &report.pass else { return };
     let PassTime { scope, layers, pairs, prompt_tokens, response_tokens, .. } = pass;
-    println!(
+    line!(
+        out,
         "\npass: {pairs} pairs of {prompt_tokens} + {response_tokens} + {response_tokens} tokens, {layers} blocks, scope {scope}"
     );
-    println!(
+    line!(
+        out,
         "{:.2} pairs/s, {:.0} tokens/s, {:.1} GFLOP a pair, {:.0}% of the rate of products",
         pass.pairs_per_second,
         pass.tokens_per_second,
@@ -207,6 +317,6 @@ pub fn bench(report: &BenchReport) {
         100.0 * pass.efficiency
     );
     if let Some(bytes) = pass.memory_bytes {
-        println!("memory {:.2} GiB", bytes as f64 / 2f64.powi(30));
+        line!(out, "memory {:.2} GiB", bytes as f64 / 2f64.powi(30));
     }
 }

@@ -2,14 +2,15 @@
 use crate::cli::TableFormat;
 use crate::error::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use polars_core::prelude::{AnyValue, DataFrame};
+use polars_core::prelude::{AnyValue, ChunkApply, Column, DataFrame, DataType, IntoColumn, PlSmallStr};
 use polars_io::prelude::{CsvWriter, JsonFormat, JsonWriter, ParquetWriter, SerWriter};
+use std::borrow::Cow;
 
 /// A table in a format.
 pub fn encode(table: &mut DataFrame, format: TableFormat) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let written = match format {
-        TableFormat::Csv => CsvWriter::new(&mut bytes).finish(table),
+        TableFormat::Csv => CsvWriter::new(&mut bytes).finish(&mut as_text(table)),
         TableFormat::Json => JsonWriter::new(&mut bytes).with_json_format(JsonFormat::Json).finish(table),
         TableFormat::Parquet => ParquetWriter::new(&mut bytes).finish(table).map(|_| ()),
         TableFormat::Table => {
@@ -26,6 +27,28 @@ pub fn encode(table: &mut DataFrame, format: TableFormat) -> Result<Vec<u8>> {
         bytes.push(b'\n');
     }
     Ok(bytes)
+}
+
+/// A table whose texts no spreadsheet takes for formulas: those that begin like one have an apostrophe in front.
+fn as_text(table: &DataFrame) -> DataFrame {
+    let mut table = table.clone();
+    let texts: Vec<PlSmallStr> =
+        table.columns().iter().filter(|c| *c.dtype() == DataType::String).map(|c| c.name().clone()).collect();
+    for name in texts {
+        let quoted = |column: &Column| {
+            let texts = column.str().map(|texts| {
+                let of = |text: &str| match text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+                    true => format!("'{text}").into(),
+                    false => Cow::Owned(text.to_owned()),
+                };
+                texts.apply_values(of).into_column()
+            });
+            texts.unwrap_or_else(|_| column.clone())
+        };
+        // the column is there
+        drop(table.apply(&name, quoted));
+    }
+    table
 }
 
 /// A table for reading; columns that are empty throughout are left out.

@@ -1,17 +1,21 @@
 //! A data set as token ids that a model can take.
 use crate::error::{Error, Result};
 use crate::files::Files;
-use crate::layout::{Layout, Mapping, group, none_joined};
+use crate::layout::{Layout, Mapping, Wanted, group, none_joined, unread};
 use crate::preference::{Form, Preference, Row, columns_of, parse_columns};
+use crate::recipe::Recipe;
+use crate::remark::Remark;
 use crate::rows::{Raw, each};
 use crate::spool::{Pairs, Spool, nothing};
-use crate::tokens::{PairTokens, TextTokens, Tokens};
+use crate::tokenizer::TextTokens;
+use crate::tokens::{Cut, PairTokens, Tokens, Unusable};
+use chrono::NaiveDate;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -19,16 +23,18 @@ use std::path::{Path, PathBuf};
 const ROWS_AT_ONCE: usize = 1024;
 
 /// How rows are read and tokenised.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// How a row is understood.
-    pub form: Form,
-    /// Plain-text responses end with EOS.
-    pub append_eos: bool,
-    /// Longest prompt and response together, in tokens.
-    pub max_tokens: Option<usize>,
-    /// Prompts that are too long lose tokens on the left; without it their rows are bad.
-    pub truncate_prompt: bool,
+    /// Plain text becomes a user and an assistant turn.
+    pub chat: bool,
+    /// Only the chosen response is used: it stands for both, whether there is another or not.
+    pub chosen_only: bool,
+    /// How texts become tokens.
+    pub recipe: Recipe,
+    /// Whether its limits on lengths hold for ids too.
+    pub limit_ids: bool,
+    /// The day that chat templates are told; today where none is given.
+    pub date: Option<NaiveDate>,
     /// Bad rows are left out and reported; without it the first one is an error.
     pub skip_bad_rows: bool,
     /// Only that many rows are read.
@@ -39,6 +45,15 @@ pub struct Reading {
     pub split: Option<String>,
     /// Where the usual columns are to be found.
     pub columns: Mapping,
+}
+
+impl Reading {
+    /// What decides the tokens of a text, in one line.
+    fn tokenize(&self) -> String {
+        let chat = self.chat.then(|| "chat".to_owned());
+        let date = self.date.map(|date| format!("date={date}"));
+        std::iter::once(self.recipe.settings()).chain(chat).chain(date).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// Rows drawn without replacement, the same for every model and tokenizer.
@@ -78,10 +93,21 @@ pub struct Pair {
     pub id: Option<String>,
     /// Its tokens; of a group, the best response and the worst.
     pub tokens: PairTokens,
-    /// Tokens that the prompt lost on the left.
-    pub truncated_tokens: usize,
+    /// What a limit on lengths took away of the prompt and of each response, of a group as `group` has them.
+    pub cut: Cut,
     /// All responses, of a row that is a group.
     pub group: Option<Candidates>,
+}
+
+impl Pair {
+    /// Its responses: chosen and rejected, or all of a group in the row's order.
+    #[must_use]
+    pub fn responses(&self) -> Vec<&[u32]> {
+        match &self.group {
+            Some(group) => group.responses.iter().map(Vec::as_slice).collect(),
+            None => vec![&self.tokens.chosen, &self.tokens.rejected],
+        }
+    }
 }
 
 /// The responses of a group.
@@ -125,6 +151,8 @@ pub struct Skipped {
     pub row: u64,
     /// Why.
     pub problem: String,
+    /// Whether the recipe leaves it out, as its trainer does; a bad row otherwise.
+    pub dropped: bool,
 }
 
 /// The usable rows of a data set, in order.
@@ -134,16 +162,16 @@ pub struct Dataset {
     pub path: PathBuf,
     /// Usable rows.
     pub pairs: Pairs,
-    /// Rows left out.
+    /// Rows left out: bad ones, and those that the recipe drops.
     pub skipped: Vec<Skipped>,
-    /// How many prompts were cut from the left.
-    pub truncated: usize,
     /// Whether some row is a group.
     pub groups: bool,
     /// Its files.
     pub files: Vec<PathBuf>,
     /// What was recognised, taken or left out, in words.
     pub notes: Vec<String>,
+    /// How texts became tokens; `None` where no row is text.
+    pub tokenize: Option<String>,
     /// SHA-256 of the rows' numbers and token ids.
     pub content_hash: String,
 }
@@ -154,32 +182,36 @@ type Numbered<T> = (u64, T);
 /// Rows on their way from files to tokens.
 struct Reader<'a> {
     path: &'a Path,
-    model: &'a Path,
+    folders: &'a [&'a Path],
     reading: &'a Reading,
     limits: Limits,
+    wanted: Wanted,
     /// Opened when the first row of text needs it.
     tokenizer: Option<TextTokens>,
     /// The layout recognised from the first row.
     layout: Option<Layout>,
     spool: Spool,
     skipped: Vec<Skipped>,
-    truncated: usize,
+    /// How often there is something to say, and of which row first.
+    remarks: BTreeMap<Remark, (usize, u64)>,
     groups: bool,
     hasher: Sha256,
 }
 
 impl Dataset {
-    /// Reads a data set for a model; its tokenizer is opened when the first row of text needs it.
+    /// Reads a data set for a model. The tokenizer is opened when the first row of text needs it, from the first of the folders that
+    /// has one: an adapter's, and then its model's.
     ///
     /// # Errors
     /// Where a file or the tokenizer cannot be read, no row is usable, or a row is bad and bad rows are not skipped.
-    pub fn read(path: &Path, model: &Path, reading: &Reading, limits: Limits) -> Result<Self> {
+    pub fn read(path: &Path, folders: &[&Path], reading: &Reading, limits: Limits) -> Result<Self> {
+        let wanted = Wanted::of(&reading.columns);
         let Files { files, note } = Files::find(path, reading.split.as_deref())?;
         let limit = reading.limit.unwrap_or(usize::MAX);
         let all = |take: &mut dyn FnMut(u64, Raw) -> Result<()>| -> Result<u64> {
             let mut number = 0;
             for (file, format) in &files {
-                let end = each(file, *format, &mut |raw| {
+                let end = each(file, *format, &wanted, &mut |raw| {
                     if number >= limit as u64 {
                         return Ok(ControlFlow::Break(()));
                     }
@@ -200,7 +232,7 @@ impl Dataset {
                 Some(sample.draw(usize::try_from(rows).unwrap_or(usize::MAX)).into_iter().peekable())
             }
         };
-        let mut reader = Reader::new(path, model, reading, limits)?;
+        let mut reader = Reader::new(path, folders, reading, limits)?;
         let (mut waiting, mut joined) = (Vec::new(), Joined::default());
         let rows = all(&mut |number, raw| {
             if let Some(sample) = &mut sample
@@ -249,17 +281,26 @@ impl Joined {
 }
 
 impl<'a> Reader<'a> {
-    fn new(path: &'a Path, model: &'a Path, reading: &'a Reading, limits: Limits) -> Result<Self> {
-        let (spool, skipped, hasher) = (Spool::new()?, Vec::new(), Sha256::new());
-        let (tokenizer, layout, truncated, groups) = (None, None, 0, false);
-        Ok(Self { path, model, reading, limits, tokenizer, layout, spool, skipped, truncated, groups, hasher })
+    fn new(path: &'a Path, folders: &'a [&'a Path], reading: &'a Reading, limits: Limits) -> Result<Self> {
+        let (spool, skipped, hasher, wanted) = (Spool::new()?, Vec::new(), Sha256::new(), Wanted::of(&reading.columns));
+        let (tokenizer, layout, remarks, groups) = (None, None, BTreeMap::new(), false);
+        Ok(Self { path, folders, reading, limits, wanted, tokenizer, layout, spool, skipped, remarks, groups, hasher })
+    }
+
+    fn form(&self) -> Form {
+        let Reading { chat, chosen_only, recipe, .. } = self.reading;
+        Form { chat: *chat, chosen_only: *chosen_only, implicit_prompt: recipe.implicit_prompt }
+    }
+
+    fn remark(&mut self, remark: Remark, row: u64) {
+        self.remarks.entry(remark).or_insert((0, row)).0 += 1;
     }
 
     /// Takes some rows in: to the spool, or among the responses of their prompts.
     fn take(&mut self, rows: Vec<Numbered<Raw>>, joined: &mut Joined) -> Result<()> {
         let columns = |raw: Raw| -> Result<Map<String, Value>, String> {
             let columns = match raw {
-                Raw::Line(line) => columns_of(&line)?,
+                Raw::Line(line) => columns_of(&line, &self.wanted)?,
                 Raw::Columns(columns) => columns,
                 Raw::Bad(problem) => return Err(problem),
             };
@@ -267,10 +308,17 @@ impl<'a> Reader<'a> {
         };
         let rows: Vec<Numbered<Result<Map<String, Value>, String>>> =
             rows.into_par_iter().map(|(number, raw)| (number, columns(raw))).collect();
-        if self.layout.is_none() {
-            self.layout = rows.iter().find_map(|(_, columns)| columns.as_ref().ok().map(Layout::of));
+        let first = rows.iter().find_map(|(row, columns)| Some((*row, columns.as_ref().ok()?)));
+        if let (None, Some((row, columns))) = (self.layout, first) {
+            let layout = Layout::of(columns);
+            self.layout = Some(layout);
+            let mut unread = unread(columns.keys().map(String::as_str), &self.wanted);
+            unread.extend(self.leaves_system(layout, columns).then(|| "system".to_owned()));
+            unread.into_iter().for_each(|column| self.remark(Remark::Unread(column), row));
         }
-        let form = self.reading.form;
+        let form = self.form();
+        let leaves_system =
+            |columns: &Map<String, Value>| self.leaves_system(self.layout.unwrap_or(Layout::Usual), columns);
         // a response by itself is what is asked for
         let layout = self.layout.filter(|layout| !(layout.joins() && form.chosen_only)).unwrap_or(Layout::Usual);
         if layout.joins() {
@@ -284,9 +332,21 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         let parse = |(number, columns): Numbered<Result<Map<String, Value>, String>>| {
-            (number, columns.and_then(|columns| layout.usual(columns)).and_then(|usual| parse_columns(usual, form)))
+            let usual = columns.and_then(|mut columns| {
+                if leaves_system(&columns) {
+                    columns.remove("system");
+                }
+                layout.usual(columns)
+            });
+            (number, usual.and_then(|usual| parse_columns(usual, form)))
         };
         self.add(rows.into_par_iter().map(parse).collect())
+    }
+
+    /// Whether rows have a system's turn beside the usual columns, which no trainer reads there.
+    fn leaves_system(&self, layout: Layout, columns: &Map<String, Value>) -> bool {
+        let asked = self.reading.columns.names("system");
+        layout == Layout::Usual && !asked && columns.get("system").is_some_and(|system| !system.is_null())
     }
 
     /// Tokenises rows and adds them.
@@ -294,22 +354,28 @@ impl<'a> Reader<'a> {
         let is_text =
             |row: &Result<Row, String>| row.as_ref().is_ok_and(|row| !matches!(row.preference, Preference::Ids { .. }));
         if self.tokenizer.is_none() && rows.iter().any(|(_, row)| is_text(row)) {
-            self.tokenizer = Some(TextTokens::open(self.model)?);
+            let mut tokenizer = TextTokens::open(self.folders)?;
+            if let Some(date) = self.reading.date {
+                tokenizer.pin_date(date);
+            }
+            self.tokenizer = Some(tokenizer);
         }
         let (tokenizer, reading, limits) = (self.tokenizer.as_ref(), self.reading, self.limits);
         let of = |(row, parsed): Numbered<Result<Row, String>>| {
-            (row, parsed.and_then(|parsed| usable(row, parsed, tokenizer, reading, limits)))
+            let used = parsed.map_err(Unusable::Bad).and_then(|parsed| usable(row, parsed, tokenizer, reading, limits));
+            (row, used)
         };
-        let pairs: Vec<Numbered<Result<Pair, String>>> = rows.into_par_iter().map(of).collect();
+        let pairs: Vec<Numbered<Result<(Pair, Vec<Remark>), Unusable>>> = rows.into_par_iter().map(of).collect();
         for (row, pair) in pairs {
             match pair {
-                Ok(pair) => {
+                Ok((pair, remarks)) => {
                     hash(&mut self.hasher, &pair);
-                    self.truncated += usize::from(pair.truncated_tokens > 0);
                     self.groups |= pair.group.is_some();
                     self.spool.add(&pair)?;
+                    remarks.into_iter().for_each(|remark| self.remark(remark, row));
                 }
-                Err(problem) => self.refuse(row, problem)?,
+                Err(Unusable::Dropped(problem)) => self.skipped.push(Skipped { row, problem, dropped: true }),
+                Err(Unusable::Bad(problem)) => self.refuse(row, problem)?,
             }
         }
         Ok(())
@@ -319,7 +385,7 @@ impl<'a> Reader<'a> {
         if !self.reading.skip_bad_rows {
             return Err(Error::Row { path: self.path.to_owned(), row, problem });
         }
-        self.skipped.push(Skipped { row, problem });
+        self.skipped.push(Skipped { row, problem, dropped: false });
         Ok(())
     }
 
@@ -339,7 +405,7 @@ impl<'a> Reader<'a> {
                     alone.len()
                 ));
             }
-            let form = self.reading.form;
+            let form = self.form();
             let row = |of: PromptResponses| {
                 let mut columns = group(of.prompt, of.responses, &of.scores);
                 columns.extend(of.id.map(|id| ("id".to_owned(), id)));
@@ -353,34 +419,71 @@ impl<'a> Reader<'a> {
             return Err(Error::file(self.path, format!("no row can be used{first}")));
         }
         let content_hash = self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        let (skipped, truncated, groups) = (self.skipped, self.truncated, self.groups);
-        Ok(Dataset { path: self.path.to_owned(), pairs, skipped, truncated, groups, files, notes, content_hash })
+        notes.extend(self.remarks.iter().map(|(remark, (rows, first))| remark.of_rows(*rows, *first)));
+        if let Some(tokenizer) = &self.tokenizer {
+            notes.push(format!("tokens by recipe {}", self.reading.recipe));
+            notes.extend(other_folders(tokenizer, self.folders));
+        }
+        let tokenize = self.tokenizer.is_some().then(|| self.reading.tokenize());
+        let (path, skipped, groups) = (self.path.to_owned(), self.skipped, self.groups);
+        Ok(Dataset { path, pairs, skipped, groups, files, notes, tokenize, content_hash })
     }
 }
 
-/// A row as a pair, or a group, of token ids that fit the model.
+/// Says which of a tokenizer's files are not the model's own.
+fn other_folders(tokenizer: &TextTokens, folders: &[&Path]) -> Option<String> {
+    let model = folders.last().copied();
+    let [ids, template] = tokenizer.from().map(|from| from.filter(|from| Some(*from) != model));
+    match (ids, template) {
+        (None, None) => None,
+        (Some(from), Some(other)) if from == other => {
+            Some(format!("tokenizer and chat template of {}", from.display()))
+        }
+        (Some(from), _) => Some(format!("tokenizer of {}", from.display())),
+        (None, Some(from)) => Some(format!("chat template of {}", from.display())),
+    }
+}
+
+/// A row as a pair, or a group, of token ids that fit the model, and what to say of it.
 fn usable(
     row: u64,
     parsed: Row,
     tokenizer: Option<&TextTokens>,
     reading: &Reading,
     limits: Limits,
-) -> Result<Pair, String> {
+) -> Result<(Pair, Vec<Remark>), Unusable> {
     let is_group = parsed.scores.is_some() || parsed.preference.len() > 2;
-    let tokens = match (parsed.preference, tokenizer) {
-        (Preference::Ids { prompt, responses }, _) => Tokens { prompt, responses },
-        (preference, Some(tokenizer)) => tokenizer.tokens(&preference, reading.append_eos)?,
-        (_, None) => return Err("needs a tokenizer".to_owned()),
+    let recipe = &reading.recipe;
+    let mut tokens = match (parsed.preference, tokenizer) {
+        (Preference::Ids { prompt, responses }, _) => {
+            let longest = prompt.len() + responses.iter().map(Vec::len).max().unwrap_or(0);
+            let cut = Cut { prompt: 0, responses: vec![0; responses.len()] };
+            let tokens = Tokens { prompt, responses, cut, remarks: Vec::new() };
+            match recipe.max_length.filter(|most| longest > *most) {
+                Some(most) if !reading.limit_ids => Tokens { remarks: vec![Remark::LongIds(most)], ..tokens },
+                _ if !reading.limit_ids => tokens,
+                _ => recipe.cut(tokens, tokenizer.and_then(TextTokens::eos))?,
+            }
+        }
+        (preference, Some(tokenizer)) => recipe.tokens(&preference, &parsed.setting, tokenizer)?,
+        (_, None) => return Err(Unusable::Bad("needs a tokenizer".to_owned())),
     };
-    let (Tokens { prompt, responses }, truncated_tokens) = fit(tokens, is_group, reading, limits)?;
+    check(&tokens, is_group, limits)?;
+    let mut remarks = std::mem::take(&mut tokens.remarks);
+    remarks.extend(parsed.ids_beside_text.then_some(Remark::IdsBesideText));
+    let Tokens { prompt, responses, cut, .. } = tokens;
+    remarks.extend((cut.prompt > 0).then_some(Remark::PromptCut));
+    remarks.extend(cut.responses.iter().any(|lost| *lost > 0).then_some(Remark::ResponseCut));
+    remarks.sort_unstable();
+    remarks.dedup();
     let group = is_group.then(|| Candidates::new(responses.clone(), parsed.scores));
     let (best, worst) = group.as_ref().map_or((0, 1), |group| (group.best, group.worst));
     let tokens = PairTokens { prompt, chosen: responses[best].clone(), rejected: responses[worst].clone() };
-    Ok(Pair { row, id: parsed.id, tokens, truncated_tokens, group })
+    Ok((Pair { row, id: parsed.id, tokens, cut, group }, remarks))
 }
 
-/// Checks ids and lengths, and truncates the prompt where that is asked for.
-fn fit(mut tokens: Tokens, group: bool, reading: &Reading, limits: Limits) -> Result<(Tokens, usize), String> {
+/// Checks ids and lengths against the model's limits.
+fn check(tokens: &Tokens, group: bool, limits: Limits) -> Result<(), String> {
     let name = |k: usize| match (group, k) {
         (true, k) => format!("responses[{k}]"),
         (false, 0) => "chosen".to_owned(),
@@ -397,31 +500,16 @@ fn fit(mut tokens: Tokens, group: bool, reading: &Reading, limits: Limits) -> Re
         }
     }
     let response = tokens.responses.iter().map(Vec::len).max().unwrap_or(0);
-    let mut truncated = 0;
-    if let Some(most) = reading.max_tokens {
-        let total = tokens.prompt.len() + response;
-        if total > most {
-            let problem = format!("prompt and response have {total} tokens, more than option `max_tokens` = {most}");
-            if !reading.truncate_prompt {
-                return Err(format!("{problem}; option `truncate_prompt` cuts prompts from the left"));
-            }
-            truncated = total - most;
-            if truncated >= tokens.prompt.len() {
-                return Err(format!("{problem}, and the response alone leaves no room for a prompt"));
-            }
-            tokens.prompt.drain(..truncated);
-        }
-    }
     let inputs = tokens.prompt.len() + response - 1;
     if inputs > limits.positions {
         return Err(format!(
-            "prompt and response need {inputs} positions, and the model has {}; option `max_tokens` = {} with option `truncate_prompt` cuts \
-             prompts from the left",
+            "prompt and response need {inputs} positions, and the model has {}; option `max_length` = {} with option `truncate` = \
+             response or prompt cuts them",
             limits.positions,
             limits.positions + 1
         ));
     }
-    Ok((tokens, truncated))
+    Ok(())
 }
 
 /// What decides a row's results.

@@ -12,6 +12,14 @@ pub enum Error {
         /// What was found, what was expected, what to do.
         problem: String,
     },
+    /// Rows cannot be kept on the disk while they are used.
+    #[error("{}: {problem}", path.display())]
+    Spool {
+        /// The folder for temporary files.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
     /// A row cannot be used.
     #[error("{}: row {row}: {problem}", path.display())]
     Row {

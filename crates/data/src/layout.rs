@@ -2,6 +2,7 @@
 //! `prompt`, `responses`, `scores`.
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 use std::path::Path;
 
 /// A way to write preferences that is known by its columns.
@@ -25,10 +26,36 @@ pub(crate) enum Layout {
     Nectar,
     /// KTO's labels: a `completion` and its `label` a row, joined by prompt.
     Kto,
+    /// LLaMA-Factory's ShareGPT: `conversations` before `chosen` and `rejected`.
+    ShareGpt,
+    /// Alpaca with preferences: `instruction`, `input`, `history`, `system`, `chosen`, `rejected`.
+    Alpaca,
+    /// Orca's DPO pairs: `system`, `question` or `input`, `chosen`, `rejected`.
+    Orca,
+    /// axolotl's chats: `messages` before `chosen` and `rejected`.
+    Messages,
+    /// ms-swift: `messages`, the last of which is the chosen response, and `rejected_response` or `rejected_messages`.
+    Swift,
+    /// OpenAI's preference fine-tuning: `input`, `preferred_output`, `non_preferred_output`.
+    OpenAi,
+    /// distilabel: `instruction` or `input`, `generations` and `ratings`.
+    Distilabel,
 }
 
 /// Which columns tell a layout, in the order in which they are tried.
 const TOLD_BY: &[(Layout, &[&str])] = &[
+    (Layout::OpenAi, &["input", "preferred_output", "non_preferred_output"]),
+    (Layout::Swift, &["messages", "rejected_response"]),
+    (Layout::Swift, &["messages", "rejected_messages"]),
+    (Layout::ShareGpt, &["conversations", "chosen", "rejected"]),
+    (Layout::Messages, &["messages", "chosen", "rejected"]),
+    (Layout::Alpaca, &["instruction", "chosen", "rejected"]),
+    (Layout::Orca, &["question", "chosen", "rejected"]),
+    (Layout::Orca, &["input", "chosen", "rejected"]),
+    (Layout::Distilabel, &["instruction", "generations", "ratings"]),
+    (Layout::Distilabel, &["instruction", "generations", "rating"]),
+    (Layout::Distilabel, &["input", "generations", "ratings"]),
+    (Layout::Distilabel, &["input", "generations", "rating"]),
     (Layout::Comparisons, &["info", "summaries", "choice"]),
     (Layout::UltraFeedback, &["instruction", "completions"]),
     (Layout::HelpSteerPreference, &["prompt", "response_1", "response_2", "preference_strength"]),
@@ -45,6 +72,11 @@ type Columns = Map<String, Value>;
 impl Layout {
     /// The layout that a row's columns tell.
     pub(crate) fn of(columns: &Columns) -> Self {
+        let has = |name: &str| columns.get(name).is_some_and(|value| !value.is_null());
+        // a prompt beside both responses is all that is needed, and so are ids
+        if has("prompt") && has("chosen") && has("rejected") || has("chosen_ids") || has("responses_ids") {
+            return Self::Usual;
+        }
         let told = |names: &&[&str]| names.iter().all(|name| columns.contains_key(*name));
         TOLD_BY.iter().find(|(_, names)| told(names)).map_or(Self::Usual, |(layout, _)| *layout)
     }
@@ -61,6 +93,13 @@ impl Layout {
             Self::SafeRlhf => "PKU-SafeRLHF (better_response_id)",
             Self::Nectar => "Nectar (answers with ranks)",
             Self::Kto => "labelled completions, joined by prompt",
+            Self::ShareGpt => "LLaMA-Factory's ShareGPT preferences (conversations, chosen, rejected), as chats",
+            Self::Alpaca => "Alpaca preferences (instruction, input, chosen, rejected), as chats",
+            Self::Orca => "Orca preferences (system, question, chosen, rejected), as chats",
+            Self::Messages => "axolotl's chats (messages, chosen, rejected)",
+            Self::Swift => "ms-swift's chats (messages, rejected_response)",
+            Self::OpenAi => "OpenAI's preferences (input, preferred_output, non_preferred_output)",
+            Self::Distilabel => "distilabel (generations with ratings)",
         })
     }
 
@@ -77,7 +116,7 @@ impl Layout {
         if self == Self::Usual {
             return Ok(columns);
         }
-        let id = columns.remove("id").unwrap_or_default();
+        let kept: Columns = KEPT.iter().filter_map(|key| Some(((*key).to_owned(), columns.remove(*key)?))).collect();
         let mut usual: Columns = match self {
             Self::Usual => Columns::new(),
             Self::Comparisons => {
@@ -141,11 +180,78 @@ impl Layout {
                 let scores: Vec<f64> = scores.into_iter().map(|rank| -rank).collect();
                 group(need(&columns, "prompt")?.clone(), responses.into_iter().map(Value::String).collect(), &scores)
             }
+            Self::ShareGpt | Self::Messages => {
+                let prompt = if self == Self::ShareGpt { "conversations" } else { "messages" };
+                let [chosen, rejected] = responses(&columns, "chosen", "rejected")?;
+                chat(need(&columns, prompt)?.clone(), chosen, rejected)
+            }
+            Self::Alpaca => {
+                let instruction = text(&columns, "instruction")?;
+                let asked = match columns.get("input").and_then(Value::as_str).filter(|input| !input.is_empty()) {
+                    Some(input) => format!("{instruction}\n{input}"),
+                    None => instruction,
+                };
+                let history = columns.get("history").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                let mut prompt = Vec::new();
+                for turn in history {
+                    let said = turn.as_array().map_or(&[][..], Vec::as_slice);
+                    let [Some(user), Some(assistant)] = [0, 1].map(|at| said.get(at).and_then(Value::as_str)) else {
+                        return Err(format!("`history` has {}, expected two texts a turn", brief(turn)));
+                    };
+                    prompt.push(json!({"role": "user", "content": user}));
+                    prompt.push(json!({"role": "assistant", "content": assistant}));
+                }
+                prompt.push(json!({"role": "user", "content": asked}));
+                let [chosen, rejected] = responses(&columns, "chosen", "rejected")?;
+                chat(prompt.into(), chosen, rejected)
+            }
+            Self::Orca => {
+                let asked = need(&columns, if columns.contains_key("question") { "question" } else { "input" })?;
+                let prompt =
+                    if asked.is_string() { json!([{"role": "user", "content": asked}]) } else { asked.clone() };
+                let [chosen, rejected] = responses(&columns, "chosen", "rejected")?;
+                chat(prompt, chosen, rejected)
+            }
+            Self::Swift => {
+                let messages = list(&columns, "messages")?;
+                let Some((chosen, prompt)) = messages.split_last().filter(|(_, prompt)| !prompt.is_empty()) else {
+                    return Err("`messages` has no prompt and response".to_owned());
+                };
+                let rejected = match columns.get("rejected_response").filter(|value| !value.is_null()) {
+                    Some(rejected) => rejected.clone(),
+                    None => {
+                        let rejected = list(&columns, "rejected_messages")?;
+                        let rest = if rejected.starts_with(prompt) { &rejected[prompt.len()..] } else { rejected };
+                        rest.to_vec().into()
+                    }
+                };
+                chat(prompt.to_vec().into(), json!([chosen]), as_turns(rejected))
+            }
+            Self::OpenAi => {
+                let input = need(&columns, "input")?;
+                let messages = input.get("messages").cloned().ok_or("`input` has no `messages`")?;
+                let [chosen, rejected] = responses(&columns, "preferred_output", "non_preferred_output")?;
+                let mut usual = chat(messages, chosen, rejected);
+                usual.extend(input.get("tools").map(|tools| ("tools".to_owned(), tools.clone())));
+                usual
+            }
+            Self::Distilabel => {
+                let asked = if columns.contains_key("instruction") { "instruction" } else { "input" };
+                let ratings = if columns.contains_key("ratings") { "ratings" } else { "rating" };
+                let rated = list(&columns, "generations")?.iter().zip(list(&columns, ratings)?);
+                // one that was not rated is no candidate
+                let rated: Vec<(Value, f64)> =
+                    rated.filter_map(|(text, rating)| Some((text.clone(), number(rating)?))).collect();
+                let (generations, scores): (Vec<Value>, Vec<f64>) = rated.into_iter().unzip();
+                group(need(&columns, asked)?.clone(), generations, &scores)
+            }
             Self::HelpSteer | Self::Kto => {
                 return Err("is one response, which has to be joined by its prompt".to_owned());
             }
         };
-        usual.insert("id".to_owned(), id);
+        for (key, value) in kept {
+            usual.entry(key).or_insert(value);
+        }
         Ok(usual)
     }
 
@@ -176,6 +282,28 @@ pub(crate) fn group(prompt: Value, responses: Vec<Value>, scores: &[f64]) -> Col
     columns.insert("responses".to_owned(), responses.into());
     columns.insert("scores".to_owned(), json!(scores));
     columns
+}
+
+/// A pair of a chat in the usual columns.
+fn chat(prompt: Value, chosen: Value, rejected: Value) -> Columns {
+    [("prompt", prompt), ("chosen", chosen), ("rejected", rejected)]
+        .map(|(key, of)| (key.to_owned(), of))
+        .into_iter()
+        .collect()
+}
+
+/// Two responses as lists of turns.
+fn responses(columns: &Columns, chosen: &str, rejected: &str) -> Result<[Value; 2], String> {
+    Ok([need(columns, chosen)?, need(columns, rejected)?].map(|response| as_turns(response.clone())))
+}
+
+/// A response, text or a message or a list of them, as a list.
+fn as_turns(response: Value) -> Value {
+    match response {
+        Value::Array(turns) => turns.into(),
+        Value::String(text) => json!([{"role": "assistant", "content": text}]),
+        message => json!([message]),
+    }
 }
 
 fn pair(prompt: Value, responses: [String; 2], better: usize) -> Columns {
@@ -235,7 +363,7 @@ fn index(columns: &Columns, key: &str) -> Result<usize, String> {
 }
 
 /// A value in few characters.
-fn brief(value: &Value) -> String {
+pub(crate) fn brief(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() > 40 { text.chars().take(37).chain("...".chars()).collect() } else { text }
 }
@@ -244,8 +372,14 @@ fn brief(value: &Value) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mapping(Vec<(String, Vec<String>)>);
 
+/// Columns that say the same in every layout.
+const KEPT: [&str; 4] = ["id", "system", "tools", "chat_template_kwargs"];
+
 /// The usual columns.
-const USUAL: [&str; 12] = [
+const USUAL: [&str; 15] = [
+    "system",
+    "tools",
+    "chat_template_kwargs",
     "id",
     "prompt",
     "chosen",
@@ -278,6 +412,11 @@ impl Mapping {
         Ok(Self(text.split(',').map(of).collect::<Result<_, _>>()?))
     }
 
+    /// Whether it says where a usual column is.
+    pub(crate) fn names(&self, usual: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == usual)
+    }
+
     /// The columns that it names of a row, with the row's own `id`; all of them where it names none.
     ///
     /// # Errors
@@ -308,6 +447,52 @@ impl Mapping {
         }
         Ok(out)
     }
+}
+
+/// Columns beside those of [`TOLD_BY`] and [`USUAL`] that a layout reads.
+const ALSO_READ: [&str; 5] = ["input", "history", "completion", "overall_score", "fine-grained_score"];
+
+/// Columns that trainers use, and that nothing here reads.
+const OF_TRAINERS: [&str; 14] = [
+    "images",
+    "image",
+    "videos",
+    "audios",
+    "documents",
+    "margin",
+    "score_chosen",
+    "score_rejected",
+    "chosen_score",
+    "rejected_score",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+    "reference_chosen_logps",
+    "weight",
+];
+
+/// Which columns of a data set are worth parsing.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted(HashSet<String>);
+
+impl Wanted {
+    /// All that any layout or the user's own names read.
+    pub(crate) fn of(mapping: &Mapping) -> Self {
+        let told = TOLD_BY.iter().flat_map(|(_, names)| names.iter());
+        let known = told.chain(&USUAL).chain(&ALSO_READ).map(|name| (*name).to_owned());
+        // a path may be one column with dots in its name, or into one
+        let own = mapping.0.iter().flat_map(|(_, path)| [path[0].clone(), path.join(".")]);
+        Self(known.chain(own).collect())
+    }
+
+    /// Whether a column is.
+    pub(crate) fn has(&self, column: &str) -> bool {
+        self.0.contains(column)
+    }
+}
+
+/// Columns of a row that trainers use, and that are not read.
+pub(crate) fn unread<'a>(columns: impl Iterator<Item = &'a str>, wanted: &Wanted) -> Vec<String> {
+    columns.filter(|name| OF_TRAINERS.contains(name) && !wanted.has(name)).map(str::to_owned).collect()
 }
 
 /// Says that no row of a joined layout can be used.

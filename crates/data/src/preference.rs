@@ -1,6 +1,7 @@
 //! The forms in which the field writes preferences over responses, and what they have in common.
-use crate::layout::Layout;
-use serde::Deserialize;
+use crate::layout::{Layout, Mapping, Wanted, brief};
+use crate::recipe::{ImplicitPrompt, Recipe};
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde_json::{Map, Value};
 
 /// One turn of a conversation: an object with `role` and `content`, and whatever else a template reads.
@@ -41,52 +42,57 @@ pub struct Row {
     pub preference: Preference,
     /// Of a group: how good each response is, the higher the better. `None` for a pair.
     pub scores: Option<Vec<f64>>,
+    /// How a chat is rendered.
+    pub setting: Setting,
+    /// Whether it has texts beside ids.
+    pub ids_beside_text: bool,
 }
 
-/// Text, or a list of messages.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged, expecting = "expected text or a list of messages with `role` and `content`")]
+/// Text, or messages.
+#[derive(Clone, Debug)]
 pub(crate) enum Content {
     Text(String),
     Messages(Vec<Message>),
 }
 
-/// The columns that are read, whatever else a row has.
-#[derive(Deserialize)]
-struct Columns {
-    id: Option<Value>,
-    prompt: Option<Content>,
-    #[serde(alias = "completion")]
-    chosen: Option<Content>,
-    rejected: Option<Content>,
-    prompt_ids: Option<Vec<u32>>,
-    chosen_ids: Option<Vec<u32>>,
-    rejected_ids: Option<Vec<u32>>,
-    responses: Option<Vec<Content>>,
-    responses_ids: Option<Vec<Vec<u32>>>,
-    scores: Option<Vec<f64>>,
-    ranks: Option<Vec<f64>>,
+/// What a row says of how its chat is rendered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Setting {
+    /// Schemas of tools.
+    pub tools: Option<Value>,
+    /// Variables for the template.
+    pub variables: Map<String, Value>,
 }
 
 /// Marks the start of an assistant turn in Anthropic's HH dialogues.
 const ASSISTANT: &str = "\n\nAssistant:";
 
 /// How a row is understood.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
     /// Plain text becomes a user and an assistant turn.
     pub chat: bool,
     /// Only the chosen response is used: it stands for both, whether there is another or not.
     pub chosen_only: bool,
+    /// Where plain texts without a prompt are split.
+    pub implicit_prompt: ImplicitPrompt,
 }
 
-/// Reads a line as the columns of a row.
+impl Default for Form {
+    fn default() -> Self {
+        Self { chat: false, chosen_only: false, implicit_prompt: Recipe::default().implicit_prompt }
+    }
+}
+
+/// Reads a line as the wanted columns of a row.
 ///
 /// # Errors
 /// Where it is not a JSON object in UTF-8.
-pub fn columns_of(line: &[u8]) -> Result<Map<String, Value>, String> {
+pub(crate) fn columns_of(line: &[u8], wanted: &Wanted) -> Result<Map<String, Value>, String> {
     let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8: {e}"))?;
-    match serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))? {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let columns = wanted.deserialize(&mut json).and_then(|columns| json.end().map(|()| columns));
+    match columns.map_err(|e| format!("not JSON: {e}"))? {
         Value::Object(columns) => Ok(columns),
         _ => Err("a row is a JSON object, and this is none".to_owned()),
     }
@@ -107,35 +113,136 @@ pub fn columns_of(line: &[u8]) -> Result<Map<String, Value>, String> {
 /// # Ok::<(), String>(())
 /// ```
 pub fn parse_row(line: &[u8], form: Form) -> Result<Row, String> {
-    let columns = columns_of(line)?;
+    let columns = columns_of(line, &Wanted::of(&Mapping::default()))?;
     parse_columns(Layout::of(&columns).usual(columns)?, form)
 }
 
-/// Reads the usual columns of a row.
+/// Reads the usual columns of a row: those that its form needs, whatever the others hold.
 ///
 /// # Errors
 /// Says what is missing or of the wrong type.
-pub(crate) fn parse_columns(columns: Map<String, Value>, form: Form) -> Result<Row, String> {
-    let columns = Columns::deserialize(Value::Object(columns)).map_err(|e| e.to_string())?;
-    let id = columns.id.as_ref().and_then(|id| match id {
+pub(crate) fn parse_columns(mut columns: Columns, form: Form) -> Result<Row, String> {
+    let id = columns.remove("id").and_then(|id| match id {
         Value::Null => None,
-        Value::String(id) => Some(id.clone()),
+        Value::String(id) => Some(id),
         other => Some(other.to_string()),
     });
-    let scores = columns.scores.clone().or(columns.ranks.as_ref().map(|ranks| ranks.iter().map(|r| -r).collect()));
-    let preference = if columns.responses.is_some() || columns.responses_ids.is_some() {
-        group(columns)?
+    let present = |columns: &Columns, keys: &[&str]| keys.iter().any(|key| is_there(columns, key));
+    let has_ids = present(&columns, &["responses_ids", "prompt_ids", "chosen_ids", "rejected_ids"]);
+    let ids_beside_text = has_ids && present(&columns, &["responses", "chosen", "rejected"]);
+    let (preference, scores) = if present(&columns, &["responses", "responses_ids"]) {
+        let scores: Option<Vec<f64>> = typed(&mut columns, "scores", "a list of numbers")?;
+        let ranks: Option<Vec<f64>> = typed(&mut columns, "ranks", "a list of numbers")?;
+        let scores = scores.or(ranks.map(|ranks| ranks.iter().map(|rank| -rank).collect()));
+        (group(&mut columns)?, scores)
     } else {
-        pair(columns, form)?
+        (pair(&mut columns, form)?, None)
     };
     let preference = if form.chat { as_chat(preference) } else { preference };
+    let preference = with_system(preference, content(&mut columns, "system")?);
+    let setting = Setting {
+        tools: tools(&mut columns)?,
+        variables: typed(&mut columns, "chat_template_kwargs", "an object")?.unwrap_or_default(),
+    };
     let number = preference.len();
-    match scores {
-        Some(scores) if scores.len() != number => Err(format!("has {number} responses and {} scores", scores.len())),
-        Some(scores) if scores.iter().any(|score| !score.is_finite()) => {
-            Err("has a score that is not finite".to_owned())
+    match &scores {
+        Some(scores) if scores.len() != number => {
+            return Err(format!("has {number} responses and {} scores", scores.len()));
         }
-        scores => Ok(Row { id, preference, scores }),
+        Some(scores) if scores.iter().any(|score| !score.is_finite()) => {
+            return Err("has a score that is not finite".to_owned());
+        }
+        _ => {}
+    }
+    Ok(Row { id, preference, scores, setting, ids_beside_text })
+}
+
+type Columns = Map<String, Value>;
+
+fn is_there(columns: &Columns, key: &str) -> bool {
+    columns.get(key).is_some_and(|value| !value.is_null())
+}
+
+/// A column of a type; `None` where it is not there or null.
+fn typed<T: DeserializeOwned>(columns: &mut Columns, key: &str, expected: &str) -> Result<Option<T>, String> {
+    match columns.remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match T::deserialize(&value) {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(format!("`{key}` is {}, expected {expected}", brief(&value))),
+        },
+    }
+}
+
+/// Schemas of tools: a list, or a list as JSON text; an empty one is none.
+fn tools(columns: &mut Columns) -> Result<Option<Value>, String> {
+    let problem = "a list of schemas";
+    let tools = match typed::<Value>(columns, "tools", problem)? {
+        Some(Value::String(text)) if text.trim().is_empty() => None,
+        Some(Value::String(text)) => {
+            Some(serde_json::from_str(&text).map_err(|e| format!("`tools` is text, expected {problem} as JSON: {e}"))?)
+        }
+        other => other,
+    };
+    match tools {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(list)) => Ok((!list.is_empty()).then_some(Value::Array(list))),
+        Some(other) => Err(format!("`tools` is {}, expected {problem}", brief(&other))),
+    }
+}
+
+/// Text or messages.
+fn content(columns: &mut Columns, key: &str) -> Result<Option<Content>, String> {
+    match columns.remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => content_of(value).map(Some).map_err(|problem| format!("`{key}` {problem}")),
+    }
+}
+
+/// Text, a message, or a list of them.
+fn content_of(value: Value) -> Result<Content, String> {
+    let expected = "expected text or a list of messages with `role` and `content`";
+    match value {
+        Value::String(text) => Ok(Content::Text(text)),
+        Value::Object(message) => Ok(Content::Messages(vec![usual_message(message)])),
+        Value::Array(list) => {
+            let of = |value| match value {
+                Value::Object(message) => Ok(usual_message(message)),
+                other => Err(format!("has {}, {expected}", brief(&other))),
+            };
+            Ok(Content::Messages(list.into_iter().map(of).collect::<Result<_, _>>()?))
+        }
+        other => Err(format!("is {}, {expected}", brief(&other))),
+    }
+}
+
+/// A message of ShareGPT's, with `from` and `value`, as one with `role` and `content`.
+fn usual_message(mut message: Message) -> Message {
+    if message.contains_key("role") || !(message.contains_key("from") && message.contains_key("value")) {
+        return message;
+    }
+    let (from, value) = (message.remove("from").unwrap_or_default(), message.remove("value").unwrap_or_default());
+    let role = match from.as_str() {
+        Some("human" | "user") => "user".into(),
+        Some("gpt" | "chatgpt" | "bing" | "bard" | "assistant" | "function_call") => "assistant".into(),
+        Some("observation" | "tool" | "function") => "tool".into(),
+        _ => from,
+    };
+    message.insert("role".to_owned(), role);
+    message.insert("content".to_owned(), value);
+    message
+}
+
+/// A chat with a system's turn before it, where it has none.
+fn with_system(preference: Preference, system: Option<Content>) -> Preference {
+    match (preference, system) {
+        (Preference::Chat { mut prompt, responses }, Some(Content::Text(system)))
+            if !system.is_empty() && prompt.first().and_then(|m| m.get("role")).is_none_or(|role| role != "system") =>
+        {
+            prompt.insert(0, message("system", system));
+            Preference::Chat { prompt, responses }
+        }
+        (preference, _) => preference,
     }
 }
 
@@ -155,11 +262,15 @@ fn need<T>(value: Option<T>, key: &str) -> Result<T, String> {
 }
 
 /// A prompt with several responses.
-fn group(columns: Columns) -> Result<Preference, String> {
-    let preference = if let Some(responses) = columns.responses_ids {
-        Preference::Ids { prompt: need(columns.prompt_ids, "prompt_ids")?, responses }
+fn group(columns: &mut Columns) -> Result<Preference, String> {
+    let responses_ids: Option<Vec<Vec<u32>>> = typed(columns, "responses_ids", "a list of lists of token ids")?;
+    let preference = if let Some(responses) = responses_ids {
+        Preference::Ids { prompt: need(ids(columns, "prompt_ids")?, "prompt_ids")?, responses }
     } else {
-        let (prompt, responses) = (need(columns.prompt, "prompt")?, columns.responses.unwrap_or_default());
+        let prompt = need(content(columns, "prompt")?, "prompt")?;
+        let responses: Vec<Value> = typed(columns, "responses", "a list of responses")?.unwrap_or_default();
+        let responses = responses.into_iter().map(content_of).collect::<Result<Vec<_>, _>>();
+        let responses = responses.map_err(|problem| format!("`responses` {problem}"))?;
         let all_text = responses.iter().all(|response| matches!(response, Content::Text(_)));
         match prompt {
             Content::Text(prompt) if all_text => {
@@ -175,22 +286,33 @@ fn group(columns: Columns) -> Result<Preference, String> {
     }
 }
 
+fn ids(columns: &mut Columns, key: &str) -> Result<Option<Vec<u32>>, String> {
+    typed(columns, key, "a list of token ids")
+}
+
 /// A preferred response and another.
-fn pair(columns: Columns, form: Form) -> Result<Preference, String> {
-    let or_chosen = |chosen: &Content, rejected| if form.chosen_only { Some(chosen.clone()) } else { rejected };
-    if columns.prompt_ids.is_some() || columns.chosen_ids.is_some() || columns.rejected_ids.is_some() {
-        let need = |ids: Option<Vec<u32>>, key: &str| ids.ok_or_else(|| format!("no `{key}` beside the other ids"));
-        let (prompt, chosen) = (need(columns.prompt_ids, "prompt_ids")?, need(columns.chosen_ids, "chosen_ids")?);
-        let rejected = if form.chosen_only { Some(chosen.clone()) } else { columns.rejected_ids };
-        return Ok(Preference::Ids { prompt, responses: vec![chosen, need(rejected, "rejected_ids")?] });
+fn pair(columns: &mut Columns, form: Form) -> Result<Preference, String> {
+    if ["prompt_ids", "chosen_ids", "rejected_ids"].iter().any(|key| is_there(columns, key)) {
+        let mut beside = |key: &str| ids(columns, key)?.ok_or_else(|| format!("no `{key}` beside the other ids"));
+        let (prompt, chosen) = (beside("prompt_ids")?, beside("chosen_ids")?);
+        let rejected = if form.chosen_only { chosen.clone() } else { beside("rejected_ids")? };
+        return Ok(Preference::Ids { prompt, responses: vec![chosen, rejected] });
     }
-    let chosen = need(columns.chosen, "chosen")?;
-    let rejected = need(or_chosen(&chosen, columns.rejected), "rejected")?;
-    match (columns.prompt, chosen, rejected) {
+    // of rows that are one response, the column that TRL has it in
+    let chosen = match content(columns, "chosen")? {
+        None => content(columns, "completion")?,
+        chosen => chosen,
+    };
+    let chosen = need(chosen, "chosen")?;
+    let rejected = if form.chosen_only { Some(chosen.clone()) } else { content(columns, "rejected")? };
+    match (content(columns, "prompt")?, chosen, need(rejected, "rejected")?) {
         (Some(Content::Text(prompt)), Content::Text(chosen), Content::Text(rejected)) => {
             Ok(Preference::Text { prompt, responses: vec![chosen, rejected] })
         }
-        (None, Content::Text(chosen), Content::Text(rejected)) => split_dialogue(&chosen, &rejected),
+        (None, Content::Text(chosen), Content::Text(rejected)) => match form.implicit_prompt {
+            ImplicitPrompt::Dialogue => split_dialogue(&chosen, &rejected),
+            ImplicitPrompt::Shared => split_shared(&chosen, &rejected),
+        },
         // UltraFeedback repeats the prompt, as text, beside message lists that hold it already
         (None | Some(Content::Text(_)), Content::Messages(chosen), Content::Messages(rejected)) if whole(&chosen) => {
             split_messages(&chosen, &rejected)
@@ -248,6 +370,23 @@ fn split_dialogue(chosen: &str, rejected: &str) -> Result<Preference, String> {
         return Err("no `prompt`, and the dialogues have no \"\\n\\nAssistant:\" in common to split at".to_owned());
     };
     let at = turn + ASSISTANT.len();
+    let responses = vec![chosen[at..].to_owned(), rejected[at..].to_owned()];
+    Ok(Preference::Text { prompt: chosen[..at].to_owned(), responses })
+}
+
+/// Splits texts where they part, before a space at the end of what they have in common, as TRL's `extract_prompt` does.
+fn split_shared(chosen: &str, rejected: &str) -> Result<Preference, String> {
+    let alike = chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b);
+    let mut at: usize = alike.map(|(a, _)| a.len_utf8()).sum();
+    // where one is all of the other's beginning, its last character is its response
+    if at == chosen.len().min(rejected.len()) {
+        at = chosen[..at].char_indices().next_back().map_or(0, |(last, _)| last);
+    } else if chosen[..at].ends_with(' ') {
+        at -= 1;
+    }
+    if at == 0 {
+        return Err("no `prompt`, and `chosen` and `rejected` have no beginning in common".to_owned());
+    }
     let responses = vec![chosen[at..].to_owned(), rejected[at..].to_owned()];
     Ok(Preference::Text { prompt: chosen[..at].to_owned(), responses })
 }
@@ -312,9 +451,21 @@ mod tests {
     }
 
     #[test]
-    fn dialogues_that_differ_in_the_first_turn_are_refused() {
-        let error = parse_row(br#"{"chosen": "a", "rejected": "b"}"#, Form::default()).unwrap_err();
-        assert!(error.contains("Assistant"), "{error}");
+    fn rows_without_a_prompt_are_split_as_trl_splits_them_or_after_the_dialogue() {
+        let of = |row: &str, implicit_prompt| {
+            let row = parse_row(row.as_bytes(), Form { implicit_prompt, ..Form::default() })?;
+            let Preference::Text { prompt, responses } = row.preference else { unreachable!("{row:?}") };
+            Ok::<_, String>((prompt, responses))
+        };
+        let (shared, dialogue) = (ImplicitPrompt::Shared, ImplicitPrompt::Dialogue);
+        let row = r#"{"chosen": "Human: x\n\nAssistant: The é a", "rejected": "Human: x\n\nAssistant: The é b"}"#;
+        let split = |prompt: &str, a: &str, b: &str| Ok((prompt.to_owned(), vec![a.to_owned(), b.to_owned()]));
+        assert_eq!(of(row, shared), split("Human: x\n\nAssistant: The é", " a", " b"));
+        assert_eq!(of(row, dialogue), split("Human: x\n\nAssistant:", " The é a", " The é b"));
+        // where one begins with the whole of the other, its last character is its response
+        assert_eq!(of(r#"{"chosen": "abc", "rejected": "ab"}"#, shared), split("a", "bc", "b"));
+        assert!(of(r#"{"chosen": "a", "rejected": "b"}"#, shared).unwrap_err().contains("in common"));
+        assert!(of(r#"{"chosen": "ca", "rejected": "cb"}"#, dialogue).unwrap_err().contains("Assistant"));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) struct Spool {
 
 fn refuse(e: impl std::fmt::Display) -> Error {
     let problem = format!("tokens of the rows do not fit there: {e}; TMPDIR names another place");
-    Error::file(&std::env::temp_dir(), problem)
+    Error::Spool { path: std::env::temp_dir(), problem }
 }
 
 impl Spool {

@@ -1,23 +1,8 @@
-//! From preference pairs to token ids, by the rules of TRL's DPO trainer.
-//!
-//! Prompt and response are tokenised apart and concatenated. Special tokens come with the prompt: for plain text those
-//! that the tokenizer adds, for chats those that the template writes.
-use crate::error::{Error, Result};
-use crate::guard::guarded;
-use crate::preference::{Message, Preference};
-use crate::template::ChatTemplate;
-use serde_json::{Map, Value};
-use std::collections::HashMap;
-use std::path::Path;
-use tokenizers::Tokenizer;
-
-/// A model folder's tokenizer and chat template.
-pub struct TextTokens {
-    tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
-    bos: Option<u32>,
-    eos: Option<u32>,
-}
+//! From preferences to token ids, by a recipe.
+use crate::preference::{Message, Preference, Setting};
+use crate::recipe::{AssistantLast, Eos, Join, Recipe, Truncate};
+use crate::remark::Remark;
+use crate::tokenizer::TextTokens;
 
 /// Prompt and responses as ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +11,19 @@ pub struct Tokens {
     pub prompt: Vec<u32>,
     /// Tokens of each response.
     pub responses: Vec<Vec<u32>>,
+    /// What a limit on lengths took away.
+    pub cut: Cut,
+    /// What its user should know.
+    pub(crate) remarks: Vec<Remark>,
+}
+
+/// Tokens that a row lost to a limit on lengths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Cut {
+    /// Of the prompt.
+    pub prompt: usize,
+    /// Of each response.
+    pub responses: Vec<usize>,
 }
 
 /// Prompt, preferred response and another as ids.
@@ -39,185 +37,291 @@ pub struct PairTokens {
     pub rejected: Vec<u32>,
 }
 
-/// Special tokens of tokenizer_config.json: each a string, or an object with `content`.
-fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
-    let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(Value::from);
-    config
-        .iter()
-        .filter(|(key, _)| key.ends_with("_token"))
-        .filter_map(|(key, v)| Some((key.clone(), text(v)?)))
-        .collect()
+/// Why a row has no tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// The recipe leaves it out, as its trainer does.
+    Dropped(String),
+    /// It is malformed.
+    Bad(String),
 }
 
-/// The template of tokenizer_config.json: one, or the one called `default` of several.
-fn configured_template(config: &Map<String, Value>) -> Option<&str> {
-    match config.get("chat_template")? {
-        Value::String(text) => Some(text),
-        Value::Array(several) => {
-            several.iter().find(|t| t.get("name").is_some_and(|n| n == "default"))?.get("template")?.as_str()
-        }
-        _ => None,
+impl From<String> for Unusable {
+    fn from(problem: String) -> Self {
+        Self::Bad(problem)
     }
 }
 
-/// The bytes that a token's name writes: `<0xE2>` of models with byte fallback, or one character a byte of byte-level BPE, which
-/// has printable ASCII and Latin-1 for themselves and moves the others up from U+0100, in order.
-fn bytes_of(name: &str) -> Option<Vec<u8>> {
-    if let Some(digits) = name.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')) {
-        return u8::from_str_radix(digits, 16).ok().map(|byte| vec![byte]);
-    }
-    let plain = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let mut moved = (0..=u8::MAX).filter(|byte| !plain(byte)).zip('\u{100}'..);
-    let table: HashMap<char, u8> = (0..=u8::MAX)
-        .filter(plain)
-        .map(|byte| (char::from(byte), byte))
-        .chain(moved.by_ref().map(|(b, c)| (c, b)))
-        .collect();
-    name.chars().map(|c| table.get(&c).copied()).collect()
+/// The row's texts: a prompt, and each response after it.
+struct Texts {
+    prompt: String,
+    /// Prompt and response as one text.
+    whole: Vec<String>,
+    /// Whether the tokenizer's special tokens may be put around them.
+    plain: bool,
+    remarks: Vec<Remark>,
 }
 
-impl TextTokens {
-    /// Reads tokenizer.json, tokenizer_config.json and chat_template.jinja of a model folder.
+impl Recipe {
+    /// The tokens of a row.
     ///
     /// # Errors
-    /// Where tokenizer.json is missing, or a file is malformed.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let text = std::fs::read(&path).map_err(|e| {
-            Error::file(&path, format!("{e}; text needs the model's tokenizer (rows of token ids do not)"))
-        })?;
-        let tokenizer = guarded(|| Tokenizer::from_bytes(text).map_err(|e| e.to_string()))
-            .map_err(|problem| Error::file(&path, format!("not a tokenizer: {problem}")))?;
-        let config_path = folder.join("tokenizer_config.json");
-        let config: Map<String, Value> = match std::fs::read(&config_path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|e| Error::file(&config_path, e))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Map::new(),
-            Err(e) => return Err(Error::file(&config_path, e)),
-        };
-        let special = special_tokens(&config);
-        let id = |key: &str| tokenizer.token_to_id(special.get(key)?.as_str()?);
-        let (bos, eos) = (id("bos_token"), id("eos_token"));
-        let jinja = folder.join("chat_template.jinja");
-        let template = if jinja.is_file() {
-            let source = std::fs::read_to_string(&jinja).map_err(|e| Error::file(&jinja, e))?;
-            Some(ChatTemplate::new(&source, special, &jinja)?)
-        } else {
-            configured_template(&config)
-                .map(|source| ChatTemplate::new(source, special.clone(), &config_path))
-                .transpose()?
-        };
-        Ok(Self { tokenizer, template, bos, eos })
-    }
-
-    /// Tokenises a row; `append_eos` ends plain-text responses with the tokenizer's EOS.
-    ///
-    /// # Errors
-    /// Says what cannot be tokenised, and why.
-    pub fn tokens(&self, row: &Preference, append_eos: bool) -> Result<Tokens, String> {
-        match row {
+    /// Says what cannot be tokenised, and why, or that the row is left out.
+    pub fn tokens(&self, row: &Preference, setting: &Setting, of: &TextTokens) -> Result<Tokens, Unusable> {
+        let texts = match row {
             Preference::Ids { prompt, responses } => {
-                Ok(Tokens { prompt: prompt.clone(), responses: responses.clone() })
+                let cut = Cut { prompt: 0, responses: vec![0; responses.len()] };
+                let (prompt, responses) = (prompt.clone(), responses.clone());
+                return Ok(Tokens { prompt, responses, cut, remarks: Vec::new() });
             }
-            Preference::Text { prompt, responses } => {
-                let (prompt, closing) = self.prompt(prompt)?;
-                let response = |text: &str| -> Result<Vec<u32>, String> {
-                    let mut ids = self.encode(text)?;
-                    if !ids.is_empty() {
-                        ids.extend(closing.iter().filter(|id| ids.last() != Some(*id)).copied().collect::<Vec<_>>());
-                        if append_eos {
-                            let eos =
-                                self.eos.ok_or("option `append_eos`: tokenizer_config.json names no `eos_token`")?;
-                            ids.extend((ids.last() != Some(&eos)).then_some(eos));
-                        }
-                    }
-                    Ok(ids)
-                };
-                let responses = responses.iter().map(|text| response(text)).collect::<Result<_, _>>()?;
-                Ok(Tokens { prompt, responses })
-            }
-            Preference::Chat { prompt, responses } => {
-                let template = self.template.as_ref().ok_or(
-                    "the row is a chat, and the model has no chat template (chat_template.jinja, or `chat_template` in \
-                     tokenizer_config.json)",
-                )?;
-                let opening = prompt.last().and_then(|m| m.get("role")).is_none_or(|role| role != "assistant");
-                let prompt_text = template.render(prompt, opening)?;
-                let response = |turns: &[Message]| -> Result<Vec<u32>, String> {
-                    let full = template.render(&[prompt, turns].concat(), false)?;
-                    let Some(added) = full.strip_prefix(&prompt_text) else {
-                        return Err("the rendered prompt is no prefix of the rendered conversation, so this template \
-                                    does not say where the response begins"
-                            .to_owned());
-                    };
-                    self.encode(added)
-                };
-                let responses = responses.iter().map(|turns| response(turns)).collect::<Result<_, _>>()?;
-                Ok(Tokens { prompt: self.encode(&prompt_text)?, responses })
+            Preference::Text { prompt, responses } => Texts {
+                prompt: prompt.clone(),
+                whole: responses.iter().map(|response| format!("{prompt}{response}")).collect(),
+                plain: true,
+                remarks: Vec::new(),
+            },
+            Preference::Chat { prompt, responses } => self.rendered(prompt, responses, setting, of)?,
+        };
+        let tokens = self.joined(texts, of)?;
+        self.cut(tokens, of.eos())
+    }
+
+    /// A chat's texts by the model's template.
+    fn rendered(
+        &self,
+        prompt: &[Message],
+        responses: &[Vec<Message>],
+        setting: &Setting,
+        of: &TextTokens,
+    ) -> Result<Texts, String> {
+        let template = of.template().ok_or(
+            "the row is a chat, and the model has no chat template (chat_template.jinja, or `chat_template` in \
+             tokenizer_config.json)",
+        )?;
+        let mut remarks = Vec::new();
+        let mut prepare = |turns: &[Message]| template.prepared(turns, &mut remarks);
+        let (prompt, mut responses) =
+            (prepare(prompt)?, responses.iter().map(|turns| prepare(turns)).collect::<Result<Vec<_>, _>>()?);
+        let assistant_last = prompt.last().and_then(|m| m.get("role")).is_some_and(|role| role == "assistant");
+        let mut before = prompt.as_slice();
+        if assistant_last {
+            remarks.push(Remark::AssistantLast(self.assistant_last));
+            if self.assistant_last == AssistantLast::Continue {
+                let last = prompt.len() - 1;
+                before = &prompt[..last];
+                responses = responses.iter().map(|turns| continued(&prompt[last], turns)).collect::<Result<_, _>>()?;
             }
         }
-    }
-
-    /// What a token stands for: its text; its bytes, as `⟨E2 80⟩`, where it is a part of a character; its own name where
-    /// it has neither. `None` for an unknown id.
-    #[must_use]
-    pub fn text(&self, token: u32) -> Option<String> {
-        let name = self.tokenizer.id_to_token(token)?;
-        match self.tokenizer.decode(&[token], false) {
-            Ok(text) if !text.is_empty() && !text.contains('\u{FFFD}') => Some(text),
-            _ => Some(bytes_of(&name).map_or(name, |bytes| {
-                let digits: Vec<String> = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
-                format!("⟨{}⟩", digits.join(" "))
-            })),
+        if template.reads_date() {
+            remarks.push(Remark::Date);
         }
-    }
-
-    /// The text of a sequence, special tokens included.
-    #[must_use]
-    pub fn join(&self, tokens: &[u32]) -> String {
-        self.tokenizer.decode(tokens, false).unwrap_or_default()
-    }
-
-    /// Ids of a text without special tokens.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        self.tokenizer
-            .encode(text, false)
-            .map(|e| e.get_ids().to_vec())
-            .map_err(|e| format!("cannot be tokenised: {e}"))
-    }
-
-    /// Ids of a plain-text prompt with the special tokens that the tokenizer puts before a text, and apart from them
-    /// those that it puts after one, which belong after the response.
-    fn prompt(&self, text: &str) -> Result<(Vec<u32>, Vec<u32>), String> {
-        let encoding = self.tokenizer.encode(text, true).map_err(|e| format!("cannot be tokenised: {e}"))?;
-        let mut ids = encoding.get_ids().to_vec();
-        let body = self.encode(text)?.len();
-        let before = encoding.get_special_tokens_mask().iter().take_while(|mask| **mask == 1).count();
-        let added = ids.len().saturating_sub(body);
-        let closing = ids.split_off(ids.len() - added.saturating_sub(before.min(added)));
-        // a text that already begins with BOS gets no second one
-        if self.bos.is_some() && added > 0 && ids.len() > 1 && ids.first().copied() == self.bos && ids[1] == ids[0] {
-            ids.remove(0);
+        let whole: Vec<String> = responses
+            .iter()
+            .map(|turns| template.render(&[before, turns].concat(), false, setting))
+            .collect::<Result<_, _>>()?;
+        let opening = !assistant_last || self.assistant_last == AssistantLast::NewTurn;
+        let prompt = match (opening, self.join) {
+            // compared by tokens
+            (true, Join::Together | Join::TogetherByLength | Join::WithoutPadding) => {
+                template.render(&prompt, true, setting)?
+            }
+            // a template may write the prompt by itself differently
+            (true, Join::Apart) => shared_start(&template.render(&prompt, true, setting)?, &whole),
+            (false, _) => shared_start(&template.render_open(&prompt, setting)?, &whole),
+        };
+        if prompt.is_empty() {
+            return Err("the chat template writes nothing of the prompt before the response".to_owned());
         }
-        Ok((ids, closing))
+        Ok(Texts { prompt, whole, plain: false, remarks })
+    }
+
+    /// Texts as ids, with EOS where the recipe has it.
+    fn joined(&self, texts: Texts, of: &TextTokens) -> Result<Tokens, String> {
+        let Texts { prompt, mut whole, plain, mut remarks } = texts;
+        let eos = match (self.eos, plain, of.eos()) {
+            (Eos::None, ..) | (Eos::Text | Eos::Id, false, _) => None,
+            (_, _, Some(eos)) => Some(eos),
+            (Eos::Text, _, None) => {
+                remarks.push(Remark::NoEos);
+                None
+            }
+            (Eos::SpacedText | Eos::Id | Eos::Always, _, None) => {
+                return Err("neither tokenizer_config.json, special_tokens_map.json nor config.json names EOS, which option `eos` puts \
+                            at the end of responses; option `eos` = none leaves it out"
+                    .to_owned());
+            }
+        };
+        if let Some((text, _)) = eos {
+            for whole in &mut whole {
+                if self.eos == Eos::SpacedText {
+                    whole.truncate(whole.trim_end_matches('\n').len());
+                }
+                let space = if self.eos == Eos::SpacedText { " " } else { "" };
+                if matches!(self.eos, Eos::Text | Eos::SpacedText) && !whole.ends_with(text) {
+                    whole.push_str(space);
+                    whole.push_str(text);
+                }
+            }
+        }
+        let special = plain && self.add_special_tokens;
+        let (prompt_ids, mut responses) = match self.join {
+            Join::Apart => apart(&prompt, &whole, special, of)?,
+            Join::Together | Join::TogetherByLength | Join::WithoutPadding => {
+                let mut prompt_ids = of.encode(&prompt, special)?;
+                let texts = whole;
+                let whole: Vec<Vec<u32>> =
+                    texts.iter().map(|text| of.encode(text, special)).collect::<Result<_, _>>()?;
+                let shared = whole.iter().map(|ids| common(&prompt_ids, ids)).min().unwrap_or(0);
+                if shared < prompt_ids.len() && (shared > 0 || self.join != Join::Together) {
+                    remarks.push(Remark::Boundary(self.join));
+                }
+                if self.join == Join::WithoutPadding {
+                    let padding = of
+                        .pad()
+                        .ok_or("nothing names pad_token, whose tokens `join` = without-padding does not count")?;
+                    let counted = prompt_ids.iter().filter(|id| **id != padding).count();
+                    prompt_ids.truncate(counted);
+                }
+                // where the prompt ends in other tokens than the texts, those of the prompt stay, and so many of the texts go
+                let by_length = self.join != Join::Together;
+                let at = if by_length { prompt_ids.len() } else { shared };
+                let first = whole.first().and_then(|ids| ids.first().copied());
+                if at > 0 {
+                    let responses = whole.iter().map(|ids| ids.get(at..).unwrap_or_default().to_vec()).collect();
+                    (prompt_ids[..at].to_vec(), responses)
+                } else if whole.iter().all(|ids| ids.first().copied() == first) {
+                    // nothing predicts the first token of a sequence
+                    remarks.push(Remark::FirstToken);
+                    let responses = whole.iter().map(|ids| ids.get(1..).unwrap_or_default().to_vec()).collect();
+                    (first.into_iter().collect(), responses)
+                } else {
+                    remarks.push(Remark::NothingShared);
+                    apart(&prompt, &texts, special, of)?
+                }
+            }
+        };
+        if let (Some((_, id)), Eos::Always | Eos::Id) = (eos, self.eos) {
+            for ids in &mut responses {
+                if self.eos == Eos::Always || ids.last() != Some(&id) {
+                    ids.push(id);
+                }
+            }
+        }
+        let cut = Cut { prompt: 0, responses: vec![0; responses.len()] };
+        Ok(Tokens { prompt: prompt_ids, responses, cut, remarks })
+    }
+
+    /// Cuts what is longer than the recipe allows.
+    pub(crate) fn cut(&self, mut tokens: Tokens, eos: Option<(&str, u32)>) -> Result<Tokens, Unusable> {
+        let lose = |tokens: &mut Tokens, n: usize| {
+            tokens.cut.prompt += n;
+            tokens.prompt.drain(..n);
+        };
+        let excess = tokens.prompt.len().saturating_sub(self.max_prompt_length.unwrap_or(usize::MAX));
+        lose(&mut tokens, excess);
+        let Some(most) = self.max_length else { return Ok(tokens) };
+        let prompt = tokens.prompt.len();
+        let longest = tokens.responses.iter().map(Vec::len).max().unwrap_or(0);
+        // OpenRLHF leaves a prompt out that has no two tokens of a response after it
+        let room = if self.eos == Eos::SpacedText { 3 } else { 1 };
+        if self.truncate == Truncate::Response && prompt + room > most {
+            return Err(Unusable::Dropped(format!("the prompt alone has {prompt} tokens, and `max_length` is {most}")));
+        }
+        let total = prompt + longest;
+        if total <= most {
+            return Ok(tokens);
+        }
+        let problem = || format!("prompt and response have {total} tokens, more than option `max_length` = {most}");
+        let keep = match self.truncate {
+            Truncate::Refuse => {
+                let cuts = "option `truncate` = response or prompt cuts them";
+                return Err(Unusable::Bad(format!("{}; {cuts}", problem())));
+            }
+            Truncate::Prompt if longest >= most => {
+                return Err(Unusable::Bad(format!(
+                    "{}, and the response alone leaves no room for a prompt",
+                    problem()
+                )));
+            }
+            Truncate::Prompt => {
+                lose(&mut tokens, total - most);
+                longest
+            }
+            Truncate::Response => most - prompt,
+            Truncate::Both => {
+                let (prompt_kept, kept) = in_proportion(prompt, longest, most);
+                if prompt_kept == 0 {
+                    return Err(Unusable::Bad(format!("{}, which leaves no prompt", problem())));
+                }
+                tokens.cut.prompt += prompt - prompt_kept;
+                tokens.prompt.truncate(prompt_kept);
+                kept
+            }
+        };
+        for (ids, lost) in tokens.responses.iter_mut().zip(&mut tokens.cut.responses) {
+            *lost = ids.len().saturating_sub(keep);
+            ids.truncate(keep);
+            if let (true, Eos::SpacedText, Some((_, eos)), Some(last)) = (*lost > 0, self.eos, eos, ids.last_mut()) {
+                *last = eos;
+            }
+        }
+        Ok(tokens)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::bytes_of;
+/// Ids of a prompt and of what follows it in each text, each by itself.
+fn apart(prompt: &str, whole: &[String], special: bool, of: &TextTokens) -> Result<(Vec<u32>, Vec<Vec<u32>>), String> {
+    let (prompt_ids, closing) =
+        if special { of.encode_prompt(prompt)? } else { (of.encode(prompt, false)?, Vec::new()) };
+    let response = |whole: &String| -> Result<Vec<u32>, String> {
+        let mut ids = of.encode(whole.strip_prefix(prompt).unwrap_or_default(), false)?;
+        if !ids.is_empty() && !ids.ends_with(&closing) {
+            ids.extend(&closing);
+        }
+        Ok(ids)
+    };
+    Ok((prompt_ids, whole.iter().map(response).collect::<Result<_, _>>()?))
+}
 
-    #[test]
-    fn names_of_byte_tokens_are_their_bytes() {
-        // the first two bytes of ’ in byte-level BPE, and as GPT-2's file writes them; byte fallback; a name with a character that
-        // stands for no byte
-        assert_eq!(bytes_of("âĢ"), Some(vec![0xE2, 0x80]));
-        assert_eq!(bytes_of("Ġa"), Some(vec![b' ', b'a']));
-        assert_eq!(bytes_of("<0xE2>"), Some(vec![0xE2]));
-        assert_eq!(bytes_of("漢"), None);
-        // every byte has a character of its own
-        let all: String = (0..=u8::MAX)
-            .map(|byte| char::from_u32(if byte < 0x21 { 0x100 + u32::from(byte) } else { 0x21 }).unwrap())
-            .collect();
-        assert_eq!(bytes_of(&all).unwrap()[..3], [0, 1, 2]);
+/// LLaMA-Factory's `infer_seqlen`: tokens that stay of a prompt and of its longest response.
+fn in_proportion(prompt: usize, response: usize, most: usize) -> (usize, usize) {
+    let response_most = if response * 2 < most {
+        most
+    } else if prompt * 2 < most {
+        most - prompt
+    } else {
+        // as Python rounds it
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let share = (most as f64 * (response as f64 / (prompt + response) as f64)) as usize;
+        share
+    };
+    let response = response.min(response_most);
+    (prompt.min(most - response), response)
+}
+
+/// How many ids two sequences begin with alike.
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// The characters that a text and all others begin with alike.
+fn shared_start(text: &str, others: &[String]) -> String {
+    let alike = |other: &String| -> usize {
+        text.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum()
+    };
+    text[..others.iter().map(alike).min().unwrap_or(text.len())].to_owned()
+}
+
+/// An assistant's turn with the text of a response at its end.
+fn continued(turn: &Message, response: &[Message]) -> Result<Vec<Message>, String> {
+    let text = |of: &Message| of.get("content").and_then(|content| content.as_str()).map(str::to_owned);
+    let [first, rest @ ..] = response else { return Err("a response has no turn".to_owned()) };
+    match (text(turn), text(first)) {
+        (Some(start), Some(end)) => {
+            let mut whole = turn.clone();
+            whole.insert("content".to_owned(), format!("{start}{end}").into());
+            Ok(std::iter::once(whole).chain(rest.iter().cloned()).collect())
+        }
+        _ => Err("an assistant's turn that goes on (option `assistant_last` = continue) has to be text".to_owned()),
     }
 }

@@ -4,10 +4,10 @@ use crate::config::{Config, is_off};
 use crate::error::{Error, Result, pattern_problem};
 use crate::layers::{Block, Lora, Part};
 use crate::weights::{Layout, Weights, file_hash};
+use fancy_regex::Regex;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Uniform};
-use regex::Regex;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tanglescope_kernels::{DType, Kernels, TensorData, TensorMetadata};
@@ -41,6 +41,7 @@ pub struct FreshLora {
 enum Targets {
     List(Vec<String>),
     Pattern(Regex),
+    All,
 }
 
 /// An opened adapter folder.
@@ -55,9 +56,10 @@ pub(crate) struct SavedAdapter {
     exclude: Option<Targets>,
     layers: Option<Vec<usize>>,
     layers_pattern: Vec<String>,
-    rank_pattern: Vec<(Regex, usize)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Vec<(ModuleName, usize)>,
+    alpha_pattern: Vec<(ModuleName, f64)>,
     modules_to_save: Vec<String>,
+    ensure_weight_tying: bool,
 }
 
 /// Keys of adapter_config.json that are read, or that change nothing about the function.
@@ -107,24 +109,57 @@ impl<T> OneOrMany<T> {
     }
 }
 
+/// A key of rank_pattern or alpha_pattern: the end of a module's path.
+#[derive(Debug)]
+enum ModuleName {
+    /// Letters, digits, `_` and `.`, which stand for themselves.
+    Plain(String),
+    Pattern(Regex),
+}
+
+impl ModuleName {
+    fn matches(&self, module: &str) -> bool {
+        match self {
+            Self::Plain(name) => is_end_of(name, module),
+            Self::Pattern(pattern) => matches(pattern, module),
+        }
+    }
+}
+
+/// Whether a pattern matches a path; one that takes too long does not.
+fn matches(pattern: &Regex, module: &str) -> bool {
+    pattern.is_match(module).unwrap_or(false)
+}
+
+/// Most patterns of a table that are not plain names: each is compiled, and tried on every module.
+const MOST_PATTERNS: usize = 1000;
+
 fn pattern(config: &Config, key: &str, text: &str) -> Result<Regex> {
     Regex::new(text)
         .map_err(|e| config.refuse(key, format!("not a pattern that can be matched here: {}", pattern_problem(&e))))
 }
 
 /// PEFT's rule for the keys of rank_pattern and alpha_pattern.
-fn pattern_table<T: serde::de::DeserializeOwned>(config: &Config, key: &str) -> Result<Vec<(Regex, T)>> {
+fn pattern_table<T: serde::de::DeserializeOwned>(config: &Config, key: &str) -> Result<Vec<(ModuleName, T)>> {
     let Some(table) = config.object(key)? else { return Ok(Vec::new()) };
-    table
-        .entries()
-        .map(|(name, _)| Ok((pattern(config, key, &format!(r"^(?:.*\.)?(?:{name})$"))?, table.need(name)?)))
-        .collect()
+    let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(&byte));
+    let patterns = table.entries().filter(|(name, _)| !plain(name)).count();
+    if patterns > MOST_PATTERNS {
+        return Err(config.refuse(key, format!("has {patterns} patterns, expected at most {MOST_PATTERNS}")));
+    }
+    let of = |name: &String| {
+        Ok(match plain(name) {
+            true => ModuleName::Plain(name.clone()),
+            false => ModuleName::Pattern(pattern(config, key, &format!(r"^(?:.*\.)?(?:{name})$"))?),
+        })
+    };
+    table.entries().map(|(name, _)| Ok((of(name)?, table.need(name)?))).collect()
 }
 
 fn targets(config: &Config, key: &str) -> Result<Option<Targets>> {
     Ok(match config.get::<OneOrMany<String>>(key)? {
         None => None,
-        Some(OneOrMany::One(text)) if text == "all-linear" => Some(Targets::Pattern(pattern(config, key, ".*")?)),
+        Some(OneOrMany::One(text)) if text == "all-linear" => Some(Targets::All),
         Some(OneOrMany::One(text)) => Some(Targets::Pattern(pattern(config, key, &format!("^(?:{text})$"))?)),
         Some(OneOrMany::Many(list)) => Some(Targets::List(list)),
     })
@@ -134,16 +169,20 @@ impl Targets {
     fn matches(&self, module: &str) -> bool {
         match self {
             Self::List(list) => named(list, module),
-            Self::Pattern(pattern) => pattern.is_match(module),
+            Self::Pattern(pattern) => matches(pattern, module),
+            Self::All => true,
         }
     }
 }
 
+/// Whether a module's path is, or ends with, a name.
+fn is_end_of(name: &str, module: &str) -> bool {
+    module.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
 /// Whether a module's path is, or ends with, one of the names.
 fn named(names: &[String], module: &str) -> bool {
-    names
-        .iter()
-        .any(|name| module.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+    names.iter().any(|name| is_end_of(name, module))
 }
 
 impl SavedAdapter {
@@ -191,6 +230,7 @@ impl SavedAdapter {
             rank_pattern: pattern_table(&config, "rank_pattern")?,
             alpha_pattern: pattern_table(&config, "alpha_pattern")?,
             modules_to_save: config.get("modules_to_save")?.unwrap_or_default(),
+            ensure_weight_tying: config.get("ensure_weight_tying")?.unwrap_or(false),
             weights: Weights::open(folder, "adapter_model")?,
             config_path,
         };
@@ -221,7 +261,7 @@ impl SavedAdapter {
     }
 
     fn rank(&self, module: &str) -> usize {
-        self.rank_pattern.iter().find(|(p, _)| p.is_match(module)).map_or(self.r, |(_, r)| *r)
+        self.rank_pattern.iter().find(|(p, _)| p.matches(module)).map_or(self.r, |(_, r)| *r)
     }
 
     /// The factors of a module, `None` where the adapter leaves it alone.
@@ -239,7 +279,7 @@ impl SavedAdapter {
             return Ok(None);
         }
         let r = self.rank(module);
-        let alpha = self.alpha_pattern.iter().find(|(p, _)| p.is_match(module)).map_or(self.lora_alpha, |(_, v)| *v);
+        let alpha = self.alpha_pattern.iter().find(|(p, _)| p.matches(module)).map_or(self.lora_alpha, |(_, v)| *v);
         let width = r as f64;
         let scale = if self.use_rslora { alpha / width.sqrt() } else { alpha / width };
         let stored = |factor: &str| {
@@ -279,10 +319,16 @@ impl SavedAdapter {
         !self.modules_to_save.is_empty()
     }
 
+    /// Whether its copy of the embedding is the output matrix too, where those of the model are one.
+    pub fn ensures_tying(&self) -> bool {
+        self.ensure_weight_tying
+    }
+
     /// Name under which the adapter stores its own copy of a base parameter, for `modules_to_save`.
     pub fn saved(&self, parameter: &str) -> Option<String> {
         let (module, _) = parameter.rsplit_once('.')?;
-        if !named(&self.modules_to_save, module) {
+        // PEFT wraps every module whose path ends with the name, be it in the middle of a word
+        if !self.modules_to_save.iter().any(|name| module.ends_with(name.as_str())) {
             return None;
         }
         let stored = format!("base_model.model.{parameter}");
@@ -296,13 +342,18 @@ impl SavedAdapter {
     /// Checks that every stored tensor was used and every saved module exists.
     pub fn finish(&self) -> Result<()> {
         self.weights.finish().map_err(|error| match error {
-            Error::Tensor { path, tensor, .. } => Error::Tensor {
-                path,
-                tensor,
-                problem: "this tensor changes nothing that is computed here: its module is not one of the linear maps \
-                          of a block that `target_modules` selects, nor one of `modules_to_save` of this model"
-                    .to_owned(),
-            },
+            Error::Tensor { path, tensor, .. } => {
+                let outside = tensor.contains("lora_embedding_")
+                    || tensor.contains("lora_") && !tensor.split('.').any(|part| part.parse::<usize>().is_ok());
+                let problem = if outside {
+                    "LoRA on an embedding or an output matrix is not supported, only on the linear maps of blocks; merge the \
+                     adapter into the model (`merge_and_unload`), and measure that with scope full or head"
+                } else {
+                    "this tensor changes nothing that is computed here: its module is not one of the linear maps of a block \
+                     that `target_modules` selects, nor one of `modules_to_save` of this model"
+                };
+                Error::Tensor { path, tensor, problem: problem.to_owned() }
+            }
             other => other,
         })
     }
@@ -379,6 +430,10 @@ impl Adapter {
             Self::Saved(saved) => saved.factors::<B>(module, layer, [inputs, outputs], dtype, device),
             Self::Fresh { .. } => {
                 let Some(r) = self.rank(module, layer, attention) else { return Ok(None) };
+                if r > inputs.max(outputs) {
+                    let problem = format!("{r} is more than `{module}` has rows or columns ({inputs} and {outputs})");
+                    return Err(Error::Option { option: "lora_r", problem });
+                }
                 let Self::Fresh { settings, random, .. } = self else { return Ok(None) };
                 let bound = (inputs as f64).sqrt().recip();
                 let uniform = Uniform::new(-bound, bound)

@@ -1,5 +1,5 @@
 //! `config.json` as a source of typed values; every complaint names the file and the key.
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
@@ -15,6 +15,15 @@ pub struct Config {
     prefix: String,
     read: RefCell<BTreeSet<String>>,
 }
+
+/// Largest width, vocabulary or number of heads: sixteen million, of which the largest model has a fiftieth.
+const MOST: usize = 1 << 24;
+
+/// Most blocks; the deepest model has some two hundred.
+pub const MOST_LAYERS: usize = 10_000;
+
+/// Largest config, in bytes.
+const LARGEST: u64 = 1 << 26;
 
 /// Whether a value means "off": null, false or empty.
 pub(crate) fn is_off(value: &Value) -> bool {
@@ -32,6 +41,12 @@ impl Config {
     /// # Errors
     /// Where the file cannot be read or is not a JSON object.
     pub(crate) fn read(path: &Path) -> Result<Self> {
+        let of = std::fs::metadata(path).map_err(|e| Error::file(path, e))?;
+        // a device or a pipe has no end
+        if !of.is_file() || of.len() > LARGEST {
+            let found = if of.is_file() { format!("has {} bytes", of.len()) } else { "is no file".to_owned() };
+            return Err(Error::file(path, format!("{found}; expected a JSON file of at most {LARGEST} bytes")));
+        }
         Self::parse(path, &std::fs::read(path).map_err(|e| Error::file(path, e))?)
     }
 
@@ -40,6 +55,8 @@ impl Config {
     /// # Errors
     /// Where it is not a JSON object.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+        // Windows programs mark the byte order
+        let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
         let object = serde_json::from_slice(text).map_err(|e| Error::file(path, format!("not a JSON object: {e}")))?;
         Ok(Self { path: path.to_owned(), object, prefix: String::new(), read: RefCell::default() })
     }
@@ -62,9 +79,9 @@ impl Config {
         self.read.borrow_mut().insert(key.to_owned());
         match self.object.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                T::deserialize(value.clone()).map(Some).map_err(|e| self.refuse(key, format!("found {value}: {e}")))
-            }
+            Some(value) => T::deserialize(value.clone())
+                .map(Some)
+                .map_err(|e| self.refuse(key, format!("found {}: {e}", brief(&value.to_string())))),
         }
     }
 
@@ -79,10 +96,32 @@ impl Config {
     /// A size that has to be there and be positive.
     ///
     /// # Errors
-    /// Where it is absent, zero, or no whole number.
+    /// Where it is absent, zero, no whole number, or more than any model has.
     pub(crate) fn size(&self, key: &str) -> Result<usize> {
-        match self.need(key)? {
+        self.checked_size(key, self.need(key)?)
+    }
+
+    /// The number of blocks, each of which is described by itself.
+    ///
+    /// # Errors
+    /// As [`Config::size`].
+    pub(crate) fn layers(&self, key: &str, found: usize) -> Result<usize> {
+        match self.checked_size(key, found)? {
+            layers if layers > MOST_LAYERS => {
+                Err(self.refuse(key, format!("found {layers}, expected at most {MOST_LAYERS}")))
+            }
+            layers => Ok(layers),
+        }
+    }
+
+    /// A size that is positive, and no more than any model has: sizes are multiplied with each other.
+    ///
+    /// # Errors
+    /// Where it is not.
+    pub(crate) fn checked_size(&self, key: &str, found: usize) -> Result<usize> {
+        match found {
             0 => Err(self.refuse(key, "found 0, expected a positive number")),
+            n if n > MOST => Err(self.refuse(key, format!("found {n}, expected at most {MOST}"))),
             n => Ok(n),
         }
     }
@@ -111,8 +150,9 @@ impl Config {
             None => Ok(()),
             Some((key, value)) => {
                 let problem = format!(
-                    "found {value}, a key that is not understood for this architecture and may change what the model \
-                     computes; if it changes nothing, take it out of the config"
+                    "found {}, a key that is not understood for this architecture and may change what the model \
+                     computes; if it changes nothing, take it out of the config",
+                    brief(&value.to_string())
                 );
                 Err(self.refuse(key, problem))
             }

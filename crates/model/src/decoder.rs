@@ -5,10 +5,10 @@ use crate::needs::Needs;
 use crate::outline::Map;
 use crate::residency::{OnDevice, Residence};
 use crate::scope::InScope;
-use crate::sink::{Embedding, Sink};
+use crate::sink::{Embedding, Sink, TableRows};
 use std::collections::BTreeSet;
 use tanglescope_kernels::cost::Rates;
-use tanglescope_kernels::{DType, FloatTensor, Kernels, Segment, Span, TensorData};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, Segment, Span, TensorData, as_index};
 
 /// A decoder-only transformer, with a LoRA adapter or without.
 #[derive(Clone, Debug)]
@@ -189,13 +189,26 @@ impl<B: Kernels> Decoder<B> {
             }
             passed(layer);
         }
-        let token_delta = || self.scaled(delta.clone());
         if needs.embeddings && scope.contains(&self.embedding.name) {
-            pass.sink.embedding(&self.embedding, &token_delta(), forward.tokens, rows.full);
+            let (delta, ids) = (self.scaled(delta.clone()), forward.tokens);
+            let trained = self.without_padding(&delta, ids, rows.full);
+            let taken = TableRows { delta: &delta, trained: trained.as_ref().unwrap_or(&delta), ids };
+            pass.sink.embedding(&self.embedding, &taken, rows.full);
         }
         if let Some(table) = self.positions.as_ref().filter(|table| needs.embeddings && scope.contains(&table.name)) {
             // positions are added as they are
-            pass.sink.embedding(table, &delta, forward.positions, rows.full);
+            let taken = TableRows { delta: &delta, trained: &delta, ids: forward.positions };
+            pass.sink.embedding(table, &taken, rows.full);
         }
+    }
+
+    /// Cotangents without those of the padding token, where the model does not train its row; `None` where there are none.
+    fn without_padding(&self, delta: &FloatTensor<B>, tokens: &[u32], rows: &RowSet) -> Option<FloatTensor<B>> {
+        let padding = self.description.padding_row?;
+        let is_padding = |row: &u32| tokens[*row as usize] == padding;
+        rows.index.iter().any(|row| is_padding(row)).then(|| {
+            let keep: Vec<f64> = rows.index.iter().map(|row| f64::from(u8::from(!is_padding(row)))).collect();
+            B::gather(delta, &(0..as_index(keep.len())).collect::<Vec<_>>(), Some(&keep))
+        })
     }
 }

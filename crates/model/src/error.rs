@@ -12,6 +12,14 @@ pub enum Error {
         /// What was found, what was expected, what to do.
         problem: String,
     },
+    /// A file of a checkpoint cannot be written.
+    #[error("{}: cannot be written: {problem}", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
     /// A config key has a value that this engine does not compute.
     #[error("{}: `{key}`: {problem}", path.display())]
     Key {
@@ -58,17 +66,30 @@ impl Error {
         Self::File { path: path.to_owned(), problem: problem.to_string() }
     }
 
+    pub(crate) fn output(path: &Path, problem: impl ToString) -> Self {
+        Self::Output { path: path.to_owned(), problem: problem.to_string() }
+    }
+
     pub(crate) fn key(path: &Path, key: &str, problem: impl ToString) -> Self {
         Self::Key { path: path.to_owned(), key: key.to_owned(), problem: problem.to_string() }
     }
 
     pub(crate) fn tensor(path: &Path, tensor: &str, problem: impl ToString) -> Self {
-        Self::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), problem: problem.to_string() }
+        Self::Tensor { path: path.to_owned(), tensor: brief(tensor), problem: problem.to_string() }
+    }
+}
+
+/// A name or a value of a file's, in few characters.
+pub(crate) fn brief(text: &str) -> String {
+    const MOST: usize = 120;
+    match text.char_indices().nth(MOST) {
+        None => text.to_owned(),
+        Some((at, _)) => format!("{}…", &text[..at]),
     }
 }
 
 /// What is wrong with a regular expression, in one line: the last of the parser's message, below its drawing.
-pub(crate) fn pattern_problem(error: &regex::Error) -> String {
+pub(crate) fn pattern_problem(error: &impl std::fmt::Display) -> String {
     let text = error.to_string();
     let last = text.lines().last().unwrap_or_default();
     last.strip_prefix("error: ").unwrap_or(last).to_owned()

@@ -22,7 +22,7 @@ mod weights;
 
 pub use adapter::{AdapterSource, FreshLora, adapter_hash, base_named_by};
 pub use architectures::Reads;
-pub use config::Config;
+pub use config::{Config, MOST_LAYERS};
 pub use decoder::{Decoder, ForwardRows, Keep, Trace};
 pub use error::{Error, Result};
 pub use layers::BackwardRows;
@@ -31,5 +31,5 @@ pub use outline::{Map, Outline};
 pub use rope::Rope;
 pub use save::{read_tensors, write_tensors};
 pub use scope::{InScope, Location, Parameter, ParameterKind, Scope};
-pub use sink::{Embedding, Factor, HeadRows, Predictions, Sink};
+pub use sink::{Embedding, Factor, HeadRows, Predictions, Sink, TableRows};
 pub use weights::{Layout, Weights, content_hash, file_hash, shards, text_hash};

@@ -321,11 +321,21 @@ fn head<B: Kernels>(
     if !of.tied {
         return Ok(Some(loader.embedding::<B>(&of.names.head, [of.vocabulary, of.hidden], device)?));
     }
-    if let Adapter::Saved(adapter) = &*loader.adapter {
+    if let Adapter::Saved(adapter) = &mut *loader.adapter {
         let embedding_name = format!("{}.weight", of.names.embedding);
-        if let Some(stored) = adapter.saved(&embedding_name).or_else(|| adapter.saved(&name)) {
-            let problem = "this model's output matrix is its embedding, and the adapter saves a copy of one of them, \
-                           which unties the two; merge the adapter into the model and save both first";
+        let (of_embedding, of_head) = (adapter.saved(&embedding_name), adapter.saved(&name));
+        let untied = match (&of_embedding, &of_head) {
+            (None, None) => None,
+            (Some(_), None) if adapter.ensures_tying() => None,
+            (Some(table), Some(head)) if adapter.ensures_tying() && adapter.weights().equal(table, head)? => {
+                adapter.weights().ignore(head);
+                None
+            }
+            (Some(stored), _) | (None, Some(stored)) => Some(stored.clone()),
+        };
+        if let Some(stored) = untied {
+            let problem = "this model's output matrix is its embedding, and the adapter saves a copy of one of them without \
+                           `ensure_weight_tying`, which unties the two; merge the adapter into the model and save both first";
             return Err(Error::tensor(folder, &stored, problem));
         }
     }
@@ -344,7 +354,9 @@ fn head<B: Kernels>(
 
 /// Whether a stored tensor is one of the architecture's buffers, which are no parameters.
 fn is_buffer(name: &str, of: &Description, bare: bool) -> bool {
-    names_inside(name, in_checkpoint(of, bare)).is_some_and(|(_, inside)| of.names.buffers.contains(&inside))
+    // of the whole model, of its rotary embedding: transformers writes them anew
+    let of_rope = !of.ropes.is_empty() && name.ends_with("rotary_emb.inv_freq");
+    of_rope || names_inside(name, in_checkpoint(of, bare)).is_some_and(|(_, inside)| of.names.buffers.contains(&inside))
 }
 
 /// Layer and the rest of a name inside a list of blocks.

@@ -81,6 +81,15 @@ impl Outline {
         InScope::select(scope, self.parameters(), &format!("{head}.weight"))
     }
 
+    /// The padding token whose row of the embedding is not trained by its places in a sequence; `None` where the scope trains no
+    /// such row.
+    #[must_use]
+    pub fn padding_row(&self, scope: &InScope) -> Option<u32> {
+        let table = format!("{}.weight", self.description.names.embedding);
+        let trains = !scope.head_only() && scope.parameters.iter().any(|parameter| parameter.name == table);
+        self.description.padding_row.filter(|_| trains)
+    }
+
     /// Values of all weights: of everything outside the blocks, and of one block.
     #[must_use]
     pub fn values(&self) -> (usize, usize) {

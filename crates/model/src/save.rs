@@ -101,7 +101,7 @@ fn write<B: Kernels>(path: &Path, mut tensors: Vec<(String, Stored<B>)>) -> Resu
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
     let views = tensors.iter().map(|(name, stored)| (name, stored));
-    let refuse = |problem: String| Error::file(path, format!("cannot be written: {problem}"));
+    let refuse = |problem: String| Error::output(path, problem);
     safetensors::serialize_to_file(views, metadata, path).map_err(|e| refuse(e.to_string()))?;
     File::open(path).and_then(|file| file.sync_all()).map_err(|e| refuse(e.to_string()))
 }
@@ -128,7 +128,7 @@ pub fn read_tensors<B: Kernels>(
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
-    std::fs::write(path, text + "\n").map_err(|e| Error::file(path, format!("cannot be written: {e}")))
+    std::fs::write(path, text + "\n").map_err(|e| Error::output(path, e))
 }
 
 /// PEFT's description of a fresh adapter.
@@ -202,7 +202,7 @@ impl<B: Kernels> Decoder<B> {
         for name in COPIED {
             let from = base.join(name);
             if from.is_file() {
-                std::fs::copy(&from, folder.join(name)).map_err(|e| Error::file(&from, format!("not copied: {e}")))?;
+                std::fs::copy(&from, folder.join(name)).map_err(|e| Error::output(&folder.join(name), e))?;
             }
         }
         Ok(())

@@ -51,6 +51,16 @@ pub struct HeadRows<'a, B: Kernels> {
     pub cotangents: HeadCotangents<'a>,
 }
 
+/// Rows of a table that are added to the residual stream: row `ids[n]` to forward row n.
+pub struct TableRows<'a, B: Kernels> {
+    /// Cotangents of the table's rows as they were used, `[R, hidden]`.
+    pub delta: &'a FloatTensor<B>,
+    /// The same, zero in rows of the padding token where its row is not trained.
+    pub trained: &'a FloatTensor<B>,
+    /// Which row of the table each forward row took, `[N]`.
+    pub ids: &'a [u32],
+}
+
 /// Takes what a backward pass finds at each parameter in scope, and nothing else. δ of a row belongs to the cotangent of that
 /// row.
 pub trait Sink<B: Kernels> {
@@ -66,7 +76,8 @@ pub trait Sink<B: Kernels> {
     /// The output matrix: `∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i`, and its Gram where it was wanted.
     fn head(&mut self, name: &str, head: &HeadRows<'_, B>, gram: Option<B::Pending>);
 
-    /// A table whose row `ids[n]` is added to forward row n: `∂L_k/∂W[v] = Σ_{r of k, ids[ρ(r)] = v} δ_r`. Where it
-    /// is the output matrix too, this is called after [`head`](Sink::head) with the same name.
-    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet);
+    /// A table of which rows are added to forward rows: `∂L_k/∂W[v] = Σ_{r of k, ids[ρ(r)] = v} δ_r`; a gradient that trains leaves
+    /// out what `taken.trained` does. Where the table is the output matrix too, this is called after [`head`](Sink::head) with
+    /// the same name.
+    fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet);
 }

@@ -8,7 +8,7 @@ use memmap2::{Mmap, MmapOptions};
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,12 @@ struct Stored {
     /// First byte in the file, and their number.
     bytes: (u64, usize),
 }
+
+/// Names that torch.compile, FSDP and activation checkpointing put between those of the modules that they wrap.
+const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// What DataParallel puts before every name.
+const REPLICA: &str = "module.";
 
 /// How a matrix is kept in memory against how it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +104,29 @@ impl Weights {
             };
             return Err(Error::file(folder, problem));
         }
+        weights.unwrap_names()?;
         Ok(weights)
+    }
+
+    /// Takes the names of wrappers out of tensors' names.
+    fn unwrap_names(&mut self) -> Result<()> {
+        let all_begin = !self.tensors.is_empty() && self.tensors.keys().all(|name| name.starts_with(REPLICA));
+        let plain = |name: &str| -> String {
+            let name = if all_begin { &name[REPLICA.len()..] } else { name };
+            let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
+            parts.collect::<Vec<_>>().join(".")
+        };
+        let mut unwrapped = BTreeMap::new();
+        for (name, stored) in std::mem::take(&mut self.tensors) {
+            let path = &self.files[stored.file];
+            let plain = plain(&name);
+            if unwrapped.insert(plain.clone(), stored).is_some() {
+                let problem = format!("is `{plain}` inside a wrapper, and there is another tensor of that name");
+                return Err(Error::tensor(path, &name, problem));
+            }
+        }
+        self.tensors = unwrapped;
+        Ok(())
     }
 
     /// Weights that are no file's: matrices of small numbers without a pattern, gains of one. For measurements of speed.
@@ -112,8 +140,9 @@ impl Weights {
             Error::file(&path, format!("not a complete safetensors file ({e}); copy or download it again"))
         })?;
         let file = self.files.len();
+        let listed = wanted.map(|wanted| wanted.iter().map(String::as_str).collect::<HashSet<_>>());
         for (name, info) in metadata.tensors() {
-            if wanted.is_some_and(|wanted| !wanted.contains(&name)) {
+            if listed.as_ref().is_some_and(|listed| !listed.contains(name.as_str())) {
                 continue;
             }
             let (start, end) = info.data_offsets;
@@ -169,7 +198,7 @@ impl Weights {
         };
         let path = &self.files[stored.file];
         if stored.shape != shape {
-            let problem = format!("found shape {:?}, expected {shape:?}", stored.shape);
+            let problem = format!("found shape {}, expected {shape:?}", brief_shape(&stored.shape));
             return Err(Error::tensor(path, name, problem));
         }
         let data = if shape.len() == 2 && stored.dtype == Dtype::BF16 && B::takes_stored(DType::BF16) {
@@ -238,6 +267,14 @@ fn made_up(shape: &[usize], layout: Layout) -> TensorData {
     // Knuth's multiplicative hash: values in ±0.035, whose squares have mean 0.02²
     let value = |i: usize| ((i.wrapping_mul(0x9E37_79B9) >> 8) & 0xFFFF) as f32 / 32768.0 - 1.0;
     TensorData::new((0..n).into_par_iter().with_min_len(4096).map(|i| 0.035 * value(i)).collect::<Vec<f32>>(), kept)
+}
+
+/// A shape that a file claims, in few characters.
+fn brief_shape(shape: &[usize]) -> String {
+    match shape.len() {
+        0..=8 => format!("{shape:?}"),
+        n => format!("{:?} and {} dimensions more", &shape[..8], n - 8),
+    }
 }
 
 /// Lower-case hexadecimal digits.

@@ -47,6 +47,13 @@ pub fn aot_unpaired(pairs: &[PairLogps], h: &Hyper) -> Vec<Outcome> {
     out
 }
 
+/// Mean NLL over all chosen tokens of the batch, which is every pair's loss.
+pub fn sft(pairs: &[PairLogps], _: &Hyper) -> Vec<Outcome> {
+    let tokens: f64 = pairs.iter().map(|pair| f64::from(pair.lengths.chosen)).sum();
+    let loss = -pairs.iter().map(|pair| pair.chosen).sum::<f64>() / tokens;
+    vec![Outcome { loss, d_w: pairs.len() as f64 / tokens, d_l: 0.0 }; pairs.len()]
+}
+
 /// DPO with one β for the batch, from the mean of its reward margins; no gradient flows through β.
 pub fn beta_dpo(pairs: &[PairLogps], h: &Hyper) -> Vec<Outcome> {
     let margins: Vec<Dual> = pairs.iter().map(|pair| Scalars::new(pair).margin()).collect();

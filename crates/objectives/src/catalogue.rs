@@ -438,6 +438,84 @@ const ALL: &[Definition] = &[
     ),
     definition!("sft", [], false, "-aw", "token-mean NLL of the chosen response", Rule::Pair(|s, _| -s.aw())),
     definition!(
+        "sft_batch",
+        [],
+        false,
+        "of a batch: -sum(pw)/sum(nw)",
+        "TRL 1.16 sft: mean over all chosen tokens of the batch",
+        Rule::Batch(batch::sft)
+    ),
+    definition!(
+        "dpo_forward_kl",
+        [beta = 0.1],
+        true,
+        "-ls(beta*(e^-hl - e^-hw))",
+        "Wang et al. 2023, arXiv 2309.16240; TRL 1.16 f_divergence_type forward_kl",
+        Rule::Pair(|s, h| -ls(h["beta"] * (exp(-s.hl()) - exp(-s.hw()))))
+    ),
+    definition!(
+        "dpo_js",
+        [beta = 0.1],
+        true,
+        "-ls(beta*(ls(hw) - ls(hl)))",
+        "Wang et al. 2023, arXiv 2309.16240; TRL 1.16 f_divergence_type js_divergence",
+        Rule::Pair(|s, h| -ls(h["beta"] * (ls(s.hw()) - ls(s.hl()))))
+    ),
+    definition!(
+        "dpo_alpha",
+        [beta = 0.1, alpha = 0.5],
+        true,
+        "-ls(beta*(e^((alpha-1)*hw) - e^((alpha-1)*hl))/(alpha-1)); dpo for alpha = 1",
+        "Wang et al. 2023, arXiv 2309.16240; TRL 1.16 f_divergence_type alpha_divergence",
+        Rule::Pair(alpha_divergence)
+    ),
+    definition!(
+        "cpo_hinge",
+        [beta = 0.1, lam = 1.0],
+        false,
+        "max(0, 1 - beta*(pw - pl)) - lam*aw",
+        "TRL 1.16 experimental CPO, loss_type hinge (batch of one)",
+        Rule::Pair(|s, h| (1.0 - h["beta"] * (s.pw - s.pl)).positive_part() - h["lam"] * s.aw())
+    ),
+    definition!(
+        "cpo_ipo",
+        [beta = 0.1, lam = 1.0],
+        false,
+        "(aw - al - 1/(2 beta))^2 - lam*aw",
+        "TRL 1.16 experimental CPO, loss_type ipo (batch of one)",
+        Rule::Pair(|s, h| (s.aw() - s.al() - 0.5 / h["beta"]).square() - h["lam"] * s.aw())
+    ),
+    definition!(
+        "alphapo",
+        [beta = 2.0, gamma = 0.5, alpha = 0.25],
+        false,
+        "-ls(beta*(r_w - r_l) - gamma), r = (1 - e^(-alpha*a))/alpha",
+        "Gupta et al. 2025, arXiv 2501.03884; TRL 1.16 experimental CPO with alpha",
+        Rule::Pair(|s, h| {
+            let reward = |a: Dual| (1.0 - exp(-h["alpha"] * a)) / h["alpha"];
+            -ls(h["beta"] * (reward(s.aw()) - reward(s.al())) - h["gamma"])
+        })
+    ),
+    definition!(
+        "lpo",
+        [beta = 0.2],
+        true,
+        "4 beta*|D - 1/(2 beta)|",
+        "LPO 2025, arXiv 2508.14947",
+        Rule::Pair(|s, h| {
+            let off = s.margin() - 0.5 / h["beta"];
+            4.0 * h["beta"] * (off.positive_part() + (-off).positive_part())
+        })
+    ),
+    definition!(
+        "lpo_ste",
+        [beta = 0.2, r1 = 1.0, r2 = 0.8],
+        true,
+        "4 beta*|D - 1/(2 beta)|, with d_w = 4 beta*r1/(r1+r2)*sign(1/(2 beta) - D), d_l with r2",
+        "LPO 2025, arXiv 2508.14947, straight-through form of its code",
+        Rule::Gradients(gradients::lpo_ste)
+    ),
+    definition!(
         "normalised",
         [beta = 0.1],
         true,
@@ -478,6 +556,22 @@ const ALL: &[Definition] = &[
         Rule::Training(dpo)
     ),
 ];
+
+/// DPO's loss of f′(t) = (t^(α−1) − 1)/(α−1) of the ratios in place of their logarithms.
+fn alpha_divergence(s: &Scalars, h: &Hyper) -> Dual {
+    let power = h["alpha"] - 1.0;
+    // TRL's limit
+    if power.abs() < 1e-6 {
+        return dpo(s, h);
+    }
+    -ls(h["beta"] * (exp(power * s.hw()) - exp(power * s.hl())) / power)
+}
+
+/// eˣ, constant where it would leave what a product of it can hold: TRL clamps there too, at e⁸⁰ in f32.
+fn exp(x: Dual) -> Dual {
+    const MOST: f64 = 350.0;
+    if x.value > MOST { Dual { value: MOST.exp(), w: 0.0, l: 0.0 } } else { x.exp() }
+}
 
 /// The log-ratios' squared distances from ±1/(2β).
 fn half_margins(s: &Scalars, h: &Hyper) -> Dual {

@@ -26,6 +26,33 @@ pub enum Regime {
     None,
 }
 
+/// How far a difference of two inner products is from zero by rounding alone, relative to their size.
+///
+/// An inner product of gradients is off by some ten roundings of the type that they are computed in, relative to the gradients'
+/// lengths: rows of activations are rounded once an operation, and the errors of some hundred operations add up as their root.
+/// Of a difference of two such products that is sixteen unit roundoffs. In f64 the margin is 1e-12, which leaves room for sums
+/// in another order, as other batches have them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rounding(f64);
+
+impl Rounding {
+    /// Of f64.
+    pub const F64: Self = Self(1e-12);
+
+    /// Of a number type by its name: f64, f32, bf16 or f16.
+    #[must_use]
+    pub fn of(dtype: &str) -> Self {
+        // half the distance from 1 to the next number
+        let unit = |bits: i32| 0.5f64.powi(bits);
+        match dtype {
+            "f32" => Self(16.0 * unit(24)),
+            "f16" => Self(16.0 * unit(11)),
+            "bf16" => Self(16.0 * unit(8)),
+            _ => Self::F64,
+        }
+    }
+}
+
 impl Regime {
     /// The regimes, in the order in which they are shown.
     pub const ALL: [Self; 5] = [Self::Ideal, Self::BothUp, Self::BothDown, Self::Inverted, Self::None];
@@ -36,11 +63,12 @@ impl Regime {
         Self::ALL.into_iter().find(|regime| regime.name() == name)
     }
 
-    /// The regime of two changes, log π(chosen) first, each the difference of two terms; a difference within 1e-12 of its
-    /// terms is zero.
+    /// The regime of two changes, log π(chosen) first, each the difference of two terms; a difference that rounding explains is
+    /// zero.
     #[must_use]
-    pub fn of(changes: [[f64; 2]; 2]) -> Self {
-        let sign = |[a, b]: [f64; 2]| if (a - b).abs() <= 1e-12 * (a.abs() + b.abs()) { 0.0 } else { (a - b).signum() };
+    pub fn of(changes: [[f64; 2]; 2], Rounding(margin): Rounding) -> Self {
+        let sign =
+            |[a, b]: [f64; 2]| if (a - b).abs() <= margin * (a.abs() + b.abs()) { 0.0 } else { (a - b).signum() };
         let [up_w, up_l] = changes.map(sign);
         // a single zero counts as the ideal sign
         match (up_w >= 0.0, up_l > 0.0) {
@@ -124,14 +152,14 @@ impl PairGram {
     /// arXiv 2410.13828, section 3).
     ///
     /// ```
-    /// use tanglescope_objectives::{PairGram, Regime};
+    /// use tanglescope_objectives::{PairGram, Regime, Rounding};
     /// let gram = PairGram { ww: 1.0, wl: 2.0, ll: 9.0 };
-    /// assert_eq!(gram.regime(1.0, 1.0), Regime::BothDown);
-    /// assert_eq!(gram.regime(3.0, 1.0), Regime::Ideal); // inside the band
+    /// assert_eq!(gram.regime(1.0, 1.0, Rounding::F64), Regime::BothDown);
+    /// assert_eq!(gram.regime(3.0, 1.0, Rounding::F64), Regime::Ideal); // inside the band
     /// ```
     #[must_use]
-    pub fn regime(&self, d_w: f64, d_l: f64) -> Regime {
-        Regime::of(self.changes(d_w, d_l))
+    pub fn regime(&self, d_w: f64, d_l: f64, rounding: Rounding) -> Regime {
+        Regime::of(self.changes(d_w, d_l), rounding)
     }
 
     /// How far, in logarithms, d_w/d_l is inside the disentanglement band: −ln ρ − |ln(d_w‖g_w‖ / (d_l‖g_l‖))|, negative
@@ -167,7 +195,7 @@ mod tests {
             } else {
                 Regime::BothUp
             };
-            prop_assert_eq!(gram.regime(1.0, 1.0), want);
+            prop_assert_eq!(gram.regime(1.0, 1.0, Rounding::F64), want);
         }
 
         #[test]
@@ -176,9 +204,9 @@ mod tests {
         ) {
             let gram = PairGram { ww: w * w, wl: cosine * w * l, ll: l * l };
             let (low, high) = gram.band().unwrap();
-            prop_assert_eq!(gram.regime(low + t * (high - low), 1.0), Regime::Ideal);
-            prop_assert_eq!(gram.regime(low * 0.99, 1.0), Regime::BothDown);
-            prop_assert_eq!(gram.regime(high * 1.01, 1.0), Regime::BothUp);
+            prop_assert_eq!(gram.regime(low + t * (high - low), 1.0, Rounding::F64), Regime::Ideal);
+            prop_assert_eq!(gram.regime(low * 0.99, 1.0, Rounding::F64), Regime::BothDown);
+            prop_assert_eq!(gram.regime(high * 1.01, 1.0, Rounding::F64), Regime::BothUp);
         }
     }
 
@@ -191,7 +219,7 @@ mod tests {
             let gram = PairGram { ww: w * w, wl: cosine * w * l, ll: l * l };
             let slack = gram.band_slack(d_w, d_l).unwrap();
             prop_assume!(slack.abs() > 1e-9);
-            prop_assert_eq!(slack > 0.0, gram.regime(d_w, d_l) == Regime::Ideal);
+            prop_assert_eq!(slack > 0.0, gram.regime(d_w, d_l, Rounding::F64) == Regime::Ideal);
             prop_assert_eq!(gram.band_slack(-d_w, d_l), None);
         }
     }
@@ -200,7 +228,19 @@ mod tests {
     fn identical_gradients_have_cosine_one_and_no_regime() {
         let gram = PairGram { ww: 0.3, wl: 0.3, ll: 0.3 };
         assert_eq!(gram.cosine(), Some(1.0));
-        assert_eq!(gram.regime(1.0, 1.0), Regime::None);
+        assert_eq!(gram.regime(1.0, 1.0, Rounding::F64), Regime::None);
+    }
+
+    /// Equal but for rounding is equal, and what is more is not.
+    #[test]
+    fn a_difference_is_zero_by_the_rounding_of_its_type() {
+        for (dtype, epsilon) in [("f64", 2.2e-16), ("f32", 1.2e-7), ("f16", 9.8e-4), ("bf16", 7.8e-3)] {
+            let rounding = Rounding::of(dtype);
+            let off = |by: f64| PairGram { ww: 0.3, wl: 0.3 * (1.0 - by), ll: 0.3 };
+            assert_eq!(off(4.0 * epsilon).regime(1.0, 1.0, rounding), Regime::None, "{dtype}");
+            let more = if dtype == "f64" { 1e-11 } else { 40.0 * epsilon };
+            assert_eq!(off(more).regime(1.0, 1.0, rounding), Regime::Ideal, "{dtype}");
+        }
     }
 
     #[test]

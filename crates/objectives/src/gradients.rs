@@ -34,3 +34,11 @@ pub fn gate_dpo(pair: &PairLogps, h: &Hyper) -> Outcome {
     let p = (pair.rejected / f64::from(pair.lengths.rejected)).exp();
     Outcome { d_l: of.d_l * sigmoid_of(h["alpha"] * (p - h["tau"])), ..of }
 }
+
+/// LPO with its gradient stopped in the other response: 4β/(r₁+r₂)·(r₁|h_w − sg(h_l) − 1/(2β)| + r₂|sg(h_w) − h_l − 1/(2β)|)
+/// (arXiv 2508.14947, its code), which has LPO's value.
+pub fn lpo_ste(pair: &PairLogps, h: &Hyper) -> Outcome {
+    let short = 0.5 / h["beta"] - Scalars::new(pair).margin().value;
+    let slope = if short == 0.0 { 0.0 } else { 4.0 * h["beta"] * short.signum() / (h["r1"] + h["r2"]) };
+    Outcome { loss: 4.0 * h["beta"] * short.abs(), d_w: slope * h["r1"], d_l: slope * h["r2"] }
+}

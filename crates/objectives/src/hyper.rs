@@ -32,7 +32,11 @@ pub(crate) fn values(given: &str, keys: &Keys) -> Result<Vec<(&'static str, f64)
         }
         seen.push(key);
         let number = value.parse::<f64>().ok().filter(|number| number.is_finite());
-        *slot = Some(number.ok_or_else(|| refuse(format!("`{key}={value}`: expected a number")))?);
+        let number = number.ok_or_else(|| refuse(format!("`{key}={value}`: expected a number")))?;
+        if let Some(expected) = outside(name, key, number) {
+            return Err(refuse(format!("`{key}={value}`: expected {expected}")));
+        }
+        *slot = Some(number);
     }
     let missing: Vec<&str> = found.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| *key).collect();
     if !missing.is_empty() {
@@ -40,6 +44,20 @@ pub(crate) fn values(given: &str, keys: &Keys) -> Result<Vec<(&'static str, f64)
         return Err(refuse(format!("has no default for {}; write {name}:{settings}=…", list(&missing))));
     }
     Ok(found.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+}
+
+/// What a hyper-parameter has to be, where a value is not.
+fn outside(name: &str, key: &str, value: f64) -> Option<&'static str> {
+    match (name, key) {
+        // a threshold on a probability
+        ("gate_dpo", "tau") => None,
+        (_, "beta" | "beta0" | "tau") if value <= 0.0 => Some("a positive number"),
+        ("exo_pair", "eps") if !(value > 0.0 && value < 1.0) => Some("a number between 0 and 1"),
+        ("robust_dpo", "eps") if !(0.0..0.5).contains(&value) => Some("a number from 0 to less than 0.5"),
+        (_, "eps") if !(0.0..=1.0).contains(&value) => Some("a number from 0 to 1"),
+        ("alphapo", "alpha") if value == 0.0 => Some("another number than 0, for which it is simpo"),
+        _ => None,
+    }
 }
 
 /// `a, b and c`.

@@ -5,7 +5,7 @@
 //! step along that direction does to both log-probabilities (docs/mathematics.md, sections 1 and 7).
 //!
 //! ```
-//! use tanglescope_objectives::{Lengths, Objective, PairGram, PairLogps, Regime};
+//! use tanglescope_objectives::{Lengths, Objective, PairGram, PairLogps, Regime, Rounding};
 //! let dpo: Objective = "dpo:beta=0.1".parse().unwrap();
 //! let lengths = Lengths { chosen: 32, rejected: 45 };
 //! let pair = PairLogps { chosen: -41.25, rejected: -63.5, reference: Some([-40.0, -60.0]), lengths };
@@ -13,7 +13,7 @@
 //! let outcome = dpo.of_pair(&pair, &gram).unwrap();
 //! assert_eq!(outcome.d_w, outcome.d_l);
 //! // both fall, although the loss wants the chosen response up
-//! assert_eq!(gram.regime(outcome.d_w, outcome.d_l), Regime::BothDown);
+//! assert_eq!(gram.regime(outcome.d_w, outcome.d_l, Rounding::F64), Regime::BothDown);
 //! ```
 mod batch;
 mod catalogue;
@@ -28,7 +28,7 @@ mod objective;
 
 pub use catalogue::{Definition, all};
 pub use contrast::contrast;
-pub use entanglement::{PairGram, Regime};
+pub use entanglement::{PairGram, Regime, Rounding};
 pub use error::{Error, Result};
 pub use group::{GroupObjective, ResponseMeasure, predicted};
 pub use objective::{Needs, Objective};

@@ -64,12 +64,29 @@ fn every_golden_objective_agrees() {
     }
 }
 
+/// Objectives that have exponentials of log-ratios in them, whose slopes change too fast for differences where those are large.
+const STEEP: [&str; 3] = ["dpo_forward_kl", "dpo_alpha", "alphapo"];
+
 /// Objectives whose coefficients are slopes of their loss.
 fn with_slopes() -> Vec<Objective> {
     let objectives = all().iter().filter_map(|definition| definition.name.parse::<Objective>().ok());
-    objectives
-        .filter(|o| !["normalised", "calibrated", "sparse"].contains(&o.given()) && o.needs() != Needs::Batch)
-        .collect()
+    let without = ["normalised", "calibrated", "sparse", "lpo_ste"];
+    objectives.filter(|o| !without.contains(&o.given()) && o.needs() != Needs::Batch).collect()
+}
+
+/// Coefficients against central differences of the loss, as far as [`coefficients_are_the_slopes_of_the_loss`] says.
+fn check_slopes(objective: &Objective, pair: &PairLogps) -> Result<(), TestCaseError> {
+    let step = 1e-4;
+    let loss = |dw: f64, dl: f64| {
+        of(objective, &PairLogps { chosen: pair.chosen + dw, rejected: pair.rejected + dl, ..*pair }).loss
+    };
+    let here = of(objective, pair);
+    let d_w = -(loss(step, 0.0) - loss(-step, 0.0)) / (2.0 * step);
+    let d_l = (loss(0.0, step) - loss(0.0, -step)) / (2.0 * step);
+    let scale = 1.0 + here.d_w.abs() + here.d_l.abs() + 1e-5 * here.loss.abs();
+    prop_assert!((d_w - here.d_w).abs() <= 1e-6 * scale, "{objective}: d_w {} against {d_w}", here.d_w);
+    prop_assert!((d_l - here.d_l).abs() <= 1e-6 * scale, "{objective}: d_l {} against {d_l}", here.d_l);
+    Ok(())
 }
 
 fn of(objective: &Objective, pair: &PairLogps) -> Outcome {
@@ -88,17 +105,22 @@ proptest! {
         // away from the kinks, where there is no slope
         prop_assume!((w - rw).abs() > 1e-3 && (1.0 - 0.1 * (rw - w - rl + l)).abs() > 1e-3 && (1.0 + w - l).abs() > 1e-3);
         prop_assume!((w / f64::from(nw) - l / f64::from(nl)).abs() > 1e-2);
-        let step = 1e-4;
-        for objective in with_slopes() {
-            let loss = |dw: f64, dl: f64| {
-                of(&objective, &PairLogps { chosen: -w + dw, rejected: -l + dl, ..pair }).loss
-            };
-            let here = of(&objective, &pair);
-            let d_w = -(loss(step, 0.0) - loss(-step, 0.0)) / (2.0 * step);
-            let d_l = (loss(0.0, step) - loss(0.0, -step)) / (2.0 * step);
-            let scale = 1.0 + here.d_w.abs() + here.d_l.abs() + 1e-5 * here.loss.abs();
-            prop_assert!((d_w - here.d_w).abs() <= 1e-6 * scale, "{objective}: d_w {} against {d_w}", here.d_w);
-            prop_assert!((d_l - here.d_l).abs() <= 1e-6 * scale, "{objective}: d_l {} against {d_l}", here.d_l);
+        // cpo_hinge and lpo
+        prop_assume!((1.0 - 0.1 * (l - w)).abs() > 1e-3 && (rw - w - rl + l - 2.5).abs() > 1e-3);
+        for objective in with_slopes().iter().filter(|objective| !STEEP.contains(&objective.given())) {
+            check_slopes(objective, &pair)?;
+        }
+    }
+
+    /// The same where exponentials of log-ratios are below e³, and their third derivatives with them.
+    #[test]
+    fn coefficients_of_steep_losses_are_their_slopes(
+        w in 1.0f64..3.0, l in 1.0f64..3.0, rw in 1.0f64..3.0, rl in 1.0f64..3.0, nw in 1u32..8, nl in 1u32..8,
+    ) {
+        let lengths = Lengths { chosen: nw, rejected: nl };
+        let pair = PairLogps { chosen: -w, rejected: -l, reference: Some([-rw, -rl]), lengths };
+        for name in STEEP {
+            check_slopes(&name.parse().unwrap(), &pair)?;
         }
     }
 
@@ -171,4 +193,44 @@ fn the_gate_closes_on_improbable_rejected_responses() {
         // σ(50·(0.9 − 0.2)) rounds to 1; σ(−10) is e⁻¹⁰ to 5e-5
         assert!((got.d_l / of_dpo.d_l / gate - 1.0).abs() < 1e-3, "{} {}", got.d_l, of_dpo.d_l);
     }
+}
+
+/// Losses of TRL 1.16 that losses.json lacks, by trl_losses.py.
+#[test]
+fn losses_of_trl_agree() {
+    #[derive(serde::Deserialize)]
+    struct Stored {
+        cases: Vec<(f64, f64, f64, f64, u32, u32)>,
+        losses: std::collections::BTreeMap<String, Vec<[f64; 3]>>,
+    }
+    let stored: Stored = serde_json::from_str(include_str!("trl_losses.json")).unwrap();
+    let pair = |&(chosen, rejected, rw, rl, nw, nl): &(f64, f64, f64, f64, u32, u32)| PairLogps {
+        chosen,
+        rejected,
+        reference: Some([rw, rl]),
+        lengths: Lengths { chosen: nw, rejected: nl },
+    };
+    let cases: Vec<PairLogps> = stored.cases.iter().map(pair).collect();
+    for (name, want) in stored.losses {
+        let objective: Objective = name.parse().unwrap();
+        let got = match objective.needs() {
+            Needs::Batch => objective.of_batch(&cases).unwrap(),
+            _ => cases.iter().map(|case| of(&objective, case)).collect(),
+        };
+        for (got, [loss, d_w, d_l]) in got.iter().zip(want) {
+            let all = [(got.loss, loss), (got.d_w, d_w), (got.d_l, d_l)];
+            assert!(all.iter().all(|(got, want)| close(*got, *want)), "{name}: {all:?}");
+        }
+    }
+}
+
+#[test]
+fn settings_outside_their_range_are_refused() {
+    let expected = |given: &str| given.parse::<Objective>().unwrap_err().to_string();
+    assert!(expected("dpo:beta=0").contains("a positive number"));
+    assert!(expected("dpo:beta=-1").contains("a positive number"));
+    assert!(expected("ipo:tau=0").contains("a positive number"));
+    assert!(expected("exo_pair:eps=0").contains("between 0 and 1"));
+    assert!(expected("robust_dpo:eps=0.5").contains("less than 0.5"));
+    assert!("gate_dpo:alpha=1,tau=0".parse::<Objective>().is_ok());
 }

@@ -29,7 +29,10 @@ pub struct Leaf {
 pub fn find(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
     for folder in folders {
         if find_some(std::slice::from_ref(folder))?.is_empty() {
-            return Err(Error::new(folder, "has no records: no pairs.parquet in it, or in any folder in it"));
+            return Err(Error::given(
+                folder,
+                "has no records: no pairs.parquet with a part in it, or in any folder in it",
+            ));
         }
     }
     find_some(folders)
@@ -38,9 +41,17 @@ pub fn find(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
 /// The same, where not every folder needs to have records.
 ///
 /// # Errors
-/// Where a folder cannot be read.
+/// Where a folder cannot be read. Folders without a part yet are left out.
 pub fn find_some(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
+    if let Some(folder) = folders.iter().find(|folder| folder.to_str().is_none()) {
+        return Err(Error::given(
+            folder,
+            "its path is not UTF-8, which the reader of tables needs; give the folder another name",
+        ));
+    }
     let mut leaves = folders_with(folders, tables::PAIRS)?.iter().map(|at| Leaf::of(at)).collect::<Result<Vec<_>>>()?;
+    // of a run that is at work, or was killed, before its first part
+    leaves.retain(|leaf| leaf.table(tables::PAIRS).is_ok_and(|pairs| pairs.is_some()));
     tell_apart(&mut leaves);
     leaves.sort();
     Ok(leaves)
@@ -59,7 +70,7 @@ pub fn folders_with(folders: &[PathBuf], table: &str) -> Result<Vec<PathBuf>> {
 
 fn search(folder: &Path, table: &str, seen: &mut BTreeSet<PathBuf>, found: &mut Vec<PathBuf>) -> Result<()> {
     // links may lead back to where they are
-    if !seen.insert(folder.canonicalize().map_err(|e| Error::new(folder, e))?) {
+    if !seen.insert(folder.canonicalize().map_err(|e| Error::given(folder, e))?) {
         return Ok(());
     }
     if folder.join(table).exists() {

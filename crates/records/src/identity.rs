@@ -54,8 +54,9 @@ pub fn difference<I: Identity>(there: &I, now: &I) -> Option<Difference> {
 
 /// A value for reading; of a hash its beginning.
 fn shown(value: &Value) -> String {
+    let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     match value {
-        Value::String(text) if text.len() > 40 => text.get(..12).unwrap_or(text).to_owned(),
+        Value::String(text) if is_hash(text) => text.get(..12).unwrap_or(text).to_owned(),
         Value::String(text) => text.clone(),
         Value::Null => "none".to_owned(),
         other => other.to_string(),
@@ -83,13 +84,13 @@ mod tests {
 
     #[test]
     fn every_field_is_compared_and_more_than_is_asked_for_serves() {
-        let run = Run { model: "m".repeat(64), adapter: None, measures_contrast: false };
+        let run = Run { model: "a".repeat(64), adapter: None, measures_contrast: false };
         assert_eq!(difference(&run, &run), None);
         let adapted = Run { adapter: Some("a".to_owned()), ..run.clone() };
         let said = difference(&run, &adapted).unwrap().to_string();
         assert_eq!(said, "holds a run with another adapter (none there, a now); choose another folder");
-        let other = Run { model: "n".repeat(64), ..run.clone() };
-        assert_eq!(difference(&run, &other).unwrap().there, "m".repeat(12));
+        let other = Run { model: "b".repeat(64), ..run.clone() };
+        assert_eq!(difference(&run, &other).unwrap().there, "a".repeat(12));
         let more = Run { measures_contrast: true, ..run.clone() };
         assert_eq!(difference(&more, &run), None);
         assert_eq!(difference(&run, &more).unwrap().what, "measures contrast");

@@ -20,4 +20,4 @@ pub use lock::{lock, lock_file, wait_for_lock};
 pub use manifest::{AnalysisManifest, Manifest, SweepManifest, TrainingManifest};
 pub use parts::{Table, batches};
 pub use settings::{Schedule, Settings};
-pub use whole::write_whole;
+pub use whole::{write_whole, write_with};

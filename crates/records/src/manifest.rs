@@ -4,7 +4,7 @@ use crate::identity::{Difference, Identity, difference};
 use crate::settings::Settings;
 use crate::whole::write_whole;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -91,9 +91,30 @@ pub fn read<T: OfFolder>(folder: &Path) -> Result<Option<T>> {
     if kind.as_deref() != T::KIND {
         let (there, now) = (kind.as_deref().unwrap_or("analyze"), T::KIND.unwrap_or("analyze"));
         let problem = format!("is of a folder of `{there}`, not of `{now}`; choose another folder");
-        return Err(Error::new(&folder.join(NAME), problem));
+        return Err(Error::given(&folder.join(NAME), problem));
     }
     parsed(folder, &bytes).map(Some)
+}
+
+/// Refuses a folder that has results and no manifest: what they were made from is not known, so nothing can be added to them.
+///
+/// # Errors
+/// Names what is there.
+pub fn refuse_orphans(folder: &Path) -> Result<()> {
+    // a table is a folder of parts
+    let of_run = |name: &str| name.starts_with("checkpoint-") || name.ends_with(".parquet");
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let has_some = |name: &String| std::fs::read_dir(folder.join(name)).is_ok_and(|mut inside| inside.next().is_some());
+    match names.into_iter().find(|name| of_run(name) && has_some(name)) {
+        None => Ok(()),
+        Some(found) => {
+            let problem =
+                format!("has {found} and no manifest.json, which says what it was made from; choose another folder");
+            Err(Error::given(folder, problem))
+        }
+    }
 }
 
 /// Writes a folder's manifest whole or not at all.
@@ -117,6 +138,17 @@ pub fn hub_source(path: &Path) -> Option<String> {
     let at = parts.iter().position(|part| *part == "snapshots")?;
     let (_, name) = parts[at.checked_sub(1)?].split_once("--")?;
     Some(format!("{}@{}", name.replacen("--", "/", 1), parts.get(at + 1)?))
+}
+
+/// A path as text, which JSON has to be; what is none in it is marked.
+fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
+}
+
+/// The same of a path that may be none.
+#[allow(clippy::ref_option)] // serde hands it over that way
+fn lossy_option<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(to)
 }
 
 /// A row that was left out.
@@ -147,10 +179,16 @@ pub struct AnalysisIdentity {
     /// SHA-256 of the reference model's weights and config, `base` under an adapter, or `self`.
     #[serde(default)]
     pub reference: Option<String>,
+    /// How texts became tokens; `None` where no row is text.
+    #[serde(default)]
+    pub tokenize: Option<String>,
     /// SHA-256 of the token ids of all rows.
     pub data: String,
     /// The scope as given.
     pub scope: String,
+    /// The padding token whose row of the embedding its places do not train; `None` where every row in scope is trained.
+    #[serde(default)]
+    pub padding_row: Option<u32>,
     /// Number type.
     pub dtype: String,
     /// Whether gradients over contrast tokens are measured too.
@@ -167,6 +205,7 @@ pub struct AnalysisIdentity {
 impl Identity for AnalysisIdentity {
     fn called(field: &str) -> String {
         match field {
+            "tokenize" => "recipe of tokens",
             "data" => "data or tokenisation",
             "contrast" => "measurement of contrast tokens",
             "all_pairs" => "choice of pairs of a group",
@@ -203,10 +242,13 @@ pub struct AnalysisManifest {
     /// The command line.
     pub command: Vec<String>,
     /// Folder of the model.
+    #[serde(serialize_with = "lossy")]
     pub model: PathBuf,
     /// Folder of the adapter.
+    #[serde(serialize_with = "lossy_option")]
     pub adapter: Option<PathBuf>,
     /// The data file.
+    #[serde(serialize_with = "lossy")]
     pub data: PathBuf,
     /// What came from the hub: repository and commit of the model, the adapter and the data.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -267,6 +309,7 @@ pub struct SweepManifest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SweptRun {
     /// Its folder.
+    #[serde(serialize_with = "lossy")]
     pub folder: PathBuf,
     /// Steps of its checkpoints.
     pub steps: Vec<usize>,
@@ -276,6 +319,7 @@ pub struct SweptRun {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SweptData {
     /// The file or folder.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// SHA-256 of its files.
     pub file: String,
@@ -338,6 +382,9 @@ pub struct TrainingIdentity {
     pub model: String,
     /// SHA-256 of a saved adapter, or the settings of a fresh one.
     pub adapter: Option<String>,
+    /// How texts became tokens; `None` where no row is text.
+    #[serde(default)]
+    pub tokenize: Option<String>,
     /// SHA-256 of the token ids of the pairs.
     pub data: String,
     /// The same of those held out, where they have a file of their own.
@@ -346,6 +393,9 @@ pub struct TrainingIdentity {
     pub eval_fraction: Option<f64>,
     /// The scope as given.
     pub scope: String,
+    /// The padding token whose row of the embedding its places do not train; `None` where every row in scope is trained.
+    #[serde(default)]
+    pub padding_row: Option<u32>,
     /// Number type.
     pub dtype: String,
     /// The objective as it was given.
@@ -361,7 +411,11 @@ pub struct TrainingIdentity {
     pub settings: Settings,
 }
 
-impl Identity for TrainingIdentity {}
+impl Identity for TrainingIdentity {
+    fn called(field: &str) -> String {
+        if field == "tokenize" { "recipe of tokens".to_owned() } else { field.replace('_', " ") }
+    }
+}
 
 /// manifest.json of `train`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -373,10 +427,13 @@ pub struct TrainingManifest {
     /// The command line.
     pub command: Vec<String>,
     /// Folder of the model.
+    #[serde(serialize_with = "lossy")]
     pub model: PathBuf,
     /// Folder of the adapter that training began from.
+    #[serde(serialize_with = "lossy_option")]
     pub adapter: Option<PathBuf>,
     /// The data file.
+    #[serde(serialize_with = "lossy")]
     pub data: PathBuf,
     /// Pairs that are trained on.
     pub pairs: usize,

@@ -1,6 +1,6 @@
 //! Tables as folders of parts, each written whole and then renamed.
 use crate::error::{Error, Result};
-use crate::whole::{tidy, write_with};
+use crate::whole::{tidy, write_whole};
 use polars_core::prelude::DataFrame;
 use polars_io::prelude::{ParquetReader, ParquetWriter, SerReader};
 use std::fs::File;
@@ -57,9 +57,11 @@ impl Table {
     /// # Errors
     /// Where the disk is full or the folder not writable; no part is left then.
     pub fn write(&self, number: usize, mut rows: DataFrame) -> Result<()> {
-        write_with(&self.part(number), |file| {
-            ParquetWriter::new(file).finish(&mut rows).map(drop).map_err(std::io::Error::other)
-        })
+        // in memory first: a writer that fails on the disk says only that it failed
+        let (path, mut bytes) = (self.part(number), Vec::new());
+        let written = ParquetWriter::new(&mut bytes).finish(&mut rows);
+        written.map_err(|e| Error::new(&path, format!("cannot be written: {e}")))?;
+        write_whole(&path, &bytes)
     }
 
     /// Reads a part.

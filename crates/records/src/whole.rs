@@ -28,7 +28,19 @@ pub fn tidy(folder: &Path) -> Result<()> {
 }
 
 /// [`write_whole`] of what a function writes.
-pub(crate) fn write_with(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn write_with(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    let refuse = |e: io::Error| Error::new(path, format!("cannot be written: {e}"));
+    let asked = path;
+    // the file that a link leads to is the one that is meant
+    let real = if path.is_symlink() { Some(path.canonicalize().map_err(refuse)?) } else { None };
+    let path = real.as_deref().unwrap_or(path);
+    if path.metadata().is_ok_and(|of| !of.is_file() && !of.is_dir()) {
+        // a device or a pipe has no other place to be written to first
+        return File::options().write(true).open(path).and_then(|mut file| content(&mut file)).map_err(refuse);
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
         let mut beside = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
@@ -43,12 +55,28 @@ pub(crate) fn write_with(path: &Path, content: impl FnOnce(&mut File) -> io::Res
         File::open(folder)?.sync_all()?;
         Ok(())
     };
-    write().map_err(|e| Error::new(path, format!("cannot be written: {e}")))
+    write().map_err(|e| Error::new(asked, format!("cannot be written: {e}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{write_whole, write_with};
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_devices_are_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("a"), folder.path().join("link"));
+        std::fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_whole(&link, b"new").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        write_whole(std::path::Path::new("/dev/null"), b"x").unwrap();
+        assert!(!std::path::Path::new("/dev/null").is_file());
+        std::fs::remove_file(&file).unwrap();
+        assert!(write_whole(&link, b"x").unwrap_err().to_string().contains("link: cannot be written"));
+    }
 
     #[test]
     fn a_write_that_fails_leaves_what_was_there_and_nothing_beside_it() {

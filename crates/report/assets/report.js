@@ -71,7 +71,9 @@
   };
   const draw = (id, option, renderer = "svg") => {
     const element = at(id);
-    if (charts[id]) charts[id].dispose();
+    // without its series first: a chart that still draws many points step by step throws where it is gone
+    charts[id]?.clear();
+    charts[id]?.dispose();
     delete charts[id];
     element.classList.toggle("empty", typeof option === "string");
     element.replaceChildren();

@@ -29,9 +29,10 @@ pub fn markdown(report: &Report, name: &str) -> Result<(String, Vec<File>)> {
     let folder = format!("{stem}-figures");
     let mut figures: Vec<File> = Vec::new();
     let mut text = format!("# Gradient entanglement\n\nMade by Tanglescope {}", report.origin.version);
-    let _ = writeln!(text, ": `{}`\n", report.origin.command.join(" "));
+    let _ = writeln!(text, ": {}\n", code(&report.origin.command.join(" ")));
     digest(report, &mut text);
     let mut figure = |text: &mut String, file: String, caption: &str, svg: String| {
+        let (caption, folder) = (plain(caption), address(&folder));
         let _ = writeln!(text, "![{caption}]({folder}/{file})\n\n*{caption}*\n");
         figures.push((file, svg));
     };
@@ -44,7 +45,7 @@ pub fn markdown(report: &Report, name: &str) -> Result<(String, Vec<File>)> {
             .flat_map(|(metric, dashed)| lines(metric).into_iter().map(|of| Series { dashed: *dashed, ..of }))
             .collect();
         if both.iter().any(|series| series.points.len() > 1) {
-            let _ = writeln!(text, "## {set}\n");
+            let _ = writeln!(text, "## {}\n", plain(set));
             let caption = format!("Median log-probability of chosen (solid) and rejected (dashed) responses, {set}");
             figure(&mut text, named("logps"), &caption, line_chart(&both, "log-probability")?);
             let caption = format!("Median cosine of the gradients of both responses, {set}");
@@ -53,7 +54,7 @@ pub fn markdown(report: &Report, name: &str) -> Result<(String, Vec<File>)> {
     }
     let last = report.leaves.len() - 1;
     let title = report.leaves[last]["title"].as_str().unwrap_or_default();
-    let _ = writeln!(text, "## {title}\n");
+    let _ = writeln!(text, "## {}\n", plain(title));
     if let Some(svg) = objectives(report, last)? {
         figure(&mut text, "objectives.svg".into(), "Share of pairs in each regime, by objective", svg);
     }
@@ -64,6 +65,33 @@ pub fn markdown(report: &Report, name: &str) -> Result<(String, Vec<File>)> {
         figure(&mut text, "norms.svg".into(), "Gradient norms of every pair, by regime of d_w = d_l", svg);
     }
     Ok((text, figures))
+}
+
+/// A name from outside as Markdown that shows it and means nothing else: no HTML, links, emphasis or cells.
+fn plain(name: &str) -> String {
+    let escape = |c: char| match c {
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '>' => "&gt;".to_owned(),
+        '\n' | '\r' => " ".to_owned(),
+        c if r"\`*_[]()#|!~".contains(c) => format!("\\{c}"),
+        c => c.to_string(),
+    };
+    name.chars().map(escape).collect()
+}
+
+/// Text as it is, between as many marks as it has none of.
+fn code(text: &str) -> String {
+    let text = text.replace(['\n', '\r'], " ");
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let mark = "`".repeat(longest + 1);
+    if longest > 0 { format!("{mark} {text} {mark}") } else { format!("{mark}{text}{mark}") }
+}
+
+/// A path in a link.
+fn address(path: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./".contains(byte);
+    path.bytes().map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// A name that every file system takes.
@@ -103,7 +131,7 @@ fn digest(report: &Report, text: &mut String) {
             _ => String::new(),
         };
         let step = leaf["step"].as_u64().map_or(String::new(), |step| step.to_string());
-        let word = |key: &str| leaf[key].as_str().unwrap_or_default().replace('|', "\\|");
+        let word = |key: &str| plain(leaf[key].as_str().unwrap_or_default());
         let cells: Vec<String> = names.iter().map(cell).collect();
         let _ = writeln!(text, "| {} | {step} | {} | {} |", word("run"), word("dataset"), cells.join(" | "));
     }

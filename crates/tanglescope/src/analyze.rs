@@ -11,7 +11,7 @@ use crate::records::Folder;
 use crate::reference::{Objectives, Reference};
 use std::path::PathBuf;
 use tanglescope_analytics::Summary;
-use tanglescope_data::{Form, Pair, Reading};
+use tanglescope_data::{Pair, Reading};
 use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
 use tanglescope_model::architectures::Description;
@@ -80,10 +80,11 @@ impl AnalyzeOptions {
         let (model, objectives) = self.checked(listener)?;
         let planned = Planned::new(&model)?;
         let description = &planned.outline.description;
-        let data = read(&self.data.data, &model.folder, &reading(&self.data.rows)?, description, listener)?;
+        let data =
+            read(&self.data.data, &model.tokenizer_folders(), &reading(&self.data.rows)?, description, listener)?;
         let groups = whole_groups(description, &data)?;
         let rows = planned.placement.rows_per_batch(&model, &planned.outline);
-        let reference = matches!(objectives.reference, Reference::Base | Reference::Folder(_));
+        let reference = objectives.reference.is_another();
         Ok((planned.groups(&groups, rows), reference))
     }
 
@@ -93,9 +94,8 @@ impl AnalyzeOptions {
             None => Vec::new(),
             Some(path) => {
                 let reading = reading(&self.data.rows)?;
-                let form = Form { chosen_only: true, ..reading.form };
-                let reading = Reading { form, limit: None, split: None, ..reading };
-                let data = read(path, &model.folder, &reading, of, listener)?;
+                let reading = Reading { chosen_only: true, limit: None, split: None, ..reading };
+                let data = read(path, &model.tokenizer_folders(), &reading, of, listener)?;
                 let probe = |pair: Pair| Probe {
                     row: pair.row,
                     id: pair.id,
@@ -149,9 +149,9 @@ impl OnDevice for AnalysisOnDevice<'_> {
         let mut model = asked.load::<B>(asked.dtype, device, listener)?;
         let scope = model.in_scope(&asked.scope)?;
         let rows = reading(&options.data.rows)?;
-        let data = read(&options.data.data, &asked.folder, &rows, &model.description, listener)?;
+        let data = read(&options.data.data, &asked.tokenizer_folders(), &rows, &model.description, listener)?;
         let reference = objectives.reference.load(asked, &model, listener)?;
-        let tokenizer = tokenizer(&asked.folder)?;
+        let tokenizer = tokenizer(&asked.tokenizer_folders())?;
         let before = done(&options.out, &data)?;
         let extras = options.extras(asked, &model.description, listener)?;
         begin(listener, &options.out, work(&data)?, before);

@@ -1,8 +1,10 @@
 //! Preference data as groups that a model can take.
 use crate::error::{Error, Result};
+use crate::folder::{Kind, expect};
 use crate::listener::Listener;
 use crate::options::RowOptions;
-use std::path::Path;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 use tanglescope_data::{Dataset, Limits, Pair, PairTokens, Reading, TextTokens};
 use tanglescope_gram::Group;
 use tanglescope_model::architectures::Description;
@@ -16,25 +18,23 @@ pub fn reading(rows: &RowOptions) -> Result<Reading> {
     Ok(rows.reading())
 }
 
-/// The rows of a data file for the model of a folder; says what was left out or cut.
+/// The rows of a data file for a model; says what was left out or cut. The tokenizer is the first that the folders have.
 pub fn read(
     path: &Path,
-    folder: &Path,
+    folders: &[&Path],
     reading: &Reading,
     model: &Description,
     listener: &dyn Listener,
 ) -> Result<Dataset> {
+    expect(Kind::Data, "data", path)?;
     let limits = Limits { vocabulary: model.vocabulary, positions: model.max_positions };
-    let data = Dataset::read(path, folder, reading, limits)?;
+    let data = Dataset::read(path, folders, reading, limits)?;
     let path = path.display();
     for note in &data.notes {
         listener.left_out(&format!("{path}: {note}"));
     }
     for skipped in &data.skipped {
         listener.left_out(&format!("{path}: row {} left out: {}", skipped.row, skipped.problem));
-    }
-    if data.truncated > 0 {
-        listener.left_out(&format!("{path}: {} prompts were cut from the left", data.truncated));
     }
     Ok(data)
 }
@@ -44,9 +44,24 @@ pub fn skipped(data: &Dataset) -> Vec<SkippedRow> {
     data.skipped.iter().map(|skipped| SkippedRow { row: skipped.row, problem: skipped.problem.clone() }).collect()
 }
 
-/// The tokenizer of a model's folder, where it has one.
-pub fn tokenizer(folder: &Path) -> Result<Option<TextTokens>> {
-    Ok(folder.join("tokenizer.json").is_file().then(|| TextTokens::open(folder)).transpose()?)
+/// The tokenizer of the first of some folders that has one.
+pub fn tokenizer(folders: &[&Path]) -> Result<Option<TextTokens>> {
+    let any = folders.iter().any(|folder| folder.join("tokenizer.json").exists());
+    Ok(any.then(|| TextTokens::open(folders)).transpose()?)
+}
+
+/// SHA-256 of the files of a tokenizer and a chat template, as [`TextTokens::open`] takes them from some folders.
+pub fn tokenizer_hash(folders: &[PathBuf]) -> Result<String> {
+    const FILES: [&str; 4] =
+        ["tokenizer.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer_config.json"];
+    let mut hasher = Sha256::new();
+    for name in FILES {
+        let path = folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+        let bytes = path.map(|path| std::fs::read(&path).map_err(|e| Error::output(&path, e))).transpose()?;
+        hasher.update([u8::from(bytes.is_some())]);
+        hasher.update(Sha256::digest(bytes.unwrap_or_default()));
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The rows of a data set as groups for a model, with all their responses.

@@ -89,6 +89,13 @@ impl Error {
     /// Whether it lies in what was given to the call, and not in what happened on the way.
     #[must_use]
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::Model(_) | Self::Data(_) | Self::Option { .. })
+        match self {
+            Self::Option { .. } => true,
+            Self::Model(error) => !matches!(error, tanglescope_model::Error::Output { .. }),
+            Self::Data(error) => !matches!(error, tanglescope_data::Error::Spool { .. }),
+            Self::Records(error) => error.given,
+            Self::Report(tanglescope_report::Error::Records(error)) => error.given,
+            _ => false,
+        }
     }
 }

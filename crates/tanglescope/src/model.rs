@@ -1,8 +1,9 @@
 //! A model as a call uses it: its options checked, its device chosen, its weights loaded.
 use crate::device::{Device, dtype_name};
 use crate::error::{Error, Result};
+use crate::folder::{Kind, expect};
 use crate::listener::Listener;
-use crate::options::{Measured, ModelOptions};
+use crate::options::{Measured, ModelOptions, PaddingRow};
 use crate::placement::Placement;
 use crate::rates;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ pub(crate) struct Model {
     pub adapter: AdapterSource,
     /// The parameters in question.
     pub scope: Scope,
+    /// Whether the padding token's row of the embedding is trained.
+    pub padding_row: PaddingRow,
     /// Number type.
     pub dtype: DType,
     /// Where it runs.
@@ -28,8 +31,8 @@ pub(crate) struct Model {
 
 /// The bytes of some GiB.
 fn bytes(gib: Option<f64>) -> Result<Option<usize>> {
-    if gib.is_some_and(|gib| gib.is_nan() || gib <= 0.0) {
-        return Err(Error::option("memory", "expected a positive number of GiB"));
+    if gib.is_some_and(|gib| !(gib.is_finite() && gib > 0.0)) {
+        return Err(Error::option("memory", "expected a positive number of GiB, which is finite"));
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     Ok(gib.map(|gib| (gib * 2f64.powi(30)) as usize))
@@ -38,11 +41,15 @@ fn bytes(gib: Option<f64>) -> Result<Option<usize>> {
 impl Model {
     /// Checks options and chooses the device.
     pub fn new(options: &ModelOptions) -> Result<Self> {
+        expect(Kind::Model, "model", &options.model)?;
         Self::of(options.model.clone(), options.adapter.clone(), &options.measured)
     }
 
     /// The same for a model and its adapter.
     pub fn of(folder: PathBuf, adapter: Option<PathBuf>, options: &Measured) -> Result<Self> {
+        if let Some(adapter) = &adapter {
+            expect(Kind::Adapter, "adapter", adapter)?;
+        }
         let device = Device::choose(options.device)?;
         let dtype = options.dtype.on(&device)?;
         let adapter = match (adapter, &options.scope) {
@@ -63,7 +70,8 @@ impl Model {
             }
             (None, _) => AdapterSource::None,
         };
-        Ok(Self { folder, adapter, scope: options.scope.clone(), dtype, device, memory: bytes(options.memory)? })
+        let (scope, padding_row, memory) = (options.scope.clone(), options.padding_row, bytes(options.memory)?);
+        Ok(Self { folder, adapter, scope, padding_row, dtype, device, memory })
     }
 
     /// What stands for a model's adapter: the hash of a saved one, or the settings of a fresh one.
@@ -71,7 +79,10 @@ impl Model {
         match &self.adapter {
             AdapterSource::None => None,
             AdapterSource::Saved(_) => hash.map(str::to_owned),
-            AdapterSource::Fresh(fresh) => Some(format!("fresh {fresh:?}")),
+            AdapterSource::Fresh(FreshLora { r, lora_alpha, targets, seed }) => {
+                let targets = if targets.is_empty() { "attention".to_owned() } else { targets.join("+") };
+                Some(format!("fresh, r {r}, lora_alpha {lora_alpha}, on {targets}, seed {seed}"))
+            }
         }
     }
 
@@ -83,9 +94,24 @@ impl Model {
         }
     }
 
+    /// Where its tokenizer and chat template are looked for: an adapter may have its own.
+    pub fn tokenizer_folders(&self) -> Vec<&Path> {
+        self.adapter_folder().into_iter().chain([self.folder.as_path()]).collect()
+    }
+
     /// The model's dimensions, read without its weights.
     pub fn outline(&self) -> Result<Outline> {
         Ok(Outline::read(&self.folder, &self.adapter)?)
+    }
+
+    /// The padding token whose row of the embedding is in scope and not trained by its places in a sequence.
+    pub fn padding_token(&self) -> Result<Option<u32>> {
+        if self.padding_row == PaddingRow::Exact {
+            return Ok(None);
+        }
+        let outline = self.outline()?;
+        // a scope that selects nothing is refused where the model is loaded
+        Ok(outline.in_scope(&self.scope).ok().and_then(|scope| outline.padding_row(&scope)))
     }
 
     /// Loads the model in a number type.
@@ -94,6 +120,9 @@ impl Model {
         let placement = self.outline().ok().map(|outline| Placement::of(self, &outline));
         let resident = placement.map_or(usize::MAX, |p| p.resident);
         let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, resident)?;
+        if self.padding_row == PaddingRow::Exact {
+            model.description.padding_row = None;
+        }
         if let Some(wrapper) = model.description.wrapper {
             listener.left_out(&format!(
                 "model: the text part of a {} model; what images go through is left out",
@@ -115,6 +144,12 @@ impl Model {
     /// Says what runs where.
     pub fn announce(&self, listener: &dyn Listener) {
         listener.note(&format!("device: {}, {}", self.device, dtype_name(self.dtype)));
+        if let Ok(Some(token)) = self.padding_token() {
+            listener.note(&format!(
+                "embedding: its row of pad_token_id {token} is not trained by the token's places in a sequence, as in torch; option \
+                 `padding_row` = exact takes the function's derivative"
+            ));
+        }
         if let AdapterSource::Fresh(fresh) = &self.adapter {
             let FreshLora { r, lora_alpha, seed, .. } = fresh;
             listener.note(&format!(

@@ -1,7 +1,8 @@
 //! What calls are given: which model, which data, and how. Every type has the defaults that the command line has.
 use crate::device::{DeviceName, Precision};
+use chrono::NaiveDate;
 use std::path::PathBuf;
-use tanglescope_data::{Form, Mapping, Reading};
+use tanglescope_data::{Mapping, Reading, Recipe};
 use tanglescope_model::Scope;
 use tanglescope_objectives::Objective;
 
@@ -37,6 +38,8 @@ pub struct Measured {
     pub lora_targets: Vec<String>,
     /// Seed of the fresh adapter, of samples, and of the order of training.
     pub seed: u64,
+    /// Whether the embedding's row of the padding token is trained by its places in a sequence.
+    pub padding_row: PaddingRow,
     /// Number type of weights and activations.
     pub dtype: Precision,
     /// Where it runs; the best device present where none is given.
@@ -44,6 +47,15 @@ pub struct Measured {
     /// GiB that activations may take, and on a device weights and activations together. Beyond it activations are computed again,
     /// and weights are copied to the device one transformer block at a time. What is free where none is given.
     pub memory: Option<f64>,
+}
+
+/// What the gradient of the embedding has in the row of `pad_token_id`, which chats often end their turns with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaddingRow {
+    /// What torch's `nn.Embedding` with `padding_idx` has: nothing for its places in a sequence.
+    Trainer,
+    /// The derivative of the function.
+    Exact,
 }
 
 impl Default for Measured {
@@ -54,6 +66,7 @@ impl Default for Measured {
             lora_alpha: None,
             lora_targets: Vec::new(),
             seed: 0,
+            padding_row: PaddingRow::Trainer,
             dtype: Precision::F32,
             device: None,
             memory: None,
@@ -89,12 +102,12 @@ pub struct RowOptions {
     pub limit: Option<usize>,
     /// Render plain-text rows with the chat template, as a user and an assistant turn.
     pub chat: bool,
-    /// End plain-text responses with the tokenizer's EOS.
-    pub append_eos: bool,
-    /// Longest prompt and response together, in tokens.
-    pub max_tokens: Option<usize>,
-    /// Cut prompts that are longer than `max_tokens` allows from the left; without it their rows are bad.
-    pub truncate_prompt: bool,
+    /// How texts become tokens: as TRL makes them where nothing else is asked for.
+    pub recipe: Recipe,
+    /// Whether the recipe's limits on lengths hold for rows of token ids too.
+    pub limit_ids: bool,
+    /// The day that chat templates are told; today where none is given.
+    pub date: Option<NaiveDate>,
     /// Leave bad rows out, and say so; without it the first one is an error.
     pub skip_bad_rows: bool,
 }
@@ -103,10 +116,11 @@ impl RowOptions {
     /// The same for the reader of data.
     pub(crate) fn reading(&self) -> Reading {
         Reading {
-            form: Form { chat: self.chat, chosen_only: false },
-            append_eos: self.append_eos,
-            max_tokens: self.max_tokens,
-            truncate_prompt: self.truncate_prompt,
+            chat: self.chat,
+            chosen_only: false,
+            recipe: self.recipe,
+            limit_ids: self.limit_ids,
+            date: self.date,
             skip_bad_rows: self.skip_bad_rows,
             limit: self.limit,
             sample: None,

@@ -1,11 +1,12 @@
 //! Which objectives are measured, and the reference model that they need.
+use crate::data::tokenizer;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::model::Model;
 use crate::options::{ObjectiveChoice, ReferenceModel};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tanglescope_kernels::Kernels;
-use tanglescope_model::{AdapterSource, Decoder};
+use tanglescope_model::{AdapterSource, Decoder, adapter_hash};
 use tanglescope_objectives::{Needs, Objective};
 
 /// Where reference log-probabilities come from.
@@ -19,6 +20,16 @@ pub enum Reference {
     Base,
     /// Another model.
     Folder(PathBuf),
+    /// The model under another adapter.
+    Adapter(PathBuf),
+}
+
+/// Where TRL keeps the adapter that training went on from, inside a checkpoint: its reference.
+const TRL_REFERENCE: &str = "ref";
+
+/// Whether a folder is an adapter's.
+fn is_adapter(folder: &Path) -> bool {
+    folder.join("adapter_config.json").exists() && !folder.join("config.json").exists()
 }
 
 /// The objectives of a run and their reference.
@@ -40,6 +51,9 @@ impl Objectives {
     ) -> Result<Self> {
         let under_adapter = match &model.adapter {
             AdapterSource::None => None,
+            AdapterSource::Saved(folder) if is_adapter(&folder.join(TRL_REFERENCE)) => {
+                Some(Reference::Adapter(folder.join(TRL_REFERENCE)))
+            }
             AdapterSource::Saved(_) => Some(Reference::Base),
             // B = 0: the adapter does nothing yet
             AdapterSource::Fresh(_) => Some(Reference::Itself),
@@ -47,14 +61,18 @@ impl Objectives {
         let given = match reference {
             None => None,
             Some(ReferenceModel::Itself) => Some(Reference::Itself),
-            Some(ReferenceModel::Base) => Some(under_adapter.clone().ok_or_else(|| {
-                let problem = "there is no adapter, so the base is the policy; say self or a folder";
-                Error::value("reference", "base", problem)
-            })?),
+            Some(ReferenceModel::Base) => match &model.adapter {
+                AdapterSource::Saved(_) => Some(Reference::Base),
+                AdapterSource::Fresh(_) => Some(Reference::Itself),
+                AdapterSource::None => {
+                    let problem = "there is no adapter, so the base is the policy; say self or a folder";
+                    return Err(Error::value("reference", "base", problem));
+                }
+            },
             Some(ReferenceModel::Start) => {
                 return Err(Error::value("reference", "start", "only a sweep knows what a run was trained from"));
             }
-            Some(ReferenceModel::Folder(folder)) => Some(Reference::Folder(folder.clone())),
+            Some(ReferenceModel::Folder(folder)) => Some(Reference::of(folder)),
         };
         let available = given.clone().or(under_adapter);
         let mut objectives: Vec<Objective> = Vec::new();
@@ -71,6 +89,9 @@ impl Objectives {
         }
         let used = given.is_some() || objectives.iter().any(|objective| objective.definition().reference);
         let reference = available.filter(|_| used).unwrap_or(Reference::None);
+        if let Reference::Adapter(folder) = &reference {
+            listener.note(&format!("reference: the model under the adapter {}", folder.display()));
+        }
         Ok(Self { objectives, reference })
     }
 
@@ -117,6 +138,16 @@ pub enum LoadedReference<B: Kernels> {
 }
 
 impl Reference {
+    /// The model, or the adapter, of a folder.
+    pub fn of(folder: &Path) -> Self {
+        if is_adapter(folder) { Self::Adapter(folder.to_owned()) } else { Self::Folder(folder.to_owned()) }
+    }
+
+    /// Whether it takes a forward pass of its own.
+    pub fn is_another(&self) -> bool {
+        matches!(self, Self::Base | Self::Folder(_) | Self::Adapter(_))
+    }
+
     /// Loads it; the base shares the policy's weights where it can.
     pub fn load<B: Kernels>(
         &self,
@@ -133,8 +164,10 @@ impl Reference {
                 None => load(Model { adapter: AdapterSource::None, ..model.clone() })?,
             },
             Self::Folder(folder) => {
+                same_texts(folder, model, listener)?;
                 load(Model { folder: folder.clone(), adapter: AdapterSource::None, ..model.clone() })?
             }
+            Self::Adapter(folder) => load(Model { adapter: AdapterSource::Saved(folder.clone()), ..model.clone() })?,
         };
         let (known, needed) = (reference.description.vocabulary, policy.description.vocabulary);
         if known < needed {
@@ -151,6 +184,30 @@ impl Reference {
             Self::Itself => Ok(Some("self".to_owned())),
             Self::Base => Ok(Some("base".to_owned())),
             Self::Folder(folder) => hash(folder).map(Some),
+            Self::Adapter(folder) => Ok(Some(format!("adapter {}", adapter_hash(folder)?))),
         }
     }
+}
+
+/// Share of the ids that may stand for other texts: trainers give reserved tokens new names.
+const OTHER_TEXTS: f64 = 0.01;
+
+/// Says where a reference's tokenizer has other texts for the model's ids; refuses one of other texts altogether.
+fn same_texts(reference: &Path, model: &Model, listener: &dyn Listener) -> Result<()> {
+    let (Some(ours), Some(theirs)) = (tokenizer(&model.tokenizer_folders())?, tokenizer(&[reference])?) else {
+        return Ok(());
+    };
+    let (known, differing) = ours.differing(&theirs);
+    let Some((id, here, there)) = differing.first() else { return Ok(()) };
+    let said = format!("token {id} is `{there}` in the reference's tokenizer and `{here}` in the model's");
+    let said = match differing.len() {
+        1 => said,
+        n => format!("{said}, and {} others differ", n - 1),
+    };
+    if differing.len() as f64 > OTHER_TEXTS * known as f64 {
+        let problem = format!("{said}: the same ids are other texts to it; take a reference of the same tokenizer");
+        return Err(Error::value("reference", reference.display(), problem));
+    }
+    listener.note(&format!("reference: {said}"));
+    Ok(())
 }

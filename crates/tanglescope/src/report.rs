@@ -1,5 +1,6 @@
 //! One page, or Markdown with figures, from any set of record folders.
 use crate::error::{Error, Result};
+use crate::folder::{Kind, expect};
 use crate::listener::Listener;
 use crate::records::make_folder;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ impl ReportOptions {
 pub fn report(options: &ReportOptions, listener: &dyn Listener) -> Result<PathBuf> {
     // a training run's folder beside records needs none itself
     if tanglescope_records::find_some(&options.folders).is_ok_and(|found| found.is_empty()) {
+        options.folders.iter().try_for_each(|folder| expect(Kind::Records, "folders", folder))?;
         tanglescope_records::find(&options.folders).map_err(|e| Error::option("folders", e))?;
     }
     let origin = Origin { version: env!("CARGO_PKG_VERSION").to_owned(), command: options.command.clone() };

@@ -1,5 +1,6 @@
 //! What records amount to, as one table.
 use crate::error::{Error, Result};
+use crate::folder::{Kind, expect};
 use crate::listener::Listener;
 use polars_core::prelude::DataFrame;
 use std::path::{Path, PathBuf};
@@ -76,7 +77,10 @@ pub fn summarize(options: &SummarizeOptions, listener: &dyn Listener) -> Result<
 
 /// The records of folders that were named; one without any is bad input.
 fn records(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
-    find(folders).map_err(|e| Error::option("folders", e))
+    find(folders).map_err(|e| {
+        let elsewhere = folders.iter().find_map(|folder| expect(Kind::Records, "folders", folder).err());
+        elsewhere.unwrap_or_else(|| Error::option("folders", e))
+    })
 }
 
 /// The published script's columns, which say of a row only its step.

@@ -70,7 +70,8 @@ impl TokensOptions {
         model.announce(listener);
         let planned = Planned::new(&model)?;
         let description = &planned.outline.description;
-        let data = read(&self.data.data, &model.folder, &reading(&self.data.rows)?, description, listener)?;
+        let data =
+            read(&self.data.data, &model.tokenizer_folders(), &reading(&self.data.rows)?, description, listener)?;
         let groups = groups(description, &data)?;
         let most = planned.placement.backward_rows(&model, &planned.outline);
         let response_tokens = |g: &Group| g.responses.iter().map(Vec::len).sum::<usize>();
@@ -116,8 +117,8 @@ impl OnDevice for TokensOnDevice<'_> {
         let mut model = asked.load::<B>(asked.dtype, device, listener)?;
         let scope = model.in_scope(&asked.scope)?;
         let rows = reading(&options.data.rows)?;
-        let data = read(&options.data.data, &asked.folder, &rows, &model.description, listener)?;
-        let tokenizer = tokenizer(&asked.folder)?;
+        let data = read(&options.data.data, &asked.tokenizer_folders(), &rows, &model.description, listener)?;
+        let tokenizer = tokenizer(&asked.tokenizer_folders())?;
         let out = &options.out;
         make_folder(out)?;
         let _lock = lock(out)?;
@@ -173,8 +174,8 @@ impl TokensOnDevice<'_> {
         let out = &options.out;
         let outline = asked.outline()?;
         let placement = Placement::of(asked, &outline);
-        let hashes = [model.content_hash.as_str(), &data.content_hash];
-        let mut identity = identity(asked, hashes, model.adapter_hash.as_deref(), None, false);
+        let hashes = [Some(&model.content_hash), model.adapter_hash.as_ref()];
+        let mut identity = identity(asked, data, hashes, None, false)?;
         if let Some(there) = manifest::read::<AnalysisManifest>(out)? {
             // token matrices do not depend on reference, contrast or probes
             let AnalysisIdentity { reference, contrast, probes, .. } = there.identity;

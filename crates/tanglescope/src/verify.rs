@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::Listener;
 use crate::model::Model;
-use crate::options::{DataOptions, ModelOptions};
+use crate::options::{DataOptions, ModelOptions, PaddingRow};
 use crate::reference::measurable;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -42,7 +42,11 @@ impl VerifyOptions {
     }
 
     fn checked(&self, listener: &dyn Listener) -> Result<Model> {
-        let model = Model::new(&self.model)?;
+        if self.pairs == 0 {
+            return Err(Error::value("pairs", 0, "leaves nothing to check"));
+        }
+        // differences are those of the function
+        let model = Model { padding_row: PaddingRow::Exact, ..Model::new(&self.model)? };
         self.objectives.iter().try_for_each(check_pairwise)?;
         model.announce(listener);
         Ok(model)
@@ -57,8 +61,9 @@ impl VerifyOptions {
         let model = self.checked(listener)?;
         let planned = Planned::new(&model)?;
         let description = &planned.outline.description;
-        let data = read(&self.data.data, &model.folder, &reading(&self.data.rows)?, description, listener)?;
-        let pairs = data.pairs.get(0..self.pairs.max(1))?.into_iter();
+        let data =
+            read(&self.data.data, &model.tokenizer_folders(), &reading(&self.data.rows)?, description, listener)?;
+        let pairs = data.pairs.get(0..self.pairs)?.into_iter();
         let groups: Vec<Group> = pairs.map(|pair| group(description, pair.tokens)).collect();
         Ok((planned.groups(&groups, 1), 13 + 3 * self.objectives.len()))
     }
@@ -184,8 +189,8 @@ fn load<B: Kernels>(
     let model = asked.load::<B>(dtype, device, listener)?;
     let scope = model.in_scope(&asked.scope)?;
     let rows = reading(&options.data.rows)?;
-    let data = read(&options.data.data, &asked.folder, &rows, &model.description, listener)?;
-    let pairs = data.pairs.get(0..options.pairs.max(1))?.into_iter();
+    let data = read(&options.data.data, &asked.tokenizer_folders(), &rows, &model.description, listener)?;
+    let pairs = data.pairs.get(0..options.pairs)?.into_iter();
     let groups = pairs.map(|pair| group(&model.description, pair.tokens)).collect();
     Ok((model, scope, groups))
 }

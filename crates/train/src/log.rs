@@ -1,6 +1,6 @@
 //! The log of a run: means over the pairs of a step, or over those held out.
 use serde_json::{Map, Value, json};
-use tanglescope_objectives::{PairGram, Regime};
+use tanglescope_objectives::{PairGram, Regime, Rounding};
 use tanglescope_records::tables::training::{PairStep, Prediction, Split};
 
 /// A line of the log, under the names that TRL uses where it has them.
@@ -13,7 +13,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 }
 
 /// Means over some pairs; `beta` scales rewards.
-pub(crate) fn means(pairs: &[PairStep], beta: f64, prefix: &str) -> Map<String, Value> {
+pub(crate) fn means(pairs: &[PairStep], beta: f64, rounding: Rounding, prefix: &str) -> Map<String, Value> {
     let mut log = Map::new();
     let mut add = |name: &str, value: Option<f64>| {
         if let Some(value) = value {
@@ -41,7 +41,7 @@ pub(crate) fn means(pairs: &[PairStep], beta: f64, prefix: &str) -> Map<String, 
     add("entanglement/ll", mean(grams.iter().map(|g| g.ll)));
     add("entanglement/cosine", mean(grams.iter().filter_map(PairGram::cosine)));
     for regime in Regime::ALL {
-        let regimes = pairs.iter().filter_map(|p| p.changes).map(Regime::of);
+        let regimes = pairs.iter().filter_map(|p| p.changes).map(|changes| Regime::of(changes, rounding));
         add(&format!("regime/{}", regime.name()), mean(regimes.map(|is| f64::from(u8::from(is == regime)))));
     }
     log

@@ -13,7 +13,7 @@ use tanglescope_gram::{
 };
 use tanglescope_kernels::{FloatTensor, Kernels};
 use tanglescope_model::{Decoder, InScope};
-use tanglescope_objectives::{Needs, Objective, Outcome, PairGram};
+use tanglescope_objectives::{Needs, Objective, Outcome, PairGram, Rounding};
 use tanglescope_records::Settings;
 use tanglescope_records::tables::training::{PairStep, Prediction, Split};
 
@@ -52,6 +52,8 @@ pub struct Trainer<'a, B: Kernels> {
     pub(crate) optimizer: Optimizer<B>,
     pub(crate) masks: Option<Masks>,
     pub(crate) calibration: Option<f64>,
+    /// Of the number type.
+    rounding: Rounding,
     /// Steps taken.
     pub(crate) steps: usize,
 }
@@ -89,6 +91,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             optimizer,
             masks,
             calibration: None,
+            rounding: Rounding::of(&format!("{dtype:?}").to_lowercase()),
             steps: 0,
         }
     }
@@ -171,7 +174,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         self.steps = number;
         let own = rate * clip / chosen.len() as f64;
         let predictions = before.map_or_else(Vec::new, |before| self.predictions(&before, &chosen, &pairs, own));
-        let mut log = means(&pairs, self.beta(), "");
+        let mut log = means(&pairs, self.beta(), self.rounding, "");
         log.insert("grad_norm".to_owned(), json!(norm));
         log.insert("learning_rate".to_owned(), json!(rate));
         log.extend(prediction_means(&predictions));
@@ -377,7 +380,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
                 changes: None,
             })
             .collect();
-        StepLog(means(&pairs, self.beta(), "eval_"))
+        StepLog(means(&pairs, self.beta(), self.rounding, "eval_"))
     }
 
     /// The parameters in scope, by name.

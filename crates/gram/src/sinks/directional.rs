@@ -5,7 +5,7 @@ use crate::request::Request;
 use crate::sinks::head_in_chunks;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorMetadata};
-use tanglescope_model::{Decoder, Embedding, Factor, HeadRows, InScope, Sink};
+use tanglescope_model::{Decoder, Embedding, Factor, HeadRows, InScope, Sink, TableRows};
 
 /// `Σ_p ⟨∂L_k/∂p, Δp⟩` of every cotangent k, for a step Δp of every parameter in scope.
 pub struct DirectionalSink<'a, B: Kernels> {
@@ -91,7 +91,8 @@ impl<B: Kernels> Sink<B> for DirectionalSink<'_, B> {
         }
     }
 
-    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
+    fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {
+        let TableRows { delta, ids, .. } = *taken;
         let of_rows: Vec<u32> = rows.index.iter().map(|&row| ids[row as usize]).collect();
         let step = B::gather(&self.step[&table.name], &of_rows, None);
         self.add_products(step, delta.clone(), &rows.offsets);

@@ -2,7 +2,7 @@
 use crate::sinks::head_in_chunks;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
-use tanglescope_model::{Embedding, Factor, HeadRows, Sink};
+use tanglescope_model::{Embedding, Factor, HeadRows, Sink, TableRows};
 
 /// ∂L_k/∂p of every parameter in scope, in the shape that the model keeps it in.
 pub struct GradientSink<B: Kernels> {
@@ -82,7 +82,8 @@ impl<B: Kernels> Sink<B> for GradientSink<B> {
         self.add(name, head.cotangents.weights.iter().map(|weights| head_gradient(head, weights)).collect());
     }
 
-    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
+    fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {
+        let TableRows { trained: delta, ids, .. } = *taken;
         let of = |k: usize| {
             let own: Vec<u32> = rows.of(k).map(as_index).collect();
             let places: Vec<u32> = rows.index[rows.of(k)].iter().map(|&row| ids[row as usize]).collect();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use tanglescope_kernels::cost::{self, Rates, Reduction};
 use tanglescope_kernels::{FloatTensor, Gram, Kernels, RowSet, TensorMetadata, as_index};
-use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Sink};
+use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Sink, TableRows};
 
 /// What the head leaves for the cross terms of a tied embedding.
 struct TiedHead<B: Kernels> {
@@ -138,7 +138,8 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
         });
     }
 
-    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
+    fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {
+        let TableRows { trained: delta, ids, .. } = *taken;
         // distinct ids of each set; δ of a cotangent's rows summed by id: [K, ids] rows, set after set
         let mut distinct: Vec<Vec<u32>> = Vec::new();
         let (mut place, mut total) = (Vec::with_capacity(rows.rows()), 0);

@@ -2,7 +2,7 @@
 use crate::sinks::gradient::head_gradient;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
-use tanglescope_model::{Embedding, Factor, HeadRows, Sink};
+use tanglescope_model::{Embedding, Factor, HeadRows, Sink, TableRows};
 
 /// `Σ_k c_k ∂L_k/∂p` of every parameter in scope, over every batch that is run into it. No gradient of a single cotangent
 /// is formed: δ of each row is scaled and summed over the copies of its forward row, before the one product with x.
@@ -83,7 +83,8 @@ impl<B: Kernels> Sink<B> for SumSink<B> {
         }
     }
 
-    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
+    fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {
+        let TableRows { trained: delta, ids, .. } = *taken;
         let (own, weights) = self.weighted(rows);
         if own.is_empty() {
             return;

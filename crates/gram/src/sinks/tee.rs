@@ -1,6 +1,6 @@
 //! Several sinks of one pass.
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet};
-use tanglescope_model::{Embedding, Factor, HeadRows, Sink};
+use tanglescope_model::{Embedding, Factor, HeadRows, Sink, TableRows};
 
 /// Gives whatever a backward pass finds to each of some sinks; at most one of them wants the head's Gram.
 pub struct Tee<'a, B: Kernels>(pub Vec<&'a mut dyn Sink<B>>);
@@ -25,7 +25,7 @@ impl<B: Kernels> Sink<B> for Tee<'_, B> {
         }
     }
 
-    fn embedding(&mut self, table: &Embedding<B>, delta: &FloatTensor<B>, ids: &[u32], rows: &RowSet) {
-        self.0.iter_mut().for_each(|sink| sink.embedding(table, delta, ids, rows));
+    fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {
+        self.0.iter_mut().for_each(|sink| sink.embedding(table, taken, rows));
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn body(config: &Config, max_positions: usize, [scores, logits]: [Opt
         max_positions,
         activation: ("hidden_activation", "gelu_pytorch_tanh"),
         tied: true,
+        padding: Some(0),
         ..Defaults::default()
     };
     let of = llama::body(config, defaults)?;

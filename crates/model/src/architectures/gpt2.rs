@@ -39,9 +39,10 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     Ok(Description {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        blocks: vec![BlockKind { window: None, rope: None }; config.size("n_layer")?],
+        blocks: vec![BlockKind { window: None, rope: None }; config.layers("n_layer", config.size("n_layer")?)?],
         max_positions: config.size("n_positions")?,
         embedding_scale: 1.0,
+        padding_row: None,
         attention: AttentionSpec {
             heads,
             kv_heads: heads,

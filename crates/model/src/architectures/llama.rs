@@ -43,6 +43,8 @@ pub(super) struct Defaults {
     pub eps: f64,
     pub activation: (&'static str, &'static str),
     pub tied: bool,
+    /// `pad_token_id` where there is none.
+    pub padding: Option<i64>,
 }
 
 impl Default for Defaults {
@@ -55,8 +57,18 @@ impl Default for Defaults {
             eps: 1e-6,
             activation: ("hidden_act", "silu"),
             tied: false,
+            padding: None,
         }
     }
+}
+
+/// The row that `nn.Embedding(…, padding_idx=config.pad_token_id)` does not train; a negative one counts from the end.
+fn padding_row(config: &Config, default: Option<i64>, vocabulary: usize) -> Result<Option<u32>> {
+    const KEY: &str = "pad_token_id";
+    let Some(id) = config.get::<i64>(KEY)?.or(default.filter(|_| !config.has(KEY))) else { return Ok(None) };
+    let rows = i64::try_from(vocabulary).unwrap_or(i64::MAX);
+    let row = if id < 0 { rows.checked_add(id) } else { Some(id) }.filter(|row| (0..rows).contains(row));
+    Ok(row.and_then(|row| u32::try_from(row).ok()))
 }
 
 /// Reads what every architecture of this shape has; positions are left to [`with_rope`].
@@ -66,22 +78,28 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
     };
     let [vocabulary, hidden, layers, heads, mlp_width] = defaults.sizes;
     let (hidden, heads) = (size("hidden_size", hidden)?, size("num_attention_heads", heads)?);
-    let kv_heads = config.get("num_key_value_heads")?.or(defaults.kv_heads).unwrap_or(heads);
+    let kv_heads: usize = config.get("num_key_value_heads")?.or(defaults.kv_heads).unwrap_or(heads);
     if kv_heads == 0 || heads % kv_heads != 0 {
         let problem = format!("found {kv_heads}, expected a divisor of num_attention_heads, {heads}");
         return Err(config.refuse("num_key_value_heads", problem));
     }
     let head_dim: usize = config.get("head_dim")?.or(defaults.head_dim).unwrap_or(hidden / heads);
+    config.checked_size("head_dim", head_dim.max(1))?;
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
         return Err(config.refuse("head_dim", format!("found {head_dim}, expected a positive even number")));
     }
     let (key, default) = defaults.activation;
+    let vocabulary = size("vocab_size", vocabulary)?;
     Ok(Description {
-        vocabulary: size("vocab_size", vocabulary)?,
+        vocabulary,
         hidden,
-        blocks: vec![BlockKind { window: None, rope: None }; size("num_hidden_layers", layers)?],
+        blocks: vec![
+            BlockKind { window: None, rope: None };
+            config.layers("num_hidden_layers", size("num_hidden_layers", layers)?)?
+        ],
         max_positions: config.get("max_position_embeddings")?.unwrap_or(defaults.max_positions),
         embedding_scale: 1.0,
+        padding_row: padding_row(config, defaults.padding, vocabulary)?,
         attention: AttentionSpec {
             heads,
             kv_heads,

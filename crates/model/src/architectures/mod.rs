@@ -50,6 +50,9 @@ pub struct Description {
     pub max_positions: usize,
     /// Factor on the embedding.
     pub embedding_scale: f64,
+    /// The padding token whose row of the embedding its rows in a sequence do not train, as in torch's `Embedding` with
+    /// `padding_idx`; `None` where every row is trained.
+    pub padding_row: Option<u32>,
     /// Attention, without a window.
     pub attention: AttentionSpec,
     /// Rotary embeddings; learned positions where there are none.

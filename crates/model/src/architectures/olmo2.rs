@@ -17,7 +17,7 @@ fn names() -> Names {
 }
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
-    let defaults = Defaults { eps: 1e-5, ..Defaults::default() };
+    let defaults = Defaults { eps: 1e-5, padding: Some(1), ..Defaults::default() };
     let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
     let bias = config.get("attention_bias")?.unwrap_or(false);
     let query_key_norm = Some(QueryKeyNorm::Whole);

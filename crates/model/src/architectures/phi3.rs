@@ -10,7 +10,7 @@ fn names() -> Names {
 }
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
-    let defaults = Defaults { max_positions: 4096, eps: 1e-5, ..Defaults::default() };
+    let defaults = Defaults { max_positions: 4096, eps: 1e-5, padding: Some(32_000), ..Defaults::default() };
     let rope = RopeDefaults {
         part: Some(("partial_rotary_factor", 1.0)),
         long_by_other_names: true,

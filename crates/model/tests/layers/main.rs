@@ -20,6 +20,7 @@ use tanglescope_kernels::{
 use tanglescope_model::layers::{Attention, Backward, BackwardRows, Block, BlockTrace, Forward, Layer, Mlp};
 use tanglescope_model::{
     BlockNeeds, Embedding, Factor, HeadRows, InScope, LayerNeeds, Location, Parameter, ParameterKind, Scope, Sink,
+    TableRows,
 };
 use written::Written;
 
@@ -64,7 +65,7 @@ impl Sink<Flex> for Recorder {
         unreachable!("a layer has no head")
     }
 
-    fn embedding(&mut self, _: &Embedding<Flex>, _: &FloatTensor<Flex>, _: &[u32], _: &RowSet) {
+    fn embedding(&mut self, _: &Embedding<Flex>, _: &TableRows<'_, Flex>, _: &RowSet) {
         unreachable!("a layer has no embedding")
     }
 }

@@ -4,7 +4,7 @@ use crate::tables::pairs::{CONTRAST, Contrast};
 use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use std::path::Path;
-use tanglescope_objectives::{Lengths, Needs, Objective, Outcome, PairGram, PairLogps, Regime};
+use tanglescope_objectives::{Lengths, Needs, Objective, Outcome, PairGram, PairLogps, Regime, Rounding};
 
 /// What objectives see of a row of pairs.parquet.
 #[derive(Clone, Copy, Debug)]
@@ -77,29 +77,37 @@ impl Row {
         outcome: Outcome,
         changes: [[f64; 2]; 2],
         band_slack: Option<f64>,
+        rounding: Rounding,
     ) -> Self {
         Self {
             pair,
             objective: objective.given().to_owned(),
             outcome,
             step: changes.map(|[a, b]| a - b),
-            regime: Regime::of(changes),
+            regime: Regime::of(changes, rounding),
             band_slack,
         }
     }
 
     /// The row of coefficients of g_w and g_l.
-    fn of(measured: &Measured, objective: &Objective, outcome: Outcome) -> Self {
+    fn of(measured: &Measured, objective: &Objective, outcome: Outcome, rounding: Rounding) -> Self {
         let (gram, Outcome { d_w, d_l, .. }) = (measured.gram, outcome);
-        Self::new(measured.pair, objective, outcome, gram.changes(d_w, d_l), gram.band_slack(d_w, d_l))
+        let (changes, slack) = (gram.changes(d_w, d_l), gram.band_slack(d_w, d_l));
+        Self::new(measured.pair, objective, outcome, changes, slack, rounding)
     }
 
     /// The row of coefficients of the gradients over contrast tokens. The band is one of g_w and g_l, and says nothing here.
-    fn of_contrast(measured: &Measured, contrast: &Contrast, objective: &Objective, outcome: Outcome) -> Self {
+    fn of_contrast(
+        measured: &Measured,
+        contrast: &Contrast,
+        objective: &Objective,
+        outcome: Outcome,
+        rounding: Rounding,
+    ) -> Self {
         let Outcome { d_w, d_l, .. } = outcome;
         let [[w_w, w_l], [l_w, l_l]] = contrast.inner;
         let changes = [[d_w * w_w, d_l * l_w], [d_w * w_l, d_l * l_l]];
-        Self::new(measured.pair, objective, outcome, changes, None)
+        Self::new(measured.pair, objective, outcome, changes, None, rounding)
     }
 }
 
@@ -119,7 +127,7 @@ fn table(rows: &[Row]) -> DataFrame {
 
 /// The rows of objectives that look at one pair at a time: pair by pair, in the objectives' order.
 #[must_use]
-pub fn of_pairs(pairs: &[Measured], objectives: &[Objective]) -> DataFrame {
+pub fn of_pairs(pairs: &[Measured], objectives: &[Objective], rounding: Rounding) -> DataFrame {
     let rows = pairs.iter().flat_map(|m| {
         objectives.iter().filter_map(move |objective| match (objective.needs(), &m.contrast) {
             (Needs::Contrast, Some(contrast)) => {
@@ -129,9 +137,9 @@ pub fn of_pairs(pairs: &[Measured], objectives: &[Objective]) -> DataFrame {
                     reference: Some(contrast.reference),
                     ..m.logps
                 };
-                Some(Row::of_contrast(m, contrast, objective, objective.of_masked(&sums)?))
+                Some(Row::of_contrast(m, contrast, objective, objective.of_masked(&sums)?, rounding))
             }
-            _ => Some(Row::of(m, objective, objective.of_pair(&m.logps, &m.gram)?)),
+            _ => Some(Row::of(m, objective, objective.of_pair(&m.logps, &m.gram)?, rounding)),
         })
     });
     table(&rows.collect::<Vec<_>>())
@@ -139,12 +147,12 @@ pub fn of_pairs(pairs: &[Measured], objectives: &[Objective]) -> DataFrame {
 
 /// The rows of objectives that are defined on all pairs together, in the objectives' order; `None` where there is none.
 #[must_use]
-pub fn of_all(pairs: &[Measured], objectives: &[Objective]) -> Option<DataFrame> {
+pub fn of_all(pairs: &[Measured], objectives: &[Objective], rounding: Rounding) -> Option<DataFrame> {
     let logps: Vec<PairLogps> = pairs.iter().map(|m| m.logps).collect();
     let mut rows = Vec::new();
     for objective in objectives {
         let outcomes = objective.of_batch(&logps).unwrap_or_default();
-        rows.extend(pairs.iter().zip(outcomes).map(|(m, outcome)| Row::of(m, objective, outcome)));
+        rows.extend(pairs.iter().zip(outcomes).map(|(m, outcome)| Row::of(m, objective, outcome, rounding)));
     }
     (!rows.is_empty()).then(|| table(&rows))
 }

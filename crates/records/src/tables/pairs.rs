@@ -1,7 +1,7 @@
 //! pairs.parquet: one row a pair.
 use crate::tables::{column, frame};
 use polars_core::prelude::DataFrame;
-use tanglescope_objectives::PairGram;
+use tanglescope_objectives::{PairGram, Rounding};
 
 /// A row of pairs.parquet.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,8 +82,8 @@ pub struct PairLengths {
     pub rejected: u32,
     /// What the two input sequences have in common.
     pub trunk: u32,
-    /// What the prompt lost on the left.
-    pub truncated: u32,
+    /// What a limit on lengths took away of the prompt, and of both responses, chosen first.
+    pub truncated: [u32; 3],
 }
 
 /// Names of the columns that hold a [`Contrast`]: its sums, the reference's, and `inner` row by row.
@@ -111,7 +111,7 @@ impl Contrast {
 
 /// pairs.parquet. The columns of a reference and of contrast tokens are there where every row has them.
 #[must_use]
-pub fn table(rows: &[PairRow]) -> DataFrame {
+pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
     let mut columns = vec![
         column("pair", rows, |r| r.pair),
         column("id", rows, |r| r.id.clone()),
@@ -119,7 +119,9 @@ pub fn table(rows: &[PairRow]) -> DataFrame {
         column("chosen_tokens", rows, |r| r.tokens.chosen),
         column("rejected_tokens", rows, |r| r.tokens.rejected),
         column("trunk_tokens", rows, |r| r.tokens.trunk),
-        column("truncated_tokens", rows, |r| r.tokens.truncated),
+        column("truncated_tokens", rows, |r| r.tokens.truncated[0]),
+        column("chosen_truncated_tokens", rows, |r| r.tokens.truncated[1]),
+        column("rejected_truncated_tokens", rows, |r| r.tokens.truncated[2]),
         column("edit_distance", rows, |r| r.edit_distance),
         column("logp_chosen", rows, |r| r.logp_chosen),
         column("logp_rejected", rows, |r| r.logp_rejected),
@@ -137,7 +139,7 @@ pub fn table(rows: &[PairRow]) -> DataFrame {
         column("norm_ratio", rows, |r| r.gram.norm_ratio()),
         column("band_low", rows, |r| r.gram.band().map(|band| band.0)),
         column("band_high", rows, |r| r.gram.band().map(|band| band.1)),
-        column("regime_dpo", rows, |r| r.gram.regime(1.0, 1.0).name().to_owned()),
+        column("regime_dpo", rows, move |r| r.gram.regime(1.0, 1.0, rounding).name().to_owned()),
         column("common_mode", rows, |r| r.gram.common_mode()),
         column("differential_mode", rows, |r| r.gram.differential_mode()),
         column("last_layer_share", rows, |r| r.companions.last_layer),

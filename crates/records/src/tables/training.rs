@@ -1,7 +1,7 @@
 //! steps.parquet and predictions.parquet: what a training run records of its steps.
 use crate::tables::{column, frame};
 use polars_core::prelude::DataFrame;
-use tanglescope_objectives::{Outcome, PairGram, Regime};
+use tanglescope_objectives::{Outcome, PairGram, Regime, Rounding};
 
 /// A pair as one step saw it, before the step was taken.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,7 +58,7 @@ fn number(n: usize) -> u64 {
 
 /// steps.parquet: one row a step and pair that it trained on.
 #[must_use]
-pub fn steps(rows: &[PairStep]) -> DataFrame {
+pub fn steps(rows: &[PairStep], rounding: Rounding) -> DataFrame {
     let change = |r: &PairStep, branch: usize| r.changes.map(|changes| changes[branch][0] - changes[branch][1]);
     frame(vec![
         column("step", rows, |r| number(r.step)),
@@ -76,7 +76,7 @@ pub fn steps(rows: &[PairStep]) -> DataFrame {
         column("cosine", rows, |r| r.gram.and_then(|g| g.cosine())),
         column("delta_w", rows, |r| change(r, 0)),
         column("delta_l", rows, |r| change(r, 1)),
-        column("regime", rows, |r| r.changes.map(|changes| Regime::of(changes).name().to_owned())),
+        column("regime", rows, |r| r.changes.map(|changes| Regime::of(changes, rounding).name().to_owned())),
     ])
 }
 

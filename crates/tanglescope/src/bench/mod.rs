@@ -18,7 +18,7 @@ use tanglescope_kernels::bench::{Case, Shapes, all, matrix};
 use tanglescope_kernels::cost::{self, Cost, Rates};
 use tanglescope_kernels::{DType, HeadCotangents, Kernels, as_index};
 use tanglescope_model::architectures::Description;
-use tanglescope_model::{Decoder, Outline};
+use tanglescope_model::{Decoder, MOST_LAYERS, Outline};
 
 /// Options of [`bench()`].
 #[derive(Clone, Debug)]
@@ -144,8 +144,8 @@ impl BenchOptions {
             None => shapes::description(self.shape)?,
         };
         if let Some(layers) = self.layers {
-            if self.model.is_some() || layers == 0 {
-                let problem = "cuts or lengthens option `shape`; expected at least 1";
+            if self.model.is_some() || layers == 0 || layers > MOST_LAYERS {
+                let problem = format!("cuts or lengthens option `shape`; expected 1 to {MOST_LAYERS}");
                 return Err(Error::value("layers", layers, problem));
             }
             description.blocks = (0..layers).map(|layer| description.blocks[layer % description.layers()]).collect();

@@ -1,5 +1,5 @@
 //! Rows of the data as they run.
-use tanglescope_data::{Candidates, Pair};
+use tanglescope_data::{Candidates, Cut, Pair};
 use tanglescope_gram::{Group, GroupResult};
 use tanglescope_kernels::as_index;
 use tanglescope_model::architectures::Description;
@@ -11,8 +11,8 @@ pub struct Item {
     pub row: u64,
     /// The row's own `id`.
     pub id: Option<String>,
-    /// Tokens that the prompt lost on the left.
-    pub truncated: usize,
+    /// Tokens that the prompt and each response of the row lost to a limit on lengths.
+    pub cut: Cut,
     /// Its tokens.
     pub group: Group,
     /// Which response of the row each branch is.
@@ -26,11 +26,11 @@ pub struct Item {
 impl Item {
     /// `first` is the number of the row's first pair where rows have several.
     fn new(model: &Description, pair: Pair, first: Option<u64>) -> Self {
-        let Pair { row, id, tokens, truncated_tokens: truncated, group } = pair;
+        let Pair { row, id, tokens, cut, group } = pair;
         let Some(Candidates { responses, scores, best, worst }) = group else {
             let pairs = vec![([0, 1], first.unwrap_or(row))];
             let group = Group::of(model, tokens.prompt, vec![tokens.chosen, tokens.rejected]);
-            return Self { row, id, truncated, group, responses: vec![0, 1], scores: None, pairs };
+            return Self { row, id, cut, group, responses: vec![0, 1], scores: None, pairs };
         };
         let mut order = vec![best, worst];
         order.extend((0..responses.len()).filter(|k| ![best, worst].contains(k)));
@@ -41,7 +41,7 @@ impl Item {
         };
         let branches = order.iter().map(|&k| responses[k].clone()).collect();
         let group = Group::of(model, tokens.prompt, branches);
-        Self { row, id, truncated, group, responses: order, scores: Some(branch_scores), pairs }
+        Self { row, id, cut, group, responses: order, scores: Some(branch_scores), pairs }
     }
 
     /// The rows of a part; `first` is the number of its first pair where rows have several.

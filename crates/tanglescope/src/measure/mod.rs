@@ -62,7 +62,6 @@ impl<B: Kernels> Measurement<'_, B> {
         let _lock = lock(out)?;
         let outline = asked.outline()?;
         let placement = Placement::of(asked, &outline);
-        let hashes = [model.content_hash.as_str(), &data.content_hash];
         let reference_identity = objectives.reference.identity(|_| match reference {
             LoadedReference::Model(model) => Ok(model.content_hash.clone()),
             LoadedReference::None | LoadedReference::Itself => unreachable!("a folder's model is loaded"),
@@ -70,7 +69,13 @@ impl<B: Kernels> Measurement<'_, B> {
         let identity = AnalysisIdentity {
             all_pairs: extras.all_pairs,
             probes: extras.probes_identity(),
-            ..identity(asked, hashes, model.adapter_hash.as_deref(), reference_identity, objectives.contrast())
+            ..identity(
+                asked,
+                data,
+                [Some(&model.content_hash), model.adapter_hash.as_ref()],
+                reference_identity,
+                objectives.contrast(),
+            )?
         };
         let plan = BatchPlan {
             rows_per_part: stages::ROWS_PER_PART,
@@ -101,22 +106,24 @@ impl<B: Kernels> Measurement<'_, B> {
 /// What decides the rows: `model` and `adapter` are hashes of what is asked for.
 pub fn identity(
     asked: &Model,
-    [model, data]: [&str; 2],
-    adapter: Option<&str>,
+    data: &Dataset,
+    [model, adapter]: [Option<&String>; 2],
     reference: Option<String>,
     contrast: bool,
-) -> AnalysisIdentity {
-    AnalysisIdentity {
-        model: model.to_owned(),
-        adapter: asked.adapter_identity(adapter),
+) -> Result<AnalysisIdentity> {
+    Ok(AnalysisIdentity {
+        model: model.cloned().unwrap_or_default(),
+        adapter: asked.adapter_identity(adapter.map(String::as_str)),
         reference,
-        data: data.to_owned(),
+        tokenize: data.tokenize.clone(),
+        data: data.content_hash.clone(),
         scope: asked.scope.to_string(),
+        padding_row: asked.padding_token()?,
         dtype: dtype_name(asked.dtype).to_owned(),
         contrast,
         all_pairs: false,
         probes: None,
-    }
+    })
 }
 
 /// Refuses to go on with a run of another identity.
@@ -159,24 +166,31 @@ pub fn open(
             }
             manifest
         }
-        None => AnalysisManifest {
-            tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
-            command: command.to_vec(),
-            model: absolute(&asked.folder),
-            hub: [("model", Some(asked.folder.as_path())), ("adapter", adapter), ("data", Some(data.path.as_path()))]
+        None => {
+            manifest::refuse_orphans(out)?;
+            AnalysisManifest {
+                tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
+                command: command.to_vec(),
+                model: absolute(&asked.folder),
+                hub: [
+                    ("model", Some(asked.folder.as_path())),
+                    ("adapter", adapter),
+                    ("data", Some(data.path.as_path())),
+                ]
                 .into_iter()
                 .filter_map(|(what, path)| Some((what.to_owned(), hub_source(path?)?)))
                 .collect(),
-            adapter: adapter.map(absolute),
-            data: absolute(&data.path),
-            pairs: data.pairs.len(),
-            skipped: data::skipped(data),
-            devices: vec![device],
-            seed,
-            identity,
-            plan,
-            objectives: objectives.to_vec(),
-        },
+                adapter: adapter.map(absolute),
+                data: absolute(&data.path),
+                pairs: data.pairs.len(),
+                skipped: data::skipped(data),
+                devices: vec![device],
+                seed,
+                identity,
+                plan,
+                objectives: objectives.to_vec(),
+            }
+        }
     };
     manifest::write(out, &manifest)?;
     Ok(manifest)

@@ -36,12 +36,13 @@ impl MeasuredPair<'_> {
             inner: [[total[8], total[9]], [total[12], total[13]]],
         });
         let (chosen, rejected) = (&item.group.responses[w], &item.group.responses[l]);
+        let cut = |branch: usize| item.cut.responses[item.responses[branch]];
         let tokens = PairLengths {
             prompt: as_index(item.group.prompt.len()),
             chosen: as_index(chosen.len()),
             rejected: as_index(rejected.len()),
             trunk: as_index(result.trunk_tokens),
-            truncated: as_index(item.truncated),
+            truncated: [item.cut.prompt, cut(w), cut(l)].map(as_index),
         };
         let gram = PairGram::of(&total);
         let hidden = part_of(&result.companions.hidden, branches);

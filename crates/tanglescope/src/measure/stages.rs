@@ -1,6 +1,7 @@
 //! The parts of a measurement, table after table: what is measured, then what follows from it.
 use super::items::Item;
 use super::part::{Rows, Setup};
+use crate::device::dtype_name;
 use crate::error::Result;
 use crate::listener::Amount;
 use std::ops::Range;
@@ -9,7 +10,7 @@ use tanglescope_analytics::Summary;
 use tanglescope_data::{Dataset, Pair, PairTokens};
 use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
-use tanglescope_objectives::{Needs, Objective};
+use tanglescope_objectives::{Needs, Objective, Rounding};
 use tanglescope_records::Table;
 use tanglescope_records::tables::{self, groups, objectives, pairs, params, probes, responses};
 
@@ -62,7 +63,10 @@ fn rows(pairs: &[Pair]) -> usize {
 /// Makes every part that is not there yet, and sums up all of them.
 pub fn run<B: Kernels>(setup: &Setup<'_, B>, out: &Path) -> Result<Summary> {
     let (data, extras) = (setup.data, setup.of.extras);
-    let measured = Measured::create(out, data.groups, !extras.probes.is_empty())?;
+    let measured = {
+        let rounding = Rounding::of(dtype_name(setup.model.dtype));
+        Measured::create(out, data.groups, !extras.probes.is_empty(), rounding)?
+    };
     let mut following = Following::create(out, setup, &measured)?;
     let windows: Vec<Range<usize>> = data.pairs.parts(ROWS_PER_PART).collect();
     let (mut summary, mut first) = (Summary::default(), 0);
@@ -87,10 +91,12 @@ struct Measured {
     params: Table,
     responses: Table,
     pairs: Table,
+    /// Of the numbers in them.
+    rounding: Rounding,
 }
 
 impl Measured {
-    fn create(out: &Path, groups: bool, probes: bool) -> Result<Self> {
+    fn create(out: &Path, groups: bool, probes: bool, rounding: Rounding) -> Result<Self> {
         let [params, responses, pairs] = MEASURED.map(|name| Table::create(out, name));
         let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
         Ok(Self {
@@ -99,11 +105,12 @@ impl Measured {
             params: params?,
             responses: responses?,
             pairs: pairs?,
+            rounding,
         })
     }
 
     fn has(&self, part: usize) -> bool {
-        let Self { groups, probes, params, responses, pairs } = self;
+        let Self { groups, probes, params, responses, pairs, .. } = self;
         let all = [Some(pairs), Some(responses), Some(params), groups.as_ref(), probes.as_ref()];
         all.into_iter().flatten().all(|table| table.has(part))
     }
@@ -118,7 +125,7 @@ impl Measured {
         }
         self.params.write(part, params::table(&rows.params))?;
         self.responses.write(part, responses::table(&rows.responses))?;
-        Ok(self.pairs.write(part, pairs::table(&rows.pairs))?)
+        Ok(self.pairs.write(part, pairs::table(&rows.pairs, self.rounding))?)
     }
 }
 
@@ -159,7 +166,7 @@ impl<'a> Following<'a> {
         let Some(outcomes) = &self.outcomes else { return Ok(()) };
         let rows = objectives::measured(&measured.pairs.read(part)?)?;
         if !outcomes.has(part) {
-            outcomes.write(part, objectives::of_pairs(&rows, self.objectives))?;
+            outcomes.write(part, objectives::of_pairs(&rows, self.objectives, measured.rounding))?;
         }
         let of_part = outcomes.read(part)?;
         summary.add_objectives(&of_part)?;
@@ -173,7 +180,7 @@ impl<'a> Following<'a> {
     /// Objectives of a batch take the whole data as theirs: a part after all others.
     fn end(&self, part: usize, measured: &Measured, summary: &mut Summary) -> Result<()> {
         let Some(outcomes) = &self.outcomes else { return Ok(()) };
-        let Some(of_all) = objectives::of_all(&self.all, self.objectives) else { return Ok(()) };
+        let Some(of_all) = objectives::of_all(&self.all, self.objectives, measured.rounding) else { return Ok(()) };
         outcomes.write(part, of_all)?;
         let of_all = outcomes.read(part)?;
         summary.add_objectives(&of_all)?;

@@ -57,7 +57,7 @@ pub fn prepare<'a>(
     reading: &Reading,
     listener: &dyn Listener,
 ) -> Result<Vec<Prepared<'a>>> {
-    let mut known: HashMap<PathBuf, Rc<Texts>> = HashMap::new();
+    let mut known: HashMap<(PathBuf, String), Rc<Texts>> = HashMap::new();
     let mut prepared = Vec::new();
     for run in runs {
         let refuse = |problem: &str| Error::value("runs", run.folder.display(), problem);
@@ -69,24 +69,42 @@ pub fn prepare<'a>(
             })?,
             CheckpointKind::Whole => tokenizer_of(options, run).ok_or_else(|| refuse("no checkpoint can be read"))?,
         };
-        let texts = match known.get(&base) {
+        // a checkpoint's own tokenizer and chat template come first, and are the same in all of a run
+        let folders = match kind {
+            CheckpointKind::Adapter => vec![own(run), base.clone()],
+            CheckpointKind::Whole => vec![base.clone()],
+        };
+        let made_by = data::tokenizer_hash(&folders)?;
+        for checkpoint in &run.checkpoints {
+            let folders = match kind {
+                CheckpointKind::Adapter => vec![checkpoint.folder.clone(), base.clone()],
+                CheckpointKind::Whole => vec![checkpoint.folder.clone(), base.clone()],
+            };
+            if data::tokenizer_hash(&folders)? != made_by {
+                let problem =
+                    "its tokenizer or chat template is not that of the run's other checkpoints; sweep it by itself";
+                return Err(Error::value("runs", checkpoint.folder.display(), problem));
+            }
+        }
+        let texts = match known.get(&(base.clone(), made_by.clone())) {
             Some(texts) => Rc::clone(texts),
             None => {
                 let description = Outline::read(&base, &AdapterSource::None)?.description;
+                let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
                 let of = |(name, path): &(String, PathBuf)| {
-                    Ok((name.clone(), data::read(path, &base, reading, &description, listener)?))
+                    Ok((name.clone(), data::read(path, &folders, reading, &description, listener)?))
                 };
                 let data = options.data.iter().map(of).collect::<Result<_>>()?;
-                let texts = Rc::new(Texts { data, tokenizer: data::tokenizer(&base)? });
-                known.insert(base.clone(), Rc::clone(&texts));
+                let texts = Rc::new(Texts { data, tokenizer: data::tokenizer(&folders)? });
+                known.insert((base.clone(), made_by), Rc::clone(&texts));
                 texts
             }
         };
         let adapter = match kind {
-            CheckpointKind::Adapter => AdapterSource::Saved(run.folder.clone()),
+            CheckpointKind::Adapter => AdapterSource::Saved(own(run)),
             CheckpointKind::Whole => template.adapter.clone(),
         };
-        let reference = reference(options, run, &kind)?;
+        let reference = reference(options, run, &kind);
         let policy = Model { folder: base.clone(), adapter, ..template.clone() };
         let objectives = Objectives::new(&options.objectives, reference.as_ref(), &policy, listener)?;
         // a scope that selects nothing is no checkpoint's fault
@@ -103,6 +121,13 @@ pub fn prepare<'a>(
     Ok(prepared)
 }
 
+/// The last checkpoint of a run of adapters that is one.
+fn own(run: &Run) -> PathBuf {
+    let adapters =
+        run.checkpoints.iter().filter(|checkpoint| checkpoint.kind().is_ok_and(|kind| kind == CheckpointKind::Adapter));
+    adapters.last().map_or(run.folder.clone(), |checkpoint| checkpoint.folder.clone())
+}
+
 /// The folder whose tokenizer reads the data for a run of whole models.
 fn tokenizer_of(options: &SweepOptions, run: &Run) -> Option<PathBuf> {
     let folders = || {
@@ -115,34 +140,26 @@ fn tokenizer_of(options: &SweepOptions, run: &Run) -> Option<PathBuf> {
 }
 
 /// The reference of a run.
-fn reference(options: &SweepOptions, run: &Run, kind: &CheckpointKind) -> Result<Option<ReferenceModel>> {
+fn reference(options: &SweepOptions, run: &Run, kind: &CheckpointKind) -> Option<ReferenceModel> {
     let start = run.start.as_ref();
+    let needed = |choice: &ObjectiveChoice| match choice {
+        ObjectiveChoice::All => true,
+        ObjectiveChoice::One(objective) => objective.definition().reference,
+    };
     match (&options.reference, kind) {
         (Some(ReferenceModel::Start), CheckpointKind::Adapter) => {
-            match start.and_then(|start| start.adapter.as_ref()) {
-                None => Ok(Some(ReferenceModel::Base)),
-                Some(_) => {
-                    let problem = format!(
-                        "run `{}` was trained from another adapter, which is no model; say base or a folder",
-                        run.name
-                    );
-                    Err(Error::value("reference", "start", problem))
-                }
-            }
+            let adapter = start.and_then(|start| start.adapter.clone());
+            Some(adapter.map_or(ReferenceModel::Base, ReferenceModel::Folder))
         }
         (Some(ReferenceModel::Start), CheckpointKind::Whole) => {
             let first = start.map(|start| &start.model).or(run.checkpoints.first().map(|c| &c.folder));
-            Ok(first.cloned().map(ReferenceModel::Folder))
+            first.cloned().map(ReferenceModel::Folder)
         }
-        (None, CheckpointKind::Whole) => {
-            let needed = |choice: &ObjectiveChoice| match choice {
-                ObjectiveChoice::All => true,
-                ObjectiveChoice::One(objective) => objective.definition().reference,
-            };
-            let start = start.filter(|_| options.objectives.iter().any(needed));
-            Ok(start.map(|start| ReferenceModel::Folder(start.model.clone())))
-        }
-        (given, _) => Ok(given.clone()),
+        (None, kind) if options.objectives.iter().any(needed) => match kind {
+            CheckpointKind::Whole => start.map(|start| ReferenceModel::Folder(start.model.clone())),
+            CheckpointKind::Adapter => start.and_then(|start| start.adapter.clone()).map(ReferenceModel::Folder),
+        },
+        (given, _) => given.clone(),
     }
 }
 

@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
-use tanglescope_data::{Form, Pair, Reading};
+use tanglescope_data::{Pair, Reading};
 use tanglescope_model::architectures::Description;
 use tanglescope_records::manifest::SkippedRow;
 use tanglescope_train::Example;
@@ -19,6 +19,8 @@ pub struct Examples {
     pub train: Vec<Example>,
     /// Those that it is evaluated on.
     pub held_out: Vec<Example>,
+    /// How texts became tokens.
+    pub tokenize: Option<String>,
     /// Hash of the data.
     pub data: String,
     /// Hash of the data held out, where that has a file of its own.
@@ -34,7 +36,7 @@ impl Examples {
     pub fn read(options: &TrainOptions, model: &Model, of: &Description, listener: &dyn Listener) -> Result<Self> {
         let chosen_only = options.objective.definition().name == "sft";
         let rows = reading(&options.data.rows)?;
-        let rows = Reading { form: Form { chosen_only, ..rows.form }, ..rows };
+        let rows = Reading { chosen_only, ..rows };
         let example = |pair: Pair| {
             let mut group = group(of, pair.tokens);
             if chosen_only {
@@ -42,7 +44,7 @@ impl Examples {
             }
             Example { row: pair.row, group }
         };
-        let read = |path: &Path, rows: &Reading| read(path, &model.folder, rows, of, listener);
+        let read = |path: &Path, rows: &Reading| read(path, &model.tokenizer_folders(), rows, of, listener);
         let data = read(&options.data.data, &rows)?;
         let mut train: Vec<Example> = data.pairs.all()?.into_iter().map(example).collect();
         let (mut held_out, mut eval_data, mut eval_skipped) = (Vec::new(), None, Vec::new());
@@ -67,6 +69,7 @@ impl Examples {
             train.sort_by_key(|example| example.row);
         }
         let skipped = skipped(&data);
-        Ok(Self { train, held_out, data: data.content_hash, eval_data, skipped, eval_skipped })
+        let (tokenize, data) = (data.tokenize, data.content_hash);
+        Ok(Self { train, held_out, tokenize, data, eval_data, skipped, eval_skipped })
     }
 }

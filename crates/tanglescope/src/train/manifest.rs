@@ -26,10 +26,12 @@ pub fn open<B: Kernels>(
     let identity = TrainingIdentity {
         model: model.content_hash.clone(),
         adapter: asked.adapter_identity(model.adapter_hash.as_deref()),
+        tokenize: examples.tokenize.clone(),
         data: examples.data.clone(),
         eval_data: examples.eval_data.clone(),
         eval_fraction: options.eval_fraction,
         scope: asked.scope.to_string(),
+        padding_row: asked.padding_token()?,
         dtype: dtype_name(asked.dtype).to_owned(),
         objective: options.objective.to_string(),
         reference: reference.identity(|folder| Ok(content_hash(folder)?))?,
@@ -49,6 +51,7 @@ pub fn open<B: Kernels>(
             manifest
         }
         None => {
+            manifest::refuse_orphans(out)?;
             let outline = asked.outline()?;
             let placement = super::placement(asked, &outline);
             TrainingManifest {

@@ -274,7 +274,7 @@ impl TrainOptions {
             ReferenceModel::Start => {
                 Err(Error::value("reference", "start", "is self here: the model as training starts"))
             }
-            ReferenceModel::Folder(folder) => Ok(Reference::Folder(folder.clone())),
+            ReferenceModel::Folder(folder) => Ok(Reference::of(folder)),
         }
     }
 }

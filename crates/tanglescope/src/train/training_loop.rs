@@ -5,6 +5,7 @@ use crate::listener::{Amount, Listener};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use tanglescope_kernels::Kernels;
+use tanglescope_objectives::Rounding;
 use tanglescope_records::manifest::TrainingManifest;
 use tanglescope_records::tables::training::{self, Prediction};
 use tanglescope_records::{Settings, Table, tables};
@@ -61,7 +62,10 @@ impl<B: Kernels> TrainingLoop<'_, B> {
             }
             if number.is_multiple_of(self.manifest.identity.save_every) || last {
                 // before the checkpoint, so that a run that goes on from it has them
-                steps.write(number, training::steps(&std::mem::take(&mut pairs)))?;
+                steps.write(
+                    number,
+                    training::steps(&std::mem::take(&mut pairs), Rounding::of(&self.manifest.identity.dtype)),
+                )?;
                 if !predicted.is_empty() {
                     predictions.write(number, training::predictions(&std::mem::take(&mut predicted)))?;
                 }
