@@ -2,6 +2,7 @@
 use crate::cli::{self, Cli, Command, Format, TableFormat};
 use crate::console::{Console, print, print_line};
 use crate::error::{Error, Result};
+use crate::print::line;
 use crate::{demo, options, print, table};
 use clap::CommandFactory;
 use std::path::Path;
@@ -77,7 +78,7 @@ fn analyze(args: &cli::Analyze, json: bool, console: &Console) -> Result<()> {
         return say_dry(json, Some(&args.out), value, |out| {
             print::batches(out, &estimate);
             if reference {
-                out.push_str("and a forward pass of the reference over the same rows\n");
+                line!(out, "and a forward pass of the reference over the same rows");
             }
         });
     }
@@ -140,9 +141,10 @@ fn verify(args: &cli::Verify, json: bool) -> Result<()> {
             || serde_json::json!({"passes": print::estimate_json(&estimate), "forward_passes_a_response": passes});
         return say_dry(json, None, value, |out| {
             print::batches(out, &estimate);
-            out.push_str(&format!(
-                "and for each pair {passes} forward passes of each response in f64 on the CPU, and two gradients kept whole\n"
-            ));
+            line!(
+                out,
+                "and for each pair {passes} forward passes of each response in f64 on the CPU, and two gradients kept whole"
+            );
         });
     }
     let listener = if json { Console::default() } else { Console::with_checks() };
@@ -163,7 +165,7 @@ fn bench(args: &cli::Bench, json: bool, console: &Console) -> Result<()> {
         let value = || serde_json::json!({"pass": print::estimate_json(&estimate), "repeats": repeats});
         return say_dry(json || args.format == Format::Json, None, value, |out| {
             print::batches(out, &estimate);
-            out.push_str(&format!("{repeats} times, after once to warm up, and every kernel by itself\n"));
+            line!(out, "{repeats} times, after once to warm up, and every kernel by itself");
         });
     }
     let found = tanglescope::bench(&options, console)?;

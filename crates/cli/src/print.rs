@@ -15,6 +15,7 @@ macro_rules! line {
         $out.push_str(&format!("{}\n", format_args!($($part)*)))
     };
 }
+pub(crate) use line;
 
 fn gib(bytes: usize) -> f64 {
     bytes as f64 / 2f64.powi(30)

@@ -179,6 +179,9 @@ pub struct Dataset {
 /// A row with its number.
 type Numbered<T> = (u64, T);
 
+/// A row as a pair, with what to say of it, or why it is none.
+type Used = Result<(Pair, Vec<Remark>), Unusable>;
+
 /// Rows on their way from files to tokens.
 struct Reader<'a> {
     path: &'a Path,
@@ -365,7 +368,7 @@ impl<'a> Reader<'a> {
             let used = parsed.map_err(Unusable::Bad).and_then(|parsed| usable(row, parsed, tokenizer, reading, limits));
             (row, used)
         };
-        let pairs: Vec<Numbered<Result<(Pair, Vec<Remark>), Unusable>>> = rows.into_par_iter().map(of).collect();
+        let pairs: Vec<Numbered<Used>> = rows.into_par_iter().map(of).collect();
         for (row, pair) in pairs {
             match pair {
                 Ok((pair, remarks)) => {
@@ -445,13 +448,7 @@ fn other_folders(tokenizer: &TextTokens, folders: &[&Path]) -> Option<String> {
 }
 
 /// A row as a pair, or a group, of token ids that fit the model, and what to say of it.
-fn usable(
-    row: u64,
-    parsed: Row,
-    tokenizer: Option<&TextTokens>,
-    reading: &Reading,
-    limits: Limits,
-) -> Result<(Pair, Vec<Remark>), Unusable> {
+fn usable(row: u64, parsed: Row, tokenizer: Option<&TextTokens>, reading: &Reading, limits: Limits) -> Used {
     let is_group = parsed.scores.is_some() || parsed.preference.len() > 2;
     let recipe = &reading.recipe;
     let mut tokens = match (parsed.preference, tokenizer) {

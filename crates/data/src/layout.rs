@@ -180,13 +180,33 @@ impl Layout {
                 let scores: Vec<f64> = scores.into_iter().map(|rank| -rank).collect();
                 group(need(&columns, "prompt")?.clone(), responses.into_iter().map(Value::String).collect(), &scores)
             }
+            Self::ShareGpt
+            | Self::Messages
+            | Self::Alpaca
+            | Self::Orca
+            | Self::Swift
+            | Self::OpenAi
+            | Self::Distilabel => self.of_a_trainer(&columns)?,
+            Self::HelpSteer | Self::Kto => {
+                return Err("is one response, which has to be joined by its prompt".to_owned());
+            }
+        };
+        for (key, value) in kept {
+            usual.entry(key).or_insert(value);
+        }
+        Ok(usual)
+    }
+
+    /// The usual columns of the rows that trainers and tools have as theirs.
+    fn of_a_trainer(self, columns: &Columns) -> Result<Columns, String> {
+        Ok(match self {
             Self::ShareGpt | Self::Messages => {
                 let prompt = if self == Self::ShareGpt { "conversations" } else { "messages" };
-                let [chosen, rejected] = responses(&columns, "chosen", "rejected")?;
-                chat(need(&columns, prompt)?.clone(), chosen, rejected)
+                let [chosen, rejected] = responses(columns, "chosen", "rejected")?;
+                chat(need(columns, prompt)?.clone(), chosen, rejected)
             }
             Self::Alpaca => {
-                let instruction = text(&columns, "instruction")?;
+                let instruction = text(columns, "instruction")?;
                 let asked = match columns.get("input").and_then(Value::as_str).filter(|input| !input.is_empty()) {
                     Some(input) => format!("{instruction}\n{input}"),
                     None => instruction,
@@ -202,25 +222,25 @@ impl Layout {
                     prompt.push(json!({"role": "assistant", "content": assistant}));
                 }
                 prompt.push(json!({"role": "user", "content": asked}));
-                let [chosen, rejected] = responses(&columns, "chosen", "rejected")?;
+                let [chosen, rejected] = responses(columns, "chosen", "rejected")?;
                 chat(prompt.into(), chosen, rejected)
             }
             Self::Orca => {
-                let asked = need(&columns, if columns.contains_key("question") { "question" } else { "input" })?;
+                let asked = need(columns, if columns.contains_key("question") { "question" } else { "input" })?;
                 let prompt =
                     if asked.is_string() { json!([{"role": "user", "content": asked}]) } else { asked.clone() };
-                let [chosen, rejected] = responses(&columns, "chosen", "rejected")?;
+                let [chosen, rejected] = responses(columns, "chosen", "rejected")?;
                 chat(prompt, chosen, rejected)
             }
             Self::Swift => {
-                let messages = list(&columns, "messages")?;
+                let messages = list(columns, "messages")?;
                 let Some((chosen, prompt)) = messages.split_last().filter(|(_, prompt)| !prompt.is_empty()) else {
                     return Err("`messages` has no prompt and response".to_owned());
                 };
                 let rejected = match columns.get("rejected_response").filter(|value| !value.is_null()) {
                     Some(rejected) => rejected.clone(),
                     None => {
-                        let rejected = list(&columns, "rejected_messages")?;
+                        let rejected = list(columns, "rejected_messages")?;
                         let rest = if rejected.starts_with(prompt) { &rejected[prompt.len()..] } else { rejected };
                         rest.to_vec().into()
                     }
@@ -228,9 +248,9 @@ impl Layout {
                 chat(prompt.to_vec().into(), json!([chosen]), as_turns(rejected))
             }
             Self::OpenAi => {
-                let input = need(&columns, "input")?;
+                let input = need(columns, "input")?;
                 let messages = input.get("messages").cloned().ok_or("`input` has no `messages`")?;
-                let [chosen, rejected] = responses(&columns, "preferred_output", "non_preferred_output")?;
+                let [chosen, rejected] = responses(columns, "preferred_output", "non_preferred_output")?;
                 let mut usual = chat(messages, chosen, rejected);
                 usual.extend(input.get("tools").map(|tools| ("tools".to_owned(), tools.clone())));
                 usual
@@ -238,21 +258,15 @@ impl Layout {
             Self::Distilabel => {
                 let asked = if columns.contains_key("instruction") { "instruction" } else { "input" };
                 let ratings = if columns.contains_key("ratings") { "ratings" } else { "rating" };
-                let rated = list(&columns, "generations")?.iter().zip(list(&columns, ratings)?);
+                let rated = list(columns, "generations")?.iter().zip(list(columns, ratings)?);
                 // one that was not rated is no candidate
                 let rated: Vec<(Value, f64)> =
                     rated.filter_map(|(text, rating)| Some((text.clone(), number(rating)?))).collect();
                 let (generations, scores): (Vec<Value>, Vec<f64>) = rated.into_iter().unzip();
-                group(need(&columns, asked)?.clone(), generations, &scores)
+                group(need(columns, asked)?.clone(), generations, &scores)
             }
-            Self::HelpSteer | Self::Kto => {
-                return Err("is one response, which has to be joined by its prompt".to_owned());
-            }
-        };
-        for (key, value) in kept {
-            usual.entry(key).or_insert(value);
-        }
-        Ok(usual)
+            _ => return Err("is of no trainer's layout".to_owned()),
+        })
     }
 
     /// Prompt, response and score of a row that is one response.

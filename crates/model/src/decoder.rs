@@ -206,7 +206,7 @@ impl<B: Kernels> Decoder<B> {
     fn without_padding(&self, delta: &FloatTensor<B>, tokens: &[u32], rows: &RowSet) -> Option<FloatTensor<B>> {
         let padding = self.description.padding_row?;
         let is_padding = |row: &u32| tokens[*row as usize] == padding;
-        rows.index.iter().any(|row| is_padding(row)).then(|| {
+        rows.index.iter().any(is_padding).then(|| {
             let keep: Vec<f64> = rows.index.iter().map(|row| f64::from(u8::from(!is_padding(row)))).collect();
             B::gather(delta, &(0..as_index(keep.len())).collect::<Vec<_>>(), Some(&keep))
         })

@@ -93,8 +93,7 @@ impl Error {
             Self::Option { .. } => true,
             Self::Model(error) => !matches!(error, tanglescope_model::Error::Output { .. }),
             Self::Data(error) => !matches!(error, tanglescope_data::Error::Spool { .. }),
-            Self::Records(error) => error.given,
-            Self::Report(tanglescope_report::Error::Records(error)) => error.given,
+            Self::Records(error) | Self::Report(tanglescope_report::Error::Records(error)) => error.given,
             _ => false,
         }
     }

@@ -149,6 +149,7 @@ fn row_tokens(pair: &Pair, tokenizer: Option<&TextTokens>) -> RowTokens {
 
 /// A row as columns of ids.
 #[derive(Serialize)]
+#[allow(clippy::struct_field_names)] // the columns' names
 struct Ids<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,

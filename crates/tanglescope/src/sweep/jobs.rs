@@ -76,11 +76,7 @@ pub fn prepare<'a>(
         };
         let made_by = data::tokenizer_hash(&folders)?;
         for checkpoint in &run.checkpoints {
-            let folders = match kind {
-                CheckpointKind::Adapter => vec![checkpoint.folder.clone(), base.clone()],
-                CheckpointKind::Whole => vec![checkpoint.folder.clone(), base.clone()],
-            };
-            if data::tokenizer_hash(&folders)? != made_by {
+            if data::tokenizer_hash(&[checkpoint.folder.clone(), base.clone()])? != made_by {
                 let problem =
                     "its tokenizer or chat template is not that of the run's other checkpoints; sweep it by itself";
                 return Err(Error::value("runs", checkpoint.folder.display(), problem));
@@ -123,9 +119,9 @@ pub fn prepare<'a>(
 
 /// The last checkpoint of a run of adapters that is one.
 fn own(run: &Run) -> PathBuf {
-    let adapters =
+    let mut adapters =
         run.checkpoints.iter().filter(|checkpoint| checkpoint.kind().is_ok_and(|kind| kind == CheckpointKind::Adapter));
-    adapters.last().map_or(run.folder.clone(), |checkpoint| checkpoint.folder.clone())
+    adapters.next_back().map_or(run.folder.clone(), |checkpoint| checkpoint.folder.clone())
 }
 
 /// The folder whose tokenizer reads the data for a run of whole models.
