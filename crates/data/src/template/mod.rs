@@ -300,6 +300,76 @@ mod tests {
         assert!(error.unwrap_err().contains("fuel"));
     }
 
+    /// What doubles, is put in front of every character, or is written again and again, ends before it fills the memory.
+    #[test]
+    fn a_template_that_grows_ends() {
+        for source in [
+            "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+            "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+            "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('a', ns.x) %}{% endfor %}",
+            "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}",
+            "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x.join(ns.x) %}{% endfor %}",
+            "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = x %}{% endfor %}",
+            "{% set x = 'ab' * 20000000 %}{% for i in range(100000) %}{{ x }}{% endfor %}",
+        ] {
+            assert!(render(source, HELLO).unwrap_err().contains("MiB"), "{source}");
+        }
+    }
+
+    /// As Jinja: line ends of the source are one, and what is no list cannot be gone over.
+    #[test]
+    fn line_ends_and_nothing_are_as_in_jinja() {
+        let source = "{% for m in messages %}\r\n<{{ m.role }}>\r\n{% endfor %}";
+        assert_eq!(render(source, HELLO).unwrap(), "<user>\n");
+        assert!(render("{% for x in none %}{{ x }}{% endfor %}", HELLO).unwrap_err().contains("not iterable"));
+        assert_eq!(render("{% for x in undefined_name %}{{ x }}{% endfor %}", HELLO).unwrap(), "");
+        assert_eq!(
+            render("{{ none is iterable }} {{ 'a' is sequence }} {{ {'b': true} | string | trim }}", HELLO).unwrap(),
+            "False True {'b': True}"
+        );
+        assert_eq!(
+            render("{{ 'a' ~ none ~ [1.0, 'x'] }}{{ raise_exception is defined }}", HELLO).unwrap(),
+            "aNone[1.0, 'x']True"
+        );
+        assert_eq!(
+            render("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }}", HELLO).unwrap(),
+            r#"{"a":2,"b":1}"#
+        );
+    }
+
+    #[test]
+    fn a_pinned_day_is_the_one_that_is_written() {
+        let source = "{{ strftime_now('%d %b %Y') }}";
+        let mut template = ChatTemplate::new(source, Map::new(), Path::new("chat_template.jinja")).unwrap();
+        assert!(template.reads_date());
+        template.pin_date(NaiveDate::from_ymd_opt(2024, 7, 26).unwrap());
+        assert!(!template.reads_date());
+        assert_eq!(template.render(&[], false, &Setting::default()).unwrap(), "26 Jul 2024");
+    }
+
+    #[test]
+    fn contents_have_the_form_that_the_template_reads() {
+        let new = |source: &str| ChatTemplate::new(source, Map::new(), Path::new("chat_template.jinja")).unwrap();
+        let of = |content: serde_json::Value| -> Vec<Message> {
+            vec![serde_json::from_value(serde_json::json!({"role": "user", "content": content, "name": null})).unwrap()]
+        };
+        let mut remarks = Vec::new();
+        let parts = new("{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}");
+        let made = parts.prepared(&of("Hi".into()), &mut remarks).unwrap();
+        assert_eq!(made[0]["content"][0]["text"], "Hi");
+        assert!(!made[0].contains_key("name"), "keys that are null are left out");
+        let text = new("{% for m in messages %}{{ m.content }}{% endfor %}");
+        let typed = serde_json::json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+        assert_eq!(text.prepared(&of(typed.clone()), &mut remarks).unwrap()[0]["content"], "ab");
+        assert_eq!(remarks, [Remark::TextInParts, Remark::PartsJoined]);
+        let image = serde_json::json!([{"type": "image", "url": "x"}]);
+        assert!(text.prepared(&of(image), &mut remarks).unwrap_err().contains("type image"));
+        let either = new(
+            "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}{% endif %}{% endfor %}",
+        );
+        assert_eq!(either.prepared(&of(typed.clone()), &mut remarks).unwrap()[0]["content"], typed);
+    }
+
     #[test]
     fn a_malformed_template_names_its_file() {
         assert!(render("{% for %}", HELLO).unwrap_err().contains("chat_template.jinja"));
