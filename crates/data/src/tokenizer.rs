@@ -16,12 +16,39 @@ pub struct TextTokens {
     bos: Option<u32>,
     eos: Option<(String, u32)>,
     pad: Option<u32>,
+    /// How many times longer its normalizer may make a text.
+    growth: f64,
     /// The folders of tokenizer.json and of the chat template.
     from: [Option<PathBuf>; 2],
 }
 
 /// Longest text that is tokenised, in bytes: the longest context of any model takes a tenth of it.
 const LONGEST_TEXT: usize = 1 << 25;
+
+/// Longest text that a normalizer may make of one, in bytes.
+const LONGEST_MADE: f64 = (1u64 << 28) as f64;
+
+/// Most times that a decoder may make a token longer.
+const MOST_GROWTH: f64 = 1e4;
+
+/// How many times longer a normalizer or decoder may make a text, at the most: each step by what it puts in the place of the
+/// shortest thing that it replaces.
+fn growth(of: &Value) -> f64 {
+    let length = |value: Option<&Value>| value.and_then(Value::as_str).map_or(0.0, |text| text.len() as f64);
+    let steps = ["normalizers", "decoders"].iter().find_map(|key| of.get(key)?.as_array());
+    match of.get("type").and_then(Value::as_str) {
+        Some("Sequence") => steps.map_or(1.0, |steps| steps.iter().map(growth).product()),
+        Some("Replace") => {
+            let pattern = of.get("pattern").and_then(|pattern| pattern.get("String"));
+            // a pattern may match single bytes, and an empty text is between any two
+            (length(of.get("content")) / length(pattern).max(1.0)).max(1.0) + f64::from(u8::from(pattern.is_none()))
+        }
+        Some("Prepend") => 1.0 + length(of.get("prepend")),
+        // the longest decomposition of a character, U+FDFA, and room for tables of a model's own
+        Some("NFC" | "NFD" | "NFKC" | "NFKD" | "Precompiled") => 20.0,
+        _ => 2.0,
+    }
+}
 
 /// EOS of tokenizer classes whose files need not name one, by the model type in config.json.
 const CLASS_EOS: [(&str, &str); 14] = [
@@ -138,6 +165,11 @@ impl TextTokens {
             .map_err(|problem| Error::file(&path, format!("not a tokenizer: {problem}")))?;
         // of the saver's last call, and reset by transformers at each one
         tokenizer.with_padding(None).with_truncation(None).map_err(|e| Error::file(&path, e))?;
+        let growing = |part: serde_json::Result<Value>| part.map_or(1.0, |part| growth(&part));
+        let longer = growing(serde_json::to_value(tokenizer.get_normalizer()));
+        if growing(serde_json::to_value(tokenizer.get_decoder())) > MOST_GROWTH {
+            return Err(Error::file(&path, "its decoder makes texts of more than ten thousand times the length"));
+        }
         let config = json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let mut special = special_tokens(&json(&folder.join("special_tokens_map.json"))?.unwrap_or_default());
         special.extend(special_tokens(&config));
@@ -166,7 +198,7 @@ impl TextTokens {
             Some((template, folder)) => (Some(template), Some(folder)),
             None => (None, None),
         };
-        Ok(Self { tokenizer, template, bos, eos, pad, from: [Some(folder.to_owned()), of_template] })
+        Ok(Self { tokenizer, template, bos, eos, pad, growth: longer, from: [Some(folder.to_owned()), of_template] })
     }
 
     /// The folders that tokenizer.json and the chat template are from.
@@ -239,6 +271,10 @@ impl TextTokens {
         if text.len() > LONGEST_TEXT {
             let megabytes = [text.len(), LONGEST_TEXT].map(|bytes| bytes >> 20);
             return Err(refuse(format!("{} MiB of text, and at most {} are taken", megabytes[0], megabytes[1])));
+        }
+        if text.len() as f64 * self.growth > LONGEST_MADE {
+            let most = format!("up to {:.1e} times", self.growth);
+            return Err(refuse(format!("the tokenizer's normalizer may make {} bytes {most} as long", text.len())));
         }
         let encode = || self.tokenizer.encode(text, add_special_tokens).map_err(|e| e.to_string());
         let mut ids = guarded(encode).map(|encoding| encoding.get_ids().to_vec()).map_err(refuse)?;
@@ -316,7 +352,23 @@ fn configured(template: &Value) -> Option<(String, Option<String>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::bytes_of;
+    use super::{bytes_of, growth};
+    use serde_json::json;
+
+    #[test]
+    fn growth_is_that_of_all_steps_together() {
+        let replace = |pattern: &str, content: &str| json!({"type": "Replace", "pattern": {"String": pattern}, "content": content});
+        // as llama has it: a mark in front, and spaces become three bytes
+        let llama =
+            json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")]});
+        assert!((growth(&llama) - 12.0).abs() < 1e-12);
+        let bomb = json!({"type": "Sequence", "normalizers": vec![replace("a", "aaaaaaaaaa"); 9]});
+        assert!((growth(&bomb) - 1e9).abs() < 1.0);
+        assert!(
+            growth(&json!({"type": "Sequence", "normalizers": vec![json!({"type": "Prepend", "prepend": "aaa"}); 9]}))
+                > 2e5
+        );
+    }
 
     #[test]
     fn names_of_byte_tokens_are_their_bytes() {

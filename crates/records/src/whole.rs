@@ -2,7 +2,7 @@
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes a file whole or not at all: into one beside it, flushed to the disk, which is then renamed.
 ///
@@ -27,6 +27,21 @@ pub fn tidy(folder: &Path) -> Result<()> {
         .try_for_each(|path| std::fs::remove_file(&path).map_err(|e| Error::new(&path, e)))
 }
 
+/// Files that processes which are gone were writing in the place of a file.
+fn abandoned(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let is_abandoned = |of: &str| {
+        let Some((process, rest)) = of.strip_prefix(UNFINISHED).and_then(|rest| rest.split_once('-')) else {
+            return false;
+        };
+        let of_this = rest.split_once('-').is_some_and(|(_, of)| of == name);
+        // where processes are not files, nothing is known of them
+        let gone = Path::new("/proc/self").exists() && !Path::new("/proc").join(process).exists();
+        of_this && process.parse::<u32>().is_ok() && gone
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| is_abandoned(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect()
+}
+
 /// [`write_whole`] of what a function writes.
 ///
 /// # Errors
@@ -42,8 +57,13 @@ pub fn write_with(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>
         return File::options().write(true).open(path).and_then(|mut file| content(&mut file)).map_err(refuse);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // another process may have taken one away by now
+    abandoned(folder, &name).into_iter().for_each(|path| drop(std::fs::remove_file(path)));
     let write = || -> io::Result<()> {
-        let mut beside = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
+        // the process is in the name, so that the next one knows whether it is still there
+        let (prefix, suffix) = (format!("{UNFINISHED}{}-", std::process::id()), format!("-{name}"));
+        let mut beside = tempfile::Builder::new().prefix(&prefix).suffix(&suffix).tempfile_in(folder)?;
         content(beside.as_file_mut())?;
         beside.as_file().sync_all()?;
         // as any new file; a temporary one is its owner's alone
@@ -76,6 +96,20 @@ mod tests {
         assert!(!std::path::Path::new("/dev/null").is_file());
         std::fs::remove_file(&file).unwrap();
         assert!(write_whole(&link, b"x").unwrap_err().to_string().contains("link: cannot be written"));
+    }
+
+    #[test]
+    fn what_a_killed_process_was_writing_goes_with_the_next_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        // no process has such a number; the other file is one of a process that runs, and another of another file
+        let (gone, running) =
+            (".unfinished-4294967294-x1-a.json", format!(".unfinished-{}-x2-a.json", std::process::id()));
+        for name in [gone, &running, ".unfinished-4294967294-x3-b.json"] {
+            std::fs::write(at(name), "half").unwrap();
+        }
+        write_whole(&at("a.json"), b"whole").unwrap();
+        assert!(!at(gone).exists() && at(&running).exists() && at(".unfinished-4294967294-x3-b.json").exists());
     }
 
     #[test]
