@@ -1,6 +1,6 @@
 //! The commands: from arguments to options, to a call of the library, to what is printed.
 use crate::cli::{self, Cli, Command, Format, TableFormat};
-use crate::console::{Console, print, print_line};
+use crate::console::{Console, print, print_json, print_text};
 use crate::error::{Error, Result};
 use crate::print::line;
 use crate::{demo, options, print, table};
@@ -23,15 +23,10 @@ pub fn run(Cli { json, command }: Cli) -> Result<()> {
             let report = tanglescope::report(&options::report(&args), console)?;
             say(json, &format_args!("{}\n", report.display()), || serde_json::json!({"report": report}))
         }
-        Command::Objectives => {
-            let mut out = String::new();
-            print::objectives(&mut out, json);
-            print(out.as_bytes())
-        }
+        Command::Objectives => print_text(|out| print::objectives(out, json)),
         Command::Devices(args) => {
-            let mut out = String::new();
-            print::devices(&mut out, &tanglescope::devices(), json || args.format == Format::Json);
-            print(out.as_bytes())
+            let found = tanglescope::devices();
+            print_text(|out| print::devices(out, &found, json || args.format == Format::Json))
         }
         Command::Demo(args) => demo::run(&args, json),
         Command::Completions(args) => {
@@ -42,14 +37,14 @@ pub fn run(Cli { json, command }: Cli) -> Result<()> {
         }
         Command::Man(args) => {
             man(&args.out)?;
-            if json { print_line(&format!("{:#}", serde_json::json!({"out": args.out}))) } else { Ok(()) }
+            if json { print_json(&serde_json::json!({"out": args.out})) } else { Ok(()) }
         }
     }
 }
 
 /// Prints what was found, for people or for programs.
 fn say(json: bool, found: &impl std::fmt::Display, value: impl FnOnce() -> serde_json::Value) -> Result<()> {
-    if json { print_line(&format!("{:#}", value())) } else { print(found.to_string().as_bytes()) }
+    if json { print_json(&value()) } else { print(found.to_string().as_bytes()) }
 }
 
 /// Prints what a dry run found, for people or for programs.
@@ -60,14 +55,14 @@ fn say_dry(
     text: impl FnOnce(&mut String),
 ) -> Result<()> {
     if json {
-        return print_line(&format!("{:#}", value()));
+        return print_json(&value());
     }
-    let mut out = String::new();
-    text(&mut out);
-    if let Some(folder) = folder {
-        print::nothing_written(&mut out, folder);
-    }
-    print(out.as_bytes())
+    print_text(|out| {
+        text(out);
+        if let Some(folder) = folder {
+            print::nothing_written(out, folder);
+        }
+    })
 }
 
 fn analyze(args: &cli::Analyze, json: bool, console: &Console) -> Result<()> {
@@ -109,7 +104,7 @@ fn sweep(args: &cli::Sweep, json: bool, console: &Console) -> Result<()> {
     }
     let found = tanglescope::sweep(&options, console)?;
     if json {
-        print_line(&format!("{:#}", serde_json::json!({"out": found.out, "left_out": found.left_out})))?;
+        print_json(&serde_json::json!({"out": found.out, "left_out": found.left_out}))?;
     }
     complete(&found)
 }
@@ -149,9 +144,7 @@ fn verify(args: &cli::Verify, json: bool) -> Result<()> {
     }
     let listener = if json { Console::default() } else { Console::with_checks() };
     let found = tanglescope::verify(&options, &listener)?;
-    let mut out = String::new();
-    print::verification(&mut out, &found, json);
-    print(out.as_bytes())?;
+    print_text(|out| print::verification(out, &found, json))?;
     match found.failed() {
         0 => Ok(()),
         failed => Err(Error::Failed(format!("{failed} checks failed: do not rely on results of this model here"))),
@@ -170,11 +163,9 @@ fn bench(args: &cli::Bench, json: bool, console: &Console) -> Result<()> {
     }
     let found = tanglescope::bench(&options, console)?;
     if json || args.format == Format::Json {
-        return print_line(&format!("{:#}", serde_json::json!(found)));
+        return print_json(&serde_json::json!(found));
     }
-    let mut out = String::new();
-    print::bench(&mut out, &found);
-    print(out.as_bytes())
+    print_text(|out| print::bench(out, &found))
 }
 
 fn summarize(args: &cli::Summarize, json: bool, console: &Console) -> Result<()> {

@@ -34,6 +34,18 @@ pub fn print_line(text: &str) -> Result<()> {
     print(format!("{text}\n").as_bytes())
 }
 
+/// Prints a value for programs.
+pub fn print_json(value: &serde_json::Value) -> Result<()> {
+    print_line(&format!("{value:#}"))
+}
+
+/// Prints the text that a function writes.
+pub fn print_text(write: impl FnOnce(&mut String)) -> Result<()> {
+    let mut text = String::new();
+    write(&mut text);
+    print(text.as_bytes())
+}
+
 /// Shortest time between two plain lines.
 const QUIET: Duration = Duration::from_secs(10);
 

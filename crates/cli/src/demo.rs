@@ -1,7 +1,7 @@
 //! `tanglescope demo`: the paper's experiment in miniature, on a small model and pairs that the program carries (made by
 //! examples/make_demo.rs): supervised fine-tuning, training on preferences, and the entanglement of every checkpoint.
 use crate::cli::Demo;
-use crate::console::{Console, print_line, tell};
+use crate::console::{Console, print_json, print_line, tell};
 use crate::error::{Error, Result};
 use crate::options::device;
 use std::path::{Path, PathBuf};
@@ -84,7 +84,7 @@ pub fn run(args: &Demo, json: bool) -> Result<()> {
         say!(json, "nothing was computed, and nothing is left");
         if json {
             let runs: Vec<_> = runs.iter().map(|(set, objective)| serde_json::json!([set, objective])).collect();
-            print_line(&format!("{:#}", serde_json::json!({"steps": STEPS, "pairs_per_step": 16, "runs": runs})))?;
+            print_json(&serde_json::json!({"steps": STEPS, "pairs_per_step": 16, "runs": runs}))?;
         }
         return Ok(());
     }
@@ -104,7 +104,7 @@ pub fn run(args: &Demo, json: bool) -> Result<()> {
         say!(json, "The rest of the results was in a temporary folder; `demo --out FOLDER` keeps it.");
     }
     if json {
-        print_line(&format!("{:#}", serde_json::json!({"report": report, "out": args.out})))?;
+        print_json(&serde_json::json!({"report": report, "out": args.out}))?;
     }
     Ok(())
 }

@@ -188,7 +188,7 @@ struct Reader<'a> {
     folders: &'a [&'a Path],
     reading: &'a Reading,
     limits: Limits,
-    wanted: Wanted,
+    wanted: &'a Wanted,
     /// Opened when the first row of text needs it.
     tokenizer: Option<TextTokens>,
     /// The layout recognised from the first row.
@@ -235,7 +235,7 @@ impl Dataset {
                 Some(sample.draw(usize::try_from(rows).unwrap_or(usize::MAX)).into_iter().peekable())
             }
         };
-        let mut reader = Reader::new(path, folders, reading, limits)?;
+        let mut reader = Reader::new(path, folders, reading, limits, &wanted)?;
         let (mut waiting, mut joined) = (Vec::new(), Joined::default());
         let rows = all(&mut |number, raw| {
             if let Some(sample) = &mut sample
@@ -284,8 +284,14 @@ impl Joined {
 }
 
 impl<'a> Reader<'a> {
-    fn new(path: &'a Path, folders: &'a [&'a Path], reading: &'a Reading, limits: Limits) -> Result<Self> {
-        let (spool, skipped, hasher, wanted) = (Spool::new()?, Vec::new(), Sha256::new(), Wanted::of(&reading.columns));
+    fn new(
+        path: &'a Path,
+        folders: &'a [&'a Path],
+        reading: &'a Reading,
+        limits: Limits,
+        wanted: &'a Wanted,
+    ) -> Result<Self> {
+        let (spool, skipped, hasher) = (Spool::new()?, Vec::new(), Sha256::new());
         let (tokenizer, layout, remarks, groups) = (None, None, BTreeMap::new(), false);
         Ok(Self { path, folders, reading, limits, wanted, tokenizer, layout, spool, skipped, remarks, groups, hasher })
     }
@@ -303,7 +309,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, rows: Vec<Numbered<Raw>>, joined: &mut Joined) -> Result<()> {
         let columns = |raw: Raw| -> Result<Map<String, Value>, String> {
             let columns = match raw {
-                Raw::Line(line) => columns_of(&line, &self.wanted)?,
+                Raw::Line(line) => columns_of(&line, self.wanted)?,
                 Raw::Columns(columns) => columns,
                 Raw::Bad(problem) => return Err(problem),
             };
@@ -315,7 +321,7 @@ impl<'a> Reader<'a> {
         if let (None, Some((row, columns))) = (self.layout, first) {
             let layout = Layout::of(columns);
             self.layout = Some(layout);
-            let mut unread = unread(columns.keys().map(String::as_str), &self.wanted);
+            let mut unread = unread(columns.keys().map(String::as_str), self.wanted);
             unread.extend(self.leaves_system(layout, columns).then(|| "system".to_owned()));
             unread.into_iter().for_each(|column| self.remark(Remark::Unread(column), row));
         }
@@ -454,13 +460,9 @@ fn usable(row: u64, parsed: Row, tokenizer: Option<&TextTokens>, reading: &Readi
     let mut tokens = match (parsed.preference, tokenizer) {
         (Preference::Ids { prompt, responses }, _) => {
             let longest = prompt.len() + responses.iter().map(Vec::len).max().unwrap_or(0);
-            let cut = Cut { prompt: 0, responses: vec![0; responses.len()] };
-            let tokens = Tokens { prompt, responses, cut, remarks: Vec::new() };
-            match recipe.max_length.filter(|most| longest > *most) {
-                Some(most) if !reading.limit_ids => Tokens { remarks: vec![Remark::LongIds(most)], ..tokens },
-                _ if !reading.limit_ids => tokens,
-                _ => recipe.cut(tokens, tokenizer.and_then(TextTokens::eos))?,
-            }
+            let beyond = recipe.max_length.filter(|most| longest > *most && !reading.limit_ids);
+            let tokens = Tokens::uncut(prompt, responses, beyond.map(Remark::LongIds).into_iter().collect());
+            if reading.limit_ids { recipe.cut(tokens, tokenizer.and_then(TextTokens::eos))? } else { tokens }
         }
         (preference, Some(tokenizer)) => recipe.tokens(&preference, &parsed.setting, tokenizer)?,
         (_, None) => return Err(Unusable::Bad("needs a tokenizer".to_owned())),

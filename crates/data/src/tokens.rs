@@ -37,6 +37,14 @@ pub struct PairTokens {
     pub rejected: Vec<u32>,
 }
 
+impl Tokens {
+    /// Ids of which nothing is taken away.
+    pub(crate) fn uncut(prompt: Vec<u32>, responses: Vec<Vec<u32>>, remarks: Vec<Remark>) -> Self {
+        let cut = Cut { prompt: 0, responses: vec![0; responses.len()] };
+        Self { prompt, responses, cut, remarks }
+    }
+}
+
 /// Why a row has no tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unusable {
@@ -70,9 +78,7 @@ impl Recipe {
     pub fn tokens(&self, row: &Preference, setting: &Setting, of: &TextTokens) -> Result<Tokens, Unusable> {
         let texts = match row {
             Preference::Ids { prompt, responses } => {
-                let cut = Cut { prompt: 0, responses: vec![0; responses.len()] };
-                let (prompt, responses) = (prompt.clone(), responses.clone());
-                return Ok(Tokens { prompt, responses, cut, remarks: Vec::new() });
+                return Ok(Tokens::uncut(prompt.clone(), responses.clone(), Vec::new()));
             }
             Preference::Text { prompt, responses } => Texts {
                 prompt: prompt.clone(),
@@ -207,8 +213,7 @@ impl Recipe {
                 }
             }
         }
-        let cut = Cut { prompt: 0, responses: vec![0; responses.len()] };
-        Ok(Tokens { prompt: prompt_ids, responses, cut, remarks })
+        Ok(Tokens::uncut(prompt_ids, responses, remarks))
     }
 
     /// Cuts what is longer than the recipe allows.

@@ -17,6 +17,9 @@ pub enum Kind {
     Records,
 }
 
+/// Ours and other programs'.
+const TRAINING_RUN: &str = "a training run: sweep measures its checkpoints, and each of them is a model or an adapter";
+
 /// What a path is, and where it goes; `None` where nothing tells.
 fn what_is(path: &Path) -> Option<(Option<Kind>, &'static str)> {
     let has = |name: &str| path.join(name).exists();
@@ -37,10 +40,7 @@ fn what_is(path: &Path) -> Option<(Option<Kind>, &'static str)> {
     }
     match Manifest::read(path) {
         Ok(Some(Manifest::Training(_))) => {
-            return Some((
-                None,
-                "a training run: sweep measures its checkpoints, and each of them is a model or an adapter",
-            ));
+            return Some((None, TRAINING_RUN));
         }
         Ok(Some(Manifest::Sweep(_))) => {
             return Some((Some(Kind::Records), "a folder of sweep, for summarize and report"));
@@ -63,10 +63,7 @@ fn what_is(path: &Path) -> Option<(Option<Kind>, &'static str)> {
         return Some((Some(Kind::Model), "a model, for option `model`"));
     }
     if begins("checkpoint-") {
-        return Some((
-            None,
-            "a training run: sweep measures its checkpoints, and each of them is a model or an adapter",
-        ));
+        return Some((None, TRAINING_RUN));
     }
     if has("dataset_info.json") || has("dataset_dict.json") || has("state.json") {
         return Some((Some(Kind::Data), "a data set, for option `data`"));

@@ -63,10 +63,8 @@ fn rows(pairs: &[Pair]) -> usize {
 /// Makes every part that is not there yet, and sums up all of them.
 pub fn run<B: Kernels>(setup: &Setup<'_, B>, out: &Path) -> Result<Summary> {
     let (data, extras) = (setup.data, setup.of.extras);
-    let measured = {
-        let rounding = Rounding::of(dtype_name(setup.model.dtype));
-        Measured::create(out, data.groups, !extras.probes.is_empty(), rounding)?
-    };
+    let rounding = Rounding::of(dtype_name(setup.model.dtype));
+    let measured = Measured::create(out, data.groups, !extras.probes.is_empty(), rounding)?;
     let mut following = Following::create(out, setup, &measured)?;
     let windows: Vec<Range<usize>> = data.pairs.parts(ROWS_PER_PART).collect();
     let (mut summary, mut first) = (Summary::default(), 0);
