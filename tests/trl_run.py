@@ -53,7 +53,7 @@ logged = {entry["step"]: entry for entry in trainer.state.log_history if "eval_l
 
 swept = f"{folder}/swept-{kind}"
 words = [binary, "sweep", out, "--data", f"eval={evaluation}", "--out", swept, "--dtype", "f32", "--device", "cpu", "--objective", "dpo"]
-words += ["--scope", "full", "--reference", model] if kind == "full" else ["--model", model]
+words += ["--model", model]
 subprocess.run(words, check=True)
 worst = 0.0
 for step, log in sorted(logged.items()):

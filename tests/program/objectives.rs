@@ -177,6 +177,104 @@ fn the_base_under_an_adapter_is_its_reference() {
     }
 }
 
+/// What objectives ask for beside log-probabilities and Gram, against other measurements of the same: a text against a probe,
+/// mismatched responses against rows that pair them, the shorter length against responses that were cut there.
+#[test]
+fn parts_that_objectives_ask_for_are_measured() {
+    let rows = [
+        r#"{"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5, 6, 9], "rejected_ids": [4, 7]}"#,
+        r#"{"prompt_ids": [8, 2], "chosen_ids": [5, 5], "rejected_ids": [6, 7, 3]}"#,
+    ];
+    let of = inputs(&rows.map(str::to_owned));
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, lines: &[&str]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        path
+    };
+    let measure = |data: &Path, name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let mut args = analyze(&of.model, data, &out);
+        args.extend(["--dtype", "f64", "--scope", "full"].iter().chain(more).map(|arg| (*arg).to_owned()));
+        succeed(args);
+        out
+    };
+    let close = |got: &[Option<f64>], want: &[Option<f64>]| {
+        assert_eq!(got.len(), want.len());
+        for (got, want) in got.iter().zip(want) {
+            let (got, want) = (got.unwrap(), want.unwrap());
+            assert!((got - want).abs() <= 1e-9 * want.abs().max(1.0), "{got} {want}");
+        }
+    };
+    let texts = write(
+        "texts.jsonl",
+        &[
+            r#"{"prompt_ids": [1], "response_ids": [2, 3, 4, 5, 6, 9]}"#,
+            r#"{"prompt_ids": [8], "response_ids": [2, 5, 5]}"#,
+        ],
+    );
+    // a reference that is another model
+    let other = tempfile::tempdir().unwrap();
+    write_model(other.path(), &llama(5, true));
+    let reference = other.path().display().to_string();
+    let objectives =
+        ["orpo_trl", "kto", "ld_dpo:alpha=0", "ld_dpo:alpha=1", "dpo", "wpo", "dpo:weight=0.5+sft:weight=2", "sft"];
+    let objectives: Vec<&str> = objectives.iter().flat_map(|name| ["--objective", *name]).collect();
+    let probes = texts.display().to_string();
+    let out = measure(&of.data, "out", &[&["--reference", &reference, "--probes", &probes][..], &objectives].concat());
+    let probed = |column: &str| numbers(&out, "probes.parquet", column);
+    for (column, of_probe) in [("text_logp", "logp"), ("text_w", "inner_chosen"), ("text_l", "inner_rejected")] {
+        let all = probed(of_probe);
+        // row by row, probe by probe
+        close(&numbers(&out, "pairs.parquet", column), &[all[0], all[3]]);
+    }
+    let mismatched = write(
+        "mismatched.jsonl",
+        &[
+            r#"{"prompt_ids": [1, 2, 3], "chosen_ids": [5, 5], "rejected_ids": [6, 7, 3]}"#,
+            r#"{"prompt_ids": [8, 2], "chosen_ids": [4, 5, 6, 9], "rejected_ids": [4, 7]}"#,
+        ],
+    );
+    let of_others = measure(&mismatched, "others", &["--reference", &reference, "--objective", "dpo"]);
+    for response in ["chosen", "rejected"] {
+        let column = |name: String| numbers(&of_others, "pairs.parquet", &name);
+        let (policy, reference) = (column(format!("logp_{response}")), column(format!("ref_logp_{response}")));
+        let want: Vec<_> = policy.iter().zip(reference).map(|(p, r)| Some(p.unwrap() - r.unwrap())).collect();
+        close(&numbers(&out, "pairs.parquet", &format!("mismatched_ratio_{response}")), &want);
+    }
+    let cut = write(
+        "cut.jsonl",
+        &[
+            r#"{"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [4, 7]}"#,
+            r#"{"prompt_ids": [8, 2], "chosen_ids": [5, 5], "rejected_ids": [6, 7]}"#,
+        ],
+    );
+    let of_cut = measure(&cut, "cut", &["--reference", &reference, "--objective", "dpo"]);
+    for (column, of_whole) in [("public_logp_chosen", "logp_chosen"), ("ref_public_logp_rejected", "ref_logp_rejected")]
+    {
+        close(&numbers(&out, "pairs.parquet", column), &numbers(&of_cut, "pairs.parquet", of_whole));
+    }
+    let of_objective = |objective: &str| -> Vec<Row> {
+        let all = outcomes(&out, 0).into_iter().chain(outcomes(&out, 1));
+        all.filter(|row| row.objective == objective).collect()
+    };
+    let [none, whole, dpo] = ["ld_dpo:alpha=0", "ld_dpo:alpha=1", "dpo"].map(of_objective);
+    let number = |row: &Row, name: &str| row.numbers[name].unwrap();
+    let cut_dpo = outcomes(&of_cut, 0);
+    for pair in 0..2 {
+        assert!((number(&none[pair], "loss") - number(&cut_dpo[pair], "loss")).abs() < 1e-12);
+        let all = [
+            (number(&whole[pair], "loss"), number(&dpo[pair], "loss")),
+            (number(&whole[pair], "delta_w"), number(&dpo[pair], "delta_w")),
+        ];
+        assert!(all.iter().all(|(got, want)| (got - want).abs() <= 1e-9 * want.abs()), "{all:?}");
+        let (sum, sft) = (&of_objective("dpo:weight=0.5+sft:weight=2")[pair], &of_objective("sft")[pair]);
+        let want = 0.5 * number(&dpo[pair], "delta_l") + 2.0 * number(sft, "delta_l");
+        assert!((number(sum, "delta_l") - want).abs() <= 1e-9 * want.abs());
+    }
+    assert_eq!(["orpo_trl", "kto", "wpo"].map(|name| of_objective(name).len()), [2; 3]);
+}
+
 /// Log-probabilities of all tokens and of the contrast tokens, chosen first.
 fn sums(model: &Decoder<Flex>, group: &Group, masks: &[Vec<bool>; 2]) -> [[f64; 2]; 2] {
     let logps = &token_logps(model, &[group])[0];
@@ -201,8 +299,11 @@ fn the_first_order_law_holds_for_every_objective() {
     for (branch, mask) in masks.iter().enumerate() {
         cotangents.push(Cotangent::over(branch, mask));
     }
+    // tokens beyond the shorter response's length weigh ld_dpo's α
+    cotangents.push(Cotangent { branch: 0, weights: vec![1.0, 1.0, 1.0, 0.5] });
+    cotangents.push(Cotangent { branch: 1, weights: vec![1.0; 3] });
     let requests = [Request { group: &group, cotangents }];
-    let mut sink = GradientSink::<Flex>::new(4);
+    let mut sink = GradientSink::<Flex>::new(6);
     run_batch(&model, &scope, &Batch::new(&requests), &mut sink);
     let total = tanglescope_gram::grams(&model, &scope, &requests)[0].total();
     let [before, kept] = sums(&model, &group, &masks);
@@ -213,25 +314,35 @@ fn the_first_order_law_holds_for_every_objective() {
         rejected: before[1],
         reference: Some([before[0] + 1.5, before[1] - 2.0]),
         lengths,
+        renyi: Some([2.0, 1.5]),
+        mismatched: Some([0.5, 1.0]),
     };
-    let over =
-        PairLogps { chosen: kept[0], rejected: kept[1], reference: Some([kept[0] + 1.0, kept[1] - 0.5]), lengths };
+    let over = |[chosen, rejected]: [f64; 2]| PairLogps {
+        chosen,
+        rejected,
+        reference: Some([chosen + 1.0, rejected - 0.5]),
+        ..logps
+    };
     let gram = PairGram::of(&total);
     let mut checked = 0;
     for definition in all() {
         let settings = if definition.name == "gate_dpo" { ":alpha=5,tau=0.1" } else { "" };
         let Ok(objective) = format!("{}{settings}", definition.name).parse::<Objective>() else { continue };
         let (outcome, first) = match objective.needs() {
-            Needs::Pair | Needs::Gram => (objective.of_pair(&logps, &gram).unwrap(), 0),
-            Needs::Contrast => (objective.of_masked(&over).unwrap(), 2),
+            Needs::Pair | Needs::Gram | Needs::Entropy => (objective.of_pair(&logps, &gram).unwrap(), 0),
+            Needs::Contrast => (objective.of_masked(&over(kept)).unwrap(), 2),
+            Needs::Tail => (objective.of_masked(&over(before)).unwrap(), 4),
             // of a batch of one
-            Needs::Batch => (objective.of_batch(&[logps]).unwrap()[0], 0),
-            Needs::Training => continue,
+            Needs::Batch | Needs::Mismatched => (objective.of_batch(&[logps]).unwrap()[0], 0),
+            // its text: parts_that_objectives_ask_for_are_measured
+            Needs::Text | Needs::Training => continue,
         };
         let d = [outcome.d_w, -outcome.d_l];
         let predicted: Vec<f64> =
-            (0..2).map(|k| d[0] * total[4 * first + k] + d[1] * total[4 * (first + 1) + k]).collect();
-        let step = sink.combined(&if first == 0 { [d[0], d[1], 0.0, 0.0] } else { [0.0, 0.0, d[0], d[1]] });
+            (0..2).map(|k| d[0] * total[6 * first + k] + d[1] * total[6 * (first + 1) + k]).collect();
+        let mut along = [0.0; 6];
+        along[first..first + 2].copy_from_slice(&d);
+        let step = sink.combined(&along);
         for k in 0..2 {
             if predicted[k] == 0.0 {
                 assert!(d.iter().all(|d| d.to_bits() << 1 == 0), "{objective}: no change is predicted of a step");

@@ -119,6 +119,19 @@ fn a_sweep_is_an_analysis_of_every_checkpoint() {
     assert_eq!(summary.lines().count(), 1 + 2 * 3 * 2, "{summary}");
 }
 
+/// Another trainer's run of whole models does not say what it started from: no checkpoint is taken for its own reference.
+#[test]
+fn a_run_of_whole_models_is_told_what_it_started_from() {
+    let runs = Runs::new();
+    succeed(runs.sweep(&["whole"], "known", &["--objective", "dpo"]));
+    std::fs::remove_file(runs.path("whole/manifest.json")).unwrap();
+    let line = error_line(&run(runs.sweep(&["whole"], "told", &["--objective", "dpo"])));
+    assert!(line.contains("uses a reference model, and there is none"), "{line}");
+    succeed(runs.sweep(&["whole"], "told", &["--objective", "dpo", "--model", &runs.text("model")]));
+    let leaf = |out: &str| files(&runs.leaf(out, "whole", 4, "one"));
+    same(&leaf("known"), &leaf("told"), "told");
+}
+
 #[test]
 fn adapters_that_save_modules_are_loaded_as_a_whole() {
     let runs = Runs::new();

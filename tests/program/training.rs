@@ -458,7 +458,13 @@ fn check_outcomes(given: &str, steps: &polars_core::prelude::DataFrame, data: &P
         let both = |w: &str, l: &str| Some([column(w, row)?, column(l, row)?]);
         let reference = both("ref_logp_chosen", "ref_logp_rejected");
         let chosen = column("logp_chosen", row).unwrap();
-        let logps = PairLogps { chosen, rejected: column("logp_rejected", row).unwrap_or(0.0), reference, lengths };
+        let logps = PairLogps {
+            chosen,
+            rejected: column("logp_rejected", row).unwrap_or(0.0),
+            reference,
+            lengths,
+            ..PairLogps::default()
+        };
         let value = |name: &str| column(name, row);
         let gram = match (value("ww"), value("wl"), value("ll")) {
             (Some(ww), Some(wl), Some(ll)) => PairGram { ww, wl, ll },

@@ -337,7 +337,7 @@ pub struct Sweep {
     /// Folder for the results, in run=…/step=…/dataset=… folders; what is there already is not done again
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
-    /// Model under the adapters [default: the one that the run's manifest.json or the adapter names]
+    /// Model that training started from: the one under the adapters, or the reference of whole models [default: the one that the run's manifest.json or the adapter names]
     #[arg(long, value_name = "FOLDER")]
     pub model: Option<PathBuf>,
     #[command(flatten)]

@@ -15,6 +15,8 @@ pub struct Companions {
     pub hidden: Gram,
     /// Entropy of the prediction of each token, in nats.
     pub entropies: Vec<Vec<f64>>,
+    /// Rényi entropy of order 2, −log Σp², of the prediction of each token, in nats.
+    pub renyi: Vec<Vec<f64>>,
     /// Place of each token among all by probability, from 1.
     pub ranks: Vec<Vec<u32>>,
 }
@@ -160,6 +162,7 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
     pub fn companions(&self) -> Vec<Companions> {
         let Self { batch, head, .. } = self;
         let entropies = by_branch(batch, &head.entropy);
+        let renyi = by_branch(batch, &head.renyi);
         let ranks = by_branch(batch, &head.rank);
         let mut offsets = vec![0];
         offsets.extend(batch.branches.iter().flatten().map(|of| of.end));
@@ -173,8 +176,8 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
             group_sums.iter().flat_map(|a| group_sums.iter().map(move |b| dot(a, b))).collect()
         });
         let products: Vec<Gram> = products.collect();
-        let all = products.into_iter().zip(entropies).zip(ranks);
-        all.map(|((hidden, entropies), ranks)| Companions { hidden, entropies, ranks }).collect()
+        let all = products.into_iter().zip(entropies).zip(renyi).zip(ranks);
+        all.map(|(((hidden, entropies), renyi), ranks)| Companions { hidden, entropies, renyi, ranks }).collect()
     }
 
     /// Carries all cotangents down, into a sink.

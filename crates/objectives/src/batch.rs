@@ -1,6 +1,6 @@
 //! Objectives that are defined on a batch. The coefficients are those of the sum of the batch's losses.
 use crate::catalogue::{Hyper, Scalars};
-use crate::dual::{Dual, log_sigmoid as ls};
+use crate::dual::{Dual, log_sigmoid as ls, sigmoid};
 use crate::objective::outcome;
 use crate::{Outcome, PairLogps};
 
@@ -60,4 +60,17 @@ pub fn beta_dpo(pairs: &[PairLogps], h: &Hyper) -> Vec<Outcome> {
     let mean = margins.iter().map(|d| h["beta0"] * d.value).sum::<f64>() / margins.len().max(1) as f64;
     let beta = (h["beta0"] * (1.0 + h["alpha"] * (mean - h["M0"]))).max(1e-3);
     margins.into_iter().map(|d| outcome(-ls(beta * d))).collect()
+}
+
+/// KTO with one z for the batch, through which no gradient flows; `None` where the log-ratios that z is made of are not known.
+pub fn kto(pairs: &[PairLogps], h: &Hyper) -> Option<Vec<Outcome>> {
+    let mismatched: Vec<[f64; 2]> = pairs.iter().map(|pair| pair.mismatched).collect::<Option<_>>()?;
+    let z = mismatched.iter().flatten().sum::<f64>() / (2 * mismatched.len()).max(1) as f64;
+    let z = z.max(0.0);
+    let of = |pair| {
+        let s = Scalars::new(pair);
+        // 1 − s(x) = s(−x)
+        h["lam_w"] * sigmoid(h["beta"] * (z - s.hw())) + h["lam_l"] * sigmoid(h["beta"] * (s.hl() - z))
+    };
+    Some(pairs.iter().map(|pair| outcome(of(pair))).collect())
 }

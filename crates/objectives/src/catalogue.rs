@@ -7,6 +7,13 @@ use std::ops::Index;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hyper(pub(crate) Vec<(&'static str, f64)>);
 
+impl Hyper {
+    /// The value of a key, where there is one of that name.
+    pub fn get(&self, key: &str) -> Option<f64> {
+        self.0.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+    }
+}
+
 impl Index<&str> for Hyper {
     type Output = f64;
 
@@ -77,8 +84,16 @@ pub enum Rule {
     Batch(fn(&[PairLogps], &Hyper) -> Vec<Outcome>),
     /// [`Rule::Pair`] on log-probabilities summed over the tokens outside the longest common subsequence.
     Contrast(fn(&Scalars, &Hyper) -> Dual),
+    /// [`Rule::Pair`] on log-probabilities in which the tokens beyond the shorter response's length weigh `alpha`.
+    Tail(fn(&Scalars, &Hyper) -> Dual),
     /// [`Rule::Pair`] on log-probabilities whose tokens are weighted by a mask that is learned.
     Training(fn(&Scalars, &Hyper) -> Dual),
+    /// [`Rule::Pair`] plus the mean NLL of the tokens of prompt and chosen response.
+    Text(fn(&Scalars, &Hyper) -> Dual),
+    /// From the scalars of a pair and its [Rényi entropies](PairLogps::renyi), chosen first.
+    Entropy(fn(&PairLogps, [f64; 2], &Hyper) -> Outcome),
+    /// From the scalars of all pairs of a batch, whose [mismatched responses](PairLogps::mismatched) are known.
+    Mismatched(fn(&[PairLogps], &Hyper) -> Option<Vec<Outcome>>),
 }
 
 /// What is known of an objective.
@@ -248,6 +263,15 @@ const ALL: &[Definition] = &[
         })
     ),
     definition!(
+        "kto",
+        [beta = 0.1, lam_w = 1.0, lam_l = 1.0],
+        true,
+        "lam_w*(1 - s(beta*(hw - z))) + lam_l*(1 - s(beta*(z - hl))), z = max(0, mean of h over the batch, each prompt with the \
+         responses of the row before it), held constant",
+        "Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7; TRL's KTO",
+        Rule::Mismatched(batch::kto)
+    ),
+    definition!(
         "sppo",
         [beta = 0.1],
         true,
@@ -301,10 +325,15 @@ const ALL: &[Definition] = &[
         false,
         "-aw - lam*ls(logodds_w - logodds_l), logodds = a - log(1-e^a)",
         "Hong et al. 2024, arXiv 2403.07691; TRL orpo",
-        Rule::Pair(|s, h| {
-            let log_odds = |a: Dual| a - a.ln_1m_exp();
-            -s.aw() - h["lam"] * ls(log_odds(s.aw()) - log_odds(s.al()))
-        })
+        Rule::Pair(|s, h| -s.aw() + odds(s, h))
+    ),
+    definition!(
+        "orpo_trl",
+        [lam = 0.1],
+        false,
+        "orpo's, with the mean NLL of the tokens of prompt and chosen response in place of -aw",
+        "TRL's ORPO",
+        Rule::Text(odds)
     ),
     definition!(
         "rpo",
@@ -548,6 +577,22 @@ const ALL: &[Definition] = &[
         Rule::Contrast(dpo)
     ),
     definition!(
+        "ld_dpo",
+        [beta = 0.1, alpha = 0.5],
+        true,
+        "-ls(beta*D), the tokens beyond the shorter response's length weighing alpha in D",
+        "Liu et al. 2024, arXiv 2409.06411, eq. 9; TRL's ld_alpha",
+        Rule::Tail(dpo)
+    ),
+    definition!(
+        "wpo",
+        [beta = 0.1],
+        true,
+        "-ls(beta*D)*e^(aw + Hw)*e^(al + Hl), the factors held constant, H the mean over tokens of -log sum p^2",
+        "Zhou et al. 2024, arXiv 2406.11827, eq. 2; TRL's use_weighting",
+        Rule::Entropy(gradients::wpo)
+    ),
+    definition!(
         "sparse",
         [beta = 0.1, lam],
         true,
@@ -556,6 +601,12 @@ const ALL: &[Definition] = &[
         Rule::Training(dpo)
     ),
 ];
+
+/// ORPO's odds-ratio term.
+fn odds(s: &Scalars, h: &Hyper) -> Dual {
+    let log_odds = |a: Dual| a - a.ln_1m_exp();
+    -h["lam"] * ls(log_odds(s.aw()) - log_odds(s.al()))
+}
 
 /// DPO's loss of f′(t) = (t^(α−1) − 1)/(α−1) of the ratios in place of their logarithms.
 fn alpha_divergence(s: &Scalars, h: &Hyper) -> Dual {

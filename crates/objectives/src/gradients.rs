@@ -42,3 +42,12 @@ pub fn lpo_ste(pair: &PairLogps, h: &Hyper) -> Outcome {
     let slope = if short == 0.0 { 0.0 } else { 4.0 * h["beta"] * short.signum() / (h["r1"] + h["r2"]) };
     Outcome { loss: 4.0 * h["beta"] * short.abs(), d_w: slope * h["r1"], d_l: slope * h["r2"] }
 }
+
+/// DPO times the geometric means of p/Σp² over the tokens of both responses, which are held constant (Zhou et al.,
+/// arXiv 2406.11827, eq. 2).
+pub fn wpo(pair: &PairLogps, renyi: [f64; 2], h: &Hyper) -> Outcome {
+    let s = Scalars::new(pair);
+    let weight = (s.aw().value + renyi[0] + s.al().value + renyi[1]).exp();
+    let Outcome { loss, d_w, d_l } = dpo_outcome(pair, h);
+    Outcome { loss: weight * loss, d_w: weight * d_w, d_l: weight * d_l }
+}

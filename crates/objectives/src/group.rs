@@ -1,5 +1,6 @@
 //! Objectives on groups of more than two responses: each is a weight for every response's gradient, `−∇ℓ = Σ_k d_k g_k`
 //! (docs/mathematics.md, section 10).
+use crate::dual::sigmoid_of;
 use crate::error::{Error, Result};
 use crate::hyper;
 use std::fmt;
@@ -44,15 +45,34 @@ pub enum GroupObjective {
         /// τ.
         tau: f64,
     },
+    /// The best response is gold, the next two are chosen and rejected: `ℓ = −log σ(β(log π_w − log π_l)) − α log π_gold/|y_gold|`
+    /// (Saeidi et al., arXiv 2405.16681; TRL's TPO). Others are left alone.
+    Tpo {
+        /// β.
+        beta: f64,
+        /// α.
+        alpha: f64,
+    },
+    /// The same with mean log-probabilities of chosen and rejected tokens, and a margin: `−log σ(β(a_w − a_l) − γ)` (TRL's `tpo-l`).
+    TpoL {
+        /// β.
+        beta: f64,
+        /// γ.
+        gamma: f64,
+        /// α.
+        alpha: f64,
+    },
 }
 
 /// Names with their hyper-parameters and defaults.
-const NAMES: [(&str, &hyper::Keys); 5] = [
+const NAMES: [(&str, &hyper::Keys); 7] = [
     ("grpo", &[("eps", Some(1e-4))]),
     ("dr_grpo", &[]),
     ("rloo", &[]),
     ("plackett_luce", &[("beta", Some(0.1))]),
     ("listnet", &[("beta", Some(0.1)), ("tau", Some(1.0))]),
+    ("tpo", &[("beta", Some(0.01)), ("alpha", Some(1.0))]),
+    ("tpo_l", &[("beta", Some(0.01)), ("gamma", Some(0.5)), ("alpha", Some(1.0))]),
 ];
 
 impl FromStr for GroupObjective {
@@ -66,7 +86,8 @@ impl FromStr for GroupObjective {
             return Err(refuse(format!("no objective on groups; they are {known}")));
         };
         let found = hyper::values(text, keys)?;
-        if let Some((key, value)) = found.iter().find(|(_, value)| *value <= 0.0) {
+        let outside = |(key, value): &&(&str, f64)| *value < 0.0 || *value == 0.0 && !["alpha", "gamma"].contains(key);
+        if let Some((key, value)) = found.iter().find(outside) {
             return Err(refuse(format!("`{key}` is `{value}`, expected a positive number")));
         }
         let values: Vec<f64> = found.into_iter().map(|(_, value)| value).collect();
@@ -75,7 +96,9 @@ impl FromStr for GroupObjective {
             "dr_grpo" => Self::DrGrpo,
             "rloo" => Self::Rloo,
             "plackett_luce" => Self::PlackettLuce { beta: values[0] },
-            _ => Self::ListNet { beta: values[0], tau: values[1] },
+            "listnet" => Self::ListNet { beta: values[0], tau: values[1] },
+            "tpo" => Self::Tpo { beta: values[0], alpha: values[1] },
+            _ => Self::TpoL { beta: values[0], gamma: values[1], alpha: values[2] },
         })
     }
 }
@@ -88,6 +111,8 @@ impl fmt::Display for GroupObjective {
             Self::Rloo => f.write_str("rloo"),
             Self::PlackettLuce { beta } => write!(f, "plackett_luce:beta={beta}"),
             Self::ListNet { beta, tau } => write!(f, "listnet:beta={beta},tau={tau}"),
+            Self::Tpo { beta, alpha } => write!(f, "tpo:beta={beta},alpha={alpha}"),
+            Self::TpoL { beta, gamma, alpha } => write!(f, "tpo_l:beta={beta},gamma={gamma},alpha={alpha}"),
         }
     }
 }
@@ -112,7 +137,7 @@ impl GroupObjective {
         matches!(self, Self::PlackettLuce { .. } | Self::ListNet { .. })
     }
 
-    /// d of each response; `None` where a reference is needed and there is none.
+    /// d of each response; `None` where a reference is needed and there is none, or more responses than there are.
     #[must_use]
     pub fn weights(&self, group: &[ResponseMeasure]) -> Option<Vec<f64>> {
         let k = group.len() as f64;
@@ -130,8 +155,7 @@ impl GroupObjective {
             Self::Rloo => centred().map(|x| x / (k - 1.0)).collect(),
             Self::PlackettLuce { beta } => {
                 let scaled = scaled(group, *beta)?;
-                let mut order: Vec<usize> = (0..group.len()).collect();
-                order.sort_by(|&a, &b| group[b].score.total_cmp(&group[a].score));
+                let order = by_score(group);
                 let mut d = vec![0.0; group.len()];
                 for at in 0..order.len() {
                     let left = &order[at..];
@@ -146,8 +170,39 @@ impl GroupObjective {
                 let labels = softmax(&group.iter().map(|of| of.score / tau).collect::<Vec<_>>());
                 labels.into_iter().zip(p).map(|(label, p)| beta * (label - p)).collect()
             }
+            Self::Tpo { beta, alpha } => triple(group, *beta, *alpha, |of| of.logp, |_| 1.0, 0.0)?,
+            Self::TpoL { beta, gamma, alpha } => {
+                let tokens = |of: &ResponseMeasure| f64::from(of.tokens);
+                triple(group, *beta, *alpha, |of| of.logp / tokens(of), tokens, *gamma)?
+            }
         })
     }
+}
+
+/// Responses, the best first; equal ones keep their order.
+fn by_score(group: &[ResponseMeasure]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..group.len()).collect();
+    order.sort_by(|&a, &b| group[b].score.total_cmp(&group[a].score));
+    order
+}
+
+/// d of gold, chosen and rejected under `−log σ(β(r_w − r_l) − γ) − α log π_gold/|y_gold|`, where r is `reward` and log π over it
+/// `per`; `None` where there are fewer than three.
+fn triple(
+    group: &[ResponseMeasure],
+    beta: f64,
+    alpha: f64,
+    reward: impl Fn(&ResponseMeasure) -> f64,
+    per: impl Fn(&ResponseMeasure) -> f64,
+    gamma: f64,
+) -> Option<Vec<f64>> {
+    let [gold, w, l, ..] = by_score(group)[..] else { return None };
+    let slope = beta * sigmoid_of(gamma - beta * (reward(&group[w]) - reward(&group[l])));
+    let mut d = vec![0.0; group.len()];
+    d[gold] = alpha / f64::from(group[gold].tokens);
+    d[w] = slope / per(&group[w]);
+    d[l] = -slope / per(&group[l]);
+    Some(d)
 }
 
 /// βh of each response.
@@ -172,8 +227,7 @@ mod tests {
         match objective {
             GroupObjective::PlackettLuce { beta } => {
                 let h = h(*beta);
-                let mut order: Vec<usize> = (0..group.len()).collect();
-                order.sort_by(|&a, &b| group[b].score.total_cmp(&group[a].score));
+                let order = by_score(group);
                 (0..order.len())
                     .map(|at| order[at..].iter().map(|&j| h[j].exp()).sum::<f64>().ln() - h[order[at]])
                     .sum()
@@ -233,11 +287,19 @@ mod tests {
 
     #[test]
     fn names_are_read_back_and_bad_ones_refused() {
-        for name in ["grpo:eps=0.01", "dr_grpo", "rloo", "plackett_luce:beta=0.2", "listnet:beta=0.3,tau=2"] {
+        for name in [
+            "grpo:eps=0.01",
+            "dr_grpo",
+            "rloo",
+            "plackett_luce:beta=0.2",
+            "listnet:beta=0.3,tau=2",
+            "tpo:beta=0.1,alpha=0",
+            "tpo_l:beta=2,gamma=0.5,alpha=1",
+        ] {
             assert_eq!(name.parse::<GroupObjective>().unwrap().to_string(), name);
         }
         for (name, told) in
-            [("dpo", "no objective on groups"), ("grpo:beta=1", "has no `beta`"), ("grpo:eps=-1", "positive")]
+            [("dpo", "no objective on groups"), ("grpo:beta=1", "has no `beta`"), ("grpo:eps=-1", "from 0 to 1")]
         {
             let message = name.parse::<GroupObjective>().unwrap_err().to_string();
             assert!(message.contains(told), "{message}");

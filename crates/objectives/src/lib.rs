@@ -8,7 +8,7 @@
 //! use tanglescope_objectives::{Lengths, Objective, PairGram, PairLogps, Regime, Rounding};
 //! let dpo: Objective = "dpo:beta=0.1".parse().unwrap();
 //! let lengths = Lengths { chosen: 32, rejected: 45 };
-//! let pair = PairLogps { chosen: -41.25, rejected: -63.5, reference: Some([-40.0, -60.0]), lengths };
+//! let pair = PairLogps { chosen: -41.25, rejected: -63.5, reference: Some([-40.0, -60.0]), lengths, ..Default::default() };
 //! let gram = PairGram { ww: 4.0, wl: 5.0, ll: 9.0 };
 //! let outcome = dpo.of_pair(&pair, &gram).unwrap();
 //! assert_eq!(outcome.d_w, outcome.d_l);
@@ -34,7 +34,7 @@ pub use group::{GroupObjective, ResponseMeasure, predicted};
 pub use objective::{Needs, Objective};
 
 /// Tokens of both responses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lengths {
     /// Of the chosen response.
     pub chosen: u32,
@@ -43,7 +43,7 @@ pub struct Lengths {
 }
 
 /// What an objective sees of a pair: log-probabilities summed over the tokens of a response, in nats.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PairLogps {
     /// log π(chosen).
     pub chosen: f64,
@@ -53,6 +53,19 @@ pub struct PairLogps {
     pub reference: Option<[f64; 2]>,
     /// Lengths of the responses.
     pub lengths: Lengths,
+    /// Mean Rényi entropy of order 2 (−log Σp², in nats) of the predictions of each response's tokens: for `wpo`.
+    pub renyi: Option<[f64; 2]>,
+    /// log π − log π_ref of both responses of another row after this pair's prompt: for `kto`.
+    pub mismatched: Option<[f64; 2]>,
+}
+
+/// A pair's prompt and chosen response as one text: for `orpo_trl`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ChosenText {
+    /// Log-probability of all its tokens but the first.
+    pub logp: f64,
+    /// Their number.
+    pub tokens: f64,
 }
 
 /// What an objective makes of a pair.

@@ -2,7 +2,9 @@
 //! differences.
 use proptest::prelude::*;
 use serde_json::Value;
-use tanglescope_objectives::{Lengths, Needs, Objective, Outcome, PairGram, PairLogps, all};
+use tanglescope_objectives::{
+    ChosenText, GroupObjective, Lengths, Needs, Objective, Outcome, PairGram, PairLogps, ResponseMeasure, all,
+};
 
 fn golden() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/losses.json");
@@ -19,6 +21,7 @@ fn cases(golden: &Value) -> Vec<PairLogps> {
             rejected: number("pl"),
             reference: Some([number("rw"), number("rl")]),
             lengths,
+            ..PairLogps::default()
         }
     };
     golden["cases"].as_array().unwrap().iter().map(of).collect()
@@ -38,8 +41,8 @@ fn every_golden_objective_agrees() {
     assert_eq!(losses.len(), 38);
     for (name, want) in losses {
         let objective: Objective = name.parse().unwrap();
-        let defaults =
-            objective.definition().hyper.iter().map(|(key, value)| ((*key).to_owned(), value.unwrap().into()));
+        let keys = objective.definitions().flat_map(|definition| definition.hyper);
+        let defaults = keys.map(|(key, value)| ((*key).to_owned(), value.unwrap().into()));
         assert_eq!(want["hyper"], Value::Object(defaults.collect()), "{name}");
         let outcomes: Vec<Outcome> = match objective.needs() {
             Needs::Batch => objective.of_batch(&cases).unwrap(),
@@ -71,14 +74,20 @@ const STEEP: [&str; 3] = ["dpo_forward_kl", "dpo_alpha", "alphapo"];
 fn with_slopes() -> Vec<Objective> {
     let objectives = all().iter().filter_map(|definition| definition.name.parse::<Objective>().ok());
     let without = ["normalised", "calibrated", "sparse", "lpo_ste"];
-    objectives.filter(|o| !without.contains(&o.given()) && o.needs() != Needs::Batch).collect()
+    let sums = ["dpo:weight=0.3+sft:weight=2", "wpo+nca_pair:weight=1e+0"].map(|sum| sum.parse().unwrap());
+    let of_pair = |o: &Objective| !matches!(o.needs(), Needs::Batch | Needs::Mismatched);
+    objectives.filter(|o| !without.contains(&o.given()) && of_pair(o)).chain(sums).collect()
 }
 
 /// Coefficients against central differences of the loss, as far as [`coefficients_are_the_slopes_of_the_loss`] says.
 fn check_slopes(objective: &Objective, pair: &PairLogps) -> Result<(), TestCaseError> {
     let step = 1e-4;
+    let pair = &PairLogps { renyi: Some([0.5, 0.25]), ..*pair };
+    // what wpo holds constant stays: log π and the entropy add up in its weight
+    let (nw, nl) = (f64::from(pair.lengths.chosen), f64::from(pair.lengths.rejected));
     let loss = |dw: f64, dl: f64| {
-        of(objective, &PairLogps { chosen: pair.chosen + dw, rejected: pair.rejected + dl, ..*pair }).loss
+        let renyi = pair.renyi.map(|[w, l]| [w - dw / nw, l - dl / nl]);
+        of(objective, &PairLogps { chosen: pair.chosen + dw, rejected: pair.rejected + dl, renyi, ..*pair }).loss
     };
     let here = of(objective, pair);
     let d_w = -(loss(step, 0.0) - loss(-step, 0.0)) / (2.0 * step);
@@ -90,8 +99,12 @@ fn check_slopes(objective: &Objective, pair: &PairLogps) -> Result<(), TestCaseE
 }
 
 fn of(objective: &Objective, pair: &PairLogps) -> Outcome {
-    objective.of_pair(pair, &GRAM).or_else(|| objective.of_masked(pair)).unwrap()
+    let pair = &PairLogps { renyi: pair.renyi.or(Some([0.5, 0.25])), ..*pair };
+    let of_text = || Some(objective.of_text(pair, &TEXT)?.0);
+    objective.of_pair(pair, &GRAM).or_else(|| objective.of_masked(pair)).or_else(of_text).unwrap()
 }
+
+const TEXT: ChosenText = ChosenText { logp: -50.0, tokens: 40.0 };
 
 proptest! {
     /// Central differences of step 1e-4 are off by the third derivative times 1e-8/6 and by rounding, 1e-16·|ℓ|/1e-4:
@@ -101,7 +114,7 @@ proptest! {
         w in 0.5f64..120.0, l in 0.5f64..120.0, rw in 0.5f64..120.0, rl in 0.5f64..120.0, nw in 1u32..80, nl in 1u32..80,
     ) {
         let lengths = Lengths { chosen: nw, rejected: nl };
-        let pair = PairLogps { chosen: -w, rejected: -l, reference: Some([-rw, -rl]), lengths };
+        let pair = PairLogps { chosen: -w, rejected: -l, reference: Some([-rw, -rl]), lengths, ..PairLogps::default() };
         // away from the kinks, where there is no slope
         prop_assume!((w - rw).abs() > 1e-3 && (1.0 - 0.1 * (rw - w - rl + l)).abs() > 1e-3 && (1.0 + w - l).abs() > 1e-3);
         prop_assume!((w / f64::from(nw) - l / f64::from(nl)).abs() > 1e-2);
@@ -118,7 +131,7 @@ proptest! {
         w in 1.0f64..3.0, l in 1.0f64..3.0, rw in 1.0f64..3.0, rl in 1.0f64..3.0, nw in 1u32..8, nl in 1u32..8,
     ) {
         let lengths = Lengths { chosen: nw, rejected: nl };
-        let pair = PairLogps { chosen: -w, rejected: -l, reference: Some([-rw, -rl]), lengths };
+        let pair = PairLogps { chosen: -w, rejected: -l, reference: Some([-rw, -rl]), lengths, ..PairLogps::default() };
         for name in STEEP {
             check_slopes(&name.parse().unwrap(), &pair)?;
         }
@@ -134,14 +147,16 @@ proptest! {
             rejected: -base - margin.max(0.0),
             reference: Some([-base, -base]),
             lengths,
+            mismatched: Some([1000.0, -1000.0]),
+            ..PairLogps::default()
         };
         for definition in all() {
             let settings = if definition.hyper.iter().any(|(key, _)| *key == "beta") { ":beta=1" } else { "" };
             let Ok(objective) = format!("{}{settings}", definition.name).parse::<Objective>() else { continue };
             let outcomes = match objective.needs() {
-                Needs::Batch => objective.of_batch(&[pair, pair]).unwrap(),
+                Needs::Batch | Needs::Mismatched => objective.of_batch(&[pair, pair]).unwrap(),
                 Needs::Training => continue,
-                Needs::Pair | Needs::Gram | Needs::Contrast => vec![of(&objective, &pair)],
+                _ => vec![of(&objective, &pair)],
             };
             for Outcome { loss, d_w, d_l } in outcomes {
                 prop_assert!(loss.is_finite() && d_w.is_finite() && d_l.is_finite(), "{objective}: {loss} {d_w} {d_l}");
@@ -155,7 +170,7 @@ proptest! {
         ww in 1e-3f64..1e3, ll in 1e-3f64..1e3, cosine in 0.01f64..0.99, chosen in -90.0f64..-1.0, rejected in -90.0f64..-1.0,
     ) {
         let lengths = Lengths { chosen: 7, rejected: 9 };
-        let pair = PairLogps { chosen, rejected, reference: Some([-30.0, -40.0]), lengths };
+        let pair = PairLogps { chosen, rejected, reference: Some([-30.0, -40.0]), lengths, ..PairLogps::default() };
         let gram = PairGram { ww, wl: cosine * (ww * ll).sqrt(), ll };
         for name in ["normalised", "calibrated"] {
             let outcome = name.parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap();
@@ -172,7 +187,8 @@ proptest! {
 #[test]
 fn a_gradient_of_length_zero_is_not_followed() {
     let lengths = Lengths { chosen: 1, rejected: 1 };
-    let pair = PairLogps { chosen: -1.0, rejected: -2.0, reference: Some([-1.0, -1.0]), lengths };
+    let pair =
+        PairLogps { chosen: -1.0, rejected: -2.0, reference: Some([-1.0, -1.0]), lengths, ..PairLogps::default() };
     let gram = PairGram { ww: 0.0, wl: 0.0, ll: 4.0 };
     let normalised = "normalised".parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap();
     assert_eq!(normalised.d_w.to_bits(), 0);
@@ -186,7 +202,13 @@ fn the_gate_closes_on_improbable_rejected_responses() {
     let objective: Objective = "gate_dpo:alpha=50,tau=0.2".parse().unwrap();
     let dpo: Objective = "dpo".parse().unwrap();
     let lengths = Lengths { chosen: 2, rejected: 4 };
-    let pair = |rejected: f64| PairLogps { chosen: -3.0, rejected, reference: Some([-3.0, -5.0]), lengths };
+    let pair = |rejected: f64| PairLogps {
+        chosen: -3.0,
+        rejected,
+        reference: Some([-3.0, -5.0]),
+        lengths,
+        ..PairLogps::default()
+    };
     for (rejected, gate) in [(-0.4f64, 1.0), (-400.0, (-10.0f64).exp())] {
         let (got, of_dpo) = (of(&objective, &pair(rejected)), of(&dpo, &pair(rejected)));
         assert_eq!([got.loss, got.d_w].map(f64::to_bits), [of_dpo.loss, of_dpo.d_w].map(f64::to_bits));
@@ -201,20 +223,28 @@ fn losses_of_trl_agree() {
     #[derive(serde::Deserialize)]
     struct Stored {
         cases: Vec<(f64, f64, f64, f64, u32, u32)>,
+        renyi: Vec<[f64; 2]>,
+        mismatched: Vec<[f64; 2]>,
         losses: std::collections::BTreeMap<String, Vec<[f64; 3]>>,
+        /// Loss, d_w, d_l, and the coefficient of the text's log-probability.
+        orpo_trl: Vec<[f64; 4]>,
+        text: (f64, f64),
+        /// By name: coefficients of gold, chosen and rejected, which are the first three cases' chosen responses.
+        triples: std::collections::BTreeMap<String, [f64; 3]>,
     }
     let stored: Stored = serde_json::from_str(include_str!("trl_losses.json")).unwrap();
-    let pair = |&(chosen, rejected, rw, rl, nw, nl): &(f64, f64, f64, f64, u32, u32)| PairLogps {
-        chosen,
-        rejected,
-        reference: Some([rw, rl]),
-        lengths: Lengths { chosen: nw, rejected: nl },
+    let beside = stored.renyi.iter().zip(&stored.mismatched);
+    let pair = |(&(chosen, rejected, rw, rl, nw, nl), (renyi, mismatched)): (&(f64, f64, f64, f64, u32, u32), _)| {
+        let (renyi, mismatched): (&[f64; 2], &[f64; 2]) = (renyi, mismatched);
+        let lengths = Lengths { chosen: nw, rejected: nl };
+        let (renyi, mismatched) = (Some(*renyi), Some(*mismatched));
+        PairLogps { chosen, rejected, reference: Some([rw, rl]), lengths, renyi, mismatched }
     };
-    let cases: Vec<PairLogps> = stored.cases.iter().map(pair).collect();
+    let cases: Vec<PairLogps> = stored.cases.iter().zip(beside).map(pair).collect();
     for (name, want) in stored.losses {
         let objective: Objective = name.parse().unwrap();
         let got = match objective.needs() {
-            Needs::Batch => objective.of_batch(&cases).unwrap(),
+            Needs::Batch | Needs::Mismatched => objective.of_batch(&cases).unwrap(),
             _ => cases.iter().map(|case| of(&objective, case)).collect(),
         };
         for (got, [loss, d_w, d_l]) in got.iter().zip(want) {
@@ -222,6 +252,37 @@ fn losses_of_trl_agree() {
             assert!(all.iter().all(|(got, want)| close(*got, *want)), "{name}: {all:?}");
         }
     }
+    let orpo: Objective = "orpo_trl".parse().unwrap();
+    let text = ChosenText { logp: stored.text.0, tokens: stored.text.1 };
+    for (case, want) in cases.iter().zip(stored.orpo_trl) {
+        let (of, d_text) = orpo.of_text(case, &text).unwrap();
+        let got = [of.loss, of.d_w, of.d_l, d_text];
+        assert!(got.iter().zip(want).all(|(got, want)| close(*got, want)), "{got:?} {want:?}");
+    }
+    let score = [1.0, 3.0, 2.0];
+    let response = |at: usize| {
+        let (logp, tokens) = (cases[at].chosen, cases[at].lengths.chosen);
+        ResponseMeasure { score: score[at], logp, reference: None, tokens }
+    };
+    let group = [2, 0, 1].map(response);
+    for (name, [gold, w, l]) in stored.triples {
+        // scores put the cases 1, 2, 0 in order
+        let got = name.parse::<GroupObjective>().unwrap().weights(&group).unwrap();
+        assert!(got.iter().zip([w, l, gold]).all(|(got, want)| close(*got, want)), "{name}: {got:?}");
+        assert_eq!(name.parse::<GroupObjective>().unwrap().weights(&group[..2]), None);
+    }
+}
+
+#[test]
+fn sums_are_read_and_what_does_not_add_up_is_refused() {
+    let sum: Objective = "dpo:beta=0.2,weight=0.8+sft_batch:weight=0.2".parse().unwrap();
+    assert_eq!((sum.needs(), sum.hyper("beta"), sum.uses_reference()), (Needs::Batch, Some(0.2), true));
+    assert!("dpo:beta=1e+1".parse::<Objective>().is_ok_and(|one| one.hyper("beta") == Some(10.0)));
+    let refused = |given: &str| given.parse::<Objective>().unwrap_err().to_string();
+    assert!(refused("dpo+sparse_hard").contains("`sparse_hard` moves other gradients"));
+    assert!(refused("normalised:weight=0.5").contains("no weight"));
+    assert!(refused("dpo:weight=0").contains("a positive number"));
+    assert!(refused("dpo+nosuch").contains("there is no `nosuch`"));
 }
 
 #[test]

@@ -191,9 +191,9 @@ pub struct AnalysisIdentity {
     pub padding_row: Option<u32>,
     /// Number type.
     pub dtype: String,
-    /// Whether gradients over contrast tokens are measured too.
-    #[serde(default)]
-    pub contrast: bool,
+    /// What is measured because an objective asks for it.
+    #[serde(flatten)]
+    pub beside: Beside,
     /// Whether every pair of a better and a worse response of a group is a pair.
     #[serde(default)]
     pub all_pairs: bool,
@@ -202,12 +202,29 @@ pub struct AnalysisIdentity {
     pub probes: Option<String>,
 }
 
+/// What is measured beside log-probabilities and Gram because an objective asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Beside {
+    /// Gradients over contrast tokens.
+    pub contrast: bool,
+    /// Gradients over the tokens up to the shorter response's length.
+    pub public: bool,
+    /// The gradient of prompt and chosen response as one text.
+    pub text: bool,
+    /// The responses of the row before after each prompt.
+    pub mismatched: bool,
+}
+
 impl Identity for AnalysisIdentity {
     fn called(field: &str) -> String {
         match field {
             "tokenize" => "recipe of tokens",
             "data" => "data or tokenisation",
             "contrast" => "measurement of contrast tokens",
+            "public" => "measurement of the tokens up to the shorter response's length",
+            "text" => "measurement of prompt and chosen response as one text",
+            "mismatched" => "measurement of prompts with other rows' responses",
             "all_pairs" => "choice of pairs of a group",
             "probes" => "probe file",
             other => other,
@@ -216,7 +233,7 @@ impl Identity for AnalysisIdentity {
     }
 
     fn serves(field: &str, there: &Value, _now: &Value) -> bool {
-        field == "contrast" && *there == Value::Bool(true)
+        ["contrast", "public", "text", "mismatched"].contains(&field) && *there == Value::Bool(true)
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, adapter_hash};
 use tanglescope_objectives::{Needs, Objective};
+use tanglescope_records::manifest::Beside;
 
 /// Where reference log-probabilities come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +88,7 @@ impl Objectives {
                 }
             }
         }
-        let used = given.is_some() || objectives.iter().any(|objective| objective.definition().reference);
+        let used = given.is_some() || objectives.iter().any(Objective::uses_reference);
         let reference = available.filter(|_| used).unwrap_or(Reference::None);
         if let Reference::Adapter(folder) = &reference {
             listener.note(&format!("reference: the model under the adapter {}", folder.display()));
@@ -95,9 +96,15 @@ impl Objectives {
         Ok(Self { objectives, reference })
     }
 
-    /// Whether gradients over contrast tokens are needed.
-    pub fn contrast(&self) -> bool {
-        self.objectives.iter().any(|objective| objective.needs() == Needs::Contrast)
+    /// What has to be measured for them.
+    pub fn beside(&self) -> Beside {
+        let any = |needs| self.objectives.iter().any(|objective| objective.needs() == needs);
+        Beside {
+            contrast: any(Needs::Contrast),
+            public: any(Needs::Tail),
+            text: any(Needs::Text),
+            mismatched: any(Needs::Mismatched),
+        }
     }
 
     /// As they were given.
@@ -112,7 +119,7 @@ pub fn measurable(objective: &Objective, reference: bool) -> Result<Objective> {
         let problem = "has parameters of its own that only training learns; sparse_hard is its form with a given mask";
         return Err(Error::value("objectives", objective, problem));
     }
-    if objective.definition().reference && !reference {
+    if objective.uses_reference() && !reference {
         return Err(Error::no_reference("objectives", objective.given()));
     }
     Ok(objective.clone())

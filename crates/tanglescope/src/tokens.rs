@@ -19,7 +19,7 @@ use tanglescope_gram::{Group, TokenMatrix, position_matrix, token_matrices, toke
 use tanglescope_kernels::{Kernels, as_index};
 use tanglescope_model::{Decoder, InScope};
 use tanglescope_objectives::contrast;
-use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan};
+use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan, Beside};
 use tanglescope_records::tables::tokens::{self as rows, Array, PositionProducts, PositionRow, TokenMatrixRows};
 use tanglescope_records::{Table, lock, tables, write_whole};
 
@@ -175,11 +175,11 @@ impl TokensOnDevice<'_> {
         let outline = asked.outline()?;
         let placement = Placement::of(asked, &outline);
         let hashes = [Some(&model.content_hash), model.adapter_hash.as_ref()];
-        let mut identity = identity(asked, data, hashes, None, false)?;
+        let mut identity = identity(asked, data, hashes, None, Beside::default())?;
         if let Some(there) = manifest::read::<AnalysisManifest>(out)? {
-            // token matrices do not depend on reference, contrast or probes
-            let AnalysisIdentity { reference, contrast, probes, .. } = there.identity;
-            identity = AnalysisIdentity { reference, contrast, probes, ..identity };
+            // token matrices do not depend on the reference, on what objectives ask for, or on probes
+            let AnalysisIdentity { reference, beside, probes, .. } = there.identity;
+            identity = AnalysisIdentity { reference, beside, probes, ..identity };
         }
         let backward_rows_per_pass = Some(placement.backward_rows(asked, &outline));
         let plan = BatchPlan {

@@ -330,7 +330,7 @@ fn outcome(objective: &Objective, group: &Group, result: &GroupResult, gram: &Pa
     let tokens = |k: usize| as_index(group.responses[k].len());
     let (chosen, rejected) = (result.logp(0), result.logp(1));
     let lengths = Lengths { chosen: tokens(0), rejected: tokens(1) };
-    let pair = PairLogps { chosen, rejected, reference: Some([chosen, rejected]), lengths };
+    let pair = PairLogps { chosen, rejected, reference: Some([chosen, rejected]), lengths, ..PairLogps::default() };
     objective.of_pair(&pair, gram).unwrap_or_else(|| unreachable!("{objective} is a loss of a pair"))
 }
 

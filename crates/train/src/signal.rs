@@ -39,6 +39,15 @@ impl Signal<'_> {
                 let kept = contrast(&group.responses[0], &group.responses[1]);
                 Some(kept.map(|mask| mask.into_iter().map(|kept| f64::from(u8::from(kept))).collect()))
             }
+            Needs::Tail => {
+                let alpha = self.objective.tail()?;
+                let lengths = [0, 1].map(|k| group.responses[k].len());
+                let weights = |tokens: usize| {
+                    let weight = |at: usize| if at < lengths[0].min(lengths[1]) { 1.0 } else { alpha };
+                    (0..tokens).map(weight).collect()
+                };
+                Some(lengths.map(weights))
+            }
             _ => None,
         }
     }
@@ -70,7 +79,7 @@ impl Signal<'_> {
         let sum = |logps: &[Vec<f64>]| [0, 1].map(|k| logps.get(k).map_or(0.0, |of| of.iter().sum()));
         let [chosen, rejected] = sum(token_logps);
         let reference = self.reference.map(|all| sum(&all[example]));
-        PairLogps { chosen, rejected, reference, lengths: lengths(token_logps) }
+        PairLogps { chosen, rejected, reference, lengths: lengths(token_logps), ..PairLogps::default() }
     }
 
     /// Loss and coefficients of an example.

@@ -20,6 +20,7 @@ pub struct Walk<E> {
     pub logp: Vec<f64>,
     pub log_normaliser: Vec<f64>,
     pub entropy: Vec<f64>,
+    pub renyi: Vec<f64>,
     pub rank: Vec<u32>,
     pub back: Vec<E>,
     pub gram: Option<Vec<Gram>>,
@@ -33,6 +34,8 @@ struct Running<E> {
     sum: f64,
     /// Σ exp(z − top)·(z − top).
     weighted: f64,
+    /// Σ exp(z − top)².
+    squares: f64,
     /// What the last chunk's rise of the maximum multiplied everything before it with.
     rescale: E,
     /// Tokens above the target.
@@ -58,7 +61,7 @@ impl<E: Real> Running<E> {
     fn take(&mut self, z: &mut [E]) {
         const LANES: usize = 16;
         let high = highest(z, self.top);
-        let (mut sums, mut weighted) = ([E::of(0.0); LANES], [E::of(0.0); LANES]);
+        let [mut sums, mut weighted, mut squares] = [[E::of(0.0); LANES]; 3];
         let (body, tail) = z.as_chunks_mut::<LANES>();
         for part in body {
             for i in 0..LANES {
@@ -67,6 +70,7 @@ impl<E: Real> Running<E> {
                 part[i] = e;
                 sums[i] += e;
                 weighted[i] += e * d;
+                squares[i] += e * e;
             }
         }
         for (i, z) in tail.iter_mut().enumerate() {
@@ -74,6 +78,7 @@ impl<E: Real> Running<E> {
             *z = d.exp_fast();
             sums[i] += *z;
             weighted[i] += *z * d;
+            squares[i] += *z * *z;
         }
         let total = |lanes: [E; LANES]| lanes.iter().map(|x| x.wide()).sum::<f64>();
         // before the first chunk there is no maximum to fall behind
@@ -82,6 +87,7 @@ impl<E: Real> Running<E> {
         self.rescale = rescale;
         self.weighted = (self.weighted + self.sum * fall) * rescale.wide() + total(weighted);
         self.sum = self.sum * rescale.wide() + total(sums);
+        self.squares = self.squares * rescale.wide() * rescale.wide() + total(squares);
         self.top = high;
     }
 }
@@ -243,7 +249,8 @@ pub fn walk<E: Real>(
     let n = targets.len();
     let vocabulary = w.len() / d;
     let sets = cotangents.map_or(&[][..], |c| c.set_rows);
-    let start = Running { top: E::neg_infinity(), sum: 0.0, weighted: 0.0, rescale: E::of(1.0), above: 0 };
+    let start =
+        Running { top: E::neg_infinity(), sum: 0.0, weighted: 0.0, squares: 0.0, rescale: E::of(1.0), above: 0 };
     let mut running = vec![start; n];
     let mut mean = vec![E::of(0.0); n * d];
     let mut products: Vec<Vec<f64>> = sets.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
@@ -301,6 +308,7 @@ pub fn walk<E: Real>(
         logp,
         log_normaliser,
         entropy: running.iter().map(|r| r.sum.ln() - r.weighted / r.sum).collect(),
+        renyi: running.iter().map(|r| 2.0 * r.sum.ln() - r.squares.ln()).collect(),
         rank: running.iter().map(|r| r.above + 1).collect(),
         back,
         gram,
@@ -324,6 +332,7 @@ impl Head for Flex {
                 logp: walk.logp,
                 log_normaliser: walk.log_normaliser,
                 entropy: walk.entropy,
+                renyi: walk.renyi,
                 rank: walk.rank,
                 back: matrix(walk.back, [targets.len(), d]),
                 gram: walk.gram,

@@ -13,6 +13,8 @@ use cubecl::prelude::*;
 
 /// Units of a cube.
 pub(super) const UNITS: usize = 256;
+/// Figures of a row: see [`take_chunk`].
+pub(super) const FIGURES: usize = 7;
 
 /// Slope of the cap where it has a value.
 #[cube]
@@ -48,8 +50,8 @@ pub(super) fn target_logits<F: Float>(
 /// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)`, times the slope
 /// of the soft cap, in `p[n, C]`.
 ///
-/// `figures[n, 6]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, the factor that
-/// what came before this chunk has to be multiplied with, and the tokens above the target.
+/// `figures[n, FIGURES]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, the factor that
+/// what came before this chunk has to be multiplied with, the tokens above the target, and Σ exp(z − maximum)².
 #[cube(launch)]
 pub(super) fn take_chunk<F: Float>(
     logits: &Matrix<f32>,
@@ -93,13 +95,14 @@ pub(super) fn take_chunk<F: Float>(
     let mut sum_before = 0.0f32;
     let mut weighted_before = 0.0f32;
     if comptime!(!start) {
-        before = figures[row * 6];
-        sum_before = figures[row * 6 + 1];
-        weighted_before = figures[row * 6 + 2];
+        before = figures[row * FIGURES];
+        sum_before = figures[row * FIGURES + 1];
+        weighted_before = figures[row * FIGURES + 2];
     }
     let top = max(here, before);
     let mut sum = 0.0f32;
     let mut weighted = 0.0f32;
+    let mut squares = 0.0f32;
     let mut above = 0.0f32;
     let target = targets[row];
     let target_logit = soft_cap(target_logits[row], cap, capped);
@@ -113,24 +116,29 @@ pub(super) fn take_chunk<F: Float>(
         p[row * p.stride(0) + at] = F::cast_from(e * slope(z, cap, capped));
         sum += e;
         weighted += e * d;
+        squares += e * e;
         at += UNITS;
     }
     let all = cube_sum(sum, &mut scratch, UNITS);
     let all_weighted = cube_sum(weighted, &mut scratch, UNITS);
+    let all_squares = cube_sum(squares, &mut scratch, UNITS);
     let all_above = cube_sum(above, &mut scratch, UNITS);
     if unit == 0 {
         let factor = (before - top).exp();
-        figures[row * 6] = top;
-        figures[row * 6 + 1] = sum_before * factor + all;
-        figures[row * 6 + 2] = (weighted_before + sum_before * (before - top)) * factor + all_weighted;
-        figures[row * 6 + 4] = factor;
+        figures[row * FIGURES] = top;
+        figures[row * FIGURES + 1] = sum_before * factor + all;
+        figures[row * FIGURES + 2] = (weighted_before + sum_before * (before - top)) * factor + all_weighted;
+        figures[row * FIGURES + 4] = factor;
         let mut above_before = 0.0f32;
+        let mut squares_before = 0.0f32;
         if comptime!(!start) {
-            above_before = figures[row * 6 + 5];
+            above_before = figures[row * FIGURES + 5];
+            squares_before = figures[row * FIGURES + 6];
         }
-        figures[row * 6 + 5] = above_before + all_above;
+        figures[row * FIGURES + 5] = above_before + all_above;
+        figures[row * FIGURES + 6] = squares_before * factor * factor + all_squares;
         if target >= first && target < first + columns as u32 {
-            figures[row * 6 + 3] = soft_cap(logits[from + (target - first) as usize], cap, capped);
+            figures[row * FIGURES + 3] = soft_cap(logits[from + (target - first) as usize], cap, capped);
         }
     }
 }
@@ -148,7 +156,7 @@ pub(super) fn add_chunk(mean: &mut Matrix<f32>, here: &Matrix<f32>, figures: &Ar
     if comptime!(start) {
         mean[ABSOLUTE_POS] = value;
     } else {
-        mean[ABSOLUTE_POS] = mean[ABSOLUTE_POS] * figures[row * 6 + 4] + value;
+        mean[ABSOLUTE_POS] = mean[ABSOLUTE_POS] * figures[row * FIGURES + 4] + value;
     }
 }
 
@@ -171,8 +179,8 @@ pub(super) fn finish<F: Float>(
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     let of_target = f32::cast_from(w[targets[row] as usize * w.stride(0) + column]);
-    let of_target = of_target * slope(figures[row * 6 + 3], cap, capped);
-    back[ABSOLUTE_POS] = F::cast_from(of_target - mean[row * mean.stride(0) + column] / figures[row * 6 + 1]);
+    let of_target = of_target * slope(figures[row * FIGURES + 3], cap, capped);
+    back[ABSOLUTE_POS] = F::cast_from(of_target - mean[row * mean.stride(0) + column] / figures[row * FIGURES + 1]);
 }
 
 /// `e = (onehot − p)·slope` of a chunk of the vocabulary, from its logits and each row's final figures; a unit a value.
@@ -194,7 +202,7 @@ pub(super) fn cotangents_of_chunk<F: Float>(
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     let z = soft_cap(logits[row * logits.stride(0) + column], cap, capped);
-    let p = (z - figures[row * 6]).exp() / figures[row * 6 + 1];
+    let p = (z - figures[row * FIGURES]).exp() / figures[row * FIGURES + 1];
     let hit = targets[row] == first + column as u32;
     e[ABSOLUTE_POS] = F::cast_from((select(hit, 1.0f32, 0.0f32) - p) * slope(z, cap, capped));
 }

@@ -3,7 +3,7 @@
 //! One walk over the vocabulary for log-probabilities and the gradient; where the output matrix is in scope a second one
 //! forms e = onehot − p chunk by chunk and hands it to the *gram* reduction.
 use super::Head;
-use super::cube::{UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
+use super::cube::{FIGURES, UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
 use crate::on_chip::{array, by_rows, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::pending::Pending;
 use crate::product::launch::{product, rows, transposed};
@@ -41,8 +41,8 @@ pub(crate) fn head<R: CubeRuntime>(
     if n == 0 {
         return output(&[], back, cotangents.map(|c| Pending::nothing(&c.rows())));
     }
-    let figures = client.empty(n * 6 * size_of::<f32>());
-    let of_rows = || array(figures.clone(), n * 6);
+    let figures = client.empty(n * FIGURES * size_of::<f32>());
+    let of_rows = || array(figures.clone(), n * FIGURES);
     let mean = empty(y, [n, d], DType::F32);
     let step = chunk_tokens(n);
     let chunks = || (0..vocabulary).step_by(step).map(|first| first..(first + step).min(vocabulary));
@@ -128,17 +128,19 @@ pub(crate) fn head<R: CubeRuntime>(
 
 /// What the rows' final figures say.
 fn output<T, P>(figures: &[f32], back: T, gram: Option<P>) -> HeadOutput<T, P> {
-    let (mut logp, mut log_normaliser, mut entropy, mut rank) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for of_row in figures.chunks_exact(6) {
+    let [mut logp, mut log_normaliser, mut entropy, mut renyi] = [const { Vec::new() }; 4];
+    let mut rank = Vec::new();
+    for of_row in figures.chunks_exact(FIGURES) {
         let [top, sum, weighted, target] = [0, 1, 2, 3].map(|i| f64::from(of_row[i]));
         log_normaliser.push(top + sum.ln());
         logp.push(target - top - sum.ln());
         entropy.push(sum.ln() - weighted / sum);
+        renyi.push(2.0 * sum.ln() - f64::from(of_row[6]).ln());
         // a whole number, exact in f32 up to 2²⁴ tokens
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         rank.push(of_row[5] as u32 + 1);
     }
-    HeadOutput { logp, log_normaliser, entropy, rank, back, gram }
+    HeadOutput { logp, log_normaliser, entropy, renyi, rank, back, gram }
 }
 
 on_devices! { Head, R {

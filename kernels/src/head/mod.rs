@@ -20,6 +20,8 @@ pub struct HeadOutput<T, P> {
     pub log_normaliser: Vec<f64>,
     /// Entropy of each row's distribution in nats, `[n]`.
     pub entropy: Vec<f64>,
+    /// Rényi entropy of order 2 of each row's distribution, −log Σp², in nats, `[n]`.
+    pub renyi: Vec<f64>,
     /// Place of the target among all tokens by probability, from 1, `[n]`; equals come after it.
     pub rank: Vec<u32>,
     /// ∂ log p(target) / ∂ hidden row, `[n, d]`.

@@ -201,6 +201,8 @@ fn check_head(seed: u64, sets: &[usize], d: usize, vocabulary: usize, cap: Optio
         onehot.iter().zip(&all).zip(&all_slopes).map(|((one, logp), slope)| (one - logp.exp()) * slope).collect();
     let want_entropy: Vec<f64> =
         all.chunks_exact(vocabulary).map(|row| -row.iter().map(|l| l * l.exp()).sum::<f64>()).collect();
+    let want_renyi: Vec<f64> =
+        all.chunks_exact(vocabulary).map(|row| -row.iter().map(|l| (2.0 * l).exp()).sum::<f64>().ln()).collect();
     let row = |values: &[f64], r: usize, width: usize| values[r * width..][..width].to_vec();
     let dot = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let term = |r, s| dot(row(&e, r, vocabulary), row(&e, s, vocabulary)) * dot(row(&y, r, d), row(&y, s, d));
@@ -221,6 +223,7 @@ fn check_head(seed: u64, sets: &[usize], d: usize, vocabulary: usize, cap: Optio
         let out = Flex::head(&y, &w, &targets, cap.map(SoftCap), Some(&cotangents));
         close(&out.logp, &want_logp, tolerance);
         close(&out.entropy, &want_entropy, tolerance);
+        close(&out.renyi, &want_renyi, tolerance);
         // tokens within 1e-4 of each other may change places
         for (r, (row, &target)) in all.chunks_exact(vocabulary).zip(&targets).enumerate() {
             let above = |margin: f64| row.iter().filter(|logp| **logp > row[target as usize] + margin).count() as u64;

@@ -2,10 +2,11 @@
 //! that make values grow.
 //!
 //! Only the parser knows where expressions begin and end, so its tree says where to insert; the text is otherwise the author's.
-use super::{BOUNDED, ITERATED, TEXT};
+use super::{ATTRIBUTE, BOUNDED, ITERATED, TEXT};
 use minijinja::machinery::ast::{BinOpKind, Call, CallArg, Expr, Macro, Spanned, Stmt};
-use minijinja::machinery::{WhitespaceConfig, parse};
+use minijinja::machinery::{Token, WhitespaceConfig, parse, tokenize};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::{Error, ErrorKind};
 
 /// Something to insert: at which byte, whether it closes what an earlier one opens there, and the length of its expression.
 type Insertion = (usize, bool, usize, String);
@@ -19,8 +20,9 @@ struct Around {
 
 /// The source of a template with filters around: what loops go over, the parts of `~`, and whatever may grow; and the length of
 /// the longest text that is written as it stands.
-pub fn instrumented(source: &str) -> Result<(String, usize), minijinja::Error> {
+pub fn instrumented(source: &str) -> Result<(String, usize), Error> {
     let whitespace = WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
+    check_depth(source, whitespace)?;
     let tree = parse(source, "chat", SyntaxConfig, whitespace)?;
     let mut around = Around::default();
     around.statement(&tree);
@@ -36,6 +38,30 @@ pub fn instrumented(source: &str) -> Result<(String, usize), minijinja::Error> {
     }
     out.push_str(&source[copied..]);
     Ok((out, around.longest_raw))
+}
+
+/// Most tokens of one expression or statement, and branches of all conditions; published templates have a tenth of either.
+const MOST: [usize; 2] = [1000, 500];
+
+/// Refuses a source whose expressions are so long that what goes over their tree may use up the stack: the parser itself bounds
+/// parentheses and blocks, and no chains.
+fn check_depth(source: &str, whitespace: WhitespaceConfig) -> Result<(), Error> {
+    let (mut tokens, mut branches) = (0, 0);
+    for token in tokenize(source, false, SyntaxConfig, whitespace) {
+        match token?.0 {
+            Token::TemplateData(_) | Token::VariableStart | Token::BlockStart => tokens = 0,
+            token => {
+                tokens += 1;
+                branches += usize::from(matches!(token, Token::Ident("elif")));
+            }
+        }
+        for (found, most, what) in [(tokens, MOST[0], "tokens in an expression"), (branches, MOST[1], "`elif`")] {
+            if found > most {
+                return Err(Error::new(ErrorKind::SyntaxError, format!("more {what} than are taken: at most {most}")));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Where an expression begins: the parser's spans of what follows a value (a filter, a call) begin behind it. Parentheses in front
@@ -90,7 +116,12 @@ impl Around {
                 of.assignments.iter().for_each(|(_, value)| self.expression(value));
                 self.statements(&of.body);
             }
-            Stmt::Set(of) => self.expression(&of.expr),
+            Stmt::Set(of) => {
+                self.expression(&of.expr);
+                if matches!(of.target, Expr::GetAttr(_)) {
+                    self.filter(&of.expr, ATTRIBUTE);
+                }
+            }
             Stmt::SetBlock(of) => {
                 of.filter.iter().for_each(|filter| self.arguments_of(filter));
                 self.statements(&of.body);
@@ -143,9 +174,10 @@ impl Around {
     fn expression(&mut self, of: &Expr<'_>) {
         match of {
             Expr::Var(_) | Expr::Const(_) => {}
-            Expr::Slice(of) => {
-                self.expression(&of.expr);
-                [&of.start, &of.stop, &of.step].into_iter().flatten().for_each(|part| self.expression(part));
+            Expr::Slice(slice) => {
+                self.expression(&slice.expr);
+                [&slice.start, &slice.stop, &slice.step].into_iter().flatten().for_each(|part| self.expression(part));
+                self.filter(of, BOUNDED);
             }
             Expr::UnaryOp(of) => self.expression(&of.expr),
             Expr::BinOp(operation) => {
@@ -188,13 +220,19 @@ impl Around {
             }
             Expr::Call(call) => {
                 self.call(call);
-                // of a method, whose receiver may be long
-                if matches!(call.expr, Expr::GetAttr(_)) {
+                // what stands for itself in these is known to the compiler
+                if !matches!(&call.expr, Expr::Var(of) if ["loop", "super", "caller"].contains(&of.id)) {
                     self.filter(of, BOUNDED);
                 }
             }
-            Expr::List(of) => of.items.iter().for_each(|item| self.expression(item)),
-            Expr::Map(of) => of.keys.iter().chain(&of.values).for_each(|item| self.expression(item)),
+            Expr::List(list) => {
+                list.items.iter().for_each(|item| self.expression(item));
+                self.filter(of, BOUNDED);
+            }
+            Expr::Map(map) => {
+                map.keys.iter().chain(&map.values).for_each(|item| self.expression(item));
+                self.filter(of, BOUNDED);
+            }
         }
     }
 }

@@ -26,8 +26,10 @@ const MOST_RAW: u64 = 1 << 30;
 /// Longest source, in bytes; published ones have some ten thousand.
 const LONGEST: usize = 1 << 20;
 
-/// Filters that are put around expressions of a template: what may have grown, what a loop goes over, what becomes text.
+/// Filters that are put around expressions of a template: what may have grown, what becomes an attribute of a namespace, what a
+/// loop goes over, what becomes text.
 const BOUNDED: &str = "_bounded";
+const ATTRIBUTE: &str = "_attribute";
 const ITERATED: &str = "_iterated";
 const TEXT: &str = "_text";
 
@@ -294,6 +296,55 @@ mod tests {
     }
 
     #[test]
+    fn lists_in_lists_end_before_the_stack() {
+        for grow in ["[ns.x]", "{'a': ns.x}", "(ns.x, 1)", "dict(a=ns.x)", "[1, [ns.x]]"] {
+            let source =
+                "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = GROW %}{% endfor %}{{ ns.x }}";
+            let error = render(&source.replace("GROW", grow), HELLO).unwrap_err();
+            assert!(error.contains("nest"), "{error}");
+        }
+    }
+
+    /// What is made when it is gone over is made once, and a namespace does not come to lie in itself.
+    #[test]
+    fn values_that_go_over_others_end() {
+        for grow in ["ns.x[0:]", "ns.x | reverse", "ns.x | list", "ns.x | map('int')", "ns.x | select"] {
+            let source =
+                "{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = GROW %}{% endfor %}{{ ns.x }}";
+            assert_eq!(render(&source.replace("GROW", grow), HELLO).unwrap(), "[1]", "{grow}");
+        }
+        for cycle in ["ns", "[ns]", "{'a': ns}", "dict(a=ns)", "namespace(y=ns)", "[1] + [ns]"] {
+            let error =
+                render(&format!("{{% set ns = namespace(x=1) %}}{{% set ns.x = {cycle} %}}{{{{ ns }}}}"), HELLO);
+            assert!(error.unwrap_err().contains("namespace"), "{cycle}");
+        }
+        let twice = "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == ns.x }}";
+        assert!(render(twice, HELLO).unwrap_err().contains("MiB"));
+    }
+
+    /// The stack holds what the parser makes of them.
+    #[test]
+    fn long_expressions_are_refused() {
+        for (head, part, tail) in [
+            ("{{ 'a'", "~'a'", " }}"),
+            ("{{ 'a'", "|upper", " }}"),
+            ("{{ a", ".b", " }}"),
+            ("{{ a", "[0]", " }}"),
+            ("{{ a", "()", " }}"),
+            ("{{ ", "not ", "a }}"),
+            ("{{ ", "-", "1 }}"),
+            ("{{ 1", " if a else 1", " }}"),
+            ("{% if a %}", "{% elif b %}", "{% endif %}"),
+        ] {
+            let error = render(&format!("{head}{}{tail}", part.repeat(60_000)), HELLO).unwrap_err();
+            assert!(error.contains("at most"), "{part}: {error}");
+            // what is allowed fits
+            let fits = format!("{head}{}{tail}", part.repeat(300));
+            drop(render(&fits, HELLO));
+        }
+    }
+
+    #[test]
     fn an_endless_template_ends() {
         let error =
             render("{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}", HELLO);
@@ -310,9 +361,29 @@ mod tests {
             "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}",
             "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x.join(ns.x) %}{% endfor %}",
             "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set x %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = x %}{% endfor %}",
+            "{{ 'a' | indent(9223372036854775807) }}",
+            "{{ 'a\n' * 999 | indent(width=99999999, first=true) }}",
+            "{{ '%099999999999d' | format(1) }}{{ '%*d' | format(1, 1) }}",
+            "{{ '%*d' | format(99999999999, 1) }}",
+            "{{ '{:>99999999999}'.format('a') }}",
+            "{{ messages | batch(9223372036854775807) | list }}",
+            "{{ messages | slice(9223372036854775) | list }}",
             "{% set x = 'ab' * 20000000 %}{% for i in range(100000) %}{{ x }}{% endfor %}",
         ] {
             assert!(render(source, HELLO).unwrap_err().contains("MiB"), "{source}");
+        }
+    }
+
+    /// As Jinja 3.1 writes them.
+    #[test]
+    fn indented_lines_are_as_in_jinja() {
+        for (source, want) in [
+            ("{{ 'a\nb\n\nc\n' | indent }}", "a\n    b\n\n    c\n"),
+            ("{{ 'a\nb' | indent(2, true) }}", "  a\n  b"),
+            ("{{ 'a\n\nb' | indent('> ', blank=true) }}", "a\n> \n> b"),
+            ("{{ 'a\r\nb' | indent(width=1, first=true) }}", " a\n b"),
+        ] {
+            assert_eq!(render(source, HELLO).unwrap(), want, "{source}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! objectives.parquet: what every objective would do to every pair, from the rows of pairs.parquet.
 use crate::error::{Error, Result};
-use crate::tables::pairs::{CONTRAST, Contrast};
+use crate::tables::pairs::{CONTRAST, MISMATCHED, PUBLIC, PartSums, TEXT, TextSums};
 use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use std::path::Path;
@@ -16,7 +16,11 @@ pub struct Measured {
     /// Inner products of the gradients.
     pub gram: PairGram,
     /// Sums over contrast tokens, where they were measured.
-    pub contrast: Option<Contrast>,
+    pub contrast: Option<PartSums>,
+    /// Sums over the tokens up to the shorter response's length, where they were measured.
+    pub public: Option<PartSums>,
+    /// Prompt and chosen response as one text, where it was measured.
+    pub text: Option<TextSums>,
 }
 
 /// An objective's row for a pair.
@@ -54,19 +58,30 @@ fn read(pairs: &DataFrame) -> PolarsResult<Vec<Measured>> {
     let (chosen_tokens, rejected_tokens) = (counts("chosen_tokens")?, counts("rejected_tokens")?);
     let (ww, wl, ll) = (reals("ww")?, reals("wl")?, reals("ll")?);
     let reference = optional(&["ref_logp_chosen", "ref_logp_rejected"])?;
-    let contrast = optional(&CONTRAST)?;
+    let renyi = optional(&["renyi_chosen", "renyi_rejected"])?;
+    let mismatched = optional(&MISMATCHED)?;
+    let (contrast, public, text) = (optional(&CONTRAST)?, optional(&PUBLIC)?, optional(&TEXT)?);
     let row = |(i, pair): (usize, u64)| Measured {
         pair,
         logps: PairLogps {
             chosen: chosen[i],
             rejected: rejected[i],
-            reference: reference.as_ref().map(|r| [r[0][i], r[1][i]]),
+            reference: at(reference.as_ref(), i),
             lengths: Lengths { chosen: chosen_tokens[i], rejected: rejected_tokens[i] },
+            renyi: at(renyi.as_ref(), i),
+            mismatched: at(mismatched.as_ref(), i),
         },
         gram: PairGram { ww: ww[i], wl: wl[i], ll: ll[i] },
-        contrast: contrast.as_ref().map(|c| Contrast::of(std::array::from_fn(|at| c[at][i]))),
+        contrast: at(contrast.as_ref(), i).map(PartSums::of),
+        public: at(public.as_ref(), i).map(PartSums::of),
+        text: at(text.as_ref(), i).map(TextSums::of),
     };
     Ok(numbers.iter().flatten().enumerate().map(row).collect())
+}
+
+/// The values of a row of some columns.
+fn at<const N: usize>(columns: Option<&Vec<Vec<f64>>>, row: usize) -> Option<[f64; N]> {
+    columns.map(|columns| std::array::from_fn(|column| columns[column][row]))
 }
 
 impl Row {
@@ -96,18 +111,35 @@ impl Row {
         Self::new(measured.pair, objective, outcome, changes, slack, rounding)
     }
 
-    /// The row of coefficients of the gradients over contrast tokens. The band is one of g_w and g_l, and says nothing here.
-    fn of_contrast(
-        measured: &Measured,
-        contrast: &Contrast,
-        objective: &Objective,
-        outcome: Outcome,
-        rounding: Rounding,
-    ) -> Self {
+    /// The row of coefficients of gradients over some of the tokens. The band is one of g_w and g_l, and says nothing here.
+    fn of_part(measured: &Measured, part: &PartSums, objective: &Objective, rounding: Rounding) -> Option<Self> {
+        let [chosen, rejected] = part.logps;
+        let sums = PairLogps { chosen, rejected, reference: Some(part.reference), ..measured.logps };
+        let outcome = objective.of_masked(&sums)?;
         let Outcome { d_w, d_l, .. } = outcome;
-        let [[w_w, w_l], [l_w, l_l]] = contrast.inner;
+        let [[w_w, w_l], [l_w, l_l]] = part.inner;
         let changes = [[d_w * w_w, d_l * l_w], [d_w * w_l, d_l * l_l]];
-        Self::new(measured.pair, objective, outcome, changes, None, rounding)
+        Some(Self::new(measured.pair, objective, outcome, changes, None, rounding))
+    }
+
+    /// The row of coefficients of g_w, g_l and the gradient of prompt and chosen response.
+    fn of_text(measured: &Measured, text: &TextSums, objective: &Objective, rounding: Rounding) -> Option<Self> {
+        let (outcome, d_text) = objective.of_text(&measured.logps, &text.text)?;
+        let changes = measured.gram.changes(outcome.d_w, outcome.d_l);
+        let with_text = |k: usize| [changes[k][0] + d_text * text.inner[k], changes[k][1]];
+        Some(Self::new(measured.pair, objective, outcome, [0, 1].map(with_text), None, rounding))
+    }
+}
+
+/// All tokens, those beyond the shorter response's length with weight α.
+fn with_tail(measured: &Measured, public: &PartSums, alpha: f64) -> PartSums {
+    let (logps, gram) = (&measured.logps, &measured.gram);
+    let mix = |all: f64, public: f64| alpha * all + (1.0 - alpha) * public;
+    let pair = |all: [f64; 2], public: [f64; 2]| [mix(all[0], public[0]), mix(all[1], public[1])];
+    PartSums {
+        logps: pair([logps.chosen, logps.rejected], public.logps),
+        reference: pair(logps.reference.unwrap_or_default(), public.reference),
+        inner: [pair([gram.ww, gram.wl], public.inner[0]), pair([gram.wl, gram.ll], public.inner[1])],
     }
 }
 
@@ -129,18 +161,13 @@ fn table(rows: &[Row]) -> DataFrame {
 #[must_use]
 pub fn of_pairs(pairs: &[Measured], objectives: &[Objective], rounding: Rounding) -> DataFrame {
     let rows = pairs.iter().flat_map(|m| {
-        objectives.iter().filter_map(move |objective| match (objective.needs(), &m.contrast) {
-            (Needs::Contrast, Some(contrast)) => {
-                let sums = PairLogps {
-                    chosen: contrast.logps[0],
-                    rejected: contrast.logps[1],
-                    reference: Some(contrast.reference),
-                    ..m.logps
-                };
-                Some(Row::of_contrast(m, contrast, objective, objective.of_masked(&sums)?, rounding))
-            }
+        let of = move |objective: &Objective| match objective.needs() {
+            Needs::Contrast => Row::of_part(m, &m.contrast?, objective, rounding),
+            Needs::Tail => Row::of_part(m, &with_tail(m, &m.public?, objective.tail()?), objective, rounding),
+            Needs::Text => Row::of_text(m, &m.text?, objective, rounding),
             _ => Some(Row::of(m, objective, objective.of_pair(&m.logps, &m.gram)?, rounding)),
-        })
+        };
+        objectives.iter().filter_map(of)
     });
     table(&rows.collect::<Vec<_>>())
 }

@@ -1,7 +1,7 @@
 //! pairs.parquet: one row a pair.
 use crate::tables::{column, frame};
-use polars_core::prelude::DataFrame;
-use tanglescope_objectives::{PairGram, Rounding};
+use polars_core::prelude::{Column, DataFrame};
+use tanglescope_objectives::{ChosenText, PairGram, Rounding};
 
 /// A row of pairs.parquet.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +26,23 @@ pub struct PairRow {
     pub companions: Companions,
     /// Of a pair of a larger group: the group's row, and which of its responses are chosen and rejected.
     pub group: Option<(u64, [u32; 2])>,
-    /// What an objective of contrast tokens asks for.
-    pub contrast: Option<Contrast>,
+    /// Sums over contrast tokens, those that the responses do not share, where an objective asks for them.
+    pub contrast: Option<PartSums>,
+    /// Sums over the tokens up to the shorter response's length, where an objective asks for them.
+    pub public: Option<PartSums>,
+    /// Prompt and chosen response as one text, where an objective asks for it.
+    pub text: Option<TextSums>,
+    /// log π − log π_ref of the responses of the row before after this prompt, where an objective asks for them.
+    pub mismatched: Option<[f64; 2]>,
+}
+
+/// Log-probability of a pair's prompt and chosen response as one text, and its gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TextSums {
+    /// Of all its tokens but the first.
+    pub text: ChosenText,
+    /// ⟨its gradient, gradient of log π(response)⟩, chosen first.
+    pub inner: [f64; 2],
 }
 
 /// Measures of a pair beside its gradients (docs/mathematics.md, section 10).
@@ -38,6 +53,8 @@ pub struct Companions {
     pub hidden: [f64; 3],
     /// Mean entropy of the predictions of both responses' tokens, in nats.
     pub entropy: [f64; 2],
+    /// Mean Rényi entropy of order 2, −log Σp², of the predictions of both responses' tokens, in nats.
+    pub renyi: [f64; 2],
     /// Mean place of both responses' tokens among all tokens by probability, from 1.
     pub rank: [f64; 2],
     /// Part of wl that the last block's parameters make; `None` where none of them is in scope or wl is zero.
@@ -59,15 +76,14 @@ impl Companions {
     }
 }
 
-/// A pair's log-probabilities summed over its contrast tokens, those that its responses do not share, and the gradients of
-/// the two sums.
+/// A pair's log-probabilities summed over some of its tokens, and the gradients of the two sums.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Contrast {
+pub struct PartSums {
     /// Of the policy, chosen first.
     pub logps: [f64; 2],
     /// Of the reference.
     pub reference: [f64; 2],
-    /// `inner[i][j]`: ⟨gradient of the sum over response i's contrast tokens, gradient of log π(response j)⟩.
+    /// `inner[i][j]`: ⟨gradient of the sum over some tokens of response i, gradient of log π(response j)⟩.
     pub inner: [[f64; 2]; 2],
 }
 
@@ -86,7 +102,7 @@ pub struct PairLengths {
     pub truncated: [u32; 3],
 }
 
-/// Names of the columns that hold a [`Contrast`]: its sums, the reference's, and `inner` row by row.
+/// Names of the columns of [`PartSums`] over contrast tokens: the sums, the reference's, and `inner` row by row.
 pub(crate) const CONTRAST: [&str; 8] = [
     "contrast_logp_chosen",
     "contrast_logp_rejected",
@@ -98,7 +114,25 @@ pub(crate) const CONTRAST: [&str; 8] = [
     "contrast_l_l",
 ];
 
-impl Contrast {
+/// The same of the tokens up to the shorter response's length.
+pub(crate) const PUBLIC: [&str; 8] = [
+    "public_logp_chosen",
+    "public_logp_rejected",
+    "ref_public_logp_chosen",
+    "ref_public_logp_rejected",
+    "public_w_w",
+    "public_w_l",
+    "public_l_w",
+    "public_l_l",
+];
+
+/// Names of the columns of [`TextSums`].
+pub(crate) const TEXT: [&str; 4] = ["text_logp", "text_tokens", "text_w", "text_l"];
+
+/// Names of the columns of [`PairRow::mismatched`].
+pub(crate) const MISMATCHED: [&str; 2] = ["mismatched_ratio_chosen", "mismatched_ratio_rejected"];
+
+impl PartSums {
     fn values(&self) -> [f64; 8] {
         let ([a, b], [c, d], [[e, f], [g, h]]) = (self.logps, self.reference, self.inner);
         [a, b, c, d, e, f, g, h]
@@ -109,7 +143,17 @@ impl Contrast {
     }
 }
 
-/// pairs.parquet. The columns of a reference and of contrast tokens are there where every row has them.
+impl TextSums {
+    fn values(&self) -> [f64; 4] {
+        [self.text.logp, self.text.tokens, self.inner[0], self.inner[1]]
+    }
+
+    pub(crate) fn of([logp, tokens, w, l]: [f64; 4]) -> Self {
+        Self { text: ChosenText { logp, tokens }, inner: [w, l] }
+    }
+}
+
+/// pairs.parquet. The columns of a reference, and of what an objective asks for, are there where every row has them.
 #[must_use]
 pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
     let mut columns = vec![
@@ -150,6 +194,8 @@ pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
         column("ches_by_length", rows, |r| r.companions.ches_by_length(&r.tokens)),
         column("entropy_chosen", rows, |r| r.companions.entropy[0]),
         column("entropy_rejected", rows, |r| r.companions.entropy[1]),
+        column("renyi_chosen", rows, |r| r.companions.renyi[0]),
+        column("renyi_rejected", rows, |r| r.companions.renyi[1]),
         column("rank_chosen", rows, |r| r.companions.rank[0]),
         column("rank_rejected", rows, |r| r.companions.rank[1]),
     ]);
@@ -159,9 +205,19 @@ pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
         columns.push(column("chosen_response", rows, |r| of(0, r)));
         columns.push(column("rejected_response", rows, |r| of(1, r)));
     }
-    let contrast: Option<Vec<[f64; 8]>> = rows.iter().map(|r| r.contrast.map(|c| c.values())).collect();
-    if let Some(contrast) = contrast {
-        columns.extend(CONTRAST.iter().enumerate().map(|(i, name)| column(name, &contrast, |r| r[i])));
-    }
+    columns.extend(where_all(rows, &CONTRAST, |r| r.contrast.map(|c| c.values())));
+    columns.extend(where_all(rows, &PUBLIC, |r| r.public.map(|c| c.values())));
+    columns.extend(where_all(rows, &TEXT, |r| r.text.map(|t| t.values())));
+    columns.extend(where_all(rows, &MISMATCHED, |r| r.mismatched));
     frame(columns)
+}
+
+/// The columns of some numbers that every row has; none where one has not.
+fn where_all<const N: usize>(
+    rows: &[PairRow],
+    names: &[&str; N],
+    of: impl Fn(&PairRow) -> Option<[f64; N]>,
+) -> Vec<Column> {
+    let Some(values) = rows.iter().map(of).collect::<Option<Vec<_>>>() else { return Vec::new() };
+    names.iter().enumerate().map(|(at, name)| column(name, &values, |values| values[at])).collect()
 }

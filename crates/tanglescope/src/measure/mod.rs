@@ -25,7 +25,7 @@ use tanglescope_data::{Dataset, TextTokens};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
 use tanglescope_records::identity::difference;
-use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan, hub_source};
+use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan, Beside, hub_source};
 use tanglescope_records::{Table, absolute, lock, tables};
 
 /// Token log-probabilities of all responses under the reference, row by row.
@@ -74,7 +74,7 @@ impl<B: Kernels> Measurement<'_, B> {
                 data,
                 [Some(&model.content_hash), model.adapter_hash.as_ref()],
                 reference_identity,
-                objectives.contrast(),
+                objectives.beside(),
             )?
         };
         let plan = BatchPlan {
@@ -90,7 +90,7 @@ impl<B: Kernels> Measurement<'_, B> {
             model,
             scope,
             data,
-            contrast: manifest.identity.contrast,
+            beside: manifest.identity.beside,
             plan: manifest.plan,
             at_once: placement.at_once,
         };
@@ -109,7 +109,7 @@ pub fn identity(
     data: &Dataset,
     [model, adapter]: [Option<&String>; 2],
     reference: Option<String>,
-    contrast: bool,
+    beside: Beside,
 ) -> Result<AnalysisIdentity> {
     Ok(AnalysisIdentity {
         model: model.cloned().unwrap_or_default(),
@@ -120,7 +120,7 @@ pub fn identity(
         scope: asked.scope.to_string(),
         padding_row: asked.padding_token()?,
         dtype: dtype_name(asked.dtype).to_owned(),
-        contrast,
+        beside,
         all_pairs: false,
         probes: None,
     })
@@ -150,10 +150,10 @@ pub fn open(
     let (adapter, device) = (asked.adapter_folder(), asked.device.to_string());
     let manifest = match manifest::read::<AnalysisManifest>(out)? {
         Some(mut manifest) => {
-            // a folder of `tokens` leaves reference, contrast and probes open; the first analysis sets them
+            // a folder of `tokens` leaves reference, what objectives ask for, and probes open; the first analysis sets them
             if Table::at(out, tables::PAIRS).parts()?.is_empty() {
-                let AnalysisIdentity { reference, contrast, probes, .. } = identity.clone();
-                manifest.identity = AnalysisIdentity { reference, contrast, probes, ..manifest.identity };
+                let AnalysisIdentity { reference, beside, probes, .. } = identity.clone();
+                manifest.identity = AnalysisIdentity { reference, beside, probes, ..manifest.identity };
             }
             same_run(&manifest, &identity, out)?;
             if !manifest.devices.contains(&device) {

@@ -5,7 +5,8 @@ use tanglescope_gram::GroupResult;
 use tanglescope_kernels::as_index;
 use tanglescope_model::InScope;
 use tanglescope_objectives::PairGram;
-use tanglescope_records::tables::pairs::{Companions, Contrast, PairLengths, PairRow};
+use tanglescope_records::manifest::Beside;
+use tanglescope_records::tables::pairs::{Companions, PairLengths, PairRow, PartSums, TextSums};
 use tanglescope_records::tables::responses::{ResponseTokens, ResponsesRow};
 
 /// A pair of a row, and what is known of it beside the row's results.
@@ -16,12 +17,18 @@ pub struct MeasuredPair<'a> {
     pub branches: [usize; 2],
     /// Its number.
     pub number: u64,
-    /// Its cotangents among the row's: of both log-probabilities, and of both sums over contrast tokens.
+    /// Its cotangents among the row's: of both log-probabilities, and of both sums over each part.
     pub which: Vec<usize>,
     /// Token log-probabilities of the row's branches under the reference.
     pub reference: Option<&'a Vec<Vec<f64>>>,
-    /// Of contrast tokens, where they are measured.
-    pub masks: Option<&'a Masks>,
+    /// What is measured because an objective asks for it.
+    pub beside: Beside,
+    /// Of the parts that are summed apart.
+    pub masks: &'a [Masks],
+    /// Prompt and chosen response as one text.
+    pub text: Option<TextSums>,
+    /// log π − log π_ref of other responses after the prompt.
+    pub mismatched: Option<[f64; 2]>,
 }
 
 impl MeasuredPair<'_> {
@@ -30,11 +37,15 @@ impl MeasuredPair<'_> {
         let Self { item, branches, which, reference, .. } = self;
         let [w, l] = *branches;
         let total = part_of(&result.total(), which);
-        let contrast = reference.zip(self.masks).map(|(reference, masks)| Contrast {
-            logps: masked(&result.token_logps, *branches, masks),
-            reference: masked(reference, *branches, masks),
-            inner: [[total[8], total[9]], [total[12], total[13]]],
-        });
+        let inner = |row: usize| [0, 1].map(|k| total[row * which.len() + k]);
+        let of_part = |(n, masks): (usize, &Masks)| {
+            let logps = masked(&result.token_logps, *branches, masks);
+            let reference = masked(reference.as_ref()?, *branches, masks);
+            Some(PartSums { logps, reference, inner: [inner(2 + 2 * n), inner(3 + 2 * n)] })
+        };
+        let mut parts = self.masks.iter().enumerate().map(of_part);
+        let contrast = self.beside.contrast.then(|| parts.next()).flatten().flatten();
+        let public = self.beside.public.then(|| parts.next()).flatten().flatten();
         let (chosen, rejected) = (&item.group.responses[w], &item.group.responses[l]);
         let cut = |branch: usize| item.cut.responses[item.responses[branch]];
         let tokens = PairLengths {
@@ -60,11 +71,15 @@ impl MeasuredPair<'_> {
             companions: Companions {
                 hidden: [hidden[0], hidden[1], hidden[3]],
                 entropy: branches.map(|k| average(&result.companions.entropies[k])),
+                renyi: branches.map(|k| average(&result.companions.renyi[k])),
                 rank: branches.map(ranks),
                 last_layer: self.of_layer(result, scope, last, gram.wl),
             },
             group: item.scores.as_ref().map(|_| (item.row, branches.map(|k| as_index(item.responses[k])))),
             contrast,
+            public,
+            text: self.text,
+            mismatched: self.mismatched,
         }
     }
 
@@ -93,7 +108,7 @@ impl MeasuredPair<'_> {
     }
 }
 
-/// The contrast tokens of both responses.
+/// Some tokens of both responses.
 pub type Masks = [Vec<bool>; 2];
 
 /// Log-probabilities of two branches, summed over the tokens that the masks keep.

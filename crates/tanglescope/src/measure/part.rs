@@ -13,10 +13,10 @@ use tanglescope_gram::{
 };
 use tanglescope_kernels::{Kernels, as_index};
 use tanglescope_model::{Decoder, InScope, Parameter};
-use tanglescope_objectives::{PairGram, contrast};
-use tanglescope_records::manifest::BatchPlan;
+use tanglescope_objectives::{ChosenText, PairGram, contrast};
+use tanglescope_records::manifest::{BatchPlan, Beside};
 use tanglescope_records::tables::groups::MeasuredGroup;
-use tanglescope_records::tables::pairs::PairRow;
+use tanglescope_records::tables::pairs::{PairRow, TextSums};
 use tanglescope_records::tables::params::{MeanRow, ParamRow};
 use tanglescope_records::tables::probes::ProbeRow;
 use tanglescope_records::tables::responses::ResponsesRow;
@@ -31,8 +31,8 @@ pub struct Setup<'a, B: Kernels> {
     pub scope: &'a InScope,
     /// The data.
     pub data: &'a Dataset,
-    /// Whether gradients over contrast tokens are measured too.
-    pub contrast: bool,
+    /// What is measured because an objective asks for it.
+    pub beside: Beside,
     /// How rows are cut.
     pub plan: BatchPlan,
     /// Batches that run side by side.
@@ -57,19 +57,16 @@ pub struct Rows {
 impl<B: Kernels> Setup<'_, B> {
     /// The rows of a part, in data order.
     pub fn window<'a>(&self, part: usize, window: &'a [Item]) -> Result<Rows> {
-        // contrast masks, one for each pair of an item
-        let masks = |item: &Item| -> Vec<Option<Masks>> {
-            let of = |&[chosen, rejected]: &[usize; 2]| {
-                self.contrast.then(|| contrast(&item.group.responses[chosen], &item.group.responses[rejected]))
-            };
-            item.pairs.iter().map(|(pair, _)| of(pair)).collect()
+        // masks of the parts that are summed apart, for each pair of an item
+        let masks = |item: &Item| -> Vec<Vec<Masks>> {
+            item.pairs.iter().map(|(pair, _)| parts(pair.map(|k| &item.group.responses[k]), self.beside)).collect()
         };
-        let masks: Vec<Vec<Option<Masks>>> = window.iter().map(masks).collect();
-        let request = |(item, masks): (&'a Item, &Vec<Option<Masks>>)| {
-            let pair_masks =
-                item.pairs.iter().zip(masks).filter_map(|((pair, _), masks)| Some((pair, masks.as_ref()?)));
+        let masks: Vec<Vec<Vec<Masks>>> = window.iter().map(masks).collect();
+        let request = |(item, masks): (&'a Item, &Vec<Vec<Masks>>)| {
+            let of_pairs = item.pairs.iter().zip(masks);
+            let of_parts = of_pairs.flat_map(|((pair, _), parts)| parts.iter().map(move |masks| (pair, masks)));
             let over =
-                pair_masks.flat_map(|(pair, masks)| pair.iter().zip(masks).map(|(&k, mask)| Cotangent::over(k, mask)));
+                of_parts.flat_map(|(pair, masks)| pair.iter().zip(masks).map(|(&k, mask)| Cotangent::over(k, mask)));
             let cotangents = Cotangent::log_probabilities(&item.group).into_iter().chain(over).collect();
             Request { group: &item.group, cotangents }
         };
@@ -92,6 +89,7 @@ impl<B: Kernels> Setup<'_, B> {
                 Some(known.clone())
             }
         };
+        let mismatched = self.mismatched(part, window)?;
         let mut rows = Rows::default();
         for (at, (item, result)) in window.iter().zip(&results).enumerate() {
             let reference = reference.as_ref().map(|all| &all[at]);
@@ -99,12 +97,23 @@ impl<B: Kernels> Setup<'_, B> {
                 rows.groups.push(item.measured(result, reference));
             }
             for (n, (branches, number)) in item.pairs.iter().enumerate() {
-                let contrast = masks[at][n].as_ref();
-                let first = item.group.responses.len() + 2 * n;
+                let masks = &masks[at][n];
+                // every pair of an item has as many parts
+                let first = item.group.responses.len() + 2 * masks.len() * n;
                 let mut which = branches.to_vec();
-                which.extend(contrast.iter().flat_map(|_| [first, first + 1]));
-                let pair =
-                    MeasuredPair { item, branches: *branches, number: *number, which, reference, masks: contrast };
+                which.extend(first..first + 2 * masks.len());
+                let (text, mismatched) = (self.text(item, *branches), mismatched.as_ref().map(|all| all[at]));
+                let pair = MeasuredPair {
+                    item,
+                    branches: *branches,
+                    number: *number,
+                    which,
+                    reference,
+                    beside: self.beside,
+                    masks,
+                    text,
+                    mismatched,
+                };
                 let row = pair.row(result, self.scope, self.model.description.layers() - 1);
                 let numbers =
                     part_of(&result.total(), &pair.which).into_iter().chain([row.logp_chosen, row.logp_rejected]);
@@ -149,6 +158,53 @@ impl<B: Kernels> Setup<'_, B> {
         Ok(self.scope.parameters.iter().zip(sums.grams()).map(row).collect())
     }
 
+    /// A pair's prompt and chosen response as one text, and its gradient against those of both responses.
+    fn text(&self, item: &Item, branches: [usize; 2]) -> Option<TextSums> {
+        let mut tokens = self.beside.text.then(|| item.group.prompt.clone())?;
+        let [chosen, _] = branches;
+        tokens.extend(&item.group.responses[chosen]);
+        let rest = tokens.split_off(1);
+        let text = Group::of(&self.model.description, tokens, vec![rest]);
+        let (grams, logps) = grams_across(self.model, self.scope, &Request::all([&item.group, &text]), Detail::Total);
+        let (gram, k) = (&grams[0], item.group.responses.len());
+        let inner = branches.map(|branch| gram[k * (k + 1) + branch]);
+        let of = &logps[1][0];
+        Some(TextSums { text: ChosenText { logp: of.iter().sum(), tokens: of.len() as f64 }, inner })
+    }
+
+    /// log π − log π_ref of the best and the worst response of the row before after each prompt; the row before the first is
+    /// the last. What does not fit in the model's positions is cut.
+    fn mismatched(&self, part: usize, window: &[Item]) -> Result<Option<Vec<[f64; 2]>>> {
+        if !self.beside.mismatched {
+            return Ok(None);
+        }
+        let first = part * ROWS_PER_PART;
+        let before = first.checked_sub(1).unwrap_or(self.data.pairs.len() - 1);
+        let before = Item::all(&self.model.description, self.data.pairs.get(before..before + 1)?, None);
+        let description = &self.model.description;
+        let of = |(item, before): (&Item, &Item)| {
+            let room = description.max_positions + 1 - item.group.prompt.len();
+            let cut = |response: &Vec<u32>| response[..response.len().min(room)].to_vec();
+            Group::of(description, item.group.prompt.clone(), before.group.responses[..2].iter().map(cut).collect())
+        };
+        let groups: Vec<Group> = window.iter().zip(before.iter().chain(window)).map(of).collect();
+        let groups: Vec<&Group> = groups.iter().collect();
+        let schedule = batches_of(groups.iter().copied(), self.plan.forward_rows_per_batch, self.at_once);
+        let sums = |model: &Decoder<B>| -> TokenLogps { token_logps_in_batches(model, &groups, &schedule, |_| ()) };
+        let policy = sums(self.model);
+        let reference = match self.of.reference {
+            LoadedReference::Model(model) => {
+                let mut memo = self.of.memo.borrow_mut();
+                let key = (format!("{}, mismatched", self.data.content_hash), part);
+                memo.entry(key).or_insert_with(|| sums(model)).clone()
+            }
+            LoadedReference::None | LoadedReference::Itself => policy.clone(),
+        };
+        let sum = |of: &[f64]| of.iter().sum::<f64>();
+        let ratios = policy.iter().zip(&reference).map(|(p, r)| [0, 1].map(|k| sum(&p[k]) - sum(&r[k])));
+        Ok(Some(ratios.collect()))
+    }
+
     /// How a row's pairs pull on the probes: a Gram over the branches of both.
     fn probes(&self, item: &Item) -> Vec<ProbeRow> {
         let probes = &self.of.extras.probes;
@@ -174,4 +230,13 @@ impl<B: Kernels> Setup<'_, B> {
         };
         probes.iter().enumerate().flat_map(of).collect()
     }
+}
+
+/// The tokens of both responses that are summed apart: contrast tokens, then those up to the shorter response's length.
+fn parts(responses: [&Vec<u32>; 2], beside: Beside) -> Vec<Masks> {
+    let [chosen, rejected] = responses;
+    let shorter = chosen.len().min(rejected.len());
+    let public = || responses.map(|of| (0..of.len()).map(|at| at < shorter).collect());
+    let contrast = beside.contrast.then(|| contrast(chosen, rejected));
+    contrast.into_iter().chain(beside.public.then(public)).collect()
 }

@@ -35,7 +35,7 @@ pub fn done(out: &Path, data: &Dataset) -> Result<Amount> {
 /// Whether what follows from the rows is in a folder too: objectives, and mean gradients where they are wanted.
 pub fn has_followed(out: &Path, data: &Dataset, objectives: &[Objective], mean: bool) -> bool {
     let parts = data.pairs.parts(ROWS_PER_PART).count();
-    let of_all = objectives.iter().any(|objective| objective.needs() == Needs::Batch);
+    let of_all = objectives.iter().any(|objective| matches!(objective.needs(), Needs::Batch | Needs::Mismatched));
     let outcomes = Table::at(out, tables::OBJECTIVES);
     let needed = if objectives.is_empty() { 0 } else { parts + usize::from(of_all) };
     (0..needed).all(|part| outcomes.has(part)) && (!mean || Table::at(out, tables::MEANS).has(0))
@@ -134,8 +134,8 @@ struct Following<'a> {
     probe_outcomes: Option<Table>,
     objectives: &'a [Objective],
     group_objectives: &'a [tanglescope_objectives::GroupObjective],
-    /// Objectives that follow gradients over contrast tokens, which probes have none of.
-    contrast: Vec<String>,
+    /// Objectives that follow other gradients than those of both responses, which are not multiplied with probes'.
+    others: Vec<String>,
     /// Every pair so far, for objectives that take the whole data as one batch.
     all: Vec<objectives::Measured>,
 }
@@ -144,14 +144,15 @@ impl<'a> Following<'a> {
     fn create<B: Kernels>(out: &Path, setup: &Setup<'a, B>, measured: &Measured) -> Result<Self> {
         let (objectives, group_objectives) = (&setup.of.objectives.objectives, &setup.of.extras.objectives);
         let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
-        let contrast = objectives.iter().filter(|objective| objective.needs() == Needs::Contrast);
+        let others = |objective: &&Objective| matches!(objective.needs(), Needs::Contrast | Needs::Tail | Needs::Text);
+        let others = objectives.iter().filter(others);
         Ok(Self {
             group_outcomes: table(measured.groups.is_some() && !group_objectives.is_empty(), tables::GROUP_OBJECTIVES)?,
             outcomes: table(!objectives.is_empty(), tables::OBJECTIVES)?,
             probe_outcomes: table(measured.probes.is_some() && !objectives.is_empty(), tables::PROBE_OBJECTIVES)?,
             objectives,
             group_objectives,
-            contrast: contrast.map(Objective::to_string).collect(),
+            others: others.map(Objective::to_string).collect(),
             all: Vec::new(),
         })
     }
@@ -169,7 +170,7 @@ impl<'a> Following<'a> {
         let of_part = outcomes.read(part)?;
         summary.add_objectives(&of_part)?;
         if let (Some(table), Some(probe_outcomes)) = (&measured.probes, &self.probe_outcomes) {
-            probe_outcomes.write(part, probes::outcomes(&[table.read(part)?], &of_part, &self.contrast)?)?;
+            probe_outcomes.write(part, probes::outcomes(&[table.read(part)?], &of_part, &self.others)?)?;
         }
         self.all.extend(rows);
         Ok(())
@@ -184,7 +185,7 @@ impl<'a> Following<'a> {
         summary.add_objectives(&of_all)?;
         if let (Some(table), Some(probe_outcomes)) = (&measured.probes, &self.probe_outcomes) {
             let tables = (0..part).map(|part| table.read(part)).collect::<Result<Vec<_>, _>>()?;
-            probe_outcomes.write(part, probes::outcomes(&tables, &of_all, &self.contrast)?)?;
+            probe_outcomes.write(part, probes::outcomes(&tables, &of_all, &self.others)?)?;
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ impl Hashes {
         let objectives = &job.run.objectives;
         let reference = objectives.reference.identity(|folder| self.model(folder))?;
         let model = self.model(&asked.folder)?;
-        identity(asked, job.data, [Some(&model), adapter.as_ref()], reference, objectives.contrast())
+        identity(asked, job.data, [Some(&model), adapter.as_ref()], reference, objectives.beside())
     }
 }
 

@@ -98,7 +98,8 @@ pub fn prepare<'a>(
         };
         let adapter = match kind {
             CheckpointKind::Adapter => AdapterSource::Saved(own(run)),
-            CheckpointKind::Whole => template.adapter.clone(),
+            // a fresh adapter on a checkpoint says nothing of where training started: the checkpoint is not its own reference
+            CheckpointKind::Whole => AdapterSource::None,
         };
         let reference = reference(options, run, &kind);
         let policy = Model { folder: base.clone(), adapter, ..template.clone() };
@@ -138,9 +139,11 @@ fn tokenizer_of(options: &SweepOptions, run: &Run) -> Option<PathBuf> {
 /// The reference of a run.
 fn reference(options: &SweepOptions, run: &Run, kind: &CheckpointKind) -> Option<ReferenceModel> {
     let start = run.start.as_ref();
+    // a run of whole models says nothing of it where another program made it
+    let trained_from = options.model.as_ref().or(start.map(|start| &start.model));
     let needed = |choice: &ObjectiveChoice| match choice {
         ObjectiveChoice::All => true,
-        ObjectiveChoice::One(objective) => objective.definition().reference,
+        ObjectiveChoice::One(objective) => objective.uses_reference(),
     };
     match (&options.reference, kind) {
         (Some(ReferenceModel::Start), CheckpointKind::Adapter) => {
@@ -148,11 +151,11 @@ fn reference(options: &SweepOptions, run: &Run, kind: &CheckpointKind) -> Option
             Some(adapter.map_or(ReferenceModel::Base, ReferenceModel::Folder))
         }
         (Some(ReferenceModel::Start), CheckpointKind::Whole) => {
-            let first = start.map(|start| &start.model).or(run.checkpoints.first().map(|c| &c.folder));
+            let first = trained_from.or(run.checkpoints.first().map(|c| &c.folder));
             first.cloned().map(ReferenceModel::Folder)
         }
         (None, kind) if options.objectives.iter().any(needed) => match kind {
-            CheckpointKind::Whole => start.map(|start| ReferenceModel::Folder(start.model.clone())),
+            CheckpointKind::Whole => trained_from.cloned().map(ReferenceModel::Folder),
             CheckpointKind::Adapter => start.and_then(|start| start.adapter.clone()).map(ReferenceModel::Folder),
         },
         (given, _) => given.clone(),

@@ -37,7 +37,8 @@ pub struct SweepOptions {
     pub data: Vec<(String, PathBuf)>,
     /// Folder for the results, in run=…/step=…/dataset=… folders; what is there already is not done again.
     pub out: PathBuf,
-    /// Model under the adapters; the one that the run's manifest.json or the adapter names where none is given.
+    /// Model that training started from: the one under the adapters, or the reference of whole models; the one that the run's manifest.json or
+    /// the adapter names where none is given.
     pub model: Option<PathBuf>,
     /// What of the models is measured.
     pub measured: Measured,

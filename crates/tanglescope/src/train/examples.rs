@@ -34,7 +34,7 @@ pub struct Examples {
 impl Examples {
     /// Reads the data of a run.
     pub fn read(options: &TrainOptions, model: &Model, of: &Description, listener: &dyn Listener) -> Result<Self> {
-        let chosen_only = options.objective.definition().name == "sft";
+        let chosen_only = options.objective.definitions().all(|definition| definition.name == "sft");
         let rows = reading(&options.data.rows)?;
         let rows = Reading { chosen_only, ..rows };
         let example = |pair: Pair| {

@@ -172,7 +172,7 @@ impl TrainOptions {
             pairs_per_step: settings.pairs_per_step(),
             epochs: settings.max_steps as f64 * settings.pairs_per_step() as f64 / groups.len() as f64,
             held_bytes: held_bytes(&model, &planned.outline),
-            reference: self.objective.definition().reference,
+            reference: self.objective.uses_reference(),
             held_out: examples.held_out.len(),
         })
     }
@@ -182,6 +182,9 @@ impl TrainOptions {
         let model = Model::new(&self.model)?;
         self.pairs_per_step()?;
         let objective = &self.objective;
+        if let Some(problem) = objective.not_for_training() {
+            return Err(Error::value("objective", objective, problem));
+        }
         if objective.hyper("ema").is_some_and(|ema| !(0.0..1.0).contains(&ema)) {
             return Err(Error::value("objective", objective, "`ema` is at least 0 and below 1"));
         }
@@ -261,7 +264,7 @@ impl TrainOptions {
 
     /// Where reference log-probabilities come from; nowhere for an objective that uses none.
     fn reference(&self, model: &Model) -> Result<Reference> {
-        if !self.objective.definition().reference {
+        if !self.objective.uses_reference() {
             return Ok(Reference::None);
         }
         match &self.reference {
