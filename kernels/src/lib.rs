@@ -20,6 +20,7 @@ pub mod cost;
 pub mod device;
 pub mod gram;
 mod grams;
+pub mod grouped;
 pub mod head;
 mod host;
 mod layout;
@@ -41,6 +42,7 @@ pub use arithmetic::Arithmetic;
 pub use attention::{Attend, AttentionSpec};
 pub use gram::RowGram;
 pub use grams::{Gram, Grams};
+pub use grouped::{Grouped, Stretch};
 pub use head::{Head, HeadOutput};
 pub use layout::{HeadCotangents, RowSet, Segment, Span};
 pub use memory::Memory;
@@ -55,7 +57,19 @@ pub use vectors::VectorGram;
 
 /// All that the engine asks of a backend.
 pub trait Kernels:
-    Memory + Arithmetic + Rows + Product + Norm + Activate + Rotary + Attend + Head + TileGram + RowGram + VectorGram
+    Memory
+    + Arithmetic
+    + Rows
+    + Product
+    + Grouped
+    + Norm
+    + Activate
+    + Rotary
+    + Attend
+    + Head
+    + TileGram
+    + RowGram
+    + VectorGram
 {
 }
 
@@ -64,6 +78,7 @@ impl<B> Kernels for B where
         + Arithmetic
         + Rows
         + Product
+        + Grouped
         + Norm
         + Activate
         + Rotary

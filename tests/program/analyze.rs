@@ -84,6 +84,8 @@ fn the_tables_have_the_documented_columns() {
         "ches_by_length",
         "entropy_chosen",
         "entropy_rejected",
+        "renyi_chosen",
+        "renyi_rejected",
         "rank_chosen",
         "rank_rejected",
     ];

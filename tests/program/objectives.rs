@@ -209,8 +209,8 @@ fn parts_that_objectives_ask_for_are_measured() {
     let texts = write(
         "texts.jsonl",
         &[
-            r#"{"prompt_ids": [1], "response_ids": [2, 3, 4, 5, 6, 9]}"#,
-            r#"{"prompt_ids": [8], "response_ids": [2, 5, 5]}"#,
+            r#"{"prompt_ids": [1], "chosen_ids": [2, 3, 4, 5, 6, 9]}"#,
+            r#"{"prompt_ids": [8], "chosen_ids": [2, 5, 5]}"#,
         ],
     );
     // a reference that is another model
@@ -221,7 +221,7 @@ fn parts_that_objectives_ask_for_are_measured() {
         ["orpo_trl", "kto", "ld_dpo:alpha=0", "ld_dpo:alpha=1", "dpo", "wpo", "dpo:weight=0.5+sft:weight=2", "sft"];
     let objectives: Vec<&str> = objectives.iter().flat_map(|name| ["--objective", *name]).collect();
     let probes = texts.display().to_string();
-    let out = measure(&of.data, "out", &[&["--reference", &reference, "--probes", &probes][..], &objectives].concat());
+    let out = measure(&of.data, "out", &[&["--reference", &reference, "--probe", &probes][..], &objectives].concat());
     let probed = |column: &str| numbers(&out, "probes.parquet", column);
     for (column, of_probe) in [("text_logp", "logp"), ("text_w", "inner_chosen"), ("text_l", "inner_rejected")] {
         let all = probed(of_probe);

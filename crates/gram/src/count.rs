@@ -76,7 +76,9 @@ fn backward(map: &Map, scope: &InScope, [output, input]: [bool; 2], rows: usize,
     if output && input {
         sum += cost::product(rows, m, n, dtype);
     }
-    if let Some(r) = map.rank.filter(|_| output && (input || scope.contains(&format!("{}.lora_A.weight", map.path)))) {
+    if let Some(r) =
+        map.rank.filter(|_| output && (input || scope.contains(&format!("{}.lora_A.weight", map.adapter_path))))
+    {
         sum += cost::product(rows, m, r, dtype);
         if input {
             sum += cost::product(rows, r, n, dtype);
@@ -89,10 +91,10 @@ fn backward(map: &Map, scope: &InScope, [output, input]: [bool; 2], rows: usize,
 fn reductions(maps: &[&Map], scope: &InScope, rows: &RowSet, dtype: DType, rates: &Rates) -> Cost {
     let (mut sum, mut outputs) = (Cost::default(), Vec::new());
     for map in maps {
-        let has = |part: &str| scope.contains(&format!("{}.{part}", map.path));
-        outputs.extend(has("weight").then_some(map.shape[1]));
-        outputs.extend(map.rank.filter(|_| has("lora_A.weight")));
-        if let Some(r) = map.rank.filter(|_| has("lora_B.weight")) {
+        let has = |path: &str, part: &str| scope.contains(&format!("{path}.{part}"));
+        outputs.extend(has(&map.path, "weight").then_some(map.shape[1]));
+        outputs.extend(map.rank.filter(|_| has(&map.adapter_path, "lora_A.weight")));
+        if let Some(r) = map.rank.filter(|_| has(&map.adapter_path, "lora_B.weight")) {
             sum += cost::reductions(r, &[map.shape[1]], rows, dtype, rates);
         }
     }
@@ -100,6 +102,14 @@ fn reductions(maps: &[&Map], scope: &InScope, rows: &RowSet, dtype: DType, rates
         sum += cost::reductions(map.shape[0], &outputs, rows, dtype, rates);
     }
     sum
+}
+
+/// A part of the rows of each cotangent: what an expert meets on average.
+fn thinned(rows: &RowSet, part: f64) -> RowSet {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a part of a number of rows
+    let offsets: Vec<usize> = rows.offsets.iter().map(|&offset| (offset as f64 * part).round() as usize).collect();
+    let index = rows.index[..offsets.last().copied().unwrap_or(0)].to_vec();
+    RowSet { index, offsets, sets: rows.sets.clone() }
 }
 
 /// The cross terms of a tied output matrix: logits of the tokens that the rows of a set of cotangents have, and the head's rows against their sums
@@ -128,7 +138,8 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
             count.attention += attention.cost_vjp(&batch.segments);
         }
         for input in INPUTS {
-            let maps: Vec<&Map> = outline.maps.iter().filter(|map| map.layer == layer && map.reads == input).collect();
+            let (routed, maps): (Vec<&Map>, Vec<&Map>) =
+                outline.maps.iter().filter(|map| map.layer == layer && map.reads == input).partition(|map| map.routed);
             // at the top, rows whose cotangent is zero are left out until attention fills them
             let top = layer + 1 == of.layers() && input != Reads::MixerInput;
             let rows = if top { &batch.active } else { &batch.full };
@@ -138,6 +149,29 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
                 count.backward += backward(map, scope, needed, rows.rows(), dtype);
             }
             count.reductions += reductions(&maps, scope, rows, dtype, rates);
+            if let Some(of_experts) = of.experts_of(layer).filter(|_| !routed.is_empty()) {
+                let (number, per_row) = (of_experts.number, of_experts.routing.per_row);
+                // every row meets as many experts, whichever they are
+                for map in &routed[..routed.len() / number] {
+                    count.forward += forward(map, batch.tokens.len() * per_row, dtype);
+                    count.backward += backward(map, scope, needed, rows.rows() * per_row, dtype);
+                }
+                let share = thinned(rows, per_row as f64 / number as f64);
+                for maps in routed.chunks(routed.len() / number) {
+                    count.reductions += reductions(maps, scope, &share, dtype, rates);
+                }
+            }
+        }
+        if let Some(experts) = of.experts_of(layer).filter(|_| needs.mlp.hidden) {
+            let rows = if layer + 1 == of.layers() { batch.active.rows() } else { batch.full.rows() };
+            let router = format!("{}.{layer}.{}.weight", of.names.blocks, experts.router);
+            // how each weight, and what opens the shared expert, change the output along each row's cotangent
+            if needs.mlp.input || scope.contains(&router) {
+                count.backward += cost::product(rows * experts.routing.per_row, of.hidden, 1, dtype);
+            }
+            if experts.shared.is_some_and(|shared| shared.gate.is_some()) {
+                count.backward += cost::product(rows, of.hidden, 1, dtype);
+            }
         }
     }
     count.head = head_cost(batch.targets.len(), of.hidden, of.vocabulary, dtype);

@@ -25,12 +25,18 @@ fn kept(model: &Description) -> usize {
     // what norms of queries and keys, and norms after a layer, read
     let before_norms = if model.query_key_norm.is_some() { spec.heads + spec.kv_heads } else { 0 };
     let outputs = usize::from(names.after_attention.is_some()) + usize::from(names.after_mlp.is_some());
-    (1 + outputs) * model.hidden + (attention + before_norms) * spec.head_dim + spec.heads + 2 * model.mlp_width
+    let dense = if model.blocks.iter().all(|block| block.sparse) { 0 } else { 2 * model.mlp_width };
+    let feed_forward = model.experts.as_ref().map_or(0, |of| {
+        let shared = of.shared.map_or(0, |shared| 2 * shared.width + model.hidden);
+        of.routing.per_row * (2 * of.width + model.hidden) + shared + of.number
+    });
+    (1 + outputs) * model.hidden + (attention + before_norms) * spec.head_dim + spec.heads + dense.max(feed_forward)
 }
 
 /// Values of one backward row on its way through the widest layer: δ of gate, up and down, and the residual stream.
 fn passing(model: &Description) -> usize {
-    3 * model.mlp_width + 4 * model.hidden
+    let experts = model.experts.as_ref().map_or(0, |of| of.routing.per_row * (3 * of.width + 2 * model.hidden));
+    (3 * model.mlp_width).max(experts) + 4 * model.hidden
 }
 
 /// Bytes that one forward row takes at the peak of a backward pass that computes nothing twice, for a pair that shares

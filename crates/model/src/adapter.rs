@@ -242,7 +242,15 @@ impl SavedAdapter {
         Ok(format!("{}+{}", self.weights.content_hash()?, file_hash(&self.config_path)?))
     }
 
-    fn targets(&self, module: &str, layer: usize) -> bool {
+    /// Whether it changes a module. PEFT means the fused experts by their names, and drops what is stored under those of single
+    /// ones; adapters of its earlier versions have factors for each.
+    fn targets(&self, module: &str, layer: usize, routed: bool) -> bool {
+        let stored = ["lora_A.weight", "lora_A.default.weight"]
+            .iter()
+            .any(|factor| self.weights.has(&format!("base_model.model.{module}.{factor}")));
+        if routed && !stored {
+            return false;
+        }
         let in_layers = self.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
         let in_pattern = self.layers.is_none()
             || self.layers_pattern.is_empty()
@@ -268,14 +276,13 @@ impl SavedAdapter {
     fn factors<B: Kernels>(
         &mut self,
         module: &str,
-        layer: usize,
+        Place { layer, routed, .. }: Place,
         [inputs, outputs]: [usize; 2],
         dtype: DType,
         device: &B::Device,
     ) -> Result<Option<Lora<B>>> {
-        let canonical = module;
-        let module = &self.spelled(canonical);
-        if !self.targets(module, layer) {
+        let module = &self.spelled(module);
+        if !self.targets(module, layer, routed) {
             return Ok(None);
         }
         let r = self.rank(module);
@@ -290,7 +297,7 @@ impl SavedAdapter {
         let (a, b) = (stored("lora_A"), stored("lora_B"));
         let a = self.weights.take::<B>(&a, &[r, inputs], Layout::Transposed, dtype, device)?;
         let b = self.weights.take::<B>(&b, &[outputs, r], Layout::Transposed, dtype, device)?;
-        Ok(Some(Lora { name: canonical.to_owned(), a, b, scale }))
+        Ok(Some(Lora { name: module.clone(), a, b, scale }))
     }
 
     /// Gives the linear maps of a block their factors; `before` is what their names lack of the full architecture's.
@@ -304,9 +311,16 @@ impl SavedAdapter {
     ) -> Result<()> {
         let mut attached = Ok(());
         block.visit(&mut |part| {
-            let (Part::Linear(map), Ok(())) = (part, &attached) else { return };
-            let shape = map.weight.shape();
-            match self.factors::<B>(&format!("{before}{}", map.name), layer, [shape[0], shape[1]], dtype, device) {
+            let (map, routed) = match part {
+                Part::Linear(map) => (map, false),
+                Part::Expert(map) => (map, true),
+                Part::Norm(_) => return,
+            };
+            if attached.is_err() {
+                return;
+            }
+            let (shape, place) = (map.weight.shape(), Place { layer, attention: false, routed });
+            match self.factors::<B>(&format!("{before}{}", map.name), place, [shape[0], shape[1]], dtype, device) {
                 Ok(lora) => map.lora = lora,
                 Err(error) => attached = Err(error),
             }
@@ -375,6 +389,17 @@ pub fn adapter_hash(folder: &Path) -> Result<String> {
     SavedAdapter::open(folder)?.content_hash()
 }
 
+/// Where a linear map is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Its block.
+    pub layer: usize,
+    /// Whether it is a projection of attention.
+    pub attention: bool,
+    /// Whether it is one of many experts'.
+    pub routed: bool,
+}
+
 /// Gives each linear map of the blocks its adapter factors.
 pub(crate) enum Adapter {
     None,
@@ -395,13 +420,21 @@ impl Adapter {
         })
     }
 
+    /// A module's path as the adapter spells it.
+    pub fn spelled(&self, module: &str) -> String {
+        match self {
+            Self::Saved(saved) => saved.spelled(module),
+            Self::None | Self::Fresh { .. } => module.to_owned(),
+        }
+    }
+
     /// Rank of a module's factors, `None` where the adapter leaves it alone.
-    pub fn rank(&mut self, module: &str, layer: usize, attention: bool) -> Option<usize> {
+    pub fn rank(&mut self, module: &str, Place { layer, attention, routed }: Place) -> Option<usize> {
         match self {
             Self::None => None,
             Self::Saved(saved) => {
                 let module = &saved.spelled(module);
-                saved.targets(module, layer).then(|| saved.rank(module))
+                saved.targets(module, layer, routed).then(|| saved.rank(module))
             }
             Self::Fresh { settings, hits, .. } => {
                 let mut chosen = settings.targets.is_empty() && attention;
@@ -415,21 +448,20 @@ impl Adapter {
         }
     }
 
-    /// Factors for one module; `attention` says whether it is a projection of attention.
+    /// Factors for one module.
     pub fn factors<B: Kernels>(
         &mut self,
         module: &str,
-        layer: usize,
-        attention: bool,
+        place: Place,
         [inputs, outputs]: [usize; 2],
         dtype: DType,
         device: &B::Device,
     ) -> Result<Option<Lora<B>>> {
         match self {
             Self::None => Ok(None),
-            Self::Saved(saved) => saved.factors::<B>(module, layer, [inputs, outputs], dtype, device),
+            Self::Saved(saved) => saved.factors::<B>(module, place, [inputs, outputs], dtype, device),
             Self::Fresh { .. } => {
-                let Some(r) = self.rank(module, layer, attention) else { return Ok(None) };
+                let Some(r) = self.rank(module, place) else { return Ok(None) };
                 if r > inputs.max(outputs) {
                     let problem = format!("{r} is more than `{module}` has rows or columns ({inputs} and {outputs})");
                     return Err(Error::Option { option: "lora_r", problem });

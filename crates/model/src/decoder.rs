@@ -140,14 +140,14 @@ impl<B: Kernels> Decoder<B> {
 
     /// Rows of the token embedding, or their cotangents, times the embedding's factor.
     fn scaled(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
-        let scale = self.description.embedding_scale;
-        if scale.to_bits() == 1.0f64.to_bits() { rows } else { B::times_number(rows, scale) }
+        times::<B>(rows, self.description.embedding_scale)
     }
 
-    /// Inputs of the head at some forward rows, `[rows.len(), hidden]`.
+    /// Inputs of the head at some forward rows, with the factor on the logits, `[rows.len(), hidden]`.
     #[must_use]
     pub fn head_inputs(&self, trace: &Trace<B>, rows: &[u32]) -> FloatTensor<B> {
-        self.final_norm.forward(&B::gather(&trace.last, rows, None))
+        let normed = self.final_norm.forward(&B::gather(&trace.last, rows, None));
+        times::<B>(normed, self.description.logit_scale)
     }
 
     /// Carries the cotangents of the head's inputs, `delta[R_active, hidden]`, down to the lowest parameter in scope, and
@@ -165,6 +165,7 @@ impl<B: Kernels> Decoder<B> {
         if !needs.final_norm {
             return;
         }
+        let delta = &times::<B>(delta.clone(), self.description.logit_scale);
         let Trace { blocks, spans, angles, last } = trace;
         let mut pass = Backward { rows, angles: &angles, scope, sink };
         let Some(lowest) = needs.lowest() else {
@@ -211,4 +212,9 @@ impl<B: Kernels> Decoder<B> {
             B::gather(delta, &(0..as_index(keep.len())).collect::<Vec<_>>(), Some(&keep))
         })
     }
+}
+
+/// Rows times a factor, which is one for most models.
+fn times<B: Kernels>(rows: FloatTensor<B>, factor: f64) -> FloatTensor<B> {
+    if factor.to_bits() == 1.0f64.to_bits() { rows } else { B::times_number(rows, factor) }
 }

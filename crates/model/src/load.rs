@@ -1,10 +1,12 @@
 //! From a Hugging Face folder to a decoder, and from one adapter to another.
-use crate::adapter::{Adapter, AdapterSource, SavedAdapter};
-use crate::architectures::{self, BlockKind, Description, Qkv, Up, Wrapper};
+use crate::adapter::{Adapter, AdapterSource, Place, SavedAdapter};
+use crate::architectures::{self, BlockKind, Description, ExpertsKind, Qkv, Up, Wrapper};
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
-use crate::layers::{Attention, Block, FeedForward, Linear, Mixer, Mlp, Norm, Part, Pieces, Projection, Sublayer};
+use crate::layers::{
+    Attention, Block, Experts, FeedForward, Linear, Mixer, Mlp, Norm, Part, Pieces, Projection, SharedExpert, Sublayer,
+};
 use crate::outline::Outline;
 use crate::residency::Residence;
 use crate::sink::Embedding;
@@ -12,7 +14,7 @@ use crate::weights::{Layout, Weights, content_hash};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use tanglescope_kernels::cost::Rates;
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels};
+use tanglescope_kernels::{Activation, DType, Flex, FlexDevice, FloatTensor, Kernels};
 
 /// Reads the tensors of a base model, or of an adapter's copies of them.
 struct Loader<'a> {
@@ -91,7 +93,8 @@ impl Loader<'_> {
             false => None,
         };
         let (layer, shape) = (module.layer, [inputs, outputs]);
-        let lora = self.adapter.factors::<B>(path, layer, module.attention, shape, self.dtype, device)?;
+        let place = Place { layer, attention: module.attention, routed: module.routed };
+        let lora = self.adapter.factors::<B>(path, place, shape, self.dtype, device)?;
         Ok(Linear { name: self.name(path), weight, bias, lora })
     }
 }
@@ -103,6 +106,7 @@ struct Module {
     attention: bool,
     bias: bool,
     conv1d: bool,
+    routed: bool,
 }
 
 impl<B: Kernels> Decoder<B> {
@@ -251,21 +255,22 @@ impl<B: Kernels> Decoder<B> {
 fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, device: &B::Device) -> Result<Block<B>> {
     let names = &of.names;
     let (mut norms, mut maps) = (HashMap::new(), HashMap::new());
-    for part in of.parts() {
+    for part in of.parts(layer) {
         match part {
             architectures::Part::Norm { name, features } => {
                 let path = format!("{}.{layer}.{name}", names.blocks);
                 norms.insert(name, loader.norm::<B>(&path, features, of, device)?);
             }
-            architectures::Part::Map { name, reads, shape, bias } => {
+            architectures::Part::Map { name, reads, shape, bias, routed } => {
                 let path = format!("{}.{layer}.{name}", names.blocks);
-                let module = Module { path, layer, attention: reads.by_attention(), bias, conv1d: names.conv1d };
+                let attention = reads.by_attention();
+                let module = Module { path, layer, attention, bias, conv1d: names.conv1d, routed };
                 maps.insert(name, loader.linear::<B>(&module, shape, device)?);
             }
         }
     }
     let mut norm = |name: Option<&'static str>| name.and_then(|name| norms.remove(name));
-    let mut take = |named: &[&'static str]| -> Vec<Linear<B>> { named.iter().filter_map(|n| maps.remove(n)).collect() };
+    let mut take = |named: &[&str]| -> Vec<Linear<B>> { named.iter().filter_map(|n| maps.remove(*n)).collect() };
     let (qkv, pieces) = match &names.qkv {
         Qkv::Separate(named) => (take(named), Pieces::Separate),
         Qkv::Joined(name) => (take(&[name]), Pieces::Columns(of.qkv_widths().to_vec())),
@@ -277,27 +282,59 @@ fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, de
         Up::Gated(named) => (take(named), Pieces::Separate),
         Up::Joined(name) => (take(&[name]), Pieces::Columns(vec![of.mlp_width; 2])),
     };
-    let up = Projection { maps: up, pieces };
-    let [o, down] = [names.o, names.down].map(|name| take(&[name]).pop());
-    let (Some(o), Some(down)) = (o, down) else { unreachable!("every description has both as parts") };
+    let mut one =
+        |name: &str| take(&[name]).pop().unwrap_or_else(|| unreachable!("`{name}` is a part of the description"));
+    let o = one(names.o);
+    let feed_forward = match of.experts_of(layer) {
+        Some(kind) => FeedForward::Experts(experts(kind, of.activation, &mut one)),
+        None => FeedForward::Mlp(Mlp {
+            up: Projection { maps: up, pieces },
+            down: one(names.down),
+            activation: of.activation,
+        }),
+    };
     let query_key_norms = names.query_key_norms.and_then(|[q, k]| Some(Box::new([norm(Some(q))?, norm(Some(k))?])));
     let BlockKind { rope, .. } = of.blocks[layer];
-    let attention = Attention { qkv, query_key_norms, o, spec: of.attention_of(layer), rope };
-    let mlp = Mlp { up, down, activation: of.activation };
+    let attention = Attention { qkv, query_key_norms, bound: of.qkv_bound, o, spec: of.attention_of(layer), rope };
     Ok(Block {
         mixer: Sublayer {
             norm: norm(names.attention_norm),
             layer: Mixer::Attention(attention),
             norm_after: norm(names.after_attention),
+            scale: of.residual_scale,
         },
-        mlp: Sublayer { norm: norm(names.mlp_norm), layer: FeedForward::Mlp(mlp), norm_after: norm(names.after_mlp) },
+        mlp: Sublayer {
+            norm: norm(names.mlp_norm),
+            layer: feed_forward,
+            norm_after: norm(names.after_mlp),
+            scale: of.residual_scale,
+        },
         parallel: of.parallel,
     })
 }
 
+/// The experts of a layer, from its maps by name.
+fn experts<B: Kernels>(
+    kind: &ExpertsKind,
+    activation: Activation,
+    take: &mut dyn FnMut(&str) -> Linear<B>,
+) -> Experts<B> {
+    let router = take(kind.router);
+    let mut maps = [const { Vec::new() }; 3];
+    for expert in 0..kind.number {
+        maps.iter_mut().zip(kind.paths(expert)).for_each(|(maps, path)| maps.push(take(&path)));
+    }
+    let shared = kind.shared.map(|shared| {
+        let [gate, up, down] = shared.maps.map(&mut *take);
+        let up = Projection { maps: vec![gate, up], pieces: Pieces::Separate };
+        Box::new(SharedExpert { mlp: Mlp { up, down, activation }, gate: shared.gate.map(take) })
+    });
+    Experts { router, routing: kind.routing, maps, activation, shared }
+}
+
 fn without_adapter<B: Kernels>(block: &mut Block<B>) {
     block.visit(&mut |part| {
-        if let Part::Linear(map) = part {
+        if let Part::Linear(map) | Part::Expert(map) = part {
             map.lora = None;
         }
     });

@@ -72,8 +72,8 @@ impl Needs {
         }
         let mut below = embeddings;
         let mut blocks = Vec::with_capacity(wanted.len());
-        for wanted in &wanted {
-            let needs = block_needs(description, wanted, below);
+        for (layer, wanted) in wanted.iter().enumerate() {
+            let needs = block_needs(description, layer, wanted, below);
             below |= needs.any();
             blocks.push(needs);
         }
@@ -87,10 +87,11 @@ impl Needs {
 }
 
 /// The needs of one block: `wanted` are its modules in scope; `below` says whether a cotangent is needed below it.
-fn block_needs(description: &Description, wanted: &BTreeSet<&str>, below: bool) -> BlockNeeds {
+fn block_needs(description: &Description, layer: usize, wanted: &BTreeSet<&str>, below: bool) -> BlockNeeds {
     let names = &description.names;
     let norm = |name: Option<&str>| name.is_some_and(|name| wanted.contains(name));
-    let maps = |reads: Reads| description.maps_of(reads).any(|name| wanted.contains(name));
+    let maps =
+        |reads: Reads| !wanted.is_empty() && description.maps_of(layer, reads).any(|name| wanted.contains(&*name));
     let query_key_norms = names.query_key_norms.is_some_and(|both| both.into_iter().any(|name| wanted.contains(name)));
     let mixer = LayerNeeds::new(
         below,

@@ -1,5 +1,5 @@
 //! The shape of a model without its weights: what it would cost to run, before anything is loaded.
-use crate::adapter::{Adapter, AdapterSource};
+use crate::adapter::{Adapter, AdapterSource, Place};
 use crate::architectures::{self, Description, Part, Reads};
 use crate::config::Config;
 use crate::error::Result;
@@ -21,6 +21,10 @@ pub struct Map {
     pub bias: bool,
     /// Rank of its adapter's factors.
     pub rank: Option<usize>,
+    /// Path of its module as the adapter spells it.
+    pub adapter_path: String,
+    /// Whether it is one of many experts', which not every row meets.
+    pub routed: bool,
 }
 
 /// Dimensions and linear maps of a model, with an adapter or without.
@@ -54,11 +58,12 @@ impl Outline {
     pub(crate) fn with(description: Description, adapter: &mut Adapter) -> Self {
         let mut maps = Vec::new();
         for layer in 0..description.layers() {
-            for part in description.parts() {
-                let Part::Map { name, reads, shape, bias } = part else { continue };
+            for part in description.parts(layer) {
+                let Part::Map { name, reads, shape, bias, routed } = part else { continue };
                 let path = format!("{}.{layer}.{name}", description.names.blocks);
-                let rank = adapter.rank(&path, layer, reads.by_attention());
-                maps.push(Map { path, layer, reads, shape, bias, rank });
+                let rank = adapter.rank(&path, Place { layer, attention: reads.by_attention(), routed });
+                let adapter_path = adapter.spelled(&path);
+                maps.push(Map { path, layer, reads, shape, bias, rank, adapter_path, routed });
             }
         }
         Self { description, maps }
@@ -90,56 +95,65 @@ impl Outline {
         self.description.padding_row.filter(|_| trains)
     }
 
-    /// Values of all weights: of everything outside the blocks, and of one block.
+    /// Values of all weights: of everything outside the blocks, and of the largest block.
     #[must_use]
     pub fn values(&self) -> (usize, usize) {
         let of = &self.description;
         let tables = if of.tied { 1 } else { 2 };
         let positions = if of.names.positions.is_some() { of.max_positions } else { 0 };
         let outside = (tables * of.vocabulary + positions + 2) * of.hidden;
-        let maps = self.maps.iter().filter(|map| map.layer == 0);
-        let map_values =
-            |map: &Map| map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
+        let mut blocks = vec![0; of.layers()];
+        for map in &self.maps {
+            blocks[map.layer] += map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
+        }
         let norm_values = |part: Part| if let Part::Norm { features, .. } = part { 2 * features } else { 0 };
-        (outside, maps.map(map_values).sum::<usize>() + of.parts().into_iter().map(norm_values).sum::<usize>())
+        for (layer, block) in blocks.iter_mut().enumerate() {
+            *block += of.parts(layer).into_iter().map(norm_values).sum::<usize>();
+        }
+        (outside, blocks.into_iter().max().unwrap_or(0))
     }
 }
 
 /// The parameters of a model with some linear maps, under the names of the full architecture, in the order of the forward pass.
 pub(crate) fn parameters(of: &Description, maps: &[Map]) -> Vec<Parameter> {
     let mut out = Vec::new();
-    let mut add = |module: &str, tensor: &str, location: Location, layer: Option<usize>, kind: ParameterKind| {
-        let prefix = layer.map_or(String::new(), |layer| format!("{}.{layer}.", of.names.blocks));
-        let name = format!("{prefix}{module}.{tensor}");
+    let mut add = |path: &str, module: &str, tensor: &str, location: Location, layer: Option<usize>| {
+        let kind = if tensor.starts_with("lora_") { ParameterKind::Lora } else { ParameterKind::Base };
+        let name = format!("{path}.{tensor}");
         out.push(Parameter { name, layer, module: module.to_owned(), location, kind });
     };
     let norm_values = || ["weight", "bias"].into_iter().take(if of.norm_bias { 2 } else { 1 });
-    add(&of.names.embedding, "weight", Location::Embedding, None, ParameterKind::Base);
+    add(&of.names.embedding, &of.names.embedding, "weight", Location::Embedding, None);
     if let Some(positions) = of.names.positions {
-        add(positions, "weight", Location::Embedding, None, ParameterKind::Base);
+        add(positions, positions, "weight", Location::Embedding, None);
     }
     for layer in 0..of.layers() {
         let mut maps = maps.iter().filter(|map| map.layer == layer);
-        let mut add = |module: &str, tensor: &str, kind| add(module, tensor, Location::Block, Some(layer), kind);
-        for part in of.parts() {
+        let mut add = |path: &str, module: &str, tensor: &str| add(path, module, tensor, Location::Block, Some(layer));
+        for part in of.parts(layer) {
             match part {
-                Part::Norm { name, .. } => norm_values().for_each(|tensor| add(name, tensor, ParameterKind::Base)),
+                Part::Norm { name, .. } => {
+                    let path = format!("{}.{layer}.{name}", of.names.blocks);
+                    norm_values().for_each(|tensor| add(&path, &name, tensor));
+                }
                 Part::Map { name, bias, .. } => {
-                    add(name, "weight", ParameterKind::Base);
+                    let path = format!("{}.{layer}.{name}", of.names.blocks);
+                    add(&path, &name, "weight");
                     if bias {
-                        add(name, "bias", ParameterKind::Base);
+                        add(&path, &name, "bias");
                     }
-                    if maps.next().is_some_and(|map| map.rank.is_some()) {
-                        add(name, "lora_A.weight", ParameterKind::Lora);
-                        add(name, "lora_B.weight", ParameterKind::Lora);
+                    if let Some(map) = maps.next().filter(|map| map.rank.is_some()) {
+                        add(&map.adapter_path, &name, "lora_A.weight");
+                        add(&map.adapter_path, &name, "lora_B.weight");
                     }
                 }
             }
         }
     }
-    norm_values().for_each(|tensor| add(&of.names.final_norm, tensor, Location::FinalNorm, None, ParameterKind::Base));
+    let norm: &str = &of.names.final_norm;
+    norm_values().for_each(|tensor| add(norm, norm, tensor, Location::FinalNorm, None));
     if !of.tied {
-        add(&of.names.head, "weight", Location::Head, None, ParameterKind::Base);
+        add(&of.names.head, &of.names.head, "weight", Location::Head, None);
     }
     out
 }

@@ -45,7 +45,7 @@ impl<B: Kernels> Decoder<B> {
         let (dtype, device) = (self.dtype, &self.device);
         for block in &mut self.blocks {
             block.visit(dtype, device, &mut |part| match part {
-                Part::Linear(map) => visit_linear(map, f),
+                Part::Linear(map) | Part::Expert(map) => visit_linear(map, f),
                 Part::Norm(norm) => visit_norm(norm, f),
             });
         }

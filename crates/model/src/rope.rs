@@ -46,6 +46,23 @@ pub struct Rope {
     pub pairs: usize,
     /// Longest sequence that the frequencies are made for; no bound of their own where there is none.
     pub reach: Option<usize>,
+    /// A factor that grows with the position.
+    temperature: Option<Temperature>,
+}
+
+/// `1 + β ln(1 + ⌊position/original⌋)`: Llama 4's and Ministral 3's factor on queries.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Temperature {
+    /// β.
+    pub beta: f64,
+    /// Positions before it begins to grow.
+    pub original: usize,
+}
+
+impl Temperature {
+    fn at(self, position: u32) -> f64 {
+        1.0 + self.beta * (1.0 + f64::from(position) / self.original as f64).floor().ln()
+    }
 }
 
 /// What a config leaves to the architecture.
@@ -57,11 +74,15 @@ pub(crate) struct RopeDefaults {
     pub part: Option<(&'static str, f64)>,
     /// Whether `su` and `yarn` stand for `longrope`, as in older configs of Phi-3.
     pub long_by_other_names: bool,
+    /// Whether angles have sections for time, height and width, whose positions are all a text's own, so that they change nothing.
+    pub sections: bool,
+    /// Keys that the architecture reads itself.
+    pub others: &'static [&'static str],
 }
 
 impl Default for RopeDefaults {
     fn default() -> Self {
-        Self { theta: ("rope_theta", 10_000.0), part: None, long_by_other_names: false }
+        Self { theta: ("rope_theta", 10_000.0), part: None, long_by_other_names: false, sections: false, others: &[] }
     }
 }
 
@@ -93,14 +114,20 @@ impl Rope {
         let plain = Self::fixed(inverse_frequencies(theta, dimensions));
         let Some(parameters) = parameters else { return Ok(plain) };
         let rope = Scaling { config, key, parameters, theta, dimensions }.applied(plain, defaults)?;
-        parameters.finish(|key| KNOWN.contains(&key))?;
+        let of_sections = |key: &str| defaults.sections && ["mrope_section", "mrope_interleaved"].contains(&key);
+        parameters.finish(|key| KNOWN.contains(&key) || defaults.others.contains(&key) || of_sections(key))?;
         Ok(rope)
     }
 
     /// Frequencies that are the same for sequences of every length.
     fn fixed(inverse: Vec<f64>) -> Self {
         let pairs = inverse.len();
-        Self { frequencies: Frequencies::Fixed(inverse), attention_factor: 1.0, pairs, reach: None }
+        Self { frequencies: Frequencies::Fixed(inverse), attention_factor: 1.0, pairs, reach: None, temperature: None }
+    }
+
+    /// The same angles with a factor that grows with the position.
+    pub(crate) fn with_temperature(self, temperature: Temperature) -> Self {
+        Self { temperature: Some(temperature), ..self }
     }
 
     /// Longest sequence up to which the frequencies do not depend on its length; `None` where they never do.
@@ -126,7 +153,7 @@ impl Rope {
         }
     }
 
-    /// cos and sin of every row's angles, `[rows, pairs]`, times the attention factor; `lengths` is the number of tokens
+    /// cos and sin of every row's angles, `[rows, pairs]`, times the attention factor and the temperature; `lengths` is the number of tokens
     /// of each row's whole sequence.
     #[must_use]
     pub(crate) fn tables(&self, positions: &[u32], lengths: &[u32]) -> (Vec<f64>, Vec<f64>) {
@@ -134,10 +161,11 @@ impl Rope {
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for (&position, &length) in positions.iter().zip(lengths) {
             let inverse = inverse_by_length.entry(length).or_insert_with(|| self.inverse(length as usize));
+            let factor = self.attention_factor * self.temperature.map_or(1.0, |of| of.at(position));
             for f in inverse.iter() {
                 let angle = f64::from(position) * f;
-                cos.push(angle.cos() * self.attention_factor);
-                sin.push(angle.sin() * self.attention_factor);
+                cos.push(angle.cos() * factor);
+                sin.push(angle.sin() * factor);
             }
         }
         (cos, sin)
@@ -189,6 +217,7 @@ impl Scaling<'_> {
         };
         match kind.as_deref().unwrap_or("default") {
             "default" => Ok(plain),
+            "mrope" if defaults.sections => Ok(plain),
             "linear" => self.linear(),
             "dynamic" => self.dynamic(plain),
             "llama3" => {

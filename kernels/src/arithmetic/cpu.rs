@@ -1,7 +1,7 @@
 //! Entry by entry on the CPU: vectorised loops on all cores, and burn's own for what is not hot.
 use super::Arithmetic;
 use crate::Flex;
-use crate::host::real::{Real, in_place, values, vectorised, with_real};
+use crate::host::real::{Real, dims, in_place, values, vectorised, with_real};
 use burn_backend::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -39,5 +39,28 @@ impl Arithmetic for Flex {
 
     fn times_number(x: FlexTensor, number: f64) -> FlexTensor {
         Self::float_mul_scalar(x, number.into())
+    }
+
+    fn cut(x: FlexTensor, bound: f64) -> FlexTensor {
+        with_real!(&x, E => {
+            in_place::<E>(x, |x| {
+                x.par_chunks_mut(4096).for_each(|x| {
+                    x.iter_mut().for_each(|x| *x = E::of(x.wide().clamp(-bound, bound)));
+                });
+            })
+        })
+    }
+
+    fn cut_vjp(x: &FlexTensor, bound: f64, delta: FlexTensor, index: &[u32]) -> FlexTensor {
+        with_real!(x, E => {
+            let (x, width) = (values::<E>(x), dims(x)[1]);
+            in_place::<E>(delta, |delta| {
+                delta.par_chunks_mut(width).zip(index).with_min_len(16).for_each(|(delta, &row)| {
+                    let x = &x[row as usize * width..][..width];
+                    let out = delta.iter_mut().zip(x).filter(|(_, x)| x.wide().abs() > bound);
+                    out.for_each(|(delta, _)| *delta = E::of(0.0));
+                });
+            })
+        })
     }
 }

@@ -1,7 +1,7 @@
 //! Entry by entry on a device, by burn's operations.
 use super::{Arithmetic, reference};
-use crate::FloatTensor;
 use crate::on_chip::on_devices;
+use crate::{FloatTensor, Rows};
 use burn_backend::ops::FloatTensorOps;
 
 on_devices! { Arithmetic, R {
@@ -23,5 +23,13 @@ on_devices! { Arithmetic, R {
 
     fn times_number(x: FloatTensor<Self>, number: f64) -> FloatTensor<Self> {
         Self::float_mul_scalar(x, number.into())
+    }
+
+    fn cut(x: FloatTensor<Self>, bound: f64) -> FloatTensor<Self> {
+        reference::cut::<Self>(x, bound)
+    }
+
+    fn cut_vjp(x: &FloatTensor<Self>, bound: f64, delta: FloatTensor<Self>, index: &[u32]) -> FloatTensor<Self> {
+        reference::cut_vjp::<Self>(&Self::gather(x, index, None), bound, &delta)
     }
 } }

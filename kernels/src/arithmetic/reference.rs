@@ -14,3 +14,15 @@ pub fn add_bias<B: Backend>(y: FloatTensor<B>, bias: &FloatTensor<B>) -> FloatTe
 pub fn add_scaled<B: Backend>(a: FloatTensor<B>, b: &FloatTensor<B>, scale: f64) -> FloatTensor<B> {
     B::float_add(a, B::float_mul_scalar(b.clone(), scale.into()))
 }
+
+/// See [`Arithmetic::cut`](super::Arithmetic::cut).
+#[must_use]
+pub fn cut<B: Backend>(x: FloatTensor<B>, bound: f64) -> FloatTensor<B> {
+    unwrap(wrap::<B, 2>(&x).clamp(-bound, bound))
+}
+
+/// See [`Arithmetic::cut_vjp`](super::Arithmetic::cut_vjp), with `x` of each backward row.
+#[must_use]
+pub fn cut_vjp<B: Backend>(x: &FloatTensor<B>, bound: f64, delta: &FloatTensor<B>) -> FloatTensor<B> {
+    unwrap(wrap::<B, 2>(delta).mask_fill(wrap::<B, 2>(x).abs().greater_elem(bound), 0.0))
+}

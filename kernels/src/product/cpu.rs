@@ -186,7 +186,7 @@ const TILE: usize = 64;
 const WIDENED_BYTES: usize = 4 << 20;
 
 /// `target[rows, m] = keep·target + scale · x[rows, k] · op(w)` with narrow weights, widened stripe by stripe of columns.
-fn product_narrow<E: Real>(
+pub fn product_narrow<E: Real>(
     target: Target<E>,
     [rows, k, m]: [usize; 3],
     x: View<E>,

@@ -39,9 +39,14 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     Ok(Description {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        blocks: vec![BlockKind { window: None, rope: None }; config.layers("n_layer", config.size("n_layer")?)?],
+        blocks: vec![
+            BlockKind { window: None, rope: None, sparse: false };
+            config.layers("n_layer", config.size("n_layer")?)?
+        ],
         max_positions: config.size("n_positions")?,
         embedding_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
         padding_row: None,
         attention: AttentionSpec {
             heads,
@@ -55,6 +60,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         norm: NormKind { centred: true, eps: config.get("layer_norm_epsilon")?.unwrap_or(1e-5) },
         norm_bias: true,
         gain_plus_one: false,
+        qkv_bound: None,
         query_key_norm: None,
         parallel: false,
         mlp_width: config.get("n_inner")?.unwrap_or(4 * hidden),
@@ -62,6 +68,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         qkv_bias: true,
         o_bias: true,
         mlp_bias: true,
+        experts: None,
         tied: config.get("tie_word_embeddings")?.unwrap_or(true),
         logit_cap: None,
         names: names(),

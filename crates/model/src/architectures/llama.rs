@@ -94,11 +94,13 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         vocabulary,
         hidden,
         blocks: vec![
-            BlockKind { window: None, rope: None };
+            BlockKind { window: None, rope: None, sparse: false };
             config.layers("num_hidden_layers", size("num_hidden_layers", layers)?)?
         ],
         max_positions: config.get("max_position_embeddings")?.unwrap_or(defaults.max_positions),
         embedding_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
         padding_row: padding_row(config, defaults.padding, vocabulary)?,
         attention: AttentionSpec {
             heads,
@@ -112,6 +114,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         norm: NormKind { centred: false, eps: config.get("rms_norm_eps")?.unwrap_or(defaults.eps) },
         norm_bias: false,
         gain_plus_one: false,
+        qkv_bound: None,
         query_key_norm: None,
         parallel: false,
         mlp_width: size("intermediate_size", mlp_width)?,
@@ -119,6 +122,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
+        experts: None,
         tied: config.get("tie_word_embeddings")?.unwrap_or(defaults.tied),
         logit_cap: None,
         names: names(),
@@ -130,7 +134,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
 pub(super) fn with_rope(of: Description, config: &Config, defaults: RopeDefaults) -> Result<Description> {
     let rope = Rope::read(config, of.attention.head_dim, defaults)?;
     let max_positions = rope.reach.map_or(of.max_positions, |reach| reach.max(of.max_positions));
-    let blocks = of.blocks.iter().map(|block| BlockKind { rope: Some(0), ..*block }).collect();
+    let blocks = of.blocks.iter().map(|block| BlockKind { rope: Some([0, 0]), ..*block }).collect();
     Ok(Description { ropes: vec![rope], blocks, max_positions, ..of })
 }
 

@@ -1,22 +1,34 @@
 //! What the checkpoints of each architecture look like: one file an architecture, one line in `TABLE`.
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod gpt2;
 mod gpt_neox;
+mod granite;
 mod inert;
 mod llama;
+mod ministral3;
 mod mistral;
+mod mixtral;
 mod olmo2;
+mod olmo3;
+mod olmoe;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
+mod qwen_vl;
+mod smollm3;
 mod wrapper;
 
 pub use wrapper::Wrapper;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::rope::Rope;
+use crate::layers::Routing;
+use crate::rope::{Rope, RopeDefaults};
+use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use tanglescope_kernels::{Activation, AttentionSpec, NormKind, SoftCap};
 
@@ -25,16 +37,28 @@ type Describe = fn(&Config) -> Result<Description>;
 
 /// `model_type` of config.json, and how such a config is read.
 const TABLE: &[(&str, Describe)] = &[
+    ("gemma", gemma::describe),
     ("gemma2", gemma2::describe),
     ("gemma3_text", gemma3::describe),
     ("gpt2", gpt2::describe),
     ("gpt_neox", gpt_neox::describe),
+    ("granite", granite::describe),
     ("llama", llama::describe),
+    ("ministral3", ministral3::describe),
     ("mistral", mistral::describe),
+    ("mixtral", mixtral::describe),
     ("olmo2", olmo2::describe),
+    ("olmo3", olmo3::describe),
+    ("olmoe", olmoe::describe),
     ("phi3", phi3::describe),
     ("qwen2", qwen2::describe),
+    ("qwen2_moe", qwen2_moe::describe),
+    ("qwen2_5_vl_text", qwen_vl::qwen2_5),
+    ("qwen2_vl_text", qwen_vl::qwen2),
     ("qwen3", qwen3::describe),
+    ("qwen3_moe", qwen3_moe::describe),
+    ("qwen3_vl_text", qwen_vl::qwen3),
+    ("smollm3", smollm3::describe),
 ];
 
 /// A decoder's dimensions, its functions, and the names of its tensors.
@@ -50,6 +74,10 @@ pub struct Description {
     pub max_positions: usize,
     /// Factor on the embedding.
     pub embedding_scale: f64,
+    /// Factor on what each layer adds to the residual stream.
+    pub residual_scale: f64,
+    /// Factor on the logits, before their soft cap.
+    pub logit_scale: f64,
     /// The padding token whose row of the embedding its rows in a sequence do not train, as in torch's `Embedding` with
     /// `padding_idx`; `None` where every row is trained.
     pub padding_row: Option<u32>,
@@ -63,6 +91,8 @@ pub struct Description {
     pub norm_bias: bool,
     /// Whether norms multiply with one plus their gain (Gemma).
     pub gain_plus_one: bool,
+    /// A bound that queries, keys and values are cut at.
+    pub qkv_bound: Option<f64>,
     /// Over what the norms of queries and keys go, where there are any.
     pub query_key_norm: Option<QueryKeyNorm>,
     /// Whether the feed-forward layer reads the block's input, beside attention and not after it.
@@ -77,6 +107,8 @@ pub struct Description {
     pub o_bias: bool,
     /// Whether the feed-forward projections have biases.
     pub mlp_bias: bool,
+    /// The experts of [sparse](BlockKind::sparse) blocks.
+    pub experts: Option<ExpertsKind>,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
     /// A soft cap on the logits.
@@ -92,8 +124,47 @@ pub struct Description {
 pub struct BlockKind {
     /// How many positions a query sees.
     pub window: Option<usize>,
-    /// Which of the rotary embeddings.
-    pub rope: Option<usize>,
+    /// Which of the rotary embeddings queries have, and which keys; none where positions are learned, or the block has none.
+    pub rope: Option<[usize; 2]>,
+    /// Whether its feed-forward layer is one of experts.
+    pub sparse: bool,
+}
+
+/// A feed-forward layer of experts.
+#[derive(Clone, Debug)]
+pub struct ExpertsKind {
+    /// Experts of a layer.
+    pub number: usize,
+    /// Width of each.
+    pub width: usize,
+    /// How they are chosen and weighted.
+    pub routing: Routing,
+    /// Path of the router inside the block.
+    pub router: &'static str,
+    /// Path of the list of experts inside the block.
+    pub list: &'static str,
+    /// Gate, up and down inside an expert.
+    pub maps: [&'static str; 3],
+    /// An expert that every row goes through.
+    pub shared: Option<SharedKind>,
+}
+
+/// An expert that every row goes through.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedKind {
+    /// Its width.
+    pub width: usize,
+    /// Paths of gate, up and down inside the block.
+    pub maps: [&'static str; 3],
+    /// Path of what opens it, one number a row.
+    pub gate: Option<&'static str>,
+}
+
+impl ExpertsKind {
+    /// Path of an expert's gate, up and down inside the block.
+    pub(crate) fn paths(&self, expert: usize) -> [String; 3] {
+        self.maps.map(|map| format!("{}.{expert}.{map}", self.list))
+    }
 }
 
 /// What the norms of queries and keys go over.
@@ -187,25 +258,27 @@ impl Reads {
 }
 
 /// A part of a block that has parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     /// A norm of a number of values.
     Norm {
         /// Path inside the block.
-        name: &'static str,
+        name: Cow<'static, str>,
         /// Length of its gain.
         features: usize,
     },
     /// A linear map.
     Map {
         /// Path inside the block.
-        name: &'static str,
+        name: Cow<'static, str>,
         /// Which of the block's inputs it reads.
         reads: Reads,
         /// Values of its input and of its output, a row.
         shape: [usize; 2],
         /// Whether it has a bias.
         bias: bool,
+        /// Whether it is one of many experts', which not every row meets.
+        routed: bool,
     },
 }
 
@@ -229,8 +302,8 @@ impl Description {
     }
 
     /// Paths inside a block of the linear maps that read one of its inputs.
-    pub(crate) fn maps_of(&self, input: Reads) -> impl Iterator<Item = &'static str> {
-        self.parts().into_iter().filter_map(move |part| match part {
+    pub(crate) fn maps_of(&self, layer: usize, input: Reads) -> impl Iterator<Item = Cow<'static, str>> {
+        self.parts(layer).into_iter().filter_map(move |part| match part {
             Part::Map { name, reads, .. } if reads == input => Some(name),
             _ => None,
         })
@@ -242,12 +315,24 @@ impl Description {
         self.ropes.iter().filter_map(Rope::same_up_to).min()
     }
 
+    /// The same with experts on some blocks.
+    fn with_experts(mut self, experts: ExpertsKind, sparse: &[bool]) -> Self {
+        self.blocks.iter_mut().zip(sparse).for_each(|(block, &sparse)| block.sparse = sparse);
+        self.experts = Some(experts);
+        self
+    }
+
+    /// The experts of a block, where its feed-forward layer is one of experts.
+    #[must_use]
+    pub fn experts_of(&self, layer: usize) -> Option<&ExpertsKind> {
+        self.experts.as_ref().filter(|_| self.blocks[layer].sparse)
+    }
+
     /// The parts of a block that have parameters, in the order of the forward pass.
     #[must_use]
-    pub fn parts(&self) -> Vec<Part> {
+    pub fn parts(&self, layer: usize) -> Vec<Part> {
         let (d, names, [q, kv, _]) = (self.hidden, &self.names, self.qkv_widths());
-        let norm = |name: Option<&'static str>| name.map(|name| Part::Norm { name, features: d });
-        let map = |name, reads, shape, bias| Part::Map { name, reads, shape, bias };
+        let norm = |name: Option<&'static str>| name.map(|name| Part::Norm { name: name.into(), features: d });
         let mut parts: Vec<Part> = norm(names.attention_norm).into_iter().collect();
         let qkv_map = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
         match names.qkv {
@@ -258,21 +343,55 @@ impl Description {
         }
         if let (Some(names), Some(over)) = (names.query_key_norms, self.query_key_norm) {
             let widths = if over == QueryKeyNorm::Heads { [self.attention.head_dim; 2] } else { [q, kv] };
-            parts.extend(names.into_iter().zip(widths).map(|(name, features)| Part::Norm { name, features }));
+            parts.extend(
+                names.into_iter().zip(widths).map(|(name, features)| Part::Norm { name: name.into(), features }),
+            );
         }
         parts.push(map(names.o, Reads::AttentionOutput, [q, d], self.o_bias));
         parts.extend(norm(names.after_attention));
         parts.extend(norm(names.mlp_norm));
-        let up_map = |name, width| map(name, Reads::MlpInput, [d, width], self.mlp_bias);
-        match names.up {
-            Up::Plain(name) => parts.push(up_map(name, self.mlp_width)),
-            Up::Gated(names) => parts.extend(names.map(|name| up_map(name, self.mlp_width))),
-            Up::Joined(name) => parts.push(up_map(name, 2 * self.mlp_width)),
+        match self.experts_of(layer) {
+            Some(experts) => parts.extend(self.expert_parts(experts)),
+            None => {
+                let up_map = |name, width| map(name, Reads::MlpInput, [d, width], self.mlp_bias);
+                match names.up {
+                    Up::Plain(name) => parts.push(up_map(name, self.mlp_width)),
+                    Up::Gated(names) => parts.extend(names.map(|name| up_map(name, self.mlp_width))),
+                    Up::Joined(name) => parts.push(up_map(name, 2 * self.mlp_width)),
+                }
+                parts.push(map(names.down, Reads::MlpHidden, [self.mlp_width, d], self.mlp_bias));
+            }
         }
-        parts.push(map(names.down, Reads::MlpHidden, [self.mlp_width, d], self.mlp_bias));
         parts.extend(norm(names.after_mlp));
         parts
     }
+
+    fn expert_parts(&self, of: &ExpertsKind) -> Vec<Part> {
+        let d = self.hidden;
+        let reads = [Reads::MlpInput, Reads::MlpInput, Reads::MlpHidden];
+        let shapes = |width| [[d, width], [d, width], [width, d]];
+        let mut parts = vec![map(of.router, Reads::MlpInput, [d, of.number], false)];
+        for expert in 0..of.number {
+            let maps = of.paths(expert).into_iter().zip(reads).zip(shapes(of.width));
+            parts.extend(maps.map(|((name, reads), shape)| Part::Map {
+                name: name.into(),
+                reads,
+                shape,
+                bias: false,
+                routed: true,
+            }));
+        }
+        if let Some(shared) = of.shared {
+            let maps = shared.maps.into_iter().zip(reads).zip(shapes(shared.width));
+            parts.extend(maps.map(|((name, reads), shape)| map(name, reads, shape, false)));
+            parts.extend(shared.gate.map(|name| map(name, Reads::MlpInput, [d, 1], false)));
+        }
+        parts
+    }
+}
+
+fn map(name: &'static str, reads: Reads, shape: [usize; 2], bias: bool) -> Part {
+    Part::Map { name: name.into(), reads, shape, bias, routed: false }
 }
 
 /// Reads the config of a supported architecture, or of a multimodal model whose text part is one.
@@ -280,6 +399,43 @@ impl Description {
 /// # Errors
 /// Where the architecture is unknown or a key asks for something that is not computed.
 pub fn describe(config: &Config) -> Result<Description> {
+    refuse_quantised(config)?;
+    let model_type: String = config.need("model_type")?;
+    if let Some(wrapper) = Wrapper::named(&model_type) {
+        return wrapper.describe(config);
+    }
+    describe_as(&model_type, config, &[])
+}
+
+/// Reads a config as one of an architecture; `others` are keys of what is around it.
+fn describe_as(model_type: &str, config: &Config, others: &[&str]) -> Result<Description> {
+    refuse_quantised(config)?;
+    let Some((_, describe)) = TABLE.iter().find(|(name, _)| *name == model_type) else {
+        let known = TABLE.iter().map(|(name, _)| *name).chain(Wrapper::types()).collect::<Vec<_>>().join(", ");
+        return Err(config.refuse("model_type", format!("`{model_type}` is not supported; supported: {known}")));
+    };
+    let description = describe(config)?;
+    if let Some(experts) = &description.experts {
+        let all = experts.number * description.blocks.iter().filter(|block| block.sparse).count();
+        if all > MOST_EXPERTS_IN_ALL {
+            let problem = format!(
+                "found {} on each of many layers, expected at most {MOST_EXPERTS_IN_ALL} in all",
+                experts.number
+            );
+            return Err(config.refuse("num_experts", problem));
+        }
+    }
+    for key in ["is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention", "pruned_heads"] {
+        if config.get(key)?.is_some_and(|value: serde_json::Value| !crate::config::is_off(&value)) {
+            return Err(config.refuse(key, "asks for something other than a causal decoder, which is not supported"));
+        }
+    }
+    config.finish(|key| inert::is_inert(key) || others.contains(&key))?;
+    Ok(description)
+}
+
+/// Refuses weights that are stored quantised.
+fn refuse_quantised(config: &Config) -> Result<()> {
     if let Some(quantization) = config.object("quantization_config")? {
         let method: Option<String> = quantization.get("quant_method")?;
         return Err(config.refuse(
@@ -291,22 +447,7 @@ pub fn describe(config: &Config) -> Result<Description> {
             ),
         ));
     }
-    let model_type: String = config.need("model_type")?;
-    if let Some(wrapper) = Wrapper::named(&model_type) {
-        return wrapper.describe(config);
-    }
-    let Some((_, describe)) = TABLE.iter().find(|(name, _)| *name == model_type) else {
-        let known = TABLE.iter().map(|(name, _)| *name).chain(Wrapper::types()).collect::<Vec<_>>().join(", ");
-        return Err(config.refuse("model_type", format!("`{model_type}` is not supported; supported: {known}")));
-    };
-    let description = describe(config)?;
-    for key in ["is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention", "pruned_heads"] {
-        if config.get(key)?.is_some_and(|value: serde_json::Value| !crate::config::is_off(&value)) {
-            return Err(config.refuse(key, "asks for something other than a causal decoder, which is not supported"));
-        }
-    }
-    config.finish(inert::is_inert)?;
-    Ok(description)
+    Ok(())
 }
 
 /// The activation that a config names.
@@ -361,4 +502,89 @@ fn windowed(config: &Config, layers: usize, rule: impl Fn(usize) -> bool) -> Res
 fn unknown_layer(config: &Config, kind: &str) -> Error {
     let problem = format!("`{kind}` is not supported; supported: full_attention, sliding_attention");
     config.refuse("layer_types", problem)
+}
+
+/// A window for some blocks, and two rotary embeddings: one for the blocks without a window, one for those with.
+fn with_ropes_by_type(
+    of: Description,
+    config: &Config,
+    window: Option<usize>,
+    windowed: &[bool],
+    [global, local]: [RopeDefaults; 2],
+) -> Result<Description> {
+    let parameters = config.object("rope_parameters")?;
+    // transformers 4 scales the rotary embedding of the blocks without a window alone
+    let older = config.object("rope_scaling")?;
+    let of_type = |kind: &str, older: Option<&Config>, defaults: RopeDefaults| -> Result<Rope> {
+        let newer = match &parameters {
+            Some(parameters) => parameters.object(kind)?,
+            None => None,
+        };
+        Rope::of(config, kind, newer.as_ref().or(older), of.attention.head_dim, defaults)
+    };
+    let global = of_type("full_attention", older.as_ref(), global)?;
+    let local = of_type("sliding_attention", None, local)?;
+    if let Some(parameters) = &parameters {
+        parameters.finish(|_| false)?;
+    }
+    let max_positions = global.reach.map_or(of.max_positions, |reach| reach.max(of.max_positions));
+    let kind = |&windowed: &bool| BlockKind {
+        window: window.filter(|_| windowed),
+        rope: Some([usize::from(windowed); 2]),
+        sparse: false,
+    };
+    let blocks = windowed.iter().map(kind).collect();
+    Ok(Description { blocks, ropes: vec![global, local], max_positions, ..of })
+}
+
+/// Paths of gate, up and down where experts are Llama's feed-forward layers.
+const EXPERT_MAPS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
+/// The number of experts, under the first of two keys that is there, and how many of them a row goes through.
+fn expert_numbers(config: &Config, keys: [&str; 2], defaults: [usize; 2]) -> Result<[usize; 2]> {
+    let [first, second] = [config.get(keys[0])?, config.get(keys[1])?];
+    let number = config.checked_size(keys[0], first.or(second).unwrap_or(defaults[0]))?;
+    let per_row =
+        config.checked_size("num_experts_per_tok", config.get("num_experts_per_tok")?.unwrap_or(defaults[1]))?;
+    if number > MOST_EXPERTS {
+        return Err(config.refuse(keys[0], format!("found {number}, expected at most {MOST_EXPERTS}")));
+    }
+    if per_row > number {
+        let problem = format!("found {per_row}, expected at most the number of experts, {number}");
+        return Err(config.refuse("num_experts_per_tok", problem));
+    }
+    Ok([number, per_row])
+}
+
+/// Most experts of a layer; the widest model has some hundreds.
+const MOST_EXPERTS: usize = 4096;
+
+/// Most experts of all layers; the largest model has some twenty thousand.
+const MOST_EXPERTS_IN_ALL: usize = 1 << 18;
+
+/// Refuses what only training reads where it would change the function.
+fn auxiliary_losses(config: &Config) -> Result<()> {
+    // losses beside log π, which are no part of it
+    let _coefficient: Option<f64> = config.get("router_aux_loss_coef")?;
+    let _output: Option<bool> = config.get("output_router_logits")?;
+    Ok(())
+}
+
+/// A value for each block that a config may list; more than there are blocks are left, as transformers leaves them.
+fn by_layer<T: DeserializeOwned>(config: &Config, key: &str, layers: usize) -> Result<Option<Vec<T>>> {
+    let Some(mut values): Option<Vec<T>> = config.get(key)? else { return Ok(None) };
+    if values.len() < layers {
+        let problem = format!("found {} entries, expected one for each of {layers} layers", values.len());
+        return Err(config.refuse(key, problem));
+    }
+    values.truncate(layers);
+    Ok(Some(values))
+}
+
+/// A factor that is one where the config says nothing.
+fn factor(config: &Config, key: &str) -> Result<f64> {
+    match config.get(key)?.unwrap_or(1.0) {
+        factor if factor != 0.0 && f64::is_finite(factor) => Ok(factor),
+        factor => Err(config.refuse(key, format!("found {factor}, expected a number other than 0"))),
+    }
 }

@@ -17,8 +17,12 @@ fn names() -> Names {
 }
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
-    let defaults = Defaults { eps: 1e-5, padding: Some(1), ..Defaults::default() };
-    let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
+    llama::with_rope(body(config)?, config, RopeDefaults::default())
+}
+
+/// What OLMo 2 and OLMo 3 share; positions and windows are left out.
+pub(super) fn body(config: &Config) -> Result<Description> {
+    let of = llama::body(config, Defaults { eps: 1e-5, padding: Some(1), ..Defaults::default() })?;
     let bias = config.get("attention_bias")?.unwrap_or(false);
     let query_key_norm = Some(QueryKeyNorm::Whole);
     Ok(Description { qkv_bias: bias, o_bias: bias, query_key_norm, names: names(), ..of })

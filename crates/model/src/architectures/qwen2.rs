@@ -6,14 +6,19 @@ use crate::error::Result;
 use crate::rope::RopeDefaults;
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
-    Ok(Description { qkv_bias: true, ..body(config, None)? })
+    Ok(Description { qkv_bias: true, ..body(config, defaults(SIZES, None, None), RopeDefaults::default())? })
+}
+
+/// Sizes that a config may leave out.
+pub(super) const SIZES: [usize; 5] = [151_936, 4096, 32, 32, 22_016];
+
+pub(super) fn defaults(sizes: [usize; 5], kv_heads: Option<usize>, head_dim: Option<usize>) -> Defaults {
+    Defaults { sizes, kv_heads, head_dim, max_positions: 32_768, ..Defaults::default() }
 }
 
 /// What Qwen 2 and Qwen 3 share.
-pub(super) fn body(config: &Config, head_dim: Option<usize>) -> Result<Description> {
-    let defaults =
-        Defaults { sizes: [151_936, 4096, 32, 32, 22_016], head_dim, max_positions: 32_768, ..Defaults::default() };
-    let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
+pub(super) fn body(config: &Config, defaults: Defaults, rope: RopeDefaults) -> Result<Description> {
+    let of = llama::with_rope(llama::body(config, defaults)?, config, rope)?;
     let asked: bool = config.get("use_sliding_window")?.unwrap_or(false);
     let first: usize = config.get("max_window_layers")?.unwrap_or(28);
     let window = if config.has("sliding_window") { window(config)? } else { Some(4096) }.filter(|_| asked);

@@ -1,5 +1,5 @@
 //! Multimodal models: only the text part is loaded, and it must be a supported decoder.
-use super::{Description, Names, describe};
+use super::{Description, Names, describe, describe_as};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use std::borrow::Cow;
@@ -10,23 +10,43 @@ const OF_IMAGES: &[&str] = &[
     "vision_tower.",
     "multi_modal_projector.",
     "image_newline",
+    "visual.",
+    "model.visual.",
     "model.vision_tower.",
     "model.multi_modal_projector.",
     "model.image_newline",
 ];
 
 /// Where checkpoints have the text part: the prefix of its `model.`, and of its `lm_head`.
-const LAYOUTS: [[&str; 2]; 2] = [["language_model.model.", "language_model."], ["model.language_model.", ""]];
+const LAYOUTS: [[&str; 2]; 3] =
+    [["language_model.model.", "language_model."], ["model.language_model.", ""], ["model.", ""]];
 
 /// A multimodal model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wrapper {
     /// `model_type` of its config.
     pub model_type: &'static str,
+    /// `model_type` of its text part, where configs leave it out.
+    text: Option<&'static str>,
+    /// Whether older configs have the text part's keys beside their own.
+    flat: bool,
 }
 
-const TABLE: &[Wrapper] =
-    &[Wrapper { model_type: "gemma3" }, Wrapper { model_type: "llava" }, Wrapper { model_type: "mistral3" }];
+const fn of(model_type: &'static str, text: Option<&'static str>, flat: bool) -> Wrapper {
+    Wrapper { model_type, text, flat }
+}
+
+const TABLE: &[Wrapper] = &[
+    of("gemma3", None, false),
+    of("llava", None, false),
+    of("mistral3", None, false),
+    of("qwen2_5_vl", Some("qwen2_5_vl_text"), true),
+    of("qwen2_vl", Some("qwen2_vl_text"), true),
+    of("qwen3_vl", Some("qwen3_vl_text"), false),
+];
+
+/// Keys of older configs that only images go by.
+const KEYS_OF_IMAGES: &[&str] = &["vision_config"];
 
 impl Wrapper {
     pub(super) fn named(model_type: &str) -> Option<Self> {
@@ -39,12 +59,23 @@ impl Wrapper {
 
     /// The text part, under the names that checkpoints on the hub have.
     pub(super) fn describe(self, config: &Config) -> Result<Description> {
-        let Some(text) = config.object("text_config")? else {
-            return Err(config.refuse("text_config", "missing; the text part of a multimodal model is described there"));
+        let text = match config.object("text_config")? {
+            Some(text) => text,
+            None if self.flat => config.clone(),
+            None => {
+                let problem = "missing; the text part of a multimodal model is described there";
+                return Err(config.refuse("text_config", problem));
+            }
         };
         let tied: Option<bool> = config.get("tie_word_embeddings")?;
         let of_text = text.has("tie_word_embeddings");
-        let mut of = describe(&text)?;
+        let its_own: Option<String> = text.get("model_type")?;
+        let model_type = its_own.filter(|_| text.is_part()).or(self.text.map(str::to_owned));
+        let images = if text.is_part() { &[][..] } else { KEYS_OF_IMAGES };
+        let mut of = match model_type {
+            Some(model_type) => describe_as(&model_type, &text, images)?,
+            None => describe(&text)?,
+        };
         if of.names.prefix != "model." || of.names.positions.is_some() {
             return Err(text.refuse("model_type", "is not supported as the text part of a multimodal model"));
         }

@@ -13,12 +13,14 @@ pub struct Attention<B: Kernels> {
     pub qkv: Projection<B>,
     /// Norms of queries and of keys, over each stretch of a row as long as their gain.
     pub query_key_norms: Option<Box<[Norm<B>; 2]>>,
+    /// What queries, keys and values are cut at, after the norms.
+    pub bound: Option<f64>,
     /// Projection of the attention output.
     pub o: Linear<B>,
     /// Its heads, scale, soft cap and window.
     pub spec: AttentionSpec,
-    /// Which of the model's rotary embeddings; none where positions are learned.
-    pub rope: Option<usize>,
+    /// Which of the model's rotary embeddings queries have, and which keys; none where positions are learned, or there are none.
+    pub rope: Option<[usize; 2]>,
 }
 
 /// What attention's forward pass leaves.
@@ -26,6 +28,8 @@ pub struct Attention<B: Kernels> {
 pub struct AttentionTrace<B: Kernels> {
     /// Queries and keys before their norms, where they have any.
     projected: Option<[FloatTensor<B>; 2]>,
+    /// Queries, keys and values before they were cut.
+    uncut: Option<[FloatTensor<B>; 3]>,
     qkv: [FloatTensor<B>; 3],
     qkv_low: Low<B>,
     /// `[N, heads·head_dim]`.
@@ -47,7 +51,7 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         rows: &Forward<'_, B>,
     ) -> (FloatTensor<B>, Self::Trace) {
         let (pieces, qkv_low) = self.qkv.forward(x);
-        let [mut q, mut k, v]: [FloatTensor<B>; 3] = match pieces.try_into() {
+        let [mut q, mut k, mut v]: [FloatTensor<B>; 3] = match pieces.try_into() {
             Ok(qkv) => qkv,
             Err(_) => unreachable!("the projections are queries, keys and values"),
         };
@@ -56,13 +60,18 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             (q, k) = (norms[0].forward_in_parts(q.clone()), norms[1].forward_in_parts(k.clone()));
             before
         });
-        if let Some((cos, sin)) = self.rope.map(|rope| &rows.angles[rope]) {
-            q = B::rotary(q, cos, sin, None, self.spec.head_dim, false);
-            k = B::rotary(k, cos, sin, None, self.spec.head_dim, false);
+        let uncut = self.bound.map(|bound| {
+            let before = [q.clone(), k.clone(), v.clone()];
+            [q, k, v] = before.clone().map(|x| B::cut(x, bound));
+            before
+        });
+        if let Some([of_q, of_k]) = self.rope.map(|rope| rope.map(|of| &rows.angles[of])) {
+            q = B::rotary(q, &of_q.0, &of_q.1, None, self.spec.head_dim, false);
+            k = B::rotary(k, &of_k.0, &of_k.1, None, self.spec.head_dim, false);
         }
         let (attended, normaliser) = B::attend(&q, &k, &v, rows.spans, self.spec);
         let (y, o_low) = self.o.forward(&attended, onto);
-        (y, AttentionTrace { projected, qkv: [q, k, v], qkv_low, attended, normaliser, o_low })
+        (y, AttentionTrace { projected, uncut, qkv: [q, k, v], qkv_low, attended, normaliser, o_low })
     }
 
     fn vjp(
@@ -83,12 +92,17 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         let attended = rows.spread::<B>(o[0].input(None));
         let [q, k, v] = &trace.qkv;
         let forward = (&trace.attended, &trace.normaliser);
-        let [mut dq, mut dk, dv] = B::attend_vjp([q, k, v], forward, &attended, rows.segments, self.spec);
+        let [mut dq, mut dk, mut dv] = B::attend_vjp([q, k, v], forward, &attended, rows.segments, self.spec);
         drop(attended);
-        if let Some((cos, sin)) = self.rope.map(|rope| &pass.angles[rope]) {
+        if let Some([of_q, of_k]) = self.rope.map(|rope| rope.map(|of| &pass.angles[of])) {
             let index = Some(rows.full.index.as_slice());
-            dq = B::rotary(dq, cos, sin, index, self.spec.head_dim, true);
-            dk = B::rotary(dk, cos, sin, index, self.spec.head_dim, true);
+            dq = B::rotary(dq, &of_q.0, &of_q.1, index, self.spec.head_dim, true);
+            dk = B::rotary(dk, &of_k.0, &of_k.1, index, self.spec.head_dim, true);
+        }
+        if let (Some(bound), Some([q, k, v])) = (self.bound, &trace.uncut) {
+            let index = rows.full.index.as_slice();
+            let cut = |x, delta| B::cut_vjp(x, bound, delta, index);
+            (dq, dk, dv) = (cut(q, dq), cut(k, dk), cut(v, dv));
         }
         if let (Some(norms), Some([q, k])) = (&self.query_key_norms, &trace.projected) {
             dq = norms[0].vjp_in_parts(q, dq, rows.full, pass);
@@ -114,6 +128,7 @@ impl<B: Kernels> Attention<B> {
             qkv: self.qkv.convert(f),
             query_key_norms: norms.map(|norms| Box::new(norms.each_ref().map(|norm| norm.convert(f)))),
             o: self.o.convert(f),
+            bound: self.bound,
             spec: self.spec,
             rope: self.rope,
         }

@@ -61,9 +61,9 @@ impl<B: Kernels> Block<B> {
         let norm = |norm: &Option<Norm<B>>| norm.as_ref().map(|norm| norm.convert(f));
         let Self { mixer, mlp, parallel } = self;
         let (before, layer, after) = (norm(&mixer.norm), mixer.layer.convert(f), norm(&mixer.norm_after));
-        let mixer = Sublayer { norm: before, layer, norm_after: after };
+        let mixer = Sublayer { norm: before, layer, norm_after: after, scale: mixer.scale };
         let (before, layer, after) = (norm(&mlp.norm), mlp.layer.convert(f), norm(&mlp.norm_after));
-        let mlp = Sublayer { norm: before, layer, norm_after: after };
+        let mlp = Sublayer { norm: before, layer, norm_after: after, scale: mlp.scale };
         Block { mixer, mlp, parallel: *parallel }
     }
 }

@@ -5,6 +5,7 @@
 //! activations it uses. A layer keeps nothing itself: its forward pass returns what its vjp needs.
 mod attention;
 mod block;
+mod experts;
 mod feed_forward;
 mod linear;
 mod mixer;
@@ -12,16 +13,19 @@ mod mlp;
 mod norm;
 mod one_of;
 mod projection;
+mod router;
 mod sublayer;
 
 pub use attention::{Attention, AttentionTrace};
 pub use block::{Block, BlockTrace};
+pub use experts::{Experts, ExpertsTrace, SharedExpert};
 pub use feed_forward::{FeedForward, FeedForwardTrace};
 pub use linear::{Linear, Lora};
 pub use mixer::{Mixer, MixerTrace};
 pub use mlp::{Mlp, MlpTrace};
 pub use norm::Norm;
 pub use projection::{Pieces, Projection};
+pub use router::{Routing, RoutingRule};
 pub use sublayer::{Layer, Sublayer, SublayerTrace};
 
 use crate::scope::InScope;
@@ -90,6 +94,8 @@ pub struct Backward<'a, B: Kernels> {
 pub enum Part<'a, B: Kernels> {
     /// A linear map.
     Linear(&'a mut Linear<B>),
+    /// A linear map of one of many experts.
+    Expert(&'a mut Linear<B>),
     /// A norm.
     Norm(&'a mut Norm<B>),
 }

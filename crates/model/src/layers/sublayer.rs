@@ -44,6 +44,13 @@ pub struct Sublayer<B: Kernels, L> {
     pub layer: L,
     /// Norm of its output.
     pub norm_after: Option<Norm<B>>,
+    /// Factor on what it adds.
+    pub scale: f64,
+}
+
+/// Whether a factor changes something.
+fn scales(factor: f64) -> bool {
+    factor.to_bits() != 1.0f64.to_bits()
 }
 
 /// What a sublayer's forward pass leaves for its vjp; norms are computed again there.
@@ -57,7 +64,7 @@ pub struct SublayerTrace<B: Kernels, T> {
 }
 
 impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {
-    /// `onto + norm_after(layer(norm(x)))`, `[N, hidden]`.
+    /// `onto + scale·norm_after(layer(norm(x)))`, `[N, hidden]`.
     pub(crate) fn forward(
         &self,
         x: &FloatTensor<B>,
@@ -65,13 +72,19 @@ impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {
         rows: &Forward<'_, B>,
     ) -> (FloatTensor<B>, SublayerTrace<B, L::Trace>) {
         let (stream, layer, output) = match &self.norm_after {
+            None if scales(self.scale) => {
+                let (output, layer) = self.layer.forward(&self.input(x), None, rows);
+                (B::add_scaled(onto.clone(), &output, self.scale), layer, None)
+            }
             None => {
                 let (stream, layer) = self.layer.forward(&self.input(x), Some(onto.clone()), rows);
                 (stream, layer, None)
             }
             Some(norm) => {
                 let (output, layer) = self.layer.forward(&self.input(x), None, rows);
-                (B::add_scaled(norm.forward(&output), onto, 1.0), layer, Some(output))
+                let normed = norm.forward(&output);
+                let normed = if scales(self.scale) { B::times_number(normed, self.scale) } else { normed };
+                (B::add_scaled(normed, onto, 1.0), layer, Some(output))
             }
         };
         (stream, SublayerTrace { x: x.clone(), layer, output })
@@ -96,8 +109,11 @@ impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {
             return None;
         }
         let rows = pass.rows;
+        let scaled = scales(self.scale).then(|| B::times_number(delta.clone(), self.scale));
         let after = self.norm_after.as_ref().zip(trace.output.as_ref());
-        let after = after.map(|(norm, output)| norm.vjp(output, &delta, rows.here(), None, pass));
+        let after = after
+            .map(|(norm, output)| norm.vjp(output, scaled.as_ref().unwrap_or(&delta), rows.here(), None, pass))
+            .or(scaled);
         let x = || self.input(&trace.x);
         // below a layer that mixes rows, every row has a cotangent
         let below = if L::MIXES_ROWS { rows.full } else { rows.here() };

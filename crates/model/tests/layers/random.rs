@@ -32,6 +32,8 @@ pub struct Shape {
     pub query_key: usize,
     pub plus_one: bool,
     pub parallel: bool,
+    /// Factor on what each layer adds.
+    pub scale: f64,
     pub rank: usize,
     pub trunk: usize,
     pub suffixes: Vec<usize>,
@@ -54,12 +56,18 @@ impl Shape {
 pub fn shapes() -> impl Strategy<Value = Shape> {
     let sizes = (2usize..20, 1usize..24, 1usize..3, 1usize..3, 1usize..5);
     let qkv = prop_oneof![Just(Qkv::Separate), Just(Qkv::Joined), Just(Qkv::ByHead)];
-    let kinds = (any::<[bool; 5]>(), any::<[bool; 4]>(), 0usize..3, qkv, 0usize..4, 0usize..3);
+    let kinds = (any::<[bool; 5]>(), any::<[bool; 5]>(), 0usize..3, qkv, 0usize..4, 0usize..3);
     let rows = (1usize..8, proptest::collection::vec(0usize..7, 1..4), any::<bool>());
     (sizes, kinds, rows).prop_map(|(sizes, kinds, rows)| {
         let (hidden, mlp_width, kv_heads, repeat, half) = sizes;
-        let ([gated, joined, bias, centred, rotary], [before, after, plus_one, parallel], query_key, qkv, rank, left) =
-            kinds;
+        let (
+            [gated, joined, bias, centred, rotary],
+            [before, after, plus_one, parallel, scaled],
+            query_key,
+            qkv,
+            rank,
+            left,
+        ) = kinds;
         let (trunk, suffixes, late) = rows;
         // a matrix by head has as many keys as queries
         let repeat = if qkv == Qkv::ByHead { 1 } else { repeat };
@@ -81,6 +89,7 @@ pub fn shapes() -> impl Strategy<Value = Shape> {
             query_key,
             plus_one,
             parallel,
+            scale: if scaled { 0.45 } else { 1.0 },
             rank,
             trunk,
             suffixes,
@@ -176,7 +185,14 @@ impl Parameters {
         let o = self.linear("o", [qw, d], shape);
         let heads = kv_heads * shape.repeat;
         let spec = AttentionSpec { heads, kv_heads, head_dim: h, scale: 0.3, cap: None, window: None };
-        Attention { qkv: Projection { maps, pieces }, query_key_norms, o, spec, rope: shape.rotary.then_some(0) }
+        Attention {
+            qkv: Projection { maps, pieces },
+            query_key_norms,
+            bound: None,
+            o,
+            spec,
+            rope: shape.rotary.then_some([0, 0]),
+        }
     }
 
     pub fn block(&mut self, shape: &Shape) -> Block<Flex> {
@@ -184,9 +200,10 @@ impl Parameters {
         let norm = |parameters: &mut Self, there: bool, name: &str| there.then(|| parameters.norm(name, d, shape));
         let (norm_before, norm_after) = (norm(self, shape.before, "ln1"), norm(self, shape.after, "ln3"));
         let layer = Mixer::Attention(self.attention(shape));
-        let mixer = Sublayer { norm: norm_before, layer, norm_after };
+        let mixer = Sublayer { norm: norm_before, layer, norm_after, scale: shape.scale };
         let (norm_before, norm_after) = (norm(self, shape.before, "ln2"), norm(self, shape.after, "ln4"));
-        let mlp = Sublayer { norm: norm_before, layer: FeedForward::Mlp(self.mlp(shape)), norm_after };
+        let layer = FeedForward::Mlp(self.mlp(shape));
+        let mlp = Sublayer { norm: norm_before, layer, norm_after, scale: shape.scale };
         Block { mixer, mlp, parallel: shape.parallel }
     }
 }

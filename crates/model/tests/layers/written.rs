@@ -118,8 +118,9 @@ impl Written<'_> {
     }
 
     pub fn block(&self, x: &Tensor<Auto, 2>, angles: &[f64]) -> Tensor<Auto, 2> {
-        let middle = x.clone() + self.after("ln3", self.attention(&self.before("ln1", x), angles));
+        let scale = self.shape.scale;
+        let middle = x.clone() + self.after("ln3", self.attention(&self.before("ln1", x), angles)) * scale;
         let normal = self.before("ln2", if self.shape.parallel { x } else { &middle });
-        middle + self.after("ln4", self.mlp(&normal))
+        middle + self.after("ln4", self.mlp(&normal)) * scale
     }
 }

@@ -1,0 +1,43 @@
+//! `OlmoeForCausalLM`: Llama with norms of all queries and keys, a bound on queries, keys and values, and experts on every block.
+use super::llama::{self, Defaults};
+use super::{Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, auxiliary_losses, expert_numbers};
+use crate::config::Config;
+use crate::error::Result;
+use crate::layers::{Routing, RoutingRule};
+use crate::rope::RopeDefaults;
+
+fn names() -> Names {
+    Names { query_key_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..llama::names() }
+}
+
+pub(super) fn describe(config: &Config) -> Result<Description> {
+    let defaults = Defaults {
+        sizes: [50_304, 2048, 16, 16, 2048],
+        max_positions: 4096,
+        eps: 1e-5,
+        padding: Some(1),
+        ..Defaults::default()
+    };
+    let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
+    let bias = config.get("attention_bias")?.unwrap_or(false);
+    let [number, per_row] = expert_numbers(config, ["num_experts", "num_local_experts"], [64, 8])?;
+    let renormalised = config.get("norm_topk_prob")?.unwrap_or(false);
+    let rule = if renormalised { RoutingRule::SoftmaxOfChosen } else { RoutingRule::Softmax };
+    auxiliary_losses(config)?;
+    let clip: Option<f64> = config.get("clip_qkv")?;
+    if clip.is_some_and(|clip| clip <= 0.0) {
+        return Err(config.refuse("clip_qkv", "expected a positive number or null"));
+    }
+    let experts = ExpertsKind {
+        number,
+        width: of.mlp_width,
+        routing: Routing { per_row, rule, scale: 1.0 },
+        router: "mlp.gate",
+        list: "mlp.experts",
+        maps: EXPERT_MAPS,
+        shared: None,
+    };
+    let (sparse, query_key_norm) = (vec![true; of.layers()], Some(QueryKeyNorm::Whole));
+    let of = Description { qkv_bias: bias, o_bias: bias, query_key_norm, qkv_bound: clip, names: names(), ..of };
+    Ok(of.with_experts(experts, &sparse))
+}

@@ -1,0 +1,392 @@
+//! A feed-forward layer of experts: each row goes through the few that its router chooses, `Σ_j w_j·E_j(x)`, and through a shared
+//! one where there is one (docs/mathematics.md, section 3). Rows are gathered by expert and multiplied in stretches.
+use super::linear::{deliver, input_of};
+use super::router::{BackwardRoutes, Routes, Routing};
+use super::{Backward, Forward, Layer, Linear, Mlp, MlpTrace, Part, Visitor, dims};
+use crate::needs::LayerNeeds;
+use crate::sink::Factor;
+use tanglescope_kernels::{Activation, FloatTensor, Kernels, RowSet, Stretch, as_index};
+
+/// `Σ_j w_j·down_j(f(gate_j x) ∘ up_j x)`, plus a shared expert's output.
+#[derive(Clone, Debug)]
+pub struct Experts<B: Kernels> {
+    /// To the logits of the experts.
+    pub router: Linear<B>,
+    /// How experts are chosen and weighted.
+    pub routing: Routing,
+    /// Gate, up and down of each expert, of one rank where they have adapters.
+    pub maps: [Vec<Linear<B>>; 3],
+    /// f.
+    pub activation: Activation,
+    /// An expert that every row goes through.
+    pub shared: Option<Box<SharedExpert<B>>>,
+}
+
+/// `σ(gate x)·mlp(x)`, or `mlp(x)`.
+#[derive(Clone, Debug)]
+pub struct SharedExpert<B: Kernels> {
+    /// The expert.
+    pub mlp: Mlp<B>,
+    /// To one number a row.
+    pub gate: Option<Linear<B>>,
+}
+
+/// What the forward pass leaves; f is computed again in the vjp.
+#[derive(Debug)]
+pub struct ExpertsTrace<B: Kernels> {
+    routes: Routes,
+    router_low: Option<FloatTensor<B>>,
+    /// Gate and up of the rows sorted by expert, `[N·k, width]` each.
+    up: [FloatTensor<B>; 2],
+    /// s·x·A of gate, up and down, where they have adapters, `[N·k, r]`.
+    low: [Option<FloatTensor<B>>; 3],
+    /// Outputs of the experts, `[N·k, hidden]`.
+    outputs: FloatTensor<B>,
+    shared: Option<SharedTrace<B>>,
+}
+
+#[derive(Debug)]
+struct SharedTrace<B: Kernels> {
+    mlp: MlpTrace<B>,
+    gate: Option<GateTrace<B>>,
+}
+
+#[derive(Debug)]
+struct GateTrace<B: Kernels> {
+    low: Option<FloatTensor<B>>,
+    /// σ(gate x) of each row.
+    open: Vec<f64>,
+    /// What it multiplies, `[N, hidden]`.
+    output: FloatTensor<B>,
+}
+
+/// Rows of a matrix.
+fn slice<B: Kernels>(x: &FloatTensor<B>, rows: std::ops::Range<usize>) -> FloatTensor<B> {
+    B::gather(x, &rows.map(as_index).collect::<Vec<_>>(), None)
+}
+
+/// Inner product of each row of two matrices.
+fn row_products<B: Kernels>(a: FloatTensor<B>, b: FloatTensor<B>) -> Vec<f64> {
+    let width = dims::<B>(&a)[1];
+    let ones = B::upload_like(vec![1.0; width], &[width, 1], &a);
+    B::download(&B::matmul(&B::times(a, b), &ones, false, 1.0, None))
+}
+
+/// The stretches of rows that some matrices have, where they are there.
+fn stretches<'a, B: Kernels>(
+    matrices: impl Iterator<Item = Option<(&'a FloatTensor<B>, f64)>>,
+    offsets: &[usize],
+) -> Vec<Stretch<'a, B>> {
+    let of = |(matrix, ends): (Option<(&'a FloatTensor<B>, f64)>, &[usize])| {
+        let (w, scale) = matrix?;
+        (ends[0] < ends[1]).then(|| Stretch { rows: ends[0]..ends[1], w, scale })
+    };
+    matrices.zip(offsets.windows(2)).filter_map(of).collect()
+}
+
+/// The maps' outputs for rows sorted by expert, and s·x·A where there are adapters.
+fn forward<B: Kernels>(
+    maps: &[Linear<B>],
+    x: &FloatTensor<B>,
+    offsets: &[usize],
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    let width = dims::<B>(&maps[0].weight)[1];
+    let weights = stretches(maps.iter().map(|map| Some((&map.weight, 1.0))), offsets);
+    let y = B::grouped(x, &weights, false, width, None);
+    let Some(rank) = rank(maps) else { return (y, None) };
+    let a = maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.a, lora.scale)));
+    let low = B::grouped(x, &stretches(a, offsets), false, rank, None);
+    let b = maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.b, 1.0)));
+    (B::grouped(&low, &stretches(b, offsets), false, width, Some(y)), Some(low))
+}
+
+/// Rank of the experts' adapters.
+fn rank<B: Kernels>(maps: &[Linear<B>]) -> Option<usize> {
+    maps.iter().find_map(|map| Some(dims::<B>(&map.lora.as_ref()?.a)[1]))
+}
+
+/// What the maps' output cotangents become on the way to their input, and to their parameters.
+struct Cotangent<'a, B: Kernels> {
+    maps: &'a [Linear<B>],
+    delta: FloatTensor<B>,
+    low: Option<&'a FloatTensor<B>>,
+    /// s·δ·Bᵀ.
+    low_delta: Option<FloatTensor<B>>,
+    offsets: &'a [usize],
+}
+
+impl<'a, B: Kernels> Cotangent<'a, B> {
+    fn new(
+        maps: &'a [Linear<B>],
+        delta: FloatTensor<B>,
+        low: Option<&'a FloatTensor<B>>,
+        (input, offsets): (bool, &'a [usize]),
+        pass: &Backward<'_, B>,
+    ) -> Self {
+        let wanted =
+            |map: &Linear<B>| map.lora.as_ref().is_some_and(|lora| input || pass.scope.contains(&lora.a_name()));
+        let low_delta = rank(maps).filter(|_| maps.iter().any(wanted)).map(|rank| {
+            let b = maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.b, lora.scale)));
+            B::grouped(&delta, &stretches(b, offsets), true, rank, None)
+        });
+        Self { maps, delta, low, low_delta, offsets }
+    }
+
+    /// Cotangent of the input, plus `onto`.
+    fn input(&self, onto: Option<FloatTensor<B>>) -> FloatTensor<B> {
+        let width = dims::<B>(&self.maps[0].weight)[0];
+        let weights = stretches(self.maps.iter().map(|map| Some((&map.weight, 1.0))), self.offsets);
+        let dx = B::grouped(&self.delta, &weights, true, width, onto);
+        let Some(low_delta) = &self.low_delta else { return dx };
+        let a = self.maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.a, 1.0)));
+        B::grouped(low_delta, &stretches(a, self.offsets), true, width, Some(dx))
+    }
+}
+
+/// Delivers the parameters of maps of one input, expert by expert: `forward` are the sorted rows of the forward pass.
+fn deliver_experts<B: Kernels>(
+    maps: &[&Cotangent<'_, B>],
+    input: &FloatTensor<B>,
+    forward: &Routes,
+    backward: &BackwardRoutes,
+    pass: &mut Backward<'_, B>,
+) {
+    let rows = pass.rows;
+    let here = rows.here();
+    for expert in 0..backward.offsets.len() - 1 {
+        let own = backward.offsets[expert]..backward.offsets[expert + 1];
+        if own.is_empty() {
+            continue;
+        }
+        let (inputs, first) = (forward.of_expert(expert), forward.of_expert(expert).start);
+        let rows = RowSet {
+            index: backward.places[own.clone()].iter().map(|&place| place - as_index(first)).collect(),
+            offsets: cotangent_offsets(&backward.rows[own.clone()], &here.offsets),
+            sets: here.sets.clone(),
+        };
+        let mut found: Vec<(String, FloatTensor<B>)> = Vec::new();
+        for of in maps {
+            let map = &of.maps[expert];
+            if pass.scope.contains(&map.weight_name()) {
+                found.push((map.weight_name(), slice::<B>(&of.delta, own.clone())));
+            }
+            let Some(lora) = &map.lora else { continue };
+            if let Some(low_delta) = of.low_delta.as_ref().filter(|_| pass.scope.contains(&lora.a_name())) {
+                found.push((lora.a_name(), slice::<B>(low_delta, own.clone())));
+            }
+            if let Some(low) = of.low.filter(|_| pass.scope.contains(&lora.b_name())) {
+                let delta = slice::<B>(&of.delta, own.clone());
+                let factor = Factor { name: lora.b_name(), delta: &delta };
+                pass.sink.linear(&slice::<B>(low, inputs.clone()), &[factor], &rows);
+            }
+        }
+        if !found.is_empty() {
+            let factors: Vec<Factor<'_, B>> =
+                found.iter().map(|(name, delta)| Factor { name: name.clone(), delta }).collect();
+            pass.sink.linear(&slice::<B>(input, inputs), &factors, &rows);
+        }
+    }
+}
+
+/// First of each cotangent's rows among ascending backward rows, and their number.
+fn cotangent_offsets(rows: &[u32], offsets: &[usize]) -> Vec<usize> {
+    offsets.iter().map(|&offset| rows.partition_point(|&row| (row as usize) < offset)).collect()
+}
+
+impl<B: Kernels> Experts<B> {
+    /// What `down` reads.
+    fn activated(&self, up: &[FloatTensor<B>; 2]) -> FloatTensor<B> {
+        B::activate(self.activation, &up[0], Some(&up[1]))
+    }
+
+    pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Experts<C> {
+        let shared = self.shared.as_ref().map(|shared| {
+            let gate = shared.gate.as_ref().map(|gate| gate.convert(f));
+            Box::new(SharedExpert { mlp: shared.mlp.convert(f), gate })
+        });
+        Experts {
+            router: self.router.convert(f),
+            routing: self.routing,
+            maps: self.maps.each_ref().map(|maps| maps.iter().map(|map| map.convert(f)).collect()),
+            activation: self.activation,
+            shared,
+        }
+    }
+}
+
+impl<B: Kernels> SharedExpert<B> {
+    fn forward(
+        &self,
+        x: &FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+        rows: &Forward<'_, B>,
+    ) -> (FloatTensor<B>, SharedTrace<B>) {
+        let Some(gate) = &self.gate else {
+            let (y, mlp) = self.mlp.forward(x, onto, rows);
+            return (y, SharedTrace { mlp, gate: None });
+        };
+        let (output, mlp) = self.mlp.forward(x, None, rows);
+        let (z, low) = gate.forward(x, None);
+        let open: Vec<f64> = B::download(&z).into_iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
+        let y = B::gather(&output, &(0..as_index(open.len())).collect::<Vec<_>>(), Some(&open));
+        let y = match onto {
+            Some(onto) => B::add_scaled(y, &onto, 1.0),
+            None => y,
+        };
+        (y, SharedTrace { mlp, gate: Some(GateTrace { low, open, output }) })
+    }
+
+    fn vjp(
+        &self,
+        trace: &SharedTrace<B>,
+        x: &dyn Fn() -> FloatTensor<B>,
+        delta: &FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+        needs: LayerNeeds,
+        pass: &mut Backward<'_, B>,
+    ) -> Option<FloatTensor<B>> {
+        let (Some(gate), Some(of_gate)) = (&self.gate, &trace.gate) else {
+            return self.mlp.vjp(&trace.mlp, x, delta, onto, needs, pass);
+        };
+        let rows = pass.rows;
+        let index = &rows.here().index;
+        let open: Vec<f64> = index.iter().map(|&row| of_gate.open[row as usize]).collect();
+        let gated = B::gather(delta, &(0..as_index(open.len())).collect::<Vec<_>>(), Some(&open));
+        let through = self.mlp.vjp(&trace.mlp, x, &gated, onto, needs, pass);
+        if !needs.hidden {
+            return None;
+        }
+        let products = row_products::<B>(delta.clone(), B::gather(&of_gate.output, index, None));
+        let dz: Vec<f64> = products.into_iter().zip(&open).map(|(s, t)| s * t * (1.0 - t)).collect();
+        let dz = B::upload_like(dz, &[open.len(), 1], delta);
+        let of = [gate.cotangent(&dz, of_gate.low.as_ref(), needs.input, pass)];
+        deliver(&of, x, rows.here(), pass);
+        if needs.input { input_of(&of, through) } else { None }
+    }
+}
+
+impl<B: Kernels> Layer<B> for Experts<B> {
+    type Trace = ExpertsTrace<B>;
+
+    const MIXES_ROWS: bool = false;
+
+    fn forward(
+        &self,
+        x: &FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+        rows: &Forward<'_, B>,
+    ) -> (FloatTensor<B>, Self::Trace) {
+        let (logits, router_low) = self.router.forward(x, None);
+        let routes = self.routing.routes(&B::download(&logits), self.maps[0].len());
+        let sorted = B::gather(x, &routes.rows(), None);
+        let [gate, up, down] = &self.maps;
+        let (gate, gate_low) = forward(gate, &sorted, routes.offsets());
+        let (up, up_low) = forward(up, &sorted, routes.offsets());
+        let up = [gate, up];
+        let (outputs, down_low) = forward(down, &self.activated(&up), routes.offsets());
+        let (mut y, shared) = match &self.shared {
+            Some(shared) => {
+                let (y, trace) = shared.forward(x, onto, rows);
+                (Some(y), Some(trace))
+            }
+            None => (onto, None),
+        };
+        for j in 0..self.routing.per_row {
+            let (places, weights) = routes.choice(j);
+            let part = B::gather(&outputs, &places, Some(&weights));
+            y = Some(match y {
+                Some(y) => B::add_scaled(y, &part, 1.0),
+                None => part,
+            });
+        }
+        let y = y.unwrap_or_else(|| unreachable!("a row has an expert"));
+        (y, ExpertsTrace { routes, router_low, up, low: [gate_low, up_low, down_low], outputs, shared })
+    }
+
+    fn vjp(
+        &self,
+        trace: &Self::Trace,
+        x: &dyn Fn() -> FloatTensor<B>,
+        delta: &FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+        needs: LayerNeeds,
+        pass: &mut Backward<'_, B>,
+    ) -> Option<FloatTensor<B>> {
+        let rows = pass.rows;
+        let index = &rows.here().index;
+        let shared = match (&self.shared, &trace.shared) {
+            (Some(shared), Some(trace)) => shared.vjp(trace, x, delta, onto, needs, pass),
+            _ => onto,
+        };
+        let routes = trace.routes.backward(index);
+        let offsets = routes.offsets.as_slice();
+        let weighted = B::gather(delta, &routes.rows, Some(&routes.weights));
+        let [gate, up, down] = &self.maps;
+        let down = Cotangent::new(down, weighted, trace.low[2].as_ref(), (needs.hidden, offsets), pass);
+        let wants = |maps: &[Linear<B>], pass: &Backward<'_, B>| maps.iter().any(|map| in_scope(map, pass));
+        if wants(&self.maps[2], pass) {
+            deliver_experts(&[&down], &self.activated(&trace.up), &trace.routes, &routes, pass);
+        }
+        if !needs.hidden {
+            return None;
+        }
+        let hidden = down.input(None);
+        let (da, db) = B::activate_vjp(self.activation, &trace.up[0], Some(&trace.up[1]), &hidden, &routes.places);
+        drop(hidden);
+        let db = db.unwrap_or_else(|| unreachable!("experts are gated"));
+        let gate = Cotangent::new(gate, da, trace.low[0].as_ref(), (needs.input, offsets), pass);
+        let up = Cotangent::new(up, db, trace.low[1].as_ref(), (needs.input, offsets), pass);
+        if wants(&self.maps[0], pass) || wants(&self.maps[1], pass) {
+            let sorted = B::gather(&x(), &trace.routes.rows(), None);
+            deliver_experts(&[&gate, &up], &sorted, &trace.routes, &routes, pass);
+        }
+        if !needs.input && !in_scope(&self.router, pass) {
+            return None;
+        }
+        // how each weight changes the output along δ
+        let (of_delta, of_output) =
+            (B::gather(delta, &routes.rows, None), B::gather(&trace.outputs, &routes.places, None));
+        let slopes = row_products::<B>(of_delta, of_output);
+        let slopes: Vec<f64> = routes.of_row.iter().map(|&place| slopes[place as usize]).collect();
+        let experts = self.maps[0].len();
+        let dz = B::upload_like(trace.routes.vjp(index, &slopes), &[index.len(), experts], delta);
+        let router = [self.router.cotangent(&dz, trace.router_low.as_ref(), needs.input, pass)];
+        deliver(&router, x, rows.here(), pass);
+        if !needs.input {
+            return None;
+        }
+        let sorted = up.input(Some(gate.input(None)));
+        let k = self.routing.per_row;
+        let mut dx = input_of(&router, shared);
+        for j in 0..k {
+            let places: Vec<u32> = routes.of_row.iter().skip(j).step_by(k).copied().collect();
+            let part = B::gather(&sorted, &places, None);
+            dx = Some(match dx {
+                Some(dx) => B::add_scaled(dx, &part, 1.0),
+                None => part,
+            });
+        }
+        dx
+    }
+
+    fn visit(&mut self, f: &mut Visitor<'_, B>) {
+        f(Part::Linear(&mut self.router));
+        let [gate, up, down] = &mut self.maps;
+        for ((gate, up), down) in gate.iter_mut().zip(up).zip(down) {
+            [gate, up, down].into_iter().for_each(|map| f(Part::Expert(map)));
+        }
+        if let Some(shared) = &mut self.shared {
+            shared.mlp.visit(f);
+            shared.gate.iter_mut().for_each(|gate| f(Part::Linear(gate)));
+        }
+    }
+}
+
+/// Whether a parameter of a map is in scope.
+fn in_scope<B: Kernels>(map: &Linear<B>, pass: &Backward<'_, B>) -> bool {
+    let of_adapter = map
+        .lora
+        .as_ref()
+        .is_some_and(|lora| pass.scope.contains(&lora.a_name()) || pass.scope.contains(&lora.b_name()));
+    of_adapter || pass.scope.contains(&map.weight_name())
+}

@@ -1,0 +1,242 @@
+//! Which experts each row goes to, and how much each counts: the choice is piecewise constant, and the gradient goes through the
+//! weights of the chosen (docs/mathematics.md, section 3).
+
+/// How a row's experts are chosen and weighted from its logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// Experts of a row.
+    pub per_row: usize,
+    /// What the weights are.
+    pub rule: RoutingRule,
+    /// Factor on the weights.
+    pub scale: f64,
+}
+
+/// What the weights of the chosen experts are, those with the highest logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoutingRule {
+    /// Their part of the softmax over all experts.
+    Softmax,
+    /// The softmax over the chosen alone.
+    SoftmaxOfChosen,
+}
+
+/// The experts of some rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routes {
+    /// Number of experts.
+    experts: usize,
+    routing: Routing,
+    /// Experts of each row, the highest first, `[N, k]`.
+    chosen: Vec<u32>,
+    /// Their weights, `[N, k]`.
+    weights: Vec<f64>,
+    /// The softmax over all experts, where the weights depend on it, `[N, E]`.
+    probabilities: Vec<f64>,
+    /// Place of each row's experts among the rows sorted by expert, `[N, k]`.
+    places: Vec<u32>,
+    /// First sorted row of each expert, and their number.
+    offsets: Vec<usize>,
+}
+
+/// The backward rows of some cotangents, sorted by expert.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackwardRoutes {
+    /// Backward row of each sorted row, `[R·k]`.
+    pub rows: Vec<u32>,
+    /// The forward pass's sorted row, `[R·k]`.
+    pub places: Vec<u32>,
+    /// Its expert's weight, `[R·k]`.
+    pub weights: Vec<f64>,
+    /// First sorted row of each expert, and their number.
+    pub offsets: Vec<usize>,
+    /// Sorted row of each backward row's experts, `[R, k]`.
+    pub of_row: Vec<u32>,
+}
+
+impl Routing {
+    /// Chooses the experts of rows from their logits, `[N, experts]`; of equal ones the first.
+    #[must_use]
+    pub fn routes(self, logits: &[f64], experts: usize) -> Routes {
+        let k = self.per_row;
+        let rows = logits.len() / experts;
+        let (mut chosen, mut weights) = (Vec::with_capacity(rows * k), Vec::with_capacity(rows * k));
+        let mut probabilities = Vec::new();
+        for z in logits.chunks_exact(experts) {
+            let mut order: Vec<u32> = (0..tanglescope_kernels::as_index(experts)).collect();
+            order.sort_by(|&a, &b| z[b as usize].total_cmp(&z[a as usize]));
+            order.truncate(k);
+            match self.rule {
+                RoutingRule::Softmax => {
+                    let p = softmax(z.iter().copied());
+                    weights.extend(order.iter().map(|&e| self.scale * p[e as usize]));
+                    probabilities.extend(p);
+                }
+                RoutingRule::SoftmaxOfChosen => {
+                    let p = softmax(order.iter().map(|&e| z[e as usize]));
+                    weights.extend(p.into_iter().map(|p| self.scale * p));
+                }
+            }
+            chosen.extend(order);
+        }
+        let (offsets, places) = sorted(&chosen, experts);
+        Routes { experts, routing: self, chosen, weights, probabilities, places, offsets }
+    }
+}
+
+/// First sorted place of each expert, and each entry's place: entries of an expert keep their order.
+fn sorted(experts_of: &[u32], experts: usize) -> (Vec<usize>, Vec<u32>) {
+    let mut offsets = vec![0; experts + 1];
+    experts_of.iter().for_each(|&e| offsets[e as usize + 1] += 1);
+    for e in 0..experts {
+        offsets[e + 1] += offsets[e];
+    }
+    let mut next = offsets.clone();
+    let place = |&e: &u32| {
+        next[e as usize] += 1;
+        tanglescope_kernels::as_index(next[e as usize] - 1)
+    };
+    let places = experts_of.iter().map(place).collect();
+    (offsets, places)
+}
+
+fn softmax(z: impl Iterator<Item = f64> + Clone) -> Vec<f64> {
+    let top = z.clone().fold(f64::NEG_INFINITY, f64::max);
+    let e: Vec<f64> = z.map(|z| (z - top).exp()).collect();
+    let sum: f64 = e.iter().sum();
+    e.into_iter().map(|e| e / sum).collect()
+}
+
+impl Routes {
+    /// Sorted rows of an expert.
+    pub fn of_expert(&self, expert: usize) -> std::ops::Range<usize> {
+        self.offsets[expert]..self.offsets[expert + 1]
+    }
+
+    /// First sorted row of each expert, and their number.
+    pub fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    /// Row and weight of each sorted row.
+    pub fn rows(&self) -> Vec<u32> {
+        let k = self.routing.per_row;
+        let mut rows = vec![0; self.places.len()];
+        self.places
+            .iter()
+            .enumerate()
+            .for_each(|(at, &place)| rows[place as usize] = tanglescope_kernels::as_index(at / k));
+        rows
+    }
+
+    /// The sorted rows of each row's j-th expert, and its weights.
+    pub fn choice(&self, j: usize) -> (Vec<u32>, Vec<f64>) {
+        let k = self.routing.per_row;
+        (
+            self.places.iter().skip(j).step_by(k).copied().collect(),
+            self.weights.iter().skip(j).step_by(k).copied().collect(),
+        )
+    }
+
+    /// Backward rows over these forward rows, `index[R]`.
+    pub fn backward(&self, index: &[u32]) -> BackwardRoutes {
+        let k = self.routing.per_row;
+        let of = |row: u32| row as usize * k..(row as usize + 1) * k;
+        let experts: Vec<u32> = index.iter().flat_map(|&row| self.chosen[of(row)].iter().copied()).collect();
+        let (offsets, of_row) = sorted(&experts, self.experts);
+        let mut out = BackwardRoutes {
+            rows: vec![0; of_row.len()],
+            places: vec![0; of_row.len()],
+            weights: vec![0.0; of_row.len()],
+            offsets,
+            of_row,
+        };
+        for (at, &place) in out.of_row.iter().enumerate() {
+            let from = index[at / k] as usize * k + at % k;
+            out.rows[place as usize] = tanglescope_kernels::as_index(at / k);
+            out.places[place as usize] = self.places[from];
+            out.weights[place as usize] = self.weights[from];
+        }
+        out
+    }
+
+    /// Cotangents of the logits, `[R, experts]`, from those of the weights of each backward row's experts, `slopes[R, k]`.
+    pub fn vjp(&self, index: &[u32], slopes: &[f64]) -> Vec<f64> {
+        let (k, experts, scale) = (self.routing.per_row, self.experts, self.routing.scale);
+        let mut out = vec![0.0; index.len() * experts];
+        for ((&row, slopes), out) in index.iter().zip(slopes.chunks_exact(k)).zip(out.chunks_exact_mut(experts)) {
+            let of = row as usize * k..(row as usize + 1) * k;
+            let (chosen, weights) = (&self.chosen[of.clone()], &self.weights[of]);
+            let mean: f64 = slopes.iter().zip(weights).map(|(s, w)| s * w).sum();
+            match self.routing.rule {
+                RoutingRule::Softmax => {
+                    let p = &self.probabilities[row as usize * experts..][..experts];
+                    out.iter_mut().zip(p).for_each(|(out, p)| *out = -p * mean);
+                    chosen.iter().zip(slopes.iter().zip(weights)).for_each(|(&e, (s, w))| out[e as usize] += s * w);
+                }
+                RoutingRule::SoftmaxOfChosen => {
+                    let of = chosen.iter().zip(slopes.iter().zip(weights));
+                    of.for_each(|(&e, (s, w))| out[e as usize] = w * (s - mean / scale));
+                }
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The cotangents of the logits are slopes of Σ s·w, away from ties.
+        #[test]
+        fn logits_have_the_slopes_of_the_weights(
+            z in proptest::collection::vec(-3.0f64..3.0, 7), slopes in proptest::collection::vec(-2.0f64..2.0, 3),
+            scale in 0.5f64..3.0, chosen in any::<bool>(),
+        ) {
+            let rule = if chosen { RoutingRule::SoftmaxOfChosen } else { RoutingRule::Softmax };
+            let routing = Routing { per_row: 3, rule, scale };
+            let mut sorted = z.clone();
+            sorted.sort_by(f64::total_cmp);
+            prop_assume!(sorted.windows(2).all(|pair| pair[1] - pair[0] > 1e-3));
+            let value = |z: &[f64]| -> f64 {
+                let routes = routing.routes(z, 7);
+                slopes.iter().zip(&routes.weights).map(|(s, w)| s * w).sum()
+            };
+            let got = routing.routes(&z, 7).vjp(&[0], &slopes);
+            for i in 0..7 {
+                let moved = |by: f64| {
+                    let mut z = z.clone();
+                    z[i] += by;
+                    value(&z)
+                };
+                let want = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+                // a difference of step 1e-6 is right to 1e-12 times the third derivative, and to rounding over the step
+                prop_assert!((got[i] - want).abs() <= 1e-8, "{i}: {} {want}", got[i]);
+            }
+        }
+    }
+
+    /// At a tie the choice changes and the weights jump: the gradient is that of the first of the two, and of that choice alone.
+    #[test]
+    fn at_a_tie_the_first_is_chosen() {
+        let routing = Routing { per_row: 1, rule: RoutingRule::Softmax, scale: 1.0 };
+        let at = |z: [f64; 3]| routing.routes(&z, 3).chosen[0];
+        assert_eq!([at([1.0, 1.0, 0.0]), at([1.0, 1.0 + 1e-9, 0.0]), at([1.0, 1.0 - 1e-9, 0.0])], [0, 1, 0]);
+    }
+
+    #[test]
+    fn rows_are_sorted_by_expert_and_found_again() {
+        let routing = Routing { per_row: 2, rule: RoutingRule::SoftmaxOfChosen, scale: 1.0 };
+        let routes = routing.routes(&[3.0, 2.0, 1.0, 0.0, 1.0, 5.0, 4.0, 0.0, 3.0], 3);
+        assert_eq!(routes.chosen, [0, 1, 2, 1, 0, 2]);
+        assert_eq!(routes.offsets, [0, 2, 4, 6]);
+        assert_eq!(routes.rows(), [0, 2, 0, 1, 1, 2]);
+        let backward = routes.backward(&[2, 0, 2]);
+        assert_eq!(backward.offsets, [0, 3, 4, 6]);
+        assert_eq!(backward.rows, [0, 1, 2, 1, 0, 2]);
+        assert_eq!(backward.places, [1, 0, 1, 2, 5, 5]);
+    }
+}
