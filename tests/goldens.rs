@@ -16,9 +16,12 @@ use tanglescope_model::{AdapterSource, Decoder, Outline, Scope};
 
 /// Architectures with goldens.
 const ARCHITECTURES: &[&str] = &[
+    "cohere2",
     "gemma",
     "gemma2",
     "gemma3",
+    "glm4",
+    "glm4_moe",
     "gpt2",
     "gpt_neox",
     "granite",
@@ -68,8 +71,18 @@ fn groups(golden: &Value) -> Vec<Group> {
     golden["pairs"].as_array().unwrap().iter().map(group).collect()
 }
 
-fn load<B: Kernels>(golden: &Path, legacy: bool, adapter: bool, dtype: DType, device: &B::Device) -> Decoder<B> {
-    let source = if adapter { AdapterSource::Saved(golden.join("adapter")) } else { AdapterSource::None };
+/// The adapter of a scope: on modules, on each expert, or on all experts of a layer.
+fn adapter_of(scope: &str) -> Option<&'static str> {
+    match scope {
+        "lora" => Some("adapter"),
+        "lora_per_expert" => Some("adapter_per_expert"),
+        "lora_experts" => Some("adapter_experts"),
+        _ => None,
+    }
+}
+
+fn load<B: Kernels>(golden: &Path, legacy: bool, scope: &str, dtype: DType, device: &B::Device) -> Decoder<B> {
+    let source = adapter_of(scope).map_or(AdapterSource::None, |of| AdapterSource::Saved(golden.join(of)));
     let folder = model_folder(golden, legacy);
     Decoder::load(folder.path(), &source, dtype, device, usize::MAX).unwrap()
 }
@@ -79,7 +92,7 @@ fn error(result: &GroupResult, names: &[String], pair: &Value, scope: &str) -> (
     let want = &pair[scope];
     let number = |v: &Value| v.as_f64().unwrap();
     let size = (number(&want["ww"]) * number(&want["ll"])).sqrt();
-    let logp = &pair[if scope == "lora" { "logp_lora" } else { "logp_base" }];
+    let logp = &pair[adapter_of(scope).map_or("logp_base".to_owned(), |_| format!("logp_{scope}"))];
     let mut errors = Vec::new();
     for (branch, key) in ["logp_w", "logp_l"].into_iter().enumerate() {
         errors.push(((result.logp(branch) / number(&logp[key]) - 1.0).abs(), key.to_owned()));
@@ -113,8 +126,12 @@ fn check<B: Kernels>(device: &B::Device, dtype: DType, tolerance: f64, (spelling
         let linear = format!("^({})$", linear.join("|"));
         for &legacy in spellings {
             for &scope in scopes {
-                let model = load::<B>(&folder, legacy, scope == "lora", dtype, device);
-                let wanted: Scope = if scope == "linear" { &linear } else { scope }.parse().unwrap();
+                if adapter_of(scope).is_some_and(|of| !folder.join(of).is_dir()) {
+                    continue;
+                }
+                let model = load::<B>(&folder, legacy, scope, dtype, device);
+                let of_adapter = adapter_of(scope).map_or(scope, |_| "lora");
+                let wanted: Scope = if scope == "linear" { &linear } else { of_adapter }.parse().unwrap();
                 let in_scope = model.in_scope(&wanted).unwrap();
                 let names: Vec<String> = in_scope.parameters.iter().map(|p| p.name.clone()).collect();
                 let results = grams(&model, &in_scope, &Request::all(&groups(&golden)));
@@ -129,7 +146,7 @@ fn check<B: Kernels>(device: &B::Device, dtype: DType, tolerance: f64, (spelling
 }
 
 /// Both spellings of the config, and every scope.
-const ALL: (&[bool], &[&str]) = (&[false, true], &["lora", "full", "linear"]);
+const ALL: (&[bool], &[&str]) = (&[false, true], &["lora", "lora_per_expert", "lora_experts", "full", "linear"]);
 
 #[test]
 fn grams_meet_the_goldens_in_f64() {
@@ -147,7 +164,7 @@ fn grams_meet_the_goldens_on_vulkan() {
         return;
     }
     let (device, _) = vulkan_devices().unwrap().remove(0);
-    check::<Vulkan>(&device, DType::F32, 1e-4, (&[false], &["lora", "full"]));
+    check::<Vulkan>(&device, DType::F32, 1e-4, (&[false], &["lora", "lora_per_expert", "lora_experts", "full"]));
 }
 
 /// In one pass, and put together from passes of few rows.
@@ -159,7 +176,7 @@ fn token_matrices_meet_the_goldens() {
         for (pair, group) in golden["pairs"].as_array().unwrap().iter().zip(groups(&golden)) {
             let Some(matrix) = pair.get("token_matrix") else { continue };
             for scope in ["lora", "full"] {
-                let model = load::<Flex>(&folder, false, scope == "lora", DType::F64, &FlexDevice);
+                let model = load::<Flex>(&folder, false, scope, DType::F64, &FlexDevice);
                 let in_scope = model.in_scope(&scope.parse().unwrap()).unwrap();
                 let number = |v: &Value| v.as_f64().unwrap();
                 let size = (number(&pair[scope]["ww"]) * number(&pair[scope]["ll"])).sqrt();
@@ -224,6 +241,26 @@ fn scaled_rotary_embeddings_meet_transformers() {
     }
 }
 
+/// Architectures that have no goldens elsewhere, against transformers' own code run in f64 (`tests/architecture_values.py`).
+#[test]
+fn small_architectures_meet_transformers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/architectures");
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    assert_eq!(folders.len(), 6);
+    for folder in folders {
+        let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        let model = Decoder::<Flex>::load(&folder, &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
+        let scope = model.in_scope(&Scope::Full).unwrap();
+        let names: Vec<String> = scope.parameters.iter().map(|p| p.name.clone()).collect();
+        let results = grams(&model, &scope, &Request::all(&groups(&golden)));
+        for (i, (result, pair)) in results.iter().zip(golden["pairs"].as_array().unwrap()).enumerate() {
+            let (worst, at) = error(result, &names, pair, "full");
+            assert!(worst <= 1e-9, "{} pair {i}: {worst:e} at {at}", folder.display());
+        }
+    }
+}
+
 /// What is counted before a batch runs is what its kernels do: products, attention and reductions, to the operation, for every
 /// architecture and whatever is in scope.
 #[test]
@@ -250,7 +287,7 @@ fn what_is_counted_is_what_runs() {
         let source = AdapterSource::Saved(folder.join("adapter"));
         let model_folder = model_folder(&folder, false);
         let outline = Outline::read(model_folder.path(), &source).unwrap();
-        let model = load::<Flex>(&folder, false, true, DType::F64, &FlexDevice);
+        let model = load::<Flex>(&folder, false, "lora", DType::F64, &FlexDevice);
         let mut seen = 0;
         for name in scopes {
             // not every model has a bias

@@ -49,7 +49,7 @@ pub use memory::Memory;
 pub use norm::{Norm, NormKind};
 pub use pending::Pending;
 pub use product::Product;
-pub use rotary::Rotary;
+pub use rotary::{Pairs, Rotary};
 pub use rows::Rows;
 pub use soft_cap::SoftCap;
 pub use tile::TileGram;

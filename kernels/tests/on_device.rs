@@ -17,9 +17,9 @@ use proptest::test_runner::{Config, TestRunner};
 use support::{Random, close, expected, rows};
 use tanglescope_kernels::device::{Cuda, Vulkan, cuda_devices, vulkan_devices};
 use tanglescope_kernels::{
-    Activate, Activation, Attend, AttentionSpec, DType, Flex, FlexDevice, FloatTensor, Head, HeadCotangents, Kernels,
-    Memory, Norm, NormKind, Product, Rotary, RowSet, Rows, Segment, SoftCap, Span, TensorData, TensorMetadata,
-    VectorGram,
+    Activate, Activation, Arithmetic, Attend, AttentionSpec, DType, Flex, FlexDevice, FloatTensor, Grouped, Head,
+    HeadCotangents, Kernels, Memory, Norm, NormKind, Pairs, Product, Rotary, RowSet, Rows, Segment, SoftCap, Span,
+    Stretch, TensorData, TensorMetadata, VectorGram,
 };
 
 /// Unit roundoff of f32.
@@ -236,7 +236,7 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
             same::<B>(&got, &Flex::norm_gain_terms(&theirs.0, kind, &fd, &index));
         }
         let (md, fd) = (on(&delta, &back), off(&delta, &back));
-        for f in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu] {
+        for f in Activation::ALL {
             for gated in [false, true] {
                 let (b, fb) = (gated.then_some(&mine.1), gated.then_some(&theirs.1));
                 same::<B>(&B::activate(f, &mine.0, b), &Flex::activate(f, &theirs.0, fb));
@@ -251,13 +251,32 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
         }
         let (c, s) = (on(&cos, &[rows, half]), on(&sin, &[rows, half]));
         let (fc, fs) = (off(&cos, &[rows, half]), off(&sin, &[rows, half]));
-        let rotated = B::rotary(mine.0.clone(), &c, &s, None, 2 * half, false);
-        same::<B>(&rotated, &Flex::rotary(theirs.0.clone(), &fc, &fs, None, 2 * half, false));
-        let rotated = B::rotary(md.clone(), &c, &s, Some(&index), 2 * half, true);
-        same::<B>(&rotated, &Flex::rotary(fd.clone(), &fc, &fs, Some(&index), 2 * half, true));
-        // the whole row as one head, of which only a part is rotated
-        let rotated = B::rotary(md.clone(), &c, &s, Some(&index), d, true);
-        same::<B>(&rotated, &Flex::rotary(fd.clone(), &fc, &fs, Some(&index), d, true));
+        for pairs in [Pairs::Halves, Pairs::Neighbours] {
+            let heads = (2 * half, pairs);
+            let rotated = B::rotary(mine.0.clone(), &c, &s, None, heads, false);
+            same::<B>(&rotated, &Flex::rotary(theirs.0.clone(), &fc, &fs, None, heads, false));
+            let rotated = B::rotary(md.clone(), &c, &s, Some(&index), heads, true);
+            same::<B>(&rotated, &Flex::rotary(fd.clone(), &fc, &fs, Some(&index), heads, true));
+            // the whole row as one head, of which only a part is rotated
+            let rotated = B::rotary(md.clone(), &c, &s, Some(&index), (d, pairs), true);
+            same::<B>(&rotated, &Flex::rotary(fd.clone(), &fc, &fs, Some(&index), (d, pairs), true));
+        }
+        // stretches of rows, one of them empty
+        let (third, wide) = (rows / 3, [d, 5]);
+        let matrices: Vec<Vec<f64>> = (0..3).map(|_| rounded(random.values(5 * d), dtype)).collect();
+        let on_device: Vec<_> = matrices.iter().map(|w| on(w, &wide)).collect();
+        let on_host: Vec<_> = matrices.iter().map(|w| off(w, &wide)).collect();
+        let ranges = [0..third, third..third, third..rows - rows / 4];
+        let stretches: Vec<Stretch<'_, B>> =
+            ranges.iter().zip(&on_device).map(|(rows, w)| Stretch { rows: rows.clone(), w, scale: 0.5 }).collect();
+        let host_stretches: Vec<Stretch<'_, Flex>> =
+            ranges.iter().zip(&on_host).map(|(rows, w)| Stretch { rows: rows.clone(), w, scale: 0.5 }).collect();
+        let got = B::grouped(&mine.0, &stretches, false, 5, None);
+        same::<B>(&got, &Flex::grouped(&theirs.0, &host_stretches, false, 5, None));
+        let bound = 0.5;
+        same::<B>(&B::cut(mine.0.clone(), bound), &Flex::cut(theirs.0.clone(), bound));
+        let of_cut = B::cut_vjp(&mine.0, bound, md.clone(), &index);
+        same::<B>(&of_cut, &Flex::cut_vjp(&theirs.0, bound, fd.clone(), &index));
         same::<B>(&B::gather(&mine.0, &index, Some(&weights)), &Flex::gather(&theirs.0, &index, Some(&weights)));
         same::<B>(&B::scatter_add(&md, &index, rows + 2), &Flex::scatter_add(&fd, &index, rows + 2));
         let cut = [d / 2, d - d / 2];

@@ -1,8 +1,8 @@
 //! LoRA adapters: a PEFT folder, or a fresh one as PEFT would start it.
-use crate::architectures::Wrapper;
+use crate::architectures::{ExpertsKind, Wrapper};
 use crate::config::{Config, is_off};
 use crate::error::{Error, Result, pattern_problem};
-use crate::layers::{Block, Lora, Part};
+use crate::layers::{Block, FusedLora, Lora, Part};
 use crate::weights::{Layout, Weights, file_hash};
 use fancy_regex::Regex;
 use rand::SeedableRng;
@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Uniform};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use tanglescope_kernels::{DType, Kernels, TensorData, TensorMetadata};
+use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels, Memory, TensorData, TensorMetadata};
 
 /// Where the low-rank factors come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +53,8 @@ pub(crate) struct SavedAdapter {
     lora_alpha: f64,
     use_rslora: bool,
     targets: Targets,
+    /// Parameters of modules that are changed as they are: PEFT's way to the experts of a layer in one matrix.
+    target_parameters: Vec<String>,
     exclude: Option<Targets>,
     layers: Option<Vec<usize>>,
     layers_pattern: Vec<String>,
@@ -88,6 +90,7 @@ const UNDERSTOOD: &[&str] = &[
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
     "use_rslora",
 ];
@@ -214,14 +217,20 @@ impl SavedAdapter {
                 return Err(config.refuse(key, format!("found {value}: a kind of adapter that is not supported")));
             }
         }
-        let Some(chosen) = targets(&config, "target_modules")? else {
-            return Err(config.refuse("target_modules", "missing; expected a list of module names or a pattern"));
+        let target_parameters: Vec<String> = config.get("target_parameters")?.unwrap_or_default();
+        let chosen = match targets(&config, "target_modules")? {
+            Some(chosen) => chosen,
+            None if !target_parameters.is_empty() => Targets::List(Vec::new()),
+            None => {
+                return Err(config.refuse("target_modules", "missing; expected a list of module names or a pattern"));
+            }
         };
         let adapter = Self {
             r: config.need("r")?,
             lora_alpha: config.need("lora_alpha")?,
             use_rslora: config.get("use_rslora")?.unwrap_or(false),
             targets: chosen,
+            target_parameters,
             exclude: targets(&config, "exclude_modules")?,
             layers: config.get::<OneOrMany<usize>>("layers_to_transform")?.map(OneOrMany::into_vec),
             layers_pattern: config
@@ -314,7 +323,7 @@ impl SavedAdapter {
             let (map, routed) = match part {
                 Part::Linear(map) => (map, false),
                 Part::Expert(map) => (map, true),
-                Part::Norm(_) => return,
+                Part::Fused(_) | Part::Norm(_) => return,
             };
             if attached.is_err() {
                 return;
@@ -326,6 +335,78 @@ impl SavedAdapter {
             }
         });
         attached
+    }
+
+    /// Whether it changes all experts of a layer as one matrix.
+    pub fn changes_all_experts(&self) -> bool {
+        !self.target_parameters.is_empty()
+    }
+
+    /// Paths under which it has its factors of gate and up, and of down, of the experts of a list, where it has them. PEFT wraps the module
+    /// once for each parameter, the first one innermost.
+    fn fused_paths(&self, list: &str) -> [Option<String>; 2] {
+        let targeted = |parameter: &str| {
+            let path = format!("{list}.{parameter}");
+            self.target_parameters.iter().any(|name| is_end_of(name, &path))
+        };
+        let list = self.spelled_list(list);
+        match ["gate_up_proj", "down_proj"].map(targeted) {
+            [true, true] => [Some(format!("{list}.base_layer")), Some(list)],
+            [true, false] => [Some(list), None],
+            [false, true] => [None, Some(list)],
+            [false, false] => [None, None],
+        }
+    }
+
+    /// The path of a list of experts as this adapter spells it.
+    fn spelled_list(&self, list: &str) -> String {
+        let stored = |list: &String| self.weights.has(&format!("base_model.model.{list}.lora_A.weight"));
+        Wrapper::spellings(list).into_iter().find(stored).unwrap_or_else(|| list.to_owned())
+    }
+
+    /// Its factors for the experts of a layer, in one pair of tensors: A `[experts·r, in]`, an expert's rows together, and
+    /// B `[out, r·experts]`, an expert's columns apart.
+    fn fused<B: Kernels>(
+        &mut self,
+        list: &str,
+        kind: &ExpertsKind,
+        hidden: usize,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<[Option<FusedLora<B>>; 2]> {
+        let shapes = [(hidden, vec![kind.width; 2]), (kind.width, vec![hidden])];
+        let mut found = [None, None];
+        for ((path, (inputs, outputs)), found) in self.fused_paths(list).into_iter().zip(shapes).zip(&mut found) {
+            let Some(path) = path else { continue };
+            let (r, experts, width) = (self.r, kind.number, outputs.iter().sum::<usize>());
+            let scale = self.lora_alpha / if self.use_rslora { (r as f64).sqrt() } else { r as f64 };
+            let mut take = |factor: &str, shape: [usize; 2]| -> Result<Vec<f64>> {
+                let name = format!("base_model.model.{path}.{factor}.weight");
+                let x = self.weights.take::<Flex>(&name, &shape, Layout::Same, DType::F64, &FlexDevice)?;
+                Ok(Flex::download(&x))
+            };
+            let (a, b) = (take("lora_A", [experts * r, inputs])?, take("lora_B", [width, r * experts])?);
+            let upload = |values: Vec<f64>, shape: [usize; 2]| {
+                B::upload(TensorData::new(values, shape).convert_dtype(dtype), device)
+            };
+            let a_of = |e: usize| {
+                let value = |at: usize| a[(e * r + at % r) * inputs + at / r];
+                upload((0..inputs * r).map(value).collect(), [inputs, r])
+            };
+            let mut first = 0;
+            let pieces = outputs.into_iter().map(|outputs| {
+                let start = first;
+                first += outputs;
+                let b_of = |e: usize| {
+                    let value = |at: usize| b[(start + at % outputs) * r * experts + at / outputs * experts + e];
+                    upload((0..r * outputs).map(value).collect(), [r, outputs])
+                };
+                (0..experts).map(b_of).collect()
+            });
+            let b = pieces.collect();
+            *found = Some(FusedLora { name: path, a: (0..experts).map(a_of).collect(), b, scale });
+        }
+        Ok(found)
     }
 
     /// Whether it has its own copies of some of the base's modules.
@@ -425,6 +506,29 @@ impl Adapter {
         match self {
             Self::Saved(saved) => saved.spelled(module),
             Self::None | Self::Fresh { .. } => module.to_owned(),
+        }
+    }
+
+    /// See [`SavedAdapter::fused_paths`].
+    pub fn fused_paths(&self, list: &str) -> [Option<String>; 2] {
+        match self {
+            Self::Saved(saved) => saved.fused_paths(list),
+            Self::None | Self::Fresh { .. } => [None, None],
+        }
+    }
+
+    /// See [`SavedAdapter::fused`].
+    pub fn fused<B: Kernels>(
+        &mut self,
+        list: &str,
+        kind: &ExpertsKind,
+        hidden: usize,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<[Option<FusedLora<B>>; 2]> {
+        match self {
+            Self::Saved(saved) => saved.fused::<B>(list, kind, hidden, dtype, device),
+            Self::None | Self::Fresh { .. } => Ok([None, None]),
         }
     }
 

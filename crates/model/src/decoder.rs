@@ -2,7 +2,7 @@
 use crate::architectures::Description;
 use crate::layers::{Angles, Backward, BackwardRows, BlockTrace, Forward, Norm};
 use crate::needs::Needs;
-use crate::outline::Map;
+use crate::outline::{FusedMap, Map};
 use crate::residency::{OnDevice, Residence};
 use crate::scope::InScope;
 use crate::sink::{Embedding, Sink, TableRows};
@@ -35,6 +35,8 @@ pub struct Decoder<B: Kernels> {
     pub(crate) head: Option<Embedding<B>>,
     /// The linear maps of all blocks, with the ranks of their adapter's factors.
     pub(crate) maps: Vec<Map>,
+    /// An adapter's changes of all experts of a layer.
+    pub(crate) fused: Vec<FusedMap>,
     /// Whether the checkpoint leaves the base's prefix out of its names.
     pub(crate) bare: bool,
     /// Base parameters that are the adapter's own copies.

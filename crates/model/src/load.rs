@@ -14,7 +14,7 @@ use crate::weights::{Layout, Weights, content_hash};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use tanglescope_kernels::cost::Rates;
-use tanglescope_kernels::{Activation, DType, Flex, FlexDevice, FloatTensor, Kernels};
+use tanglescope_kernels::{Activation, DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, Pairs, TensorData};
 
 /// Reads the tensors of a base model, or of an adapter's copies of them.
 struct Loader<'a> {
@@ -58,6 +58,13 @@ impl Loader<'_> {
         Ok((name, x))
     }
 
+    /// The values of a tensor that is no parameter, as f64.
+    fn values(&mut self, canonical: &str, number: usize) -> Result<Vec<f64>> {
+        let name = self.name(canonical);
+        let values = self.base.take::<Flex>(&name, &[number], Layout::Same, DType::F64, &FlexDevice)?;
+        Ok(Flex::download(&values))
+    }
+
     fn embedding<B: Kernels>(&mut self, module: &str, shape: [usize; 2], device: &B::Device) -> Result<Embedding<B>> {
         let (name, table) = self.tensor::<B>(&format!("{module}.weight"), &shape, Layout::Same, device)?;
         Ok(Embedding { name, table })
@@ -70,6 +77,9 @@ impl Loader<'_> {
         of: &Description,
         device: &B::Device,
     ) -> Result<Norm<B>> {
+        if !of.norm_gain {
+            return Ok(without_parameters(features, of, self.dtype, device));
+        }
         let gain = self.tensor::<B>(&format!("{module}.weight"), &[features], Layout::Same, device)?.1;
         let bias = match of.norm_bias {
             true => Some(self.tensor::<B>(&format!("{module}.bias"), &[features], Layout::Same, device)?.1),
@@ -146,6 +156,7 @@ impl<B: Kernels> Decoder<B> {
             }
         }
         base.maps.iter_mut().for_each(|map| map.rank = None);
+        base.fused.clear();
         Some(base)
     }
 
@@ -156,7 +167,8 @@ impl<B: Kernels> Decoder<B> {
     /// Names the file, key or tensor of the adapter that cannot be used.
     pub fn adapted(&self, folder: &Path) -> Result<Option<Self>> {
         let mut adapter = SavedAdapter::open(folder)?;
-        let Some(mut model) = self.base().filter(|_| !adapter.saves_modules()) else { return Ok(None) };
+        let as_a_whole = adapter.saves_modules() || adapter.changes_all_experts();
+        let Some(mut model) = self.base().filter(|_| !as_a_whole) else { return Ok(None) };
         let before = if self.bare { &*self.description.names.prefix } else { "" };
         for (layer, block) in model.blocks.iter_mut().enumerate() {
             match block {
@@ -231,7 +243,7 @@ impl<B: Kernels> Decoder<B> {
         loader.base.finish()?;
         let saved = loader.saved;
         adapter.finish()?;
-        let Outline { description, maps } = Outline::with(description, &mut adapter);
+        let Outline { description, maps, fused } = Outline::with(description, &mut adapter);
         Ok(Self {
             description,
             dtype,
@@ -246,6 +258,7 @@ impl<B: Kernels> Decoder<B> {
             final_norm,
             head,
             maps,
+            fused,
             bare,
             saved,
         })
@@ -269,7 +282,11 @@ fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, de
             }
         }
     }
-    let mut norm = |name: Option<&'static str>| name.and_then(|name| norms.remove(name));
+    let dtype = loader.dtype;
+    let mut norm = |name: Option<&'static str>| match of.norm_gain {
+        true => name.and_then(|name| norms.remove(name)),
+        false => name.map(|_| without_parameters(of.hidden, of, dtype, device)),
+    };
     let mut take = |named: &[&str]| -> Vec<Linear<B>> { named.iter().filter_map(|n| maps.remove(*n)).collect() };
     let (qkv, pieces) = match &names.qkv {
         Qkv::Separate(named) => (take(named), Pieces::Separate),
@@ -286,7 +303,15 @@ fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, de
         |name: &str| take(&[name]).pop().unwrap_or_else(|| unreachable!("`{name}` is a part of the description"));
     let o = one(names.o);
     let feed_forward = match of.experts_of(layer) {
-        Some(kind) => FeedForward::Experts(experts(kind, of.activation, &mut one)),
+        Some(kind) => {
+            let list = format!("{}.{layer}.{}", names.blocks, kind.list);
+            let fused = loader.adapter.fused::<B>(&list, kind, of.hidden, loader.dtype, device)?;
+            let correction = match kind.correction {
+                Some(name) => Some(loader.values(&format!("{}.{layer}.{name}", names.blocks), kind.number)?),
+                None => None,
+            };
+            FeedForward::Experts(Experts { correction, fused, ..experts(kind, of.activation, &mut one) })
+        }
         None => FeedForward::Mlp(Mlp {
             up: Projection { maps: up, pieces },
             down: one(names.down),
@@ -295,7 +320,9 @@ fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, de
     };
     let query_key_norms = names.query_key_norms.and_then(|[q, k]| Some(Box::new([norm(Some(q))?, norm(Some(k))?])));
     let BlockKind { rope, .. } = of.blocks[layer];
-    let attention = Attention { qkv, query_key_norms, bound: of.qkv_bound, o, spec: of.attention_of(layer), rope };
+    let rotated = rope.map_or(Pairs::Halves, |[queries, _]| of.ropes[queries].rotated);
+    let attention =
+        Attention { qkv, query_key_norms, bound: of.qkv_bound, o, spec: of.attention_of(layer), rope, rotated };
     Ok(Block {
         mixer: Sublayer {
             norm: norm(names.attention_norm),
@@ -311,6 +338,12 @@ fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, de
         },
         parallel: of.parallel,
     })
+}
+
+/// A norm whose gain is one.
+fn without_parameters<B: Kernels>(features: usize, of: &Description, dtype: DType, device: &B::Device) -> Norm<B> {
+    let ones = TensorData::new(vec![1.0f64; features], [features]).convert_dtype(dtype);
+    Norm { name: String::new(), gain: B::upload(ones, device), bias: None, kind: of.norm, gain_plus_one: false }
 }
 
 /// The experts of a layer, from its maps by name.
@@ -329,14 +362,14 @@ fn experts<B: Kernels>(
         let up = Projection { maps: vec![gate, up], pieces: Pieces::Separate };
         Box::new(SharedExpert { mlp: Mlp { up, down, activation }, gate: shared.gate.map(take) })
     });
-    Experts { router, routing: kind.routing, maps, activation, shared }
+    Experts { router, routing: kind.routing, correction: None, maps, activation, shared, fused: [None, None] }
 }
 
 fn without_adapter<B: Kernels>(block: &mut Block<B>) {
-    block.visit(&mut |part| {
-        if let Part::Linear(map) | Part::Expert(map) = part {
-            map.lora = None;
-        }
+    block.visit(&mut |part| match part {
+        Part::Linear(map) | Part::Expert(map) => map.lora = None,
+        Part::Fused(fused) => *fused = [None, None],
+        Part::Norm(_) => {}
     });
 }
 
@@ -393,7 +426,10 @@ fn head<B: Kernels>(
 fn is_buffer(name: &str, of: &Description, bare: bool) -> bool {
     // of the whole model, of its rotary embedding: transformers writes them anew
     let of_rope = !of.ropes.is_empty() && name.ends_with("rotary_emb.inv_freq");
-    of_rope || names_inside(name, in_checkpoint(of, bare)).is_some_and(|(_, inside)| of.names.buffers.contains(&inside))
+    let further = of.layers()..of.layers() + of.further_blocks;
+    of_rope
+        || names_inside(name, in_checkpoint(of, bare))
+            .is_some_and(|(layer, inside)| of.names.buffers.contains(&inside) || further.contains(&layer))
 }
 
 /// Layer and the rest of a name inside a list of blocks.

@@ -101,6 +101,13 @@ fn block_needs(description: &Description, layer: usize, wanted: &BTreeSet<&str>,
     );
     // beside attention the feed-forward layer is not below it
     let below = if description.parallel { below } else { mixer.output };
-    let (first, last) = (maps(Reads::MlpInput), maps(Reads::MlpHidden) || norm(names.after_mlp));
-    BlockNeeds { mixer, mlp: LayerNeeds::new(below, norm(names.mlp_norm), first, last) }
+    // an adapter of all experts is under the path of their list, or of what wraps it
+    let fused = description.experts_of(layer).is_some_and(|experts| {
+        let wraps = |module: &str| module.is_empty() || module.starts_with(".base_layer");
+        wanted.iter().any(|module| module.strip_prefix(experts.list).is_some_and(wraps))
+    });
+    let (first, last) = (maps(Reads::MlpInput) || fused, maps(Reads::MlpHidden) || norm(names.after_mlp));
+    // side by side, both may read one norm
+    let read = if description.parallel { names.mlp_norm.or(names.attention_norm) } else { names.mlp_norm };
+    BlockNeeds { mixer, mlp: LayerNeeds::new(below, norm(read), first, last) }
 }

@@ -27,6 +27,17 @@ pub struct Map {
     pub routed: bool,
 }
 
+/// An adapter's change of all experts of a layer, of gate and up together or of down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FusedMap {
+    /// Block.
+    pub layer: usize,
+    /// Path of its module as the adapter has it.
+    pub path: String,
+    /// The same inside the block.
+    pub module: String,
+}
+
 /// Dimensions and linear maps of a model, with an adapter or without.
 #[derive(Clone, Debug)]
 pub struct Outline {
@@ -34,6 +45,8 @@ pub struct Outline {
     pub description: Description,
     /// The linear maps of all blocks, in the order of the forward pass.
     pub maps: Vec<Map>,
+    /// An adapter's changes of all experts of a layer.
+    pub fused: Vec<FusedMap>,
 }
 
 impl Outline {
@@ -56,7 +69,7 @@ impl Outline {
 
     /// The outline of a model under an adapter that is open.
     pub(crate) fn with(description: Description, adapter: &mut Adapter) -> Self {
-        let mut maps = Vec::new();
+        let (mut maps, mut fused) = (Vec::new(), Vec::new());
         for layer in 0..description.layers() {
             for part in description.parts(layer) {
                 let Part::Map { name, reads, shape, bias, routed } = part else { continue };
@@ -65,14 +78,21 @@ impl Outline {
                 let adapter_path = adapter.spelled(&path);
                 maps.push(Map { path, layer, reads, shape, bias, rank, adapter_path, routed });
             }
+            if let Some(experts) = description.experts_of(layer) {
+                let list = format!("{}.{layer}.{}", description.names.blocks, experts.list);
+                for path in adapter.fused_paths(&list).into_iter().flatten() {
+                    let module = format!("{}{}", experts.list, path.strip_prefix(&list).unwrap_or_default());
+                    fused.push(FusedMap { layer, path, module });
+                }
+            }
         }
-        Self { description, maps }
+        Self { description, maps, fused }
     }
 
     /// All parameters under the names of the full architecture, in the order of the forward pass.
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter> {
-        parameters(&self.description, &self.maps)
+        parameters(&self.description, &self.maps, &self.fused)
     }
 
     /// The parameters that a scope selects. A checkpoint of the bare base, and an adapter's copies of base parameters, are
@@ -115,14 +135,14 @@ impl Outline {
 }
 
 /// The parameters of a model with some linear maps, under the names of the full architecture, in the order of the forward pass.
-pub(crate) fn parameters(of: &Description, maps: &[Map]) -> Vec<Parameter> {
+pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> Vec<Parameter> {
     let mut out = Vec::new();
     let mut add = |path: &str, module: &str, tensor: &str, location: Location, layer: Option<usize>| {
         let kind = if tensor.starts_with("lora_") { ParameterKind::Lora } else { ParameterKind::Base };
         let name = format!("{path}.{tensor}");
         out.push(Parameter { name, layer, module: module.to_owned(), location, kind });
     };
-    let norm_values = || ["weight", "bias"].into_iter().take(if of.norm_bias { 2 } else { 1 });
+    let norm_values = || ["weight", "bias"].into_iter().take(usize::from(of.norm_gain) + usize::from(of.norm_bias));
     add(&of.names.embedding, &of.names.embedding, "weight", Location::Embedding, None);
     if let Some(positions) = of.names.positions {
         add(positions, positions, "weight", Location::Embedding, None);
@@ -148,6 +168,11 @@ pub(crate) fn parameters(of: &Description, maps: &[Map]) -> Vec<Parameter> {
                     }
                 }
             }
+        }
+    }
+    for of in fused {
+        for tensor in ["lora_A.weight", "lora_B.weight"] {
+            add(&of.path, &of.module, tensor, Location::Block, Some(of.layer));
         }
     }
     let norm: &str = &of.names.final_norm;

@@ -1,7 +1,7 @@
 //! Walks over the parameters of a decoder: their names, their tensors, and a copy a step away.
 use crate::decoder::Decoder;
 use crate::error::Result;
-use crate::layers::{Linear, Norm, Part};
+use crate::layers::{FusedLora, Linear, Norm, Part};
 use crate::outline;
 use crate::scope::{InScope, Parameter, ParameterKind, Scope};
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ impl<B: Kernels> Decoder<B> {
     /// All parameters, base and adapter, in the order of the forward pass.
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter> {
-        let mut all = outline::parameters(&self.description, &self.maps);
+        let mut all = outline::parameters(&self.description, &self.maps, &self.fused);
         for parameter in all.iter_mut().filter(|parameter| parameter.kind == ParameterKind::Base) {
             let prefix = if self.bare { &*self.description.names.prefix } else { "" };
             if let Some(name) = parameter.name.strip_prefix(prefix) {
@@ -46,6 +46,7 @@ impl<B: Kernels> Decoder<B> {
         for block in &mut self.blocks {
             block.visit(dtype, device, &mut |part| match part {
                 Part::Linear(map) | Part::Expert(map) => visit_linear(map, f),
+                Part::Fused(fused) => fused.iter_mut().flatten().for_each(|fused| visit_fused(fused, f)),
                 Part::Norm(norm) => visit_norm(norm, f),
             });
         }
@@ -88,7 +89,19 @@ fn visit_linear<B: Kernels>(map: &mut Linear<B>, f: &mut impl FnMut(&str, bool, 
     }
 }
 
+fn visit_fused<B: Kernels>(fused: &mut FusedLora<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+    for expert in 0..fused.a.len() {
+        f(&fused.a_name(expert), true, &mut fused.a[expert]);
+        for piece in 0..fused.b.len() {
+            f(&fused.b_name(expert, piece), true, &mut fused.b[piece][expert]);
+        }
+    }
+}
+
 fn visit_norm<B: Kernels>(norm: &mut Norm<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+    if norm.name.is_empty() {
+        return;
+    }
     let (gain_name, bias_name) = (norm.gain_name(), norm.bias_name());
     f(&gain_name, false, &mut norm.gain);
     if let Some(bias) = &mut norm.bias {

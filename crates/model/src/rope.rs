@@ -4,6 +4,7 @@ use crate::error::Result;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::f64::consts::PI;
+use tanglescope_kernels::Pairs;
 
 /// Keys that transformers knows in rotary parameters, and leaves unread for types that do not use them.
 const KNOWN: &[&str] = &[
@@ -46,6 +47,8 @@ pub struct Rope {
     pub pairs: usize,
     /// Longest sequence that the frequencies are made for; no bound of their own where there is none.
     pub reach: Option<usize>,
+    /// Which values of a head are rotated together.
+    pub rotated: Pairs,
     /// A factor that grows with the position.
     temperature: Option<Temperature>,
 }
@@ -76,13 +79,22 @@ pub(crate) struct RopeDefaults {
     pub long_by_other_names: bool,
     /// Whether angles have sections for time, height and width, whose positions are all a text's own, so that they change nothing.
     pub sections: bool,
+    /// Whether neighbours are rotated together, and not values half a head apart.
+    pub neighbours: bool,
     /// Keys that the architecture reads itself.
     pub others: &'static [&'static str],
 }
 
 impl Default for RopeDefaults {
     fn default() -> Self {
-        Self { theta: ("rope_theta", 10_000.0), part: None, long_by_other_names: false, sections: false, others: &[] }
+        Self {
+            theta: ("rope_theta", 10_000.0),
+            part: None,
+            long_by_other_names: false,
+            sections: false,
+            neighbours: false,
+            others: &[],
+        }
     }
 }
 
@@ -111,10 +123,12 @@ impl Rope {
         defaults: RopeDefaults,
     ) -> Result<Self> {
         let (theta, dimensions) = base(config, key, parameters, head_dim, defaults)?;
-        let plain = Self::fixed(inverse_frequencies(theta, dimensions));
+        let rotated = if defaults.neighbours { Pairs::Neighbours } else { Pairs::Halves };
+        let plain = Self { rotated, ..Self::fixed(inverse_frequencies(theta, dimensions)) };
         let Some(parameters) = parameters else { return Ok(plain) };
         let rope = Scaling { config, key, parameters, theta, dimensions }.applied(plain, defaults)?;
         let of_sections = |key: &str| defaults.sections && ["mrope_section", "mrope_interleaved"].contains(&key);
+        let rope = Self { rotated, ..rope };
         parameters.finish(|key| KNOWN.contains(&key) || defaults.others.contains(&key) || of_sections(key))?;
         Ok(rope)
     }
@@ -122,7 +136,14 @@ impl Rope {
     /// Frequencies that are the same for sequences of every length.
     fn fixed(inverse: Vec<f64>) -> Self {
         let pairs = inverse.len();
-        Self { frequencies: Frequencies::Fixed(inverse), attention_factor: 1.0, pairs, reach: None, temperature: None }
+        Self {
+            frequencies: Frequencies::Fixed(inverse),
+            attention_factor: 1.0,
+            pairs,
+            reach: None,
+            rotated: Pairs::Halves,
+            temperature: None,
+        }
     }
 
     /// The same angles with a factor that grows with the position.

@@ -130,7 +130,8 @@ impl InScope {
     /// Whether a parameter is selected.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.names.contains(name)
+        // a part of a tensor is named by what stands before the sign
+        self.names.contains(name.split_once('#').map_or(name, |(whole, _)| whole))
     }
 
     /// Whether the embedding part of a tied output matrix is left out.

@@ -298,8 +298,8 @@ mod tests {
     #[test]
     fn unknown_names_and_keys_say_what_there_is() {
         assert!(problem("dpoo").contains("dpo, cdpo, robust_dpo"), "{}", problem("dpoo"));
-        assert!(problem("cdpo:tau=1").contains("its keys are beta and eps"), "{}", problem("cdpo:tau=1"));
-        assert!(problem("sft:beta=1").contains("its keys are none"));
+        assert!(problem("cdpo:tau=1").contains("its keys are beta, eps and weight"), "{}", problem("cdpo:tau=1"));
+        assert!(problem("sft:beta=1").contains("its keys are weight"));
         assert!(problem("dpo:beta").contains("key=value"));
         assert!(problem("dpo:beta=x").contains("expected a number"));
         assert!(problem("dpo:beta=nan").contains("expected a number"));

@@ -27,6 +27,10 @@ fn value_and_slope<E: Real>(f: Activation, x: E) -> (E, E) {
             let density = E::of(1.0 / (2.0 * std::f64::consts::PI).sqrt()) * (-half * x * x).exp_fast();
             (x * phi, phi + x * density)
         }
+        Activation::ReluSquared => {
+            let on = if x > E::of(0.0) { x } else { E::of(0.0) };
+            (on * on, on + on)
+        }
         Activation::Relu => {
             if x > E::of(0.0) {
                 (x, one)
@@ -55,6 +59,10 @@ macro_rules! for_each_function {
             }
             Activation::Relu => {
                 const $name: Activation = Activation::Relu;
+                $body
+            }
+            Activation::ReluSquared => {
+                const $name: Activation = Activation::ReluSquared;
                 $body
             }
         }

@@ -25,6 +25,8 @@ fn value(x: f32, #[comptime] f: Activation) -> f32 {
     } else if comptime!(f == Activation::GeluTanh) {
         // ½x(1 + tanh u) = x·σ(2u), u = √(2/π)(x + 0.044715 x³)
         y = x * sigmoid(1.595_769f32 * (x + 0.044_715f32 * x * x * x));
+    } else if comptime!(f == Activation::ReluSquared) {
+        y = y * y;
     } else if comptime!(f == Activation::Gelu) {
         y = x * 0.5f32 * (1.0f32 + Erf::erf(x * std::f32::consts::FRAC_1_SQRT_2));
     }
@@ -41,6 +43,8 @@ fn slope(x: f32, #[comptime] f: Activation) -> f32 {
     } else if comptime!(f == Activation::GeluTanh) {
         let s = sigmoid(1.595_769f32 * (x + 0.044_715f32 * x * x * x));
         y = s + x * s * (1.0f32 - s) * 1.595_769f32 * (1.0f32 + 0.134_145f32 * x * x);
+    } else if comptime!(f == Activation::ReluSquared) {
+        y = 2.0f32 * x.max(0.0f32);
     } else if comptime!(f == Activation::Gelu) {
         let phi = 0.5f32 * (1.0f32 + Erf::erf(x * std::f32::consts::FRAC_1_SQRT_2));
         y = phi + x * 0.398_942_3f32 * (-0.5f32 * x * x).exp();

@@ -20,6 +20,13 @@ pub enum Activation {
     Gelu,
     /// `relu`.
     Relu,
+    /// `relu2`: the square of `relu`.
+    ReluSquared,
+}
+
+impl Activation {
+    /// Every one.
+    pub const ALL: [Self; 5] = [Self::Silu, Self::GeluTanh, Self::Gelu, Self::Relu, Self::ReluSquared];
 }
 
 /// Element-wise functions, gated or not.

@@ -26,6 +26,10 @@ fn value_and_slope<B: Backend>(f: Activation, x: Tensor<B, 2>) -> [Tensor<B, 2>;
                 (x.clone() * x.clone()).mul_scalar(-0.5).exp().mul_scalar(1.0 / (2.0 * std::f64::consts::PI).sqrt());
             [x.clone() * phi.clone(), phi + x * density]
         }
+        Activation::ReluSquared => {
+            let on = x.clone().clamp_min(0.0);
+            [on.clone() * on.clone(), on * 2.0]
+        }
         Activation::Relu => {
             let (zeros, off) = (x.zeros_like(), x.clone().lower_equal_elem(0.0));
             let ones = x.ones_like().mask_where(off.clone(), zeros.clone());

@@ -10,6 +10,6 @@ pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
     let width = shapes.attention.heads * head_dim;
     let q = shapes.matrix::<B>(forward, width, device);
     let [cos, sin] = [0, 1].map(|_| shapes.matrix::<B>(forward, pairs, device));
-    let run = move || drop(B::rotary(q.clone(), &cos, &sin, None, head_dim, false));
+    let run = move || drop(B::rotary(q.clone(), &cos, &sin, None, (head_dim, super::Pairs::Halves), false));
     vec![Case::new("rotary", shapes.moved(2 * forward * width), run)]
 }

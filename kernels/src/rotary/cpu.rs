@@ -1,5 +1,5 @@
 //! Rotary position embedding: the halves of every head, or of its first values, rotated by the row's angles.
-use super::Rotary;
+use super::{Pairs, Rotary};
 use crate::Flex;
 use crate::host::real::{Real, dims, in_place, values, vectorised, with_real};
 use burn_flex::FlexTensor;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 pub fn rotate<E: Real>(
     x: &mut [E],
     width: usize,
-    [head_dim, half]: [usize; 2],
+    ([head_dim, half], pairs): ([usize; 2], Pairs),
     (cos, sin): (&[E], &[E]),
     index: Option<&[u32]>,
     inverse: bool,
@@ -20,6 +20,14 @@ pub fn rotate<E: Real>(
         let (cos, sin) = (&cos[at..][..half], &sin[at..][..half]);
         vectorised!({
             for head in row.chunks_exact_mut(head_dim) {
+                if pairs == Pairs::Neighbours {
+                    for (i, pair) in head.chunks_exact_mut(2).take(half).enumerate() {
+                        let (a, b, s) = (pair[0], pair[1], sin[i] * sign);
+                        pair[0] = a * cos[i] - b * s;
+                        pair[1] = b * cos[i] + a * s;
+                    }
+                    continue;
+                }
                 let (low, high) = head.split_at_mut(half);
                 let high = &mut high[..half];
                 for i in 0..half {
@@ -38,13 +46,13 @@ impl Rotary for Flex {
         cos: &FlexTensor,
         sin: &FlexTensor,
         index: Option<&[u32]>,
-        head_dim: usize,
+        (head_dim, pairs): (usize, Pairs),
         inverse: bool,
     ) -> FlexTensor {
         let width = dims(&x)[1];
         with_real!(&x, E => {
             let (angles, half) = ((values::<E>(cos), values::<E>(sin)), dims(cos)[1]);
-            in_place::<E>(x, |x| rotate(x, width, [head_dim, half], angles, index, inverse))
+            in_place::<E>(x, |x| rotate(x, width, ([head_dim, half], pairs), angles, index, inverse))
         })
     }
 }

@@ -10,7 +10,7 @@
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
-/// `out = x` with the two halves of the first `2·half` values of every head rotated by the angles of the row, or of forward
+/// `out = x` with the pairs among the first `2·half` values of every head rotated by the angles of the row, or of forward
 /// row `index[row]`.
 #[cube(launch)]
 pub(super) fn rotate<F: Float>(
@@ -21,6 +21,7 @@ pub(super) fn rotate<F: Float>(
     out: &mut Matrix<F>,
     sign: f32,
     #[comptime] indexed: bool,
+    #[comptime] neighbours: bool,
     #[comptime] head_dim: usize,
     #[comptime] half: usize,
     #[define(F)] _dtype: StorageType,
@@ -32,8 +33,14 @@ pub(super) fn rotate<F: Float>(
     }
     let row = ABSOLUTE_POS / units;
     let i = ABSOLUTE_POS % units % of_head;
-    let low = ABSOLUTE_POS % units / of_head * head_dim + i;
+    let head = ABSOLUTE_POS % units / of_head * head_dim;
     if i < half {
+        let mut low = head + i;
+        let mut high = head + i + half;
+        if comptime!(neighbours) {
+            low = head + 2 * i;
+            high = low + 1;
+        }
         let mut angle = row;
         if comptime!(indexed) {
             angle = index[row] as usize;
@@ -41,10 +48,10 @@ pub(super) fn rotate<F: Float>(
         let c = f32::cast_from(cos[angle * cos.stride(0) + i]);
         let s = f32::cast_from(sin[angle * sin.stride(0) + i]) * sign;
         let a = f32::cast_from(x[row * x.stride(0) + low]);
-        let b = f32::cast_from(x[row * x.stride(0) + low + half]);
+        let b = f32::cast_from(x[row * x.stride(0) + high]);
         out[row * out.stride(0) + low] = F::cast_from(a * c - b * s);
-        out[row * out.stride(0) + low + half] = F::cast_from(b * c + a * s);
+        out[row * out.stride(0) + high] = F::cast_from(b * c + a * s);
     } else {
-        out[row * out.stride(0) + low + half] = x[row * x.stride(0) + low + half];
+        out[row * out.stride(0) + head + i + half] = x[row * x.stride(0) + head + i + half];
     }
 }

@@ -1,6 +1,6 @@
 //! How the rotary embedding is spread over a device: a unit a pair of values, or a value that is left.
-use super::Rotary;
 use super::cube::rotate;
+use super::{Pairs, Rotary};
 use crate::FloatTensor;
 use crate::on_chip::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -16,7 +16,7 @@ pub(crate) fn rotary<R: CubeRuntime>(
     cos: &CubeTensor<R>,
     sin: &CubeTensor<R>,
     index: Option<&[u32]>,
-    head_dim: usize,
+    (head_dim, pairs): (usize, Pairs),
     inverse: bool,
 ) -> CubeTensor<R> {
     let out = empty(&x, [rows_of(&x), width_of(&x)], x.dtype);
@@ -31,7 +31,10 @@ pub(crate) fn rotary<R: CubeRuntime>(
     let (cos, sin) = (rows_as_they_are(cos).into_tensor_arg(), rows_as_they_are(sin).into_tensor_arg());
     let (input, target) = (rows_as_they_are(&x).into_tensor_arg(), out.clone().into_tensor_arg());
     let (sign, indexed) = (if inverse { -1.0f32 } else { 1.0 }, index.is_some());
-    rotate::launch::<R>(&client, grid, units, input, cos, sin, rows, target, sign, indexed, head_dim, half, dtype);
+    let neighbours = pairs == Pairs::Neighbours;
+    rotate::launch::<R>(
+        &client, grid, units, input, cos, sin, rows, target, sign, indexed, neighbours, head_dim, half, dtype,
+    );
     out
 }
 
@@ -41,9 +44,9 @@ on_devices! { Rotary, R {
         cos: &FloatTensor<Self>,
         sin: &FloatTensor<Self>,
         index: Option<&[u32]>,
-        head_dim: usize,
+        heads: (usize, Pairs),
         inverse: bool,
     ) -> FloatTensor<Self> {
-        rotary(x, cos, sin, index, head_dim, inverse)
+        rotary(x, cos, sin, index, heads, inverse)
     }
 } }

@@ -50,7 +50,7 @@ proptest! {
             let (gain, bias) = (tensor(&gain, [d], dtype), tensor(&bias, [d], dtype));
             let same = |got: FloatTensor<Flex>, want: FloatTensor<Flex>| close(&down(&got), &down(&want), tolerance);
             same(Flex::norm(&x, &gain, Some(&bias), kind), norm::reference::norm::<Flex>(&x, &gain, Some(&bias), kind));
-            for f in [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu] {
+            for f in Activation::ALL {
                 same(Flex::activate(f, &x, Some(&y)), activation::reference::activate::<Flex>(f, &x, Some(&y)));
                 same(Flex::activate(f, &x, None), activation::reference::activate::<Flex>(f, &x, None));
             }

@@ -3,11 +3,9 @@ use crate::{Auto, Random, TYPES, close, gradient, leaf, primitive, rows_of, tens
 use proptest::prelude::*;
 use std::ops::Range;
 use tanglescope_kernels::{
-    Activate, Activation, Attend, AttentionSpec, Flex, Head, HeadCotangents, Memory, Norm, NormKind, Rotary, Rows,
-    Segment, SoftCap, Span, activation, attention, norm, rotary,
+    Activate, Activation, Arithmetic, Attend, AttentionSpec, Flex, Grouped, Head, HeadCotangents, Memory, Norm,
+    NormKind, Pairs, Rotary, Rows, Segment, SoftCap, Span, Stretch, activation, attention, norm, rotary,
 };
-
-const ACTIVATIONS: [Activation; 4] = [Activation::Silu, Activation::GeluTanh, Activation::Gelu, Activation::Relu];
 
 /// Backward rows over forward rows, with repetitions.
 fn index(random: &mut Random, backward: usize, forward: usize) -> Vec<u32> {
@@ -53,7 +51,7 @@ proptest! {
         let index = index(&mut random, backward, forward);
         let delta = random.values(backward * width);
         let copies = |values: &[f64]| rows_of(values, width, index.iter().map(|&i| i as usize));
-        for f in ACTIVATIONS {
+        for f in Activation::ALL {
             let (a_leaf, b_leaf) = (leaf(&copies(&a), [backward, width]), leaf(&copies(&b), [backward, width]));
             let gate = gated.then(|| primitive(&b_leaf));
             let y = wrap::<2>(activation::reference::activate::<Auto>(f, &primitive(&a_leaf), gate.as_ref()));
@@ -71,20 +69,75 @@ proptest! {
         }
     }
 
+    /// Stretches of rows against products of each by itself; rows of none are left alone.
     #[test]
-    fn rotary(seed: u64, rows in 1usize..30, heads in 1usize..4, half in 1usize..10, left in 0usize..5) {
+    fn grouped(
+        seed: u64, lengths in proptest::collection::vec(0usize..9, 1..6), gap in 0usize..3, k in 1usize..40, m in 1usize..70,
+        transposed: bool, adds: bool,
+    ) {
         let mut random = Random::new(seed);
+        let rows = lengths.iter().sum::<usize>() + gap * lengths.len();
+        prop_assume!(rows > 0);
+        let shape = if transposed { [m, k] } else { [k, m] };
+        let (x, onto) = (random.values(rows * k), random.values(rows * m));
+        let matrices: Vec<Vec<f64>> = lengths.iter().map(|_| random.values(k * m)).collect();
+        for (dtype, tolerance) in TYPES {
+            let matrices: Vec<_> = matrices.iter().map(|w| tensor(w, shape, dtype)).collect();
+            let mut first = 0;
+            let stretches: Vec<Stretch<'_, Flex>> = lengths.iter().zip(&matrices).enumerate().map(|(n, (&length, w))| {
+                let rows = first..first + length;
+                first += length + gap;
+                Stretch { rows, w, scale: 1.0 + n as f64 }
+            }).collect();
+            let of = |values: &[f64], width: usize| tensor(values, [rows, width], dtype);
+            let got = Flex::grouped(&of(&x, k), &stretches, transposed, m, adds.then(|| of(&onto, m)));
+            let mut want = if adds { onto.clone() } else { vec![0.0; rows * m] };
+            for (stretch, w) in stretches.iter().zip(&matrices) {
+                let w = Flex::download(w);
+                for r in stretch.rows.clone() {
+                    for c in 0..m {
+                        let at = |i: usize| if transposed { w[c * k + i] } else { w[i * m + c] };
+                        want[r * m + c] += stretch.scale * (0..k).map(|i| x[r * k + i] * at(i)).sum::<f64>();
+                    }
+                }
+            }
+            close(&Flex::download(&got), &want, tolerance);
+        }
+    }
+
+    /// What is cut, and the cotangents of what was not.
+    #[test]
+    fn cut(seed: u64, rows in 1usize..12, width in 1usize..9, backward in 1usize..20) {
+        let mut random = Random::new(seed);
+        let (x, delta) = (random.values(rows * width), random.values(backward * width));
+        let index = index(&mut random, backward, rows);
+        for (dtype, tolerance) in TYPES {
+            let (x, delta) = (tensor(&x, [rows, width], dtype), tensor(&delta, [backward, width], dtype));
+            let (values, deltas) = (Flex::download(&x), Flex::download(&delta));
+            let want: Vec<f64> = values.iter().map(|x| x.clamp(-0.7, 0.7)).collect();
+            close(&Flex::download(&Flex::cut(x.clone(), 0.7)), &want, tolerance);
+            let within = |r: usize, c: usize| values[index[r] as usize * width + c].abs() <= 0.7;
+            let want: Vec<f64> = (0..backward * width)
+                .map(|at| if within(at / width, at % width) { deltas[at] } else { 0.0 }).collect();
+            close(&Flex::download(&Flex::cut_vjp(&x, 0.7, delta, &index)), &want, tolerance);
+        }
+    }
+
+    #[test]
+    fn rotary(seed: u64, rows in 1usize..30, heads in 1usize..4, half in 1usize..10, left in 0usize..5, neighbours: bool) {
+        let mut random = Random::new(seed);
+        let pairs = if neighbours { Pairs::Neighbours } else { Pairs::Halves };
         let head_dim = 2 * half + left;
         let width = heads * head_dim;
         let (x, delta, angles) = (random.values(rows * width), random.values(rows * width), random.values(rows * half));
         let cos: Vec<f64> = angles.iter().map(|a| a.cos()).collect();
         let sin: Vec<f64> = angles.iter().map(|a| a.sin()).collect();
         let (x_leaf, of) = (leaf(&x, [rows, width]), |t: &[f64]| primitive(&leaf(t, [rows, half])));
-        let y = wrap::<2>(rotary::reference::rotary::<Auto>(primitive(&x_leaf), &of(&cos), &of(&sin), None, head_dim, false));
+        let y = wrap::<2>(rotary::reference::rotary::<Auto>(primitive(&x_leaf), &of(&cos), &of(&sin), None, (head_dim, pairs), false));
         let gradients = (y * leaf(&delta, [rows, width])).sum().backward();
         for (dtype, tolerance) in TYPES {
             let up = |values: &[f64], width: usize| tensor(values, [rows, width], dtype);
-            let back = Flex::rotary(up(&delta, width), &up(&cos, half), &up(&sin, half), None, head_dim, true);
+            let back = Flex::rotary(up(&delta, width), &up(&cos, half), &up(&sin, half), None, (head_dim, pairs), true);
             close(&Flex::download(&back), &gradient(&x_leaf, &gradients), tolerance);
         }
     }

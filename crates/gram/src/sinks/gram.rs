@@ -86,7 +86,9 @@ impl<'a, B: Kernels> GramSink<'a, B> {
     }
 
     fn add_known(&mut self, name: &str, grams: Vec<Gram>) {
-        let name = if self.detail == Detail::Total { TOTAL } else { name };
+        // parts of one tensor have disjoint entries, so that their products add up
+        let whole = name.split_once('#').map_or(name, |(whole, _)| whole);
+        let name = if self.detail == Detail::Total { TOTAL } else { whole };
         if let Some(sum) = self.found.get_mut(name) {
             for (sum, gram) in sum.iter_mut().zip(grams) {
                 sum.iter_mut().zip(gram).for_each(|(s, x)| *s += x);

@@ -58,6 +58,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         },
         ropes: Vec::new(),
         norm: NormKind { centred: true, eps: config.get("layer_norm_epsilon")?.unwrap_or(1e-5) },
+        norm_gain: true,
         norm_bias: true,
         gain_plus_one: false,
         qkv_bound: None,
@@ -72,6 +73,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         tied: config.get("tie_word_embeddings")?.unwrap_or(true),
         logit_cap: None,
         names: names(),
+        further_blocks: 0,
         wrapper: None,
     })
 }

@@ -112,6 +112,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         },
         ropes: Vec::new(),
         norm: NormKind { centred: false, eps: config.get("rms_norm_eps")?.unwrap_or(defaults.eps) },
+        norm_gain: true,
         norm_bias: false,
         gain_plus_one: false,
         qkv_bound: None,
@@ -126,6 +127,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         tied: config.get("tie_word_embeddings")?.unwrap_or(defaults.tied),
         logit_cap: None,
         names: names(),
+        further_blocks: 0,
         wrapper: None,
     })
 }

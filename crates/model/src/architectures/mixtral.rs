@@ -25,6 +25,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         width: of.mlp_width,
         routing: Routing { per_row, rule: RoutingRule::SoftmaxOfChosen, scale: 1.0 },
         router: "block_sparse_moe.gate",
+        correction: None,
         list: "block_sparse_moe.experts",
         maps: ["w1", "w3", "w2"],
         shared: None,

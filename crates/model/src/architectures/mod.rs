@@ -1,7 +1,12 @@
 //! What the checkpoints of each architecture look like: one file an architecture, one line in `TABLE`.
+mod arcee;
+mod cohere;
+mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm4;
+mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
 mod granite;
@@ -10,6 +15,7 @@ mod llama;
 mod ministral3;
 mod mistral;
 mod mixtral;
+mod olmo;
 mod olmo2;
 mod olmo3;
 mod olmoe;
@@ -19,7 +25,9 @@ mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 mod qwen_vl;
+mod seed_oss;
 mod smollm3;
+mod starcoder2;
 mod wrapper;
 
 pub use wrapper::Wrapper;
@@ -37,9 +45,15 @@ type Describe = fn(&Config) -> Result<Description>;
 
 /// `model_type` of config.json, and how such a config is read.
 const TABLE: &[(&str, Describe)] = &[
+    ("arcee", arcee::describe),
+    ("cohere", cohere::describe),
+    ("cohere2", cohere::describe2),
+    ("exaone4", exaone4::describe),
     ("gemma", gemma::describe),
     ("gemma2", gemma2::describe),
     ("gemma3_text", gemma3::describe),
+    ("glm4", glm4::describe),
+    ("glm4_moe", glm4_moe::describe),
     ("gpt2", gpt2::describe),
     ("gpt_neox", gpt_neox::describe),
     ("granite", granite::describe),
@@ -47,6 +61,7 @@ const TABLE: &[(&str, Describe)] = &[
     ("ministral3", ministral3::describe),
     ("mistral", mistral::describe),
     ("mixtral", mixtral::describe),
+    ("olmo", olmo::describe),
     ("olmo2", olmo2::describe),
     ("olmo3", olmo3::describe),
     ("olmoe", olmoe::describe),
@@ -58,7 +73,9 @@ const TABLE: &[(&str, Describe)] = &[
     ("qwen3", qwen3::describe),
     ("qwen3_moe", qwen3_moe::describe),
     ("qwen3_vl_text", qwen_vl::qwen3),
+    ("seed_oss", seed_oss::describe),
     ("smollm3", smollm3::describe),
+    ("starcoder2", starcoder2::describe),
 ];
 
 /// A decoder's dimensions, its functions, and the names of its tensors.
@@ -87,6 +104,8 @@ pub struct Description {
     pub ropes: Vec<Rope>,
     /// The norms.
     pub norm: NormKind,
+    /// Whether norms have a gain.
+    pub norm_gain: bool,
     /// Whether norms have a bias.
     pub norm_bias: bool,
     /// Whether norms multiply with one plus their gain (Gemma).
@@ -95,7 +114,8 @@ pub struct Description {
     pub qkv_bound: Option<f64>,
     /// Over what the norms of queries and keys go, where there are any.
     pub query_key_norm: Option<QueryKeyNorm>,
-    /// Whether the feed-forward layer reads the block's input, beside attention and not after it.
+    /// Whether the feed-forward layer reads the block's input, beside attention and not after it; where it has no norm of its own,
+    /// it reads what attention reads.
     pub parallel: bool,
     /// Width of the feed-forward layer.
     pub mlp_width: usize,
@@ -115,6 +135,8 @@ pub struct Description {
     pub logit_cap: Option<SoftCap>,
     /// Names of modules.
     pub names: Names,
+    /// Blocks behind the last one that its checkpoints have for predicting further tokens, and that are no part of the model.
+    pub further_blocks: usize,
     /// The multimodal model that this is the text part of.
     pub wrapper: Option<Wrapper>,
 }
@@ -141,6 +163,8 @@ pub struct ExpertsKind {
     pub routing: Routing,
     /// Path of the router inside the block.
     pub router: &'static str,
+    /// Path of the tensor that is added to sigmoids where they decide.
+    pub correction: Option<&'static str>,
     /// Path of the list of experts inside the block.
     pub list: &'static str,
     /// Gate, up and down inside an expert.
@@ -332,7 +356,9 @@ impl Description {
     #[must_use]
     pub fn parts(&self, layer: usize) -> Vec<Part> {
         let (d, names, [q, kv, _]) = (self.hidden, &self.names, self.qkv_widths());
-        let norm = |name: Option<&'static str>| name.map(|name| Part::Norm { name: name.into(), features: d });
+        let norm = |name: Option<&'static str>| {
+            name.filter(|_| self.norm_gain).map(|name| Part::Norm { name: name.into(), features: d })
+        };
         let mut parts: Vec<Part> = norm(names.attention_norm).into_iter().collect();
         let qkv_map = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
         match names.qkv {
@@ -458,9 +484,10 @@ fn activation(config: &Config, key: &str, default: &str) -> Result<Activation> {
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
         "gelu" => Ok(Activation::Gelu),
         "relu" => Ok(Activation::Relu),
+        "relu2" => Ok(Activation::ReluSquared),
         _ => Err(config.refuse(
             key,
-            format!("`{name}` is not supported; supported: silu, gelu, gelu_new, gelu_pytorch_tanh, relu"),
+            format!("`{name}` is not supported; supported: silu, gelu, gelu_new, gelu_pytorch_tanh, relu, relu2"),
         )),
     }
 }
@@ -581,9 +608,23 @@ fn by_layer<T: DeserializeOwned>(config: &Config, key: &str, layers: usize) -> R
     Ok(Some(values))
 }
 
+/// A bound on the size of values that a config may ask for.
+fn bound(config: &Config, key: &str) -> Result<Option<f64>> {
+    match config.get(key)? {
+        Some(bound) if !(bound > 0.0 && f64::is_finite(bound)) => {
+            Err(config.refuse(key, format!("found {bound}, expected a positive number or null")))
+        }
+        bound => Ok(bound),
+    }
+}
+
 /// A factor that is one where the config says nothing.
 fn factor(config: &Config, key: &str) -> Result<f64> {
-    match config.get(key)?.unwrap_or(1.0) {
+    factor_or(config, key, 1.0)
+}
+
+fn factor_or(config: &Config, key: &str, default: f64) -> Result<f64> {
+    match config.get(key)?.unwrap_or(default) {
         factor if factor != 0.0 && f64::is_finite(factor) => Ok(factor),
         factor => Err(config.refuse(key, format!("found {factor}, expected a number other than 0"))),
     }

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
 
-fn names() -> Names {
+pub(super) fn names() -> Names {
     Names {
         attention_norm: None,
         query_key_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),

@@ -1,6 +1,6 @@
 //! `OlmoeForCausalLM`: Llama with norms of all queries and keys, a bound on queries, keys and values, and experts on every block.
 use super::llama::{self, Defaults};
-use super::{Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, auxiliary_losses, expert_numbers};
+use super::{Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, auxiliary_losses, bound, expert_numbers};
 use crate::config::Config;
 use crate::error::Result;
 use crate::layers::{Routing, RoutingRule};
@@ -24,20 +24,24 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let renormalised = config.get("norm_topk_prob")?.unwrap_or(false);
     let rule = if renormalised { RoutingRule::SoftmaxOfChosen } else { RoutingRule::Softmax };
     auxiliary_losses(config)?;
-    let clip: Option<f64> = config.get("clip_qkv")?;
-    if clip.is_some_and(|clip| clip <= 0.0) {
-        return Err(config.refuse("clip_qkv", "expected a positive number or null"));
-    }
     let experts = ExpertsKind {
         number,
         width: of.mlp_width,
         routing: Routing { per_row, rule, scale: 1.0 },
         router: "mlp.gate",
+        correction: None,
         list: "mlp.experts",
         maps: EXPERT_MAPS,
         shared: None,
     };
     let (sparse, query_key_norm) = (vec![true; of.layers()], Some(QueryKeyNorm::Whole));
-    let of = Description { qkv_bias: bias, o_bias: bias, query_key_norm, qkv_bound: clip, names: names(), ..of };
+    let of = Description {
+        qkv_bias: bias,
+        o_bias: bias,
+        query_key_norm,
+        qkv_bound: bound(config, "clip_qkv")?,
+        names: names(),
+        ..of
+    };
     Ok(of.with_experts(experts, &sparse))
 }

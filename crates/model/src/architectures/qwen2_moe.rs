@@ -25,6 +25,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         width: size("moe_intermediate_size", 1408)?,
         routing: Routing { per_row, rule, scale: 1.0 },
         router: "mlp.gate",
+        correction: None,
         list: "mlp.experts",
         maps: EXPERT_MAPS,
         shared: Some(SharedKind {

@@ -26,6 +26,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         width: config.checked_size("moe_intermediate_size", config.get("moe_intermediate_size")?.unwrap_or(768))?,
         routing: Routing { per_row, rule, scale: 1.0 },
         router: "mlp.gate",
+        correction: None,
         list: "mlp.experts",
         maps: EXPERT_MAPS,
         shared: None,

@@ -4,7 +4,7 @@ use super::linear::{deliver, input_of};
 use super::projection::Low;
 use super::{Backward, Forward, Layer, Linear, Norm, Part, Projection, Visitor};
 use crate::needs::LayerNeeds;
-use tanglescope_kernels::{AttentionSpec, FloatTensor, Kernels};
+use tanglescope_kernels::{AttentionSpec, FloatTensor, Kernels, Pairs};
 
 /// `o(softmax(s·q·kᵀ)·v)`, q, k, v projections of the input.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Attention<B: Kernels> {
     pub spec: AttentionSpec,
     /// Which of the model's rotary embeddings queries have, and which keys; none where positions are learned, or there are none.
     pub rope: Option<[usize; 2]>,
+    /// Which values of a head are rotated together.
+    pub rotated: Pairs,
 }
 
 /// What attention's forward pass leaves.
@@ -66,8 +68,8 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             before
         });
         if let Some([of_q, of_k]) = self.rope.map(|rope| rope.map(|of| &rows.angles[of])) {
-            q = B::rotary(q, &of_q.0, &of_q.1, None, self.spec.head_dim, false);
-            k = B::rotary(k, &of_k.0, &of_k.1, None, self.spec.head_dim, false);
+            q = B::rotary(q, &of_q.0, &of_q.1, None, (self.spec.head_dim, self.rotated), false);
+            k = B::rotary(k, &of_k.0, &of_k.1, None, (self.spec.head_dim, self.rotated), false);
         }
         let (attended, normaliser) = B::attend(&q, &k, &v, rows.spans, self.spec);
         let (y, o_low) = self.o.forward(&attended, onto);
@@ -96,8 +98,8 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         drop(attended);
         if let Some([of_q, of_k]) = self.rope.map(|rope| rope.map(|of| &pass.angles[of])) {
             let index = Some(rows.full.index.as_slice());
-            dq = B::rotary(dq, &of_q.0, &of_q.1, index, self.spec.head_dim, true);
-            dk = B::rotary(dk, &of_k.0, &of_k.1, index, self.spec.head_dim, true);
+            dq = B::rotary(dq, &of_q.0, &of_q.1, index, (self.spec.head_dim, self.rotated), true);
+            dk = B::rotary(dk, &of_k.0, &of_k.1, index, (self.spec.head_dim, self.rotated), true);
         }
         if let (Some(bound), Some([q, k, v])) = (self.bound, &trace.uncut) {
             let index = rows.full.index.as_slice();
@@ -131,6 +133,7 @@ impl<B: Kernels> Attention<B> {
             bound: self.bound,
             spec: self.spec,
             rope: self.rope,
+            rotated: self.rotated,
         }
     }
 }

@@ -1,12 +1,12 @@
 //! A transformer block: `x += mixer(norm(x)); x += mlp(norm(x))`, and the mirror image.
 use super::{
-    Backward, FeedForward, FeedForwardTrace, Forward, Mixer, MixerTrace, Norm, Sublayer, SublayerTrace, Visitor,
+    Backward, FeedForward, FeedForwardTrace, Forward, Layer, Mixer, MixerTrace, Norm, Sublayer, SublayerTrace, Visitor,
 };
 use crate::needs::BlockNeeds;
 use tanglescope_kernels::{FloatTensor, Kernels};
 
 /// One block: `x₂ = x + mixer(norm x)`, `x' = x₂ + mlp(norm x₂)`, with a norm after each layer where there is one, or
-/// `x' = x + mixer(norm x) + mlp(norm x)` where the two are parallel.
+/// `x' = x + mixer(norm x) + mlp(norm x)` where the two are parallel, with a norm each or one for both.
 #[derive(Clone, Debug)]
 pub struct Block<B: Kernels> {
     /// Attention, with the norms around it.
@@ -27,6 +27,13 @@ pub struct BlockTrace<B: Kernels> {
 impl<B: Kernels> Block<B> {
     /// Forward pass over rows `x[N, hidden]`.
     pub fn forward(&self, x: &FloatTensor<B>, rows: &Forward<'_, B>) -> (FloatTensor<B>, BlockTrace<B>) {
+        if let Some(norm) = self.shared_norm() {
+            let normed = norm.forward(x);
+            let (middle, mixer) = self.mixer.layer.forward(&normed, Some(x.clone()), rows);
+            let (y, mlp) = self.mlp.layer.forward(&normed, Some(middle), rows);
+            let mixer = SublayerTrace { x: x.clone(), layer: mixer, output: None };
+            return (y, BlockTrace { mixer, mlp: SublayerTrace { x: x.clone(), layer: mlp, output: None } });
+        }
         let (middle, mixer) = self.mixer.forward(x, x, rows);
         let (y, mlp) = self.mlp.forward(if self.parallel { x } else { &middle }, &middle, rows);
         (y, BlockTrace { mixer, mlp })
@@ -41,6 +48,9 @@ impl<B: Kernels> Block<B> {
         needs: BlockNeeds,
         pass: &mut Backward<'_, B>,
     ) -> Option<FloatTensor<B>> {
+        if let Some(norm) = self.shared_norm() {
+            return self.vjp_of_shared(norm, &trace, delta, needs, pass);
+        }
         if self.parallel {
             // both layers have the cotangent of the block's output
             let residual = self.mlp.vjp(trace.mlp, delta.clone(), None, needs.mlp, pass);
@@ -48,6 +58,38 @@ impl<B: Kernels> Block<B> {
         }
         let delta = self.mlp.vjp(trace.mlp, delta, None, needs.mlp, pass)?;
         self.mixer.vjp(trace.mixer, delta, None, needs.mixer, pass)
+    }
+
+    /// The norm that both layers read, where they stand side by side and share one.
+    fn shared_norm(&self) -> Option<&Norm<B>> {
+        self.mixer.norm.as_ref().filter(|_| self.parallel && self.mlp.norm.is_none())
+    }
+
+    /// [`vjp`](Self::vjp) where both layers read one norm, whose cotangent is the sum of theirs.
+    fn vjp_of_shared(
+        &self,
+        norm: &Norm<B>,
+        trace: &BlockTrace<B>,
+        delta: FloatTensor<B>,
+        needs: BlockNeeds,
+        pass: &mut Backward<'_, B>,
+    ) -> Option<FloatTensor<B>> {
+        let rows = pass.rows;
+        let input = || norm.forward(&trace.mixer.x);
+        let of_mlp = match needs.mlp.output {
+            true => self.mlp.layer.vjp(&trace.mlp.layer, &input, &delta, None, needs.mlp, pass),
+            false => None,
+        };
+        if !needs.mixer.output {
+            return None;
+        }
+        let onto = of_mlp.filter(|_| needs.mixer.input).map(|of_mlp| rows.spread::<B>(of_mlp));
+        let below = self.mixer.layer.vjp(&trace.mixer.layer, &input, &delta, onto, needs.mixer, pass)?;
+        if !needs.mixer.stream {
+            norm.deliver(&trace.mixer.x, &below, rows.full, pass);
+            return None;
+        }
+        Some(norm.vjp(&trace.mixer.x, &below, rows.full, Some(rows.spread::<B>(delta)), pass))
     }
 
     /// Shows every linear map and norm, in the order of the forward pass.

@@ -14,12 +14,86 @@ pub struct Experts<B: Kernels> {
     pub router: Linear<B>,
     /// How experts are chosen and weighted.
     pub routing: Routing,
+    /// What is added to sigmoids where they decide which experts are chosen; no parameter that has a gradient.
+    pub correction: Option<Vec<f64>>,
     /// Gate, up and down of each expert, of one rank where they have adapters.
     pub maps: [Vec<Linear<B>>; 3],
     /// f.
     pub activation: Activation,
     /// An expert that every row goes through.
     pub shared: Option<Box<SharedExpert<B>>>,
+    /// What an adapter of all experts as one matrix changes of gate and up together, and of down.
+    pub fused: [Option<FusedLora<B>>; 2],
+}
+
+/// Low-rank changes that an adapter has for all experts of a layer in one pair of tensors: PEFT's `target_parameters`.
+#[derive(Clone, Debug)]
+pub struct FusedLora<B: Kernels> {
+    /// Path of the module, as the adapter has it.
+    pub name: String,
+    /// A of each expert as `[in, r]`.
+    pub a: Vec<FloatTensor<B>>,
+    /// B of each expert as `[r, out]`, for gate and for up, or for down.
+    pub b: Vec<Vec<FloatTensor<B>>>,
+    /// s.
+    pub scale: f64,
+}
+
+impl<B: Kernels> FusedLora<B> {
+    /// Name of an expert's part of A.
+    pub(crate) fn a_name(&self, expert: usize) -> String {
+        format!("{}.lora_A.weight#{expert}", self.name)
+    }
+
+    /// Name of an expert's part of B, of one of the pieces.
+    pub(crate) fn b_name(&self, expert: usize, piece: usize) -> String {
+        format!("{}.lora_B.weight#{expert}.{piece}", self.name)
+    }
+
+    fn rank(&self) -> usize {
+        dims::<B>(&self.a[0])[1]
+    }
+
+    /// s·x·A of rows sorted by expert.
+    fn low(&self, x: &FloatTensor<B>, offsets: &[usize]) -> FloatTensor<B> {
+        let a = stretches(self.a.iter().map(|a| Some((a, self.scale))), offsets);
+        B::grouped(x, &a, false, self.rank(), None)
+    }
+
+    /// Adds low·B of a piece.
+    fn onto(&self, piece: usize, low: &FloatTensor<B>, y: FloatTensor<B>, offsets: &[usize]) -> FloatTensor<B> {
+        let width = dims::<B>(&y)[1];
+        B::grouped(low, &stretches(self.b[piece].iter().map(|b| Some((b, 1.0))), offsets), false, width, Some(y))
+    }
+
+    /// s·Σ δ·Bᵀ over the pieces.
+    fn low_delta(&self, deltas: &[&FloatTensor<B>], offsets: &[usize]) -> FloatTensor<B> {
+        let of = deltas.iter().zip(&self.b).fold(None, |sum, (delta, b)| {
+            let b = stretches(b.iter().map(|b| Some((b, self.scale))), offsets);
+            Some(B::grouped(delta, &b, true, self.rank(), sum))
+        });
+        of.unwrap_or_else(|| unreachable!("there is a piece"))
+    }
+
+    /// Cotangent of the input.
+    fn input(&self, low_delta: &FloatTensor<B>, dx: FloatTensor<B>, offsets: &[usize]) -> FloatTensor<B> {
+        let width = dims::<B>(&dx)[1];
+        B::grouped(low_delta, &stretches(self.a.iter().map(|a| Some((a, 1.0))), offsets), true, width, Some(dx))
+    }
+
+    /// Whether a part of it is in scope.
+    fn in_scope(&self, pass: &Backward<'_, B>) -> [bool; 2] {
+        [pass.scope.contains(&self.a_name(0)), pass.scope.contains(&self.b_name(0, 0))]
+    }
+
+    fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> FusedLora<C> {
+        FusedLora {
+            name: self.name.clone(),
+            a: self.a.iter().map(f).collect(),
+            b: self.b.iter().map(|b| b.iter().map(f).collect()).collect(),
+            scale: self.scale,
+        }
+    }
 }
 
 /// `σ(gate x)·mlp(x)`, or `mlp(x)`.
@@ -40,6 +114,8 @@ pub struct ExpertsTrace<B: Kernels> {
     up: [FloatTensor<B>; 2],
     /// s·x·A of gate, up and down, where they have adapters, `[N·k, r]`.
     low: [Option<FloatTensor<B>>; 3],
+    /// s·x·A of gate and up together, and of down, where one adapter has all experts.
+    fused_low: [Option<FloatTensor<B>>; 2],
     /// Outputs of the experts, `[N·k, hidden]`.
     outputs: FloatTensor<B>,
     shared: Option<SharedTrace<B>>,
@@ -151,19 +227,10 @@ fn deliver_experts<B: Kernels>(
     backward: &BackwardRoutes,
     pass: &mut Backward<'_, B>,
 ) {
-    let rows = pass.rows;
-    let here = rows.here();
+    let all = pass.rows;
     for expert in 0..backward.offsets.len() - 1 {
-        let own = backward.offsets[expert]..backward.offsets[expert + 1];
-        if own.is_empty() {
-            continue;
-        }
-        let (inputs, first) = (forward.of_expert(expert), forward.of_expert(expert).start);
-        let rows = RowSet {
-            index: backward.places[own.clone()].iter().map(|&place| place - as_index(first)).collect(),
-            offsets: cotangent_offsets(&backward.rows[own.clone()], &here.offsets),
-            sets: here.sets.clone(),
-        };
+        let Some(rows) = rows_of(expert, forward, backward, all.here()) else { continue };
+        let (own, inputs) = (backward.of_expert(expert), forward.of_expert(expert));
         let mut found: Vec<(String, FloatTensor<B>)> = Vec::new();
         for of in maps {
             let map = &of.maps[expert];
@@ -188,6 +255,42 @@ fn deliver_experts<B: Kernels>(
     }
 }
 
+/// The backward rows of an expert over its own sorted rows; `None` where it has none.
+fn rows_of(expert: usize, forward: &Routes, backward: &BackwardRoutes, here: &RowSet) -> Option<RowSet> {
+    let (own, first) = (backward.of_expert(expert), as_index(forward.of_expert(expert).start));
+    (!own.is_empty()).then(|| RowSet {
+        index: backward.places[own.clone()].iter().map(|&place| place - first).collect(),
+        offsets: cotangent_offsets(&backward.rows[own], &here.offsets),
+        sets: here.sets.clone(),
+    })
+}
+
+/// Delivers the factors of an adapter of all experts, expert by expert, for the cotangents of its pieces.
+fn deliver_fused<B: Kernels>(
+    fused: &FusedLora<B>,
+    (input, low): (&FloatTensor<B>, &FloatTensor<B>),
+    (low_delta, deltas): (&FloatTensor<B>, &[&FloatTensor<B>]),
+    (forward, backward): (&Routes, &BackwardRoutes),
+    pass: &mut Backward<'_, B>,
+) {
+    let (all, [wants_a, wants_b]) = (pass.rows, fused.in_scope(pass));
+    for expert in 0..fused.a.len() {
+        let Some(rows) = rows_of(expert, forward, backward, all.here()) else { continue };
+        let (own, inputs) = (backward.of_expert(expert), forward.of_expert(expert));
+        if wants_a {
+            let delta = slice::<B>(low_delta, own.clone());
+            let factor = Factor { name: fused.a_name(expert), delta: &delta };
+            pass.sink.linear(&slice::<B>(input, inputs.clone()), &[factor], &rows);
+        }
+        if wants_b {
+            let deltas: Vec<FloatTensor<B>> = deltas.iter().map(|delta| slice::<B>(delta, own.clone())).collect();
+            let of = |(piece, delta)| Factor { name: fused.b_name(expert, piece), delta };
+            let factors: Vec<Factor<'_, B>> = deltas.iter().enumerate().map(of).collect();
+            pass.sink.linear(&slice::<B>(low, inputs), &factors, &rows);
+        }
+    }
+}
+
 /// First of each cotangent's rows among ascending backward rows, and their number.
 fn cotangent_offsets(rows: &[u32], offsets: &[usize]) -> Vec<usize> {
     offsets.iter().map(|&offset| rows.partition_point(|&row| (row as usize) < offset)).collect()
@@ -207,9 +310,11 @@ impl<B: Kernels> Experts<B> {
         Experts {
             router: self.router.convert(f),
             routing: self.routing,
+            correction: self.correction.clone(),
             maps: self.maps.each_ref().map(|maps| maps.iter().map(|map| map.convert(f)).collect()),
             activation: self.activation,
             shared,
+            fused: self.fused.each_ref().map(|fused| fused.as_ref().map(|fused| fused.convert(f))),
         }
     }
 }
@@ -277,13 +382,26 @@ impl<B: Kernels> Layer<B> for Experts<B> {
         rows: &Forward<'_, B>,
     ) -> (FloatTensor<B>, Self::Trace) {
         let (logits, router_low) = self.router.forward(x, None);
-        let routes = self.routing.routes(&B::download(&logits), self.maps[0].len());
+        let routes = self.routing.routes(&B::download(&logits), self.maps[0].len(), self.correction.as_deref());
         let sorted = B::gather(x, &routes.rows(), None);
         let [gate, up, down] = &self.maps;
         let (gate, gate_low) = forward(gate, &sorted, routes.offsets());
         let (up, up_low) = forward(up, &sorted, routes.offsets());
-        let up = [gate, up];
-        let (outputs, down_low) = forward(down, &self.activated(&up), routes.offsets());
+        let (mut up, offsets) = ([gate, up], routes.offsets());
+        let fused_up = self.fused[0].as_ref().map(|fused| {
+            let low = fused.low(&sorted, offsets);
+            let [gate, of_up] = up.clone();
+            up = [fused.onto(0, &low, gate, offsets), fused.onto(1, &low, of_up, offsets)];
+            low
+        });
+        let hidden = self.activated(&up);
+        let (mut outputs, down_low) = forward(down, &hidden, offsets);
+        let fused_down = self.fused[1].as_ref().map(|fused| {
+            let low = fused.low(&hidden, offsets);
+            outputs = fused.onto(0, &low, outputs.clone(), offsets);
+            low
+        });
+        let fused_low = [fused_up, fused_down];
         let (mut y, shared) = match &self.shared {
             Some(shared) => {
                 let (y, trace) = shared.forward(x, onto, rows);
@@ -300,7 +418,7 @@ impl<B: Kernels> Layer<B> for Experts<B> {
             });
         }
         let y = y.unwrap_or_else(|| unreachable!("a row has an expert"));
-        (y, ExpertsTrace { routes, router_low, up, low: [gate_low, up_low, down_low], outputs, shared })
+        (y, ExpertsTrace { routes, router_low, up, low: [gate_low, up_low, down_low], fused_low, outputs, shared })
     }
 
     fn vjp(
@@ -327,10 +445,23 @@ impl<B: Kernels> Layer<B> for Experts<B> {
         if wants(&self.maps[2], pass) {
             deliver_experts(&[&down], &self.activated(&trace.up), &trace.routes, &routes, pass);
         }
+        let fused_down = self.fused[1].as_ref().zip(trace.fused_low[1].as_ref());
+        let fused_down = fused_down.map(|(fused, low)| {
+            let low_delta = fused.low_delta(&[&down.delta], offsets);
+            if fused.in_scope(pass) != [false; 2] {
+                let ways = (&trace.routes, &routes);
+                let input = self.activated(&trace.up);
+                deliver_fused(fused, (&input, low), (&low_delta, &[&down.delta]), ways, pass);
+            }
+            (fused, low_delta)
+        });
         if !needs.hidden {
             return None;
         }
-        let hidden = down.input(None);
+        let mut hidden = down.input(None);
+        if let Some((fused, low_delta)) = &fused_down {
+            hidden = fused.input(low_delta, hidden, offsets);
+        }
         let (da, db) = B::activate_vjp(self.activation, &trace.up[0], Some(&trace.up[1]), &hidden, &routes.places);
         drop(hidden);
         let db = db.unwrap_or_else(|| unreachable!("experts are gated"));
@@ -340,6 +471,16 @@ impl<B: Kernels> Layer<B> for Experts<B> {
             let sorted = B::gather(&x(), &trace.routes.rows(), None);
             deliver_experts(&[&gate, &up], &sorted, &trace.routes, &routes, pass);
         }
+        let fused_up = self.fused[0].as_ref().zip(trace.fused_low[0].as_ref());
+        let fused_up = fused_up.map(|(fused, low)| {
+            let deltas = [&gate.delta, &up.delta];
+            let low_delta = fused.low_delta(&deltas, offsets);
+            if fused.in_scope(pass) != [false; 2] {
+                let sorted = B::gather(&x(), &trace.routes.rows(), None);
+                deliver_fused(fused, (&sorted, low), (&low_delta, &deltas), (&trace.routes, &routes), pass);
+            }
+            (fused, low_delta)
+        });
         if !needs.input && !in_scope(&self.router, pass) {
             return None;
         }
@@ -355,7 +496,10 @@ impl<B: Kernels> Layer<B> for Experts<B> {
         if !needs.input {
             return None;
         }
-        let sorted = up.input(Some(gate.input(None)));
+        let mut sorted = up.input(Some(gate.input(None)));
+        if let Some((fused, low_delta)) = &fused_up {
+            sorted = fused.input(low_delta, sorted, offsets);
+        }
         let k = self.routing.per_row;
         let mut dx = input_of(&router, shared);
         for j in 0..k {
@@ -375,6 +519,7 @@ impl<B: Kernels> Layer<B> for Experts<B> {
         for ((gate, up), down) in gate.iter_mut().zip(up).zip(down) {
             [gate, up, down].into_iter().for_each(|map| f(Part::Expert(map)));
         }
+        f(Part::Fused(&mut self.fused));
         if let Some(shared) = &mut self.shared {
             shared.mlp.visit(f);
             shared.gate.iter_mut().for_each(|gate| f(Part::Linear(gate)));

@@ -18,7 +18,7 @@ mod sublayer;
 
 pub use attention::{Attention, AttentionTrace};
 pub use block::{Block, BlockTrace};
-pub use experts::{Experts, ExpertsTrace, SharedExpert};
+pub use experts::{Experts, ExpertsTrace, FusedLora, SharedExpert};
 pub use feed_forward::{FeedForward, FeedForwardTrace};
 pub use linear::{Linear, Lora};
 pub use mixer::{Mixer, MixerTrace};
@@ -96,6 +96,8 @@ pub enum Part<'a, B: Kernels> {
     Linear(&'a mut Linear<B>),
     /// A linear map of one of many experts.
     Expert(&'a mut Linear<B>),
+    /// An adapter's changes of all experts of a layer: of gate and up, and of down.
+    Fused(&'a mut [Option<FusedLora<B>>; 2]),
     /// A norm.
     Norm(&'a mut Norm<B>),
 }

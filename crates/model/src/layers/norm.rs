@@ -5,7 +5,7 @@ use tanglescope_kernels::{FloatTensor, Kernels, NormKind, RowSet, TensorMetadata
 /// RMS norm or `LayerNorm` with a learned gain, and a bias.
 #[derive(Clone, Debug)]
 pub struct Norm<B: Kernels> {
-    /// Name of the module in the checkpoint.
+    /// Name of the module in the checkpoint; empty where the norm has no parameters, and its gain is one.
     pub name: String,
     /// `[features]`.
     pub gain: FloatTensor<B>,

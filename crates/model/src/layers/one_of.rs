@@ -7,12 +7,15 @@ macro_rules! one_of {
         { $($(#[$of:meta])* $variant:ident($layer:ident, $layer_trace:ident)),+ $(,)? }
     ) => {
         $(#[$doc])*
+        // a block has one, beside its matrices
+        #[allow(clippy::large_enum_variant)]
         #[derive(Clone, Debug)]
         pub enum $name<B: tanglescope_kernels::Kernels> {
             $($(#[$of])* $variant($layer<B>)),+
         }
 
         #[doc = concat!("What the forward pass of a [`", stringify!($name), "`] leaves.")]
+        #[allow(clippy::large_enum_variant)]
         #[derive(Debug)]
         pub enum $trace<B: tanglescope_kernels::Kernels> {
             $($(#[$of])* $variant($layer_trace<B>)),+

@@ -19,6 +19,15 @@ pub enum RoutingRule {
     Softmax,
     /// The softmax over the chosen alone.
     SoftmaxOfChosen,
+    /// The sigmoid of each; it, plus a correction that trains without a gradient, decides which are chosen.
+    Sigmoid {
+        /// Whether the weights of the chosen are divided by their sum.
+        renormalised: bool,
+        /// Experts stand in so many groups,
+        groups: usize,
+        /// of which those with the largest sum of their two highest are chosen from.
+        best_groups: usize,
+    },
 }
 
 /// The experts of some rows.
@@ -31,7 +40,7 @@ pub struct Routes {
     chosen: Vec<u32>,
     /// Their weights, `[N, k]`.
     weights: Vec<f64>,
-    /// The softmax over all experts, where the weights depend on it, `[N, E]`.
+    /// The softmax over all experts, `[N, E]`, or the sigmoids of the chosen, `[N, k]`, where the weights depend on them.
     probabilities: Vec<f64>,
     /// Place of each row's experts among the rows sorted by expert, `[N, k]`.
     places: Vec<u32>,
@@ -54,18 +63,32 @@ pub struct BackwardRoutes {
     pub of_row: Vec<u32>,
 }
 
+impl BackwardRoutes {
+    /// Sorted rows of an expert.
+    pub fn of_expert(&self, expert: usize) -> std::ops::Range<usize> {
+        self.offsets[expert]..self.offsets[expert + 1]
+    }
+}
+
 impl Routing {
-    /// Chooses the experts of rows from their logits, `[N, experts]`; of equal ones the first.
+    /// Chooses the experts of rows from their logits, `[N, experts]`; of equal ones the first. `correction` is added to sigmoids
+    /// where they decide.
     #[must_use]
-    pub fn routes(self, logits: &[f64], experts: usize) -> Routes {
+    pub fn routes(self, logits: &[f64], experts: usize, correction: Option<&[f64]>) -> Routes {
         let k = self.per_row;
         let rows = logits.len() / experts;
         let (mut chosen, mut weights) = (Vec::with_capacity(rows * k), Vec::with_capacity(rows * k));
         let mut probabilities = Vec::new();
         for z in logits.chunks_exact(experts) {
-            let mut order: Vec<u32> = (0..tanglescope_kernels::as_index(experts)).collect();
-            order.sort_by(|&a, &b| z[b as usize].total_cmp(&z[a as usize]));
-            order.truncate(k);
+            let order = match self.rule {
+                RoutingRule::Sigmoid { groups, best_groups, .. } => {
+                    let corrected = |(e, z): (usize, &f64)| sigmoid(*z) + correction.map_or(0.0, |of| of[e]);
+                    let mut scores: Vec<f64> = z.iter().enumerate().map(corrected).collect();
+                    keep_groups(&mut scores, groups, best_groups);
+                    highest(&scores, k)
+                }
+                RoutingRule::Softmax | RoutingRule::SoftmaxOfChosen => highest(z, k),
+            };
             match self.rule {
                 RoutingRule::Softmax => {
                     let p = softmax(z.iter().copied());
@@ -75,6 +98,12 @@ impl Routing {
                 RoutingRule::SoftmaxOfChosen => {
                     let p = softmax(order.iter().map(|&e| z[e as usize]));
                     weights.extend(p.into_iter().map(|p| self.scale * p));
+                }
+                RoutingRule::Sigmoid { renormalised, .. } => {
+                    let s: Vec<f64> = order.iter().map(|&e| sigmoid(z[e as usize])).collect();
+                    let sum = if renormalised { s.iter().sum::<f64>() + LEAST_SUM } else { 1.0 };
+                    weights.extend(s.iter().map(|s| self.scale * s / sum));
+                    probabilities.extend(s);
                 }
             }
             chosen.extend(order);
@@ -98,6 +127,36 @@ fn sorted(experts_of: &[u32], experts: usize) -> (Vec<usize>, Vec<u32>) {
     };
     let places = experts_of.iter().map(place).collect();
     (offsets, places)
+}
+
+/// What transformers adds to a sum of sigmoids before it divides by it.
+const LEAST_SUM: f64 = 1e-20;
+
+/// The experts with the k highest scores, the highest first.
+fn highest(scores: &[f64], k: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..tanglescope_kernels::as_index(scores.len())).collect();
+    order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+    order.truncate(k);
+    order
+}
+
+/// Leaves the groups with the largest sums of their two highest scores, and makes the scores of the others the lowest.
+fn keep_groups(scores: &mut [f64], groups: usize, best: usize) {
+    if groups == best {
+        return;
+    }
+    let size = scores.len() / groups;
+    let of_group = |group: &[f64]| highest(group, 2).iter().map(|&e| group[e as usize]).sum::<f64>();
+    let kept = highest(&scores.chunks_exact(size).map(of_group).collect::<Vec<_>>(), best);
+    for (group, scores) in scores.chunks_exact_mut(size).enumerate() {
+        if !kept.contains(&tanglescope_kernels::as_index(group)) {
+            scores.fill(f64::NEG_INFINITY);
+        }
+    }
+}
+
+fn sigmoid(z: f64) -> f64 {
+    1.0 / (1.0 + (-z).exp())
 }
 
 fn softmax(z: impl Iterator<Item = f64> + Clone) -> Vec<f64> {
@@ -174,6 +233,14 @@ impl Routes {
                     out.iter_mut().zip(p).for_each(|(out, p)| *out = -p * mean);
                     chosen.iter().zip(slopes.iter().zip(weights)).for_each(|(&e, (s, w))| out[e as usize] += s * w);
                 }
+                RoutingRule::Sigmoid { renormalised, .. } => {
+                    let s = &self.probabilities[row as usize * k..][..k];
+                    let sum = if renormalised { s.iter().sum::<f64>() + LEAST_SUM } else { 1.0 };
+                    let pull = if renormalised { mean } else { 0.0 };
+                    for ((&e, s), slope) in chosen.iter().zip(s).zip(slopes) {
+                        out[e as usize] = (scale * slope - pull) / sum * s * (1.0 - s);
+                    }
+                }
                 RoutingRule::SoftmaxOfChosen => {
                     let of = chosen.iter().zip(slopes.iter().zip(weights));
                     of.for_each(|(&e, (s, w))| out[e as usize] = w * (s - mean / scale));
@@ -194,18 +261,19 @@ mod tests {
         #[test]
         fn logits_have_the_slopes_of_the_weights(
             z in proptest::collection::vec(-3.0f64..3.0, 7), slopes in proptest::collection::vec(-2.0f64..2.0, 3),
-            scale in 0.5f64..3.0, chosen in any::<bool>(),
+            scale in 0.5f64..3.0, kind in 0usize..4,
         ) {
-            let rule = if chosen { RoutingRule::SoftmaxOfChosen } else { RoutingRule::Softmax };
+            let sigmoid = |renormalised| RoutingRule::Sigmoid { renormalised, groups: 1, best_groups: 1 };
+            let rule = [RoutingRule::SoftmaxOfChosen, RoutingRule::Softmax, sigmoid(true), sigmoid(false)][kind];
             let routing = Routing { per_row: 3, rule, scale };
             let mut sorted = z.clone();
             sorted.sort_by(f64::total_cmp);
             prop_assume!(sorted.windows(2).all(|pair| pair[1] - pair[0] > 1e-3));
             let value = |z: &[f64]| -> f64 {
-                let routes = routing.routes(z, 7);
+                let routes = routing.routes(z, 7, None);
                 slopes.iter().zip(&routes.weights).map(|(s, w)| s * w).sum()
             };
-            let got = routing.routes(&z, 7).vjp(&[0], &slopes);
+            let got = routing.routes(&z, 7, None).vjp(&[0], &slopes);
             for i in 0..7 {
                 let moved = |by: f64| {
                     let mut z = z.clone();
@@ -223,14 +291,28 @@ mod tests {
     #[test]
     fn at_a_tie_the_first_is_chosen() {
         let routing = Routing { per_row: 1, rule: RoutingRule::Softmax, scale: 1.0 };
-        let at = |z: [f64; 3]| routing.routes(&z, 3).chosen[0];
+        let at = |z: [f64; 3]| routing.routes(&z, 3, None).chosen[0];
         assert_eq!([at([1.0, 1.0, 0.0]), at([1.0, 1.0 + 1e-9, 0.0]), at([1.0, 1.0 - 1e-9, 0.0])], [0, 1, 0]);
+    }
+
+    /// A correction changes the choice and not the weights; experts of a group that is not among the best are not chosen.
+    #[test]
+    fn corrections_and_groups_decide_the_choice() {
+        let rule = RoutingRule::Sigmoid { renormalised: false, groups: 2, best_groups: 1 };
+        let routing = Routing { per_row: 1, rule, scale: 1.0 };
+        let z = [3.0, -9.0, 1.0, 1.0];
+        let of = |correction: Option<&[f64]>| routing.routes(&z, 4, correction);
+        // 0.95 + 0.00 against 0.73 + 0.73
+        assert_eq!(of(None).chosen, [2]);
+        let corrected = of(Some(&[0.0, 0.6, 0.0, 0.0]));
+        assert_eq!(corrected.chosen, [0]);
+        assert_eq!(corrected.weights[0].to_bits(), sigmoid(3.0).to_bits());
     }
 
     #[test]
     fn rows_are_sorted_by_expert_and_found_again() {
         let routing = Routing { per_row: 2, rule: RoutingRule::SoftmaxOfChosen, scale: 1.0 };
-        let routes = routing.routes(&[3.0, 2.0, 1.0, 0.0, 1.0, 5.0, 4.0, 0.0, 3.0], 3);
+        let routes = routing.routes(&[3.0, 2.0, 1.0, 0.0, 1.0, 5.0, 4.0, 0.0, 3.0], 3, None);
         assert_eq!(routes.chosen, [0, 1, 2, 1, 0, 2]);
         assert_eq!(routes.offsets, [0, 2, 4, 6]);
         assert_eq!(routes.rows(), [0, 2, 0, 1, 1, 2]);

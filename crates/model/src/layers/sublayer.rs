@@ -57,10 +57,10 @@ fn scales(factor: f64) -> bool {
 #[derive(Debug)]
 pub struct SublayerTrace<B: Kernels, T> {
     /// What its norm reads, `[N, hidden]`.
-    x: FloatTensor<B>,
-    layer: T,
+    pub(super) x: FloatTensor<B>,
+    pub(super) layer: T,
     /// The layer's output, where a norm follows, `[N, hidden]`.
-    output: Option<FloatTensor<B>>,
+    pub(super) output: Option<FloatTensor<B>>,
 }
 
 impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {

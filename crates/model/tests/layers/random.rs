@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use std::collections::BTreeMap;
-use tanglescope_kernels::{Activation, AttentionSpec, Flex, FloatTensor, Memory, NormKind};
+use tanglescope_kernels::{Activation, AttentionSpec, Flex, FloatTensor, Memory, NormKind, Pairs};
 use tanglescope_model::layers::{
     Attention, Block, FeedForward, Linear, Lora, Mixer, Mlp, Norm, Pieces, Projection, Sublayer,
 };
@@ -192,6 +192,7 @@ impl Parameters {
             o,
             spec,
             rope: shape.rotary.then_some([0, 0]),
+            rotated: Pairs::Halves,
         }
     }
 

@@ -129,7 +129,7 @@ fn own(run: &Run) -> PathBuf {
 fn tokenizer_of(options: &SweepOptions, run: &Run) -> Option<PathBuf> {
     let folders = || {
         let start = run.start.as_ref().map(|start| &start.model);
-        options.model.iter().chain(run.checkpoints.iter().map(|c| &c.folder)).chain(start)
+        run.checkpoints.iter().map(|c| &c.folder).chain(&options.model).chain(start)
     };
     let readable = |folder: &&PathBuf| Outline::read(folder, &AdapterSource::None).is_ok();
     let with_tokenizer = folders().filter(|folder| folder.join("tokenizer.json").is_file()).find(readable);

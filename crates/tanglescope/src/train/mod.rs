@@ -189,6 +189,11 @@ impl TrainOptions {
             return Err(Error::value("objective", objective, "`ema` is at least 0 and below 1"));
         }
         let has_adapter = model.adapter != AdapterSource::None;
+        if has_adapter && !model.outline()?.fused.is_empty() {
+            let problem =
+                "changes all experts of a layer as one matrix (target_parameters), which cannot be trained here yet";
+            return Err(Error::value("adapter", model.adapter_folder().unwrap_or(&model.folder).display(), problem));
+        }
         let low_rank = matches!(model.scope, Scope::Lora | Scope::Trainable);
         let scope = |problem: &str| Err(Error::value("scope", &model.scope, problem));
         if matches!(model.scope, Scope::Head) {

@@ -1,0 +1,89 @@
+"""Makes tests/golden/architectures: small models of the architectures that have no goldens elsewhere, with exact float64
+log-probabilities and gradients of every parameter.
+
+    python tests/architecture_values.py        (torch 2.15.0, transformers 5.24.0, safetensors)
+
+transformers computes rotary tables, norms and softmax in float32 whatever the model's type; here its own code runs with
+float64 in their place, so that what is stored is exact.
+"""
+import importlib, json, pathlib, types
+import torch, transformers
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_rope_utils
+
+OUT = pathlib.Path(__file__).parent / "golden" / "architectures"
+
+
+class Double(types.ModuleType):
+    """torch, where float32 is float64."""
+    float = float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=64, pad_token_id=0)
+ROPE = dict(rope_parameters=dict(rope_type="default", rope_theta=5000.0))
+# model_type: what is not as above
+MODELS = {
+    "arcee": dict(head_dim=12, tie_word_embeddings=True, mlp_bias=True, attention_bias=True, **ROPE),
+    "cohere": dict(logit_scale=0.3, attention_bias=True, **ROPE),
+    "exaone4": dict(head_dim=12, sliding_window=5, sliding_window_pattern=2, **ROPE),
+    "olmo": dict(clip_qkv=1.5, **ROPE),
+    "seed_oss": dict(head_dim=12, attention_bias=True, attention_out_bias=True, mlp_bias=True, **ROPE),
+    "starcoder2": dict(sliding_window=6, use_bias=True, **ROPE),
+}
+PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
+
+OUT.mkdir(parents=True, exist_ok=True)
+random = torch.Generator().manual_seed(2)
+# token 0 is the padding, whose row torch leaves out
+draw = lambda n: torch.randint(1, 61, (n,), generator=random).tolist()
+pairs = [[draw(n) for n in lengths] for lengths in PAIRS]
+for pair in pairs:
+    pair[2][: min(2, len(pair[2]) - 1, len(pair[1]) - 1)] = pair[1][: min(2, len(pair[2]) - 1, len(pair[1]) - 1)]
+torch.Tensor.float = torch.Tensor.double
+modeling_rope_utils.torch = Double("torch")
+for seed, (name, more) in enumerate(MODELS.items()):
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    module.torch = Double("torch")
+    config = AutoConfig.for_model(name, **{**SIZES, **more}, attn_implementation="eager")
+    torch.manual_seed(20 + seed)
+    torch.set_default_dtype(torch.float32)
+    model = AutoModelForCausalLM.from_config(config)
+    # larger than at initialisation, so that attention is not flat, and biases and gains that are not 0 and 1
+    for key, p in model.named_parameters():
+        noise = torch.randn(p.shape)
+        p.data = {True: 1 + 0.2 * noise, False: 0.25 * noise}[p.dim() == 1 and key.endswith("weight")]
+    folder = OUT / name
+    folder.mkdir(exist_ok=True)
+    tied = set(model._tied_weights_keys or []) if config.tie_word_embeddings else set()
+    save_file({k: v.detach().contiguous() for k, v in model.state_dict().items() if k not in tied}, folder / "model.safetensors",
+              metadata=dict(format="pt"))
+    written = config.to_dict() | dict(architectures=[type(model).__name__])
+    json.dump(written, open(folder / "config.json", "w"), indent=1, sort_keys=True)
+    torch.set_default_dtype(torch.float64)
+    model = model.double().eval()
+    if hasattr(model.model, "rotary_emb"):
+        rotary = model.model.rotary_emb
+        inverse, rotary.attention_scaling = rotary.compute_default_rope_parameters(config)
+        rotary.inv_freq = rotary.original_inv_freq = inverse
+    rows = []
+    for prompt, chosen, rejected in pairs:
+        logps, gradients = [], []
+        for response in (chosen, rejected):
+            model.zero_grad()
+            logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1:-1]
+            logp = logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)].sum()
+            logp.backward()
+            logps.append(logp.item())
+            gradients.append({k: p.grad.detach().clone() for k, p in model.named_parameters()})
+        dot = lambda i, j, k: (gradients[i][k] * gradients[j][k]).sum().item()
+        per_param = {k: [dot(0, 0, k), dot(1, 1, k), dot(0, 1, k)] for k in gradients[0]}
+        total = [sum(of[i] for of in per_param.values()) for i in range(3)]
+        rows.append(dict(prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected, logp_base=dict(logp_w=logps[0], logp_l=logps[1]),
+                         full=dict(ww=total[0], ll=total[1], wl=total[2], per_param=per_param)))
+    meta = dict(torch=torch.__version__, transformers=transformers.__version__, linear_params=[])
+    json.dump(dict(meta=meta, pairs=rows), open(folder / "golden.json", "w"), indent=1)
+    print(name, [round(row["full"]["wl"], 3) for row in rows])
