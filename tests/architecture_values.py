@@ -25,13 +25,16 @@ class Double(types.ModuleType):
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=64, pad_token_id=0)
 ROPE = dict(rope_parameters=dict(rope_type="default", rope_theta=5000.0))
-# model_type: what is not as above
+# model_type, and what else is told apart: what is not as above
 MODELS = {
     "arcee": dict(head_dim=12, tie_word_embeddings=True, mlp_bias=True, attention_bias=True, **ROPE),
     "cohere": dict(logit_scale=0.3, attention_bias=True, **ROPE),
     "exaone4": dict(head_dim=12, sliding_window=5, sliding_window_pattern=2, **ROPE),
     "olmo": dict(clip_qkv=1.5, **ROPE),
     "seed_oss": dict(head_dim=12, attention_bias=True, attention_out_bias=True, mlp_bias=True, **ROPE),
+    "stablelm": dict(use_qkv_bias=True, rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)),
+    "stablelm-parallel": dict(use_parallel_residual=True,
+                              rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.25)),
     "starcoder2": dict(sliding_window=6, use_bias=True, **ROPE),
 }
 PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
@@ -46,9 +49,10 @@ for pair in pairs:
 torch.Tensor.float = torch.Tensor.double
 modeling_rope_utils.torch = Double("torch")
 for seed, (name, more) in enumerate(MODELS.items()):
-    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    kind = name.split("-")[0]
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     module.torch = Double("torch")
-    config = AutoConfig.for_model(name, **{**SIZES, **more}, attn_implementation="eager")
+    config = AutoConfig.for_model(kind, **{**SIZES, **more}, attn_implementation="eager")
     torch.manual_seed(20 + seed)
     torch.set_default_dtype(torch.float32)
     model = AutoModelForCausalLM.from_config(config)

@@ -55,6 +55,8 @@ pub(crate) struct SavedAdapter {
     targets: Targets,
     /// Parameters of modules that are changed as they are: PEFT's way to the experts of a layer in one matrix.
     target_parameters: Vec<String>,
+    /// Which of them were found.
+    found_parameters: Vec<bool>,
     exclude: Option<Targets>,
     layers: Option<Vec<usize>>,
     layers_pattern: Vec<String>,
@@ -230,6 +232,7 @@ impl SavedAdapter {
             lora_alpha: config.need("lora_alpha")?,
             use_rslora: config.get("use_rslora")?.unwrap_or(false),
             targets: chosen,
+            found_parameters: vec![false; target_parameters.len()],
             target_parameters,
             exclude: targets(&config, "exclude_modules")?,
             layers: config.get::<OneOrMany<usize>>("layers_to_transform")?.map(OneOrMany::into_vec),
@@ -374,6 +377,9 @@ impl SavedAdapter {
         dtype: DType,
         device: &B::Device,
     ) -> Result<[Option<FusedLora<B>>; 2]> {
+        for (name, found) in self.target_parameters.iter().zip(&mut self.found_parameters) {
+            *found |= ["gate_up_proj", "down_proj"].iter().any(|map| is_end_of(name, &format!("{list}.{map}")));
+        }
         let shapes = [(hidden, vec![kind.width; 2]), (kind.width, vec![hidden])];
         let mut found = [None, None];
         for ((path, (inputs, outputs)), found) in self.fused_paths(list).into_iter().zip(shapes).zip(&mut found) {
@@ -436,6 +442,13 @@ impl SavedAdapter {
 
     /// Checks that every stored tensor was used and every saved module exists.
     pub fn finish(&self) -> Result<()> {
+        let missed = self.target_parameters.iter().zip(&self.found_parameters).find(|(_, found)| !**found);
+        if let Some((name, _)) = missed {
+            let problem = format!(
+                "`{name}` is not supported for this model; supported are the parameters of a layer's experts, gate_up_proj and down_proj"
+            );
+            return Err(Error::key(&self.config_path, "target_parameters", problem));
+        }
         self.weights.finish().map_err(|error| match error {
             Error::Tensor { path, tensor, .. } => {
                 let outside = tensor.contains("lora_embedding_")

@@ -224,13 +224,24 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::find_some;
+    use crate::{Table, tables};
+    use polars_core::df;
+    use std::path::Path;
+
+    /// A folder with records: one part of pairs.parquet.
+    fn records(folder: &Path) {
+        std::fs::create_dir_all(folder).unwrap();
+        let table = Table::create(folder, tables::PAIRS).unwrap();
+        table.write(0, df!("pair" => [0u64]).unwrap()).unwrap();
+    }
+
     #[test]
     fn records_of_one_run_in_two_places_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
         let make = |names: &[&str]| {
             let _ = std::fs::remove_dir_all(folder.path().join("all"));
             for name in names {
-                std::fs::create_dir_all(folder.path().join("all").join(name).join("pairs.parquet")).unwrap();
+                records(&folder.path().join("all").join(name));
             }
             let leaves = find_some(&[folder.path().join("all")]).unwrap();
             leaves.iter().map(|leaf| (leaf.run.clone(), leaf.step)).collect::<Vec<_>>()
@@ -249,9 +260,9 @@ mod tests {
     fn one_folder_under_several_spellings_is_one() {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().join("b/out");
-        std::fs::create_dir_all(at.join("pairs.parquet")).unwrap();
+        records(&at);
         let other = folder.path().join("out");
-        std::fs::create_dir_all(other.join("pairs.parquet")).unwrap();
+        records(&other);
         let spelled = [at.clone(), at.join("../out"), folder.path().join("b/../b/out"), folder.path().join("b")];
         assert_eq!(find_some(&spelled).unwrap().len(), 1);
         // others that sort between two spellings of it

@@ -27,6 +27,7 @@ mod qwen3_moe;
 mod qwen_vl;
 mod seed_oss;
 mod smollm3;
+mod stablelm;
 mod starcoder2;
 mod wrapper;
 
@@ -75,6 +76,7 @@ const TABLE: &[(&str, Describe)] = &[
     ("qwen3_vl_text", qwen_vl::qwen3),
     ("seed_oss", seed_oss::describe),
     ("smollm3", smollm3::describe),
+    ("stablelm", stablelm::describe),
     ("starcoder2", starcoder2::describe),
 ];
 
