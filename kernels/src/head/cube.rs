@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 
 /// Units of a cube.
 pub(super) const UNITS: usize = 256;
-/// Figures of a row: see [`take_chunk`].
+/// Figures of a row: see [`take_chunk()`].
 pub(super) const FIGURES: usize = 7;
 
 /// Slope of the cap where it has a value.
