@@ -1,6 +1,6 @@
 //! The decoder: embedding, blocks, final norm, head; one forward pass, and one backward pass for many cotangents.
 use crate::architectures::Description;
-use crate::layers::{Angles, Backward, BackwardRows, BlockTrace, Forward, Norm};
+use crate::layers::{Angles, Backward, BackwardRows, BlockTrace, Forward, Norm, scaled};
 use crate::needs::Needs;
 use crate::outline::{FusedMap, Map};
 use crate::residency::{OnDevice, Residence};
@@ -142,14 +142,14 @@ impl<B: Kernels> Decoder<B> {
 
     /// Rows of the token embedding, or their cotangents, times the embedding's factor.
     fn scaled(&self, rows: FloatTensor<B>) -> FloatTensor<B> {
-        times::<B>(rows, self.description.embedding_scale)
+        scaled::<B>(rows, self.description.embedding_scale)
     }
 
     /// Inputs of the head at some forward rows, with the factor on the logits, `[rows.len(), hidden]`.
     #[must_use]
     pub fn head_inputs(&self, trace: &Trace<B>, rows: &[u32]) -> FloatTensor<B> {
         let normed = self.final_norm.forward(&B::gather(&trace.last, rows, None));
-        times::<B>(normed, self.description.logit_scale)
+        scaled::<B>(normed, self.description.logit_scale)
     }
 
     /// Carries the cotangents of the head's inputs, `delta[R_active, hidden]`, down to the lowest parameter in scope, and
@@ -167,7 +167,7 @@ impl<B: Kernels> Decoder<B> {
         if !needs.final_norm {
             return;
         }
-        let delta = &times::<B>(delta.clone(), self.description.logit_scale);
+        let delta = &scaled::<B>(delta.clone(), self.description.logit_scale);
         let Trace { blocks, spans, angles, last } = trace;
         let mut pass = Backward { rows, angles: &angles, scope, sink };
         let Some(lowest) = needs.lowest() else {
@@ -214,9 +214,4 @@ impl<B: Kernels> Decoder<B> {
             B::gather(delta, &(0..as_index(keep.len())).collect::<Vec<_>>(), Some(&keep))
         })
     }
-}
-
-/// Rows times a factor, which is one for most models.
-fn times<B: Kernels>(rows: FloatTensor<B>, factor: f64) -> FloatTensor<B> {
-    if factor.to_bits() == 1.0f64.to_bits() { rows } else { B::times_number(rows, factor) }
 }

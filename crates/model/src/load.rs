@@ -14,7 +14,9 @@ use crate::weights::{Layout, Weights, content_hash};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use tanglescope_kernels::cost::Rates;
-use tanglescope_kernels::{Activation, DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, Pairs, TensorData};
+use tanglescope_kernels::{
+    Activation, DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, Pairs, TensorData, TensorMetadata,
+};
 
 /// Reads the tensors of a base model, or of an adapter's copies of them.
 struct Loader<'a> {
@@ -172,8 +174,14 @@ impl<B: Kernels> Decoder<B> {
         let before = if self.bare { &*self.description.names.prefix } else { "" };
         for (layer, block) in model.blocks.iter_mut().enumerate() {
             match block {
-                Residence::Device(block) => adapter.attach(block, before, layer, self.dtype, &self.device)?,
-                Residence::Host(block) => adapter.attach(block, before, layer, self.dtype, &FlexDevice)?,
+                Residence::Device(block) => {
+                    adapter.attach(block, before, layer, self.dtype, &self.device)?;
+                    one_rank(&block.mlp.layer)?;
+                }
+                Residence::Host(block) => {
+                    adapter.attach(block, before, layer, self.dtype, &FlexDevice)?;
+                    one_rank(&block.mlp.layer)?;
+                }
             }
         }
         adapter.finish()?;
@@ -318,6 +326,7 @@ fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, de
             activation: of.activation,
         }),
     };
+    one_rank(&feed_forward)?;
     let query_key_norms = names.query_key_norms.and_then(|[q, k]| Some(Box::new([norm(Some(q))?, norm(Some(k))?])));
     let BlockKind { rope, .. } = of.blocks[layer];
     let rotated = rope.map_or(Pairs::Halves, |[queries, _]| of.ropes[queries].rotated);
@@ -363,6 +372,21 @@ fn experts<B: Kernels>(
         Box::new(SharedExpert { mlp: Mlp { up, down, activation }, gate: shared.gate.map(take) })
     });
     Experts { router, routing: kind.routing, correction: None, maps, activation, shared, fused: [None, None] }
+}
+
+/// Refuses an adapter whose factors differ in rank from one expert of a layer to another: they are multiplied together.
+fn one_rank<B: Kernels>(of: &FeedForward<B>) -> Result<()> {
+    let FeedForward::Experts(of) = of else { return Ok(()) };
+    for maps in &of.maps {
+        let mut ranks = maps.iter().filter_map(|map| map.lora.as_ref().map(|lora| (lora, lora.a.shape()[1])));
+        let Some((_, first)) = ranks.next() else { continue };
+        if let Some((lora, rank)) = ranks.find(|(_, rank)| *rank != first) {
+            let problem =
+                format!("has rank {rank}, and another expert of the layer {first}; one rank for all is supported");
+            return Err(Error::tensor(Path::new("adapter_model.safetensors"), &lora.a_name(), problem));
+        }
+    }
+    Ok(())
 }
 
 fn without_adapter<B: Kernels>(block: &mut Block<B>) {

@@ -35,7 +35,7 @@ pub use wrapper::Wrapper;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::layers::Routing;
+use crate::layers::{Routing, RoutingRule};
 use crate::rope::{Rope, RopeDefaults};
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -590,6 +590,12 @@ const MOST_EXPERTS: usize = 4096;
 
 /// Most experts of all layers; the largest model has some twenty thousand.
 const MOST_EXPERTS_IN_ALL: usize = 1 << 18;
+
+/// The softmax over all experts, or over the chosen where the config renormalises it.
+fn softmax_rule(config: &Config) -> Result<RoutingRule> {
+    let renormalised = config.get("norm_topk_prob")?.unwrap_or(false);
+    Ok(if renormalised { RoutingRule::SoftmaxOfChosen } else { RoutingRule::Softmax })
+}
 
 /// Refuses what only training reads where it would change the function.
 fn auxiliary_losses(config: &Config) -> Result<()> {

@@ -1,9 +1,11 @@
 //! `OlmoeForCausalLM`: Llama with norms of all queries and keys, a bound on queries, keys and values, and experts on every block.
 use super::llama::{self, Defaults};
-use super::{Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, auxiliary_losses, bound, expert_numbers};
+use super::{
+    Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, auxiliary_losses, bound, expert_numbers, softmax_rule,
+};
 use crate::config::Config;
 use crate::error::Result;
-use crate::layers::{Routing, RoutingRule};
+use crate::layers::Routing;
 use crate::rope::RopeDefaults;
 
 fn names() -> Names {
@@ -21,8 +23,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
     let bias = config.get("attention_bias")?.unwrap_or(false);
     let [number, per_row] = expert_numbers(config, ["num_experts", "num_local_experts"], [64, 8])?;
-    let renormalised = config.get("norm_topk_prob")?.unwrap_or(false);
-    let rule = if renormalised { RoutingRule::SoftmaxOfChosen } else { RoutingRule::Softmax };
+    let rule = softmax_rule(config)?;
     auxiliary_losses(config)?;
     let experts = ExpertsKind {
         number,

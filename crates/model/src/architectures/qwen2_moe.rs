@@ -1,9 +1,11 @@
 //! `Qwen2MoeForCausalLM`: Qwen 2 with experts on every block but those that the config names, and one that every row goes through.
 use super::llama::{self, Defaults};
-use super::{Description, EXPERT_MAPS, ExpertsKind, SharedKind, auxiliary_losses, expert_numbers, window, windowed};
+use super::{
+    Description, EXPERT_MAPS, ExpertsKind, SharedKind, auxiliary_losses, expert_numbers, softmax_rule, window, windowed,
+};
 use crate::config::Config;
 use crate::error::Result;
-use crate::layers::{Routing, RoutingRule};
+use crate::layers::Routing;
 use crate::rope::RopeDefaults;
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
@@ -16,8 +18,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
     let qkv_bias = config.get("qkv_bias")?.unwrap_or(true);
     let [number, per_row] = expert_numbers(config, ["num_experts", "num_local_experts"], [60, 4])?;
-    let renormalised = config.get("norm_topk_prob")?.unwrap_or(false);
-    let rule = if renormalised { RoutingRule::SoftmaxOfChosen } else { RoutingRule::Softmax };
+    let rule = softmax_rule(config)?;
     auxiliary_losses(config)?;
     let size = |key: &str, default| config.checked_size(key, config.get(key)?.unwrap_or(default));
     let experts = ExpertsKind {

@@ -1,11 +1,11 @@
 //! `Qwen3MoeForCausalLM`: Qwen 3 with experts on every block but those that the config names.
 use super::{
     Description, EXPERT_MAPS, ExpertsKind, QueryKeyNorm, auxiliary_losses, expert_numbers, llama, qwen2_moe, qwen3,
-    window,
+    softmax_rule, window,
 };
 use crate::config::Config;
 use crate::error::Result;
-use crate::layers::{Routing, RoutingRule};
+use crate::layers::Routing;
 use crate::rope::RopeDefaults;
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
@@ -18,8 +18,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
     let bias = config.get("attention_bias")?.unwrap_or(false);
     let [number, per_row] = expert_numbers(config, ["num_experts", "num_local_experts"], [128, 8])?;
-    let renormalised = config.get("norm_topk_prob")?.unwrap_or(false);
-    let rule = if renormalised { RoutingRule::SoftmaxOfChosen } else { RoutingRule::Softmax };
+    let rule = softmax_rule(config)?;
     auxiliary_losses(config)?;
     let experts = ExpertsKind {
         number,

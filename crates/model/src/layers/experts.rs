@@ -387,20 +387,24 @@ impl<B: Kernels> Layer<B> for Experts<B> {
         let [gate, up, down] = &self.maps;
         let (gate, gate_low) = forward(gate, &sorted, routes.offsets());
         let (up, up_low) = forward(up, &sorted, routes.offsets());
-        let (mut up, offsets) = ([gate, up], routes.offsets());
-        let fused_up = self.fused[0].as_ref().map(|fused| {
-            let low = fused.low(&sorted, offsets);
-            let [gate, of_up] = up.clone();
-            up = [fused.onto(0, &low, gate, offsets), fused.onto(1, &low, of_up, offsets)];
-            low
-        });
+        let offsets = routes.offsets();
+        // given away, so that what an adapter adds is added in place
+        let (up, fused_up) = match &self.fused[0] {
+            Some(fused) => {
+                let low = fused.low(&sorted, offsets);
+                ([fused.onto(0, &low, gate, offsets), fused.onto(1, &low, up, offsets)], Some(low))
+            }
+            None => ([gate, up], None),
+        };
         let hidden = self.activated(&up);
-        let (mut outputs, down_low) = forward(down, &hidden, offsets);
-        let fused_down = self.fused[1].as_ref().map(|fused| {
-            let low = fused.low(&hidden, offsets);
-            outputs = fused.onto(0, &low, outputs.clone(), offsets);
-            low
-        });
+        let (outputs, down_low) = forward(down, &hidden, offsets);
+        let (outputs, fused_down) = match &self.fused[1] {
+            Some(fused) => {
+                let low = fused.low(&hidden, offsets);
+                (fused.onto(0, &low, outputs, offsets), Some(low))
+            }
+            None => (outputs, None),
+        };
         let fused_low = [fused_up, fused_down];
         let (mut y, shared) = match &self.shared {
             Some(shared) => {

@@ -26,6 +26,7 @@ pub use mlp::{Mlp, MlpTrace};
 pub use norm::Norm;
 pub use projection::{Pieces, Projection};
 pub use router::{Routing, RoutingRule};
+pub(crate) use sublayer::scaled;
 pub use sublayer::{Layer, Sublayer, SublayerTrace};
 
 use crate::scope::InScope;

@@ -53,6 +53,11 @@ fn scales(factor: f64) -> bool {
     factor.to_bits() != 1.0f64.to_bits()
 }
 
+/// Rows times a factor, which is one for most models.
+pub(crate) fn scaled<B: Kernels>(rows: FloatTensor<B>, factor: f64) -> FloatTensor<B> {
+    if scales(factor) { B::times_number(rows, factor) } else { rows }
+}
+
 /// What a sublayer's forward pass leaves for its vjp; norms are computed again there.
 #[derive(Debug)]
 pub struct SublayerTrace<B: Kernels, T> {
@@ -82,8 +87,7 @@ impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {
             }
             Some(norm) => {
                 let (output, layer) = self.layer.forward(&self.input(x), None, rows);
-                let normed = norm.forward(&output);
-                let normed = if scales(self.scale) { B::times_number(normed, self.scale) } else { normed };
+                let normed = scaled::<B>(norm.forward(&output), self.scale);
                 (B::add_scaled(normed, onto, 1.0), layer, Some(output))
             }
         };

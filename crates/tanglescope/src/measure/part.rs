@@ -180,8 +180,8 @@ impl<B: Kernels> Setup<'_, B> {
         }
         let first = part * ROWS_PER_PART;
         let before = first.checked_sub(1).unwrap_or(self.data.pairs.len() - 1);
-        let before = Item::all(&self.model.description, self.data.pairs.get(before..before + 1)?, None);
         let description = &self.model.description;
+        let before = Item::all(description, self.data.pairs.get(before..before + 1)?, None);
         let of = |(item, before): (&Item, &Item)| {
             let room = description.max_positions + 1 - item.group.prompt.len();
             let cut = |response: &Vec<u32>| response[..response.len().min(room)].to_vec();
