@@ -16,7 +16,9 @@ pub mod activation;
 pub mod arithmetic;
 pub mod attention;
 pub mod bench;
+pub mod convolution;
 pub mod cost;
+pub mod delta;
 pub mod device;
 pub mod gram;
 mod grams;
@@ -40,6 +42,8 @@ pub mod vectors;
 pub use activation::{Activate, Activation};
 pub use arithmetic::Arithmetic;
 pub use attention::{Attend, AttentionSpec};
+pub use convolution::Convolve;
+pub use delta::{DeltaInputs, DeltaRule, DeltaSpec};
 pub use gram::RowGram;
 pub use grams::{Gram, Grams};
 pub use grouped::{Grouped, Stretch};
@@ -66,6 +70,8 @@ pub trait Kernels:
     + Activate
     + Rotary
     + Attend
+    + Convolve
+    + DeltaRule
     + Head
     + TileGram
     + RowGram
@@ -83,6 +89,8 @@ impl<B> Kernels for B where
         + Activate
         + Rotary
         + Attend
+        + Convolve
+        + DeltaRule
         + Head
         + TileGram
         + RowGram

@@ -17,9 +17,9 @@ use proptest::test_runner::{Config, TestRunner};
 use support::{Random, close, expected, rows};
 use tanglescope_kernels::device::{Cuda, Vulkan, cuda_devices, vulkan_devices};
 use tanglescope_kernels::{
-    Activate, Activation, Arithmetic, Attend, AttentionSpec, DType, Flex, FlexDevice, FloatTensor, Grouped, Head,
-    HeadCotangents, Kernels, Memory, Norm, NormKind, Pairs, Product, Rotary, RowSet, Rows, Segment, SoftCap, Span,
-    Stretch, TensorData, TensorMetadata, VectorGram,
+    Activate, Activation, Arithmetic, Attend, AttentionSpec, Convolve, DType, DeltaInputs, DeltaRule, DeltaSpec, Flex,
+    FlexDevice, FloatTensor, Grouped, Head, HeadCotangents, Kernels, Memory, Norm, NormKind, Pairs, Product, Rotary,
+    RowSet, Rows, Segment, SoftCap, Span, Stretch, TensorData, TensorMetadata, VectorGram, convolution,
 };
 
 /// Unit roundoff of f32.
@@ -273,10 +273,11 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
             ranges.iter().zip(&on_host).map(|(rows, w)| Stretch { rows: rows.clone(), w, scale: 0.5 }).collect();
         let got = B::grouped(&mine.0, &stretches, false, 5, None);
         same::<B>(&got, &Flex::grouped(&theirs.0, &host_stretches, false, 5, None));
-        let bound = 0.5;
-        same::<B>(&B::cut(mine.0.clone(), bound), &Flex::cut(theirs.0.clone(), bound));
-        let of_cut = B::cut_vjp(&mine.0, bound, md.clone(), &index);
-        same::<B>(&of_cut, &Flex::cut_vjp(&theirs.0, bound, fd.clone(), &index));
+        for bounds in [[-0.5, 0.25], [f64::NEG_INFINITY, 0.5]] {
+            same::<B>(&B::cut(mine.0.clone(), bounds), &Flex::cut(theirs.0.clone(), bounds));
+            let of_cut = B::cut_vjp(&mine.0, bounds, md.clone(), &index);
+            same::<B>(&of_cut, &Flex::cut_vjp(&theirs.0, bounds, fd.clone(), &index));
+        }
         same::<B>(&B::gather(&mine.0, &index, Some(&weights)), &Flex::gather(&theirs.0, &index, Some(&weights)));
         same::<B>(&B::scatter_add(&md, &index, rows + 2), &Flex::scatter_add(&fd, &index, rows + 2));
         let cut = [d / 2, d - d / 2];
@@ -361,6 +362,69 @@ fn attention_in<B: Kernels>(device: &B::Device, dtype: DType) {
     }
 }
 
+fn delta_rule<B: Kernels>(device: &B::Device) {
+    types::<B>(device).into_iter().for_each(|dtype| delta_rule_in::<B>(device, dtype));
+}
+
+fn delta_rule_in<B: Kernels>(device: &B::Device, dtype: DType) {
+    // trunk, suffixes, key heads, value heads each, key_dim, value_dim, taps
+    let shapes = [
+        (0, vec![1], 1, 1, 1, 1, 1),
+        (5, vec![3, 9], 2, 2, 8, 6, 4),
+        (17, vec![6, 1], 1, 2, 70, 20, 3),
+        (9, vec![12], 2, 1, 16, 80, 4),
+    ];
+    for (case, (trunk, suffixes, key_heads, shared, key_dim, value_dim, taps)) in shapes.into_iter().enumerate() {
+        let mut random = Random::new(case as u64);
+        let spec = DeltaSpec { key_heads, value_heads: key_heads * shared, key_dim, value_dim };
+        let (kw, vw, heads) = (key_heads * key_dim, spec.value_heads * value_dim, spec.value_heads);
+        let n = trunk + suffixes.iter().sum::<usize>();
+        let (mut spans, mut segments, mut first) = (Vec::new(), Vec::new(), trunk);
+        if trunk > 0 {
+            spans.push(Span { prefix: 0..0, own: 0..trunk });
+            segments.push(Segment { prefix: 0..trunk.div_ceil(2), own: 0..0, active_from: 0 });
+        }
+        for suffix in suffixes {
+            spans.push(Span { prefix: 0..trunk, own: first..first + suffix });
+            segments.push(Segment { prefix: 0..trunk, own: first..first + suffix.div_ceil(2), active_from: 0 });
+            first += suffix;
+        }
+        let back = segments.iter().map(Segment::len).sum::<usize>();
+        let [q, v] = [kw, vw].map(|width| rounded(random.values(n * width), dtype));
+        let k = random.values(n * kw).into_iter().map(|x| x / (key_dim as f64).sqrt()).collect();
+        let k = rounded(k, dtype);
+        let [decay, beta] =
+            [-1.0, 1.0].map(|sign| random.values(n * heads).iter().map(|x| sign * x.abs()).collect::<Vec<_>>());
+        let [delta, w] = [back * vw, vw * taps].map(|n| rounded(random.values(n), dtype));
+        let on = |v: &[f64], width: usize| up::<B>(v, [v.len() / width, width], dtype, device);
+        let gate = |v: &[f64]| up::<B>(v, [n, heads], DType::F32, device);
+        let off = |v: &[f64], width: usize| host(v, [v.len() / width, width]);
+        let (mq, mk, mv, mg, mb) = (on(&q, kw), on(&k, kw), on(&v, vw), gate(&decay), gate(&beta));
+        let (fq, fk, fv, fg, fb) = (off(&q, kw), off(&k, kw), off(&v, vw), off(&decay, heads), off(&beta, heads));
+        let mine = DeltaInputs { q: &mq, k: &mk, v: &mv, decay: &mg, beta: &mb };
+        let theirs = DeltaInputs { q: &fq, k: &fk, v: &fv, decay: &fg, beta: &fb };
+        let (out, errors) = B::delta_rule(&mine, &spans, spec);
+        let (want, wanted) = Flex::delta_rule(&theirs, &spans, spec);
+        same::<B>(&out, &want);
+        let of = |x: &FloatTensor<B>| B::download(x);
+        close(&of(&errors), &Flex::download(&wanted), tolerance(DType::F32));
+        let got = B::delta_rule_vjp(&mine, (&out, &errors), &on(&delta, vw), &segments, spec);
+        let want = Flex::delta_rule_vjp(&theirs, (&want, &wanted), &off(&delta, vw), &segments, spec);
+        got.iter().zip(&want).for_each(|(got, want)| close(&of(got), &Flex::download(want), tolerance(dtype)));
+        let again = B::delta_rule_vjp(&mine, (&out, &errors), &on(&delta, vw), &segments, spec);
+        got.iter().zip(&again).for_each(|(a, b)| assert_eq!(of(a), of(b)));
+        let (mw, fw) = (up::<B>(&w, [vw * taps], dtype, device), host(&w, [vw * taps]));
+        let before = convolution::rows_before(&spans, n, taps);
+        same::<B>(&B::convolve(&mv, &mw, taps, &before), &Flex::convolve(&fv, &fw, taps, &before));
+        let behind = convolution::rows_behind(&segments, taps);
+        let (mine, theirs) = (on(&delta, vw), off(&delta, vw));
+        same::<B>(&B::convolve(&mine, &mw, taps, &behind), &Flex::convolve(&theirs, &fw, taps, &behind));
+        let before = convolution::forward_rows_before(&segments, taps);
+        let terms = B::convolve_terms(&mv, taps, &mine, &before);
+        same::<B>(&terms, &Flex::convolve_terms(&fv, taps, &theirs, &before));
+    }
+}
+
 fn head<B: Kernels>(device: &B::Device) {
     types::<B>(device).into_iter().for_each(|dtype| head_in::<B>(device, dtype));
 }
@@ -405,6 +469,7 @@ check!(Reductions, reductions);
 check!(RowWise, row_wise_maps);
 check!(Attention, attention);
 check!(HeadOverChunks, head);
+check!(OfDelta, delta_rule);
 
 #[test]
 fn tile_and_gram_are_the_products_of_whole_gradients_within_the_bounds_of_f32() {
@@ -424,4 +489,9 @@ fn attention_and_its_vjp_are_those_of_the_cpu() {
 #[test]
 fn the_head_over_chunks_is_the_head_of_the_cpu() {
     on_devices(&HeadOverChunks);
+}
+
+#[test]
+fn the_delta_rule_and_convolutions_are_those_of_the_cpu() {
+    on_devices(&OfDelta);
 }

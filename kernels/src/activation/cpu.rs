@@ -31,6 +31,19 @@ fn value_and_slope<E: Real>(f: Activation, x: E) -> (E, E) {
             let on = if x > E::of(0.0) { x } else { E::of(0.0) };
             (on * on, on + on)
         }
+        Activation::Sigmoid => {
+            let s = one / (one + (-x).exp_fast());
+            (s, s * (one - s))
+        }
+        Activation::Softplus => {
+            // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|)
+            let on = if x > E::of(0.0) { x } else { E::of(0.0) };
+            (on + (-x.abs()).exp_fast().ln_1p(), one / (one + (-x).exp_fast()))
+        }
+        Activation::Exponential => {
+            let y = x.exp_fast();
+            (y, y)
+        }
         Activation::Relu => {
             if x > E::of(0.0) {
                 (x, one)
@@ -63,6 +76,18 @@ macro_rules! for_each_function {
             }
             Activation::ReluSquared => {
                 const $name: Activation = Activation::ReluSquared;
+                $body
+            }
+            Activation::Sigmoid => {
+                const $name: Activation = Activation::Sigmoid;
+                $body
+            }
+            Activation::Softplus => {
+                const $name: Activation = Activation::Softplus;
+                $body
+            }
+            Activation::Exponential => {
+                const $name: Activation = Activation::Exponential;
                 $body
             }
         }

@@ -27,6 +27,13 @@ fn value(x: f32, #[comptime] f: Activation) -> f32 {
         y = x * sigmoid(1.595_769f32 * (x + 0.044_715f32 * x * x * x));
     } else if comptime!(f == Activation::ReluSquared) {
         y = y * y;
+    } else if comptime!(f == Activation::Sigmoid) {
+        y = sigmoid(x);
+    } else if comptime!(f == Activation::Softplus) {
+        // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|)
+        y += (-x.abs()).exp().log1p();
+    } else if comptime!(f == Activation::Exponential) {
+        y = x.exp();
     } else if comptime!(f == Activation::Gelu) {
         y = x * 0.5f32 * (1.0f32 + Erf::erf(x * std::f32::consts::FRAC_1_SQRT_2));
     }
@@ -45,6 +52,13 @@ fn slope(x: f32, #[comptime] f: Activation) -> f32 {
         y = s + x * s * (1.0f32 - s) * 1.595_769f32 * (1.0f32 + 0.134_145f32 * x * x);
     } else if comptime!(f == Activation::ReluSquared) {
         y = 2.0f32 * x.max(0.0f32);
+    } else if comptime!(f == Activation::Sigmoid) {
+        let s = sigmoid(x);
+        y = s * (1.0f32 - s);
+    } else if comptime!(f == Activation::Softplus) {
+        y = sigmoid(x);
+    } else if comptime!(f == Activation::Exponential) {
+        y = x.exp();
     } else if comptime!(f == Activation::Gelu) {
         let phi = 0.5f32 * (1.0f32 + Erf::erf(x * std::f32::consts::FRAC_1_SQRT_2));
         y = phi + x * 0.398_942_3f32 * (-0.5f32 * x * x).exp();

@@ -9,7 +9,7 @@ pub mod reference;
 
 use crate::{Backend, FloatTensor};
 
-/// Element-wise functions of feed-forward layers, under the names of Hugging Face configs.
+/// Element-wise functions of feed-forward layers, under the names of Hugging Face configs, and of gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `silu`, `swish`: x·σ(x).
@@ -22,11 +22,26 @@ pub enum Activation {
     Relu,
     /// `relu2`: the square of `relu`.
     ReluSquared,
+    /// σ(x), which opens gates.
+    Sigmoid,
+    /// ln(1 + eˣ), how fast states decay.
+    Softplus,
+    /// eˣ.
+    Exponential,
 }
 
 impl Activation {
     /// Every one.
-    pub const ALL: [Self; 5] = [Self::Silu, Self::GeluTanh, Self::Gelu, Self::Relu, Self::ReluSquared];
+    pub const ALL: [Self; 8] = [
+        Self::Silu,
+        Self::GeluTanh,
+        Self::Gelu,
+        Self::Relu,
+        Self::ReluSquared,
+        Self::Sigmoid,
+        Self::Softplus,
+        Self::Exponential,
+    ];
 }
 
 /// Element-wise functions, gated or not.

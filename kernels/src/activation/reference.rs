@@ -30,6 +30,12 @@ fn value_and_slope<B: Backend>(f: Activation, x: Tensor<B, 2>) -> [Tensor<B, 2>;
             let on = x.clone().clamp_min(0.0);
             [on.clone() * on.clone(), on * 2.0]
         }
+        Activation::Sigmoid => {
+            let s = activation::sigmoid(x);
+            [s.clone(), s.clone() * s.neg().add_scalar(1.0)]
+        }
+        Activation::Softplus => [activation::softplus(x.clone(), 1.0), activation::sigmoid(x)],
+        Activation::Exponential => [x.clone().exp(), x.exp()],
         Activation::Relu => {
             let (zeros, off) = (x.zeros_like(), x.clone().lower_equal_elem(0.0));
             let ones = x.ones_like().mask_where(off.clone(), zeros.clone());

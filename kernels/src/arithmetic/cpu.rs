@@ -41,23 +41,23 @@ impl Arithmetic for Flex {
         Self::float_mul_scalar(x, number.into())
     }
 
-    fn cut(x: FlexTensor, bound: f64) -> FlexTensor {
+    fn cut(x: FlexTensor, [low, high]: [f64; 2]) -> FlexTensor {
         with_real!(&x, E => {
             in_place::<E>(x, |x| {
                 x.par_chunks_mut(4096).for_each(|x| {
-                    x.iter_mut().for_each(|x| *x = E::of(x.wide().clamp(-bound, bound)));
+                    x.iter_mut().for_each(|x| *x = E::of(x.wide().clamp(low, high)));
                 });
             })
         })
     }
 
-    fn cut_vjp(x: &FlexTensor, bound: f64, delta: FlexTensor, index: &[u32]) -> FlexTensor {
+    fn cut_vjp(x: &FlexTensor, [low, high]: [f64; 2], delta: FlexTensor, index: &[u32]) -> FlexTensor {
         with_real!(x, E => {
             let (x, width) = (values::<E>(x), dims(x)[1]);
             in_place::<E>(delta, |delta| {
                 delta.par_chunks_mut(width).zip(index).with_min_len(16).for_each(|(delta, &row)| {
                     let x = &x[row as usize * width..][..width];
-                    let out = delta.iter_mut().zip(x).filter(|(_, x)| x.wide().abs() > bound);
+                    let out = delta.iter_mut().zip(x).filter(|(_, x)| !(low..=high).contains(&x.wide()));
                     out.for_each(|(delta, _)| *delta = E::of(0.0));
                 });
             })

@@ -25,11 +25,11 @@ on_devices! { Arithmetic, R {
         Self::float_mul_scalar(x, number.into())
     }
 
-    fn cut(x: FloatTensor<Self>, bound: f64) -> FloatTensor<Self> {
-        reference::cut::<Self>(x, bound)
+    fn cut(x: FloatTensor<Self>, [low, high]: [f64; 2]) -> FloatTensor<Self> {
+        reference::cut::<Self>(x, [low, high])
     }
 
-    fn cut_vjp(x: &FloatTensor<Self>, bound: f64, delta: FloatTensor<Self>, index: &[u32]) -> FloatTensor<Self> {
-        reference::cut_vjp::<Self>(&Self::gather(x, index, None), bound, &delta)
+    fn cut_vjp(x: &FloatTensor<Self>, [low, high]: [f64; 2], delta: FloatTensor<Self>, index: &[u32]) -> FloatTensor<Self> {
+        reference::cut_vjp::<Self>(&Self::gather(x, index, None), [low, high], &delta)
     }
 } }

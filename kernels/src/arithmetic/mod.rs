@@ -22,9 +22,9 @@ pub trait Arithmetic: Backend {
     /// `number · x`.
     fn times_number(x: FloatTensor<Self>, number: f64) -> FloatTensor<Self>;
 
-    /// `x` cut at ±`bound`.
-    fn cut(x: FloatTensor<Self>, bound: f64) -> FloatTensor<Self>;
+    /// `x` cut at the lower and the upper of two bounds, of which the lower may be infinite.
+    fn cut(x: FloatTensor<Self>, bounds: [f64; 2]) -> FloatTensor<Self>;
 
-    /// Cotangent of what was cut, for backward rows δ over forward rows `index`: δ where x is within ±`bound`, 0 elsewhere.
-    fn cut_vjp(x: &FloatTensor<Self>, bound: f64, delta: FloatTensor<Self>, index: &[u32]) -> FloatTensor<Self>;
+    /// Cotangent of what was cut, for backward rows δ over forward rows `index`: δ where x is within the bounds, 0 elsewhere.
+    fn cut_vjp(x: &FloatTensor<Self>, bounds: [f64; 2], delta: FloatTensor<Self>, index: &[u32]) -> FloatTensor<Self>;
 }

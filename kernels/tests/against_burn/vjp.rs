@@ -3,9 +3,25 @@ use crate::{Auto, Random, TYPES, close, gradient, leaf, primitive, rows_of, tens
 use proptest::prelude::*;
 use std::ops::Range;
 use tanglescope_kernels::{
-    Activate, Activation, Arithmetic, Attend, AttentionSpec, Flex, Grouped, Head, HeadCotangents, Memory, Norm,
-    NormKind, Pairs, Rotary, Rows, Segment, SoftCap, Span, Stretch, activation, attention, norm, rotary,
+    Activate, Activation, Arithmetic, Attend, AttentionSpec, Convolve, DeltaInputs, DeltaRule, DeltaSpec, Flex,
+    Grouped, Head, HeadCotangents, Memory, Norm, NormKind, Pairs, Rotary, Rows, Segment, SoftCap, Span, Stretch,
+    activation, attention, convolution, delta, norm, rotary,
 };
+
+/// Spans of a trunk and its suffixes, suffixes first, segments of a part of each and of the trunk, and the number of rows.
+fn sequences(random: &mut Random, trunk: usize, suffixes: Vec<usize>) -> (Vec<Span>, Vec<Segment>, usize) {
+    let (mut spans, mut segments, mut first) = (Vec::new(), Vec::new(), trunk);
+    for suffix in suffixes {
+        spans.push(Span { prefix: 0..trunk, own: first..first + suffix });
+        segments.push(Segment { prefix: 0..trunk, own: first..first + 1 + random.below(suffix), active_from: 0 });
+        first += suffix;
+    }
+    if trunk > 0 {
+        spans.push(Span { prefix: 0..0, own: 0..trunk });
+        segments.push(Segment { prefix: 0..1 + random.below(trunk), own: 0..0, active_from: 0 });
+    }
+    (spans, segments, first)
+}
 
 /// Backward rows over forward rows, with repetitions.
 fn index(random: &mut Random, backward: usize, forward: usize) -> Vec<u32> {
@@ -114,12 +130,14 @@ proptest! {
         for (dtype, tolerance) in TYPES {
             let (x, delta) = (tensor(&x, [rows, width], dtype), tensor(&delta, [backward, width], dtype));
             let (values, deltas) = (Flex::download(&x), Flex::download(&delta));
-            let want: Vec<f64> = values.iter().map(|x| x.clamp(-0.7, 0.7)).collect();
-            close(&Flex::download(&Flex::cut(x.clone(), 0.7)), &want, tolerance);
-            let within = |r: usize, c: usize| values[index[r] as usize * width + c].abs() <= 0.7;
-            let want: Vec<f64> = (0..backward * width)
-                .map(|at| if within(at / width, at % width) { deltas[at] } else { 0.0 }).collect();
-            close(&Flex::download(&Flex::cut_vjp(&x, 0.7, delta, &index)), &want, tolerance);
+            for bounds in [[-0.7, 0.5], [f64::NEG_INFINITY, 0.3]] {
+                let want: Vec<f64> = values.iter().map(|x| x.clamp(bounds[0], bounds[1])).collect();
+                close(&Flex::download(&Flex::cut(x.clone(), bounds)), &want, tolerance);
+                let of = |r: usize, c: usize| values[index[r] as usize * width + c];
+                let within = |at: usize| (bounds[0]..=bounds[1]).contains(&of(at / width, at % width));
+                let want: Vec<f64> = (0..backward * width).map(|at| if within(at) { deltas[at] } else { 0.0 }).collect();
+                close(&Flex::download(&Flex::cut_vjp(&x, bounds, delta.clone(), &index)), &want, tolerance);
+            }
         }
     }
 
@@ -139,6 +157,71 @@ proptest! {
             let up = |values: &[f64], width: usize| tensor(values, [rows, width], dtype);
             let back = Flex::rotary(up(&delta, width), &up(&cos, half), &up(&sin, half), None, (head_dim, pairs), true);
             close(&Flex::download(&back), &gradient(&x_leaf, &gradients), tolerance);
+        }
+    }
+
+    /// The gated delta rule, and a short convolution, of whole sequences: a cotangent has its own copy of the trunk and of a part of its suffix.
+    #[test]
+    fn delta_rule_and_convolution(
+        seed: u64, trunk in 0usize..20, suffixes in proptest::collection::vec(1usize..15, 1..3),
+        key_heads in 1usize..3, shared in 1usize..3, key_dim in 1usize..9, value_dim in 1usize..70, taps in 1usize..5,
+    ) {
+        let mut random = Random::new(seed);
+        let spec = DeltaSpec { key_heads, value_heads: key_heads * shared, key_dim, value_dim };
+        let (kw, vw, heads) = (key_heads * key_dim, spec.value_heads * value_dim, spec.value_heads);
+        let (spans, segments, n) = sequences(&mut random, trunk, suffixes);
+        // keys of length one or less, and gates between 0 and 1, as the layer makes them
+        let unit = |values: Vec<f64>| values.into_iter().map(|x| x / (key_dim as f64).sqrt()).collect::<Vec<_>>();
+        let (q, k, v) = (random.values(n * kw), unit(random.values(n * kw)), random.values(n * vw));
+        let decay: Vec<f64> = random.values(n * heads).iter().map(|x| -x.abs()).collect();
+        let beta: Vec<f64> = random.values(n * heads).iter().map(|x| x.abs()).collect();
+        let w = random.values(vw * taps);
+        let inputs = [(&q, kw), (&k, kw), (&v, vw), (&decay, heads), (&beta, heads)];
+        let (mut delta, mut want, mut of_convolution) = (Vec::new(), [(); 5].map(|()| Vec::new()), [(); 2].map(|()| Vec::new()));
+        for segment in &segments {
+            let length = segment.len();
+            let here = random.values(length * vw);
+            let rows = |values: &[f64], width: usize| rows_of(values, width, segment.prefix.clone().chain(segment.own.clone()));
+            let leaves = inputs.map(|(values, width)| leaf(&rows(values, width), [length, width]));
+            let [q, k, v, decay, beta] = leaves.each_ref().map(primitive);
+            let of = DeltaInputs { q: &q, k: &k, v: &v, decay: &decay, beta: &beta };
+            let y = wrap::<2>(delta::reference::delta_rule::<Auto>(&of, spec));
+            let gradients = (y * leaf(&here, [length, vw])).sum().backward();
+            want.iter_mut().zip(&leaves).for_each(|(want, leaf)| want.extend(gradient(leaf, &gradients)));
+            let weights = leaf(&w, [vw * taps]);
+            let y = wrap::<2>(convolution::reference::convolve::<Auto>(&v, &primitive(&weights), taps));
+            let gradients = (y * leaf(&here, [length, vw])).sum().backward();
+            of_convolution[0].extend(gradient(&leaves[2], &gradients));
+            of_convolution[1].extend(gradient(&weights, &gradients));
+            delta.extend(here);
+        }
+        for (dtype, tolerance) in TYPES {
+            let up = |values: &[f64], width: usize| tensor(values, [values.len() / width, width], dtype);
+            let [q, k, v, decay, beta] = inputs.map(|(values, width)| up(values, width));
+            let of = DeltaInputs { q: &q, k: &k, v: &v, decay: &decay, beta: &beta };
+            let (out, errors) = Flex::delta_rule(&of, &spans, spec);
+            let delta = up(&delta, vw);
+            let got = Flex::delta_rule_vjp(&of, (&out, &errors), &delta, &segments, spec);
+            got.iter().zip(&want).for_each(|(got, want)| close(&Flex::download(got), want, tolerance));
+            // a cotangent that ends in the trunk is not among the spans
+            for (segment, span) in segments.iter().filter(|segment| !segment.own.is_empty()).zip(&spans) {
+                let rows = |values: &[f64], width| up(&rows_of(values, width, span.prefix.clone().chain(span.own.clone())), width);
+                let [q, k, v, decay, beta] = inputs.map(|(values, width)| rows(values, width));
+                let of = DeltaInputs { q: &q, k: &k, v: &v, decay: &decay, beta: &beta };
+                let whole = Flex::download(&delta::reference::delta_rule::<Flex>(&of, spec));
+                close(&rows_of(&Flex::download(&out), vw, segment.own.clone()), &whole[span.prefix.len() * vw..][..segment.own.len() * vw], tolerance);
+            }
+            let w = tensor(&w, [vw * taps], dtype);
+            let back = Flex::convolve(&delta, &w, taps, &convolution::rows_behind(&segments, taps));
+            close(&Flex::download(&back), &of_convolution[0], tolerance);
+            let terms = Flex::convolve_terms(&v, taps, &delta, &convolution::forward_rows_before(&segments, taps));
+            let offsets: Vec<usize> = std::iter::once(0).chain(segments.iter().scan(0, |end, s| { *end += s.len(); Some(*end) })).collect();
+            close(&Flex::download(&Flex::segment_sums(&terms, &offsets)), &of_convolution[1], tolerance);
+            let y = Flex::convolve(&v, &w, taps, &convolution::rows_before(&spans, n, taps));
+            let span = &spans[0];
+            let rows = rows_of(&Flex::download(&v), vw, span.prefix.clone().chain(span.own.clone()));
+            let whole = convolution::reference::convolve::<Flex>(&up(&rows, vw), &w, taps);
+            close(&rows_of(&Flex::download(&y), vw, span.own.clone()), &Flex::download(&whole)[span.prefix.len() * vw..], tolerance);
         }
     }
 

@@ -64,7 +64,7 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         });
         let uncut = self.bound.map(|bound| {
             let before = [q.clone(), k.clone(), v.clone()];
-            [q, k, v] = before.clone().map(|x| B::cut(x, bound));
+            [q, k, v] = before.clone().map(|x| B::cut(x, [-bound, bound]));
             before
         });
         if let Some([of_q, of_k]) = self.rope.map(|rope| rope.map(|of| &rows.angles[of])) {
@@ -103,7 +103,7 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         }
         if let (Some(bound), Some([q, k, v])) = (self.bound, &trace.uncut) {
             let index = rows.full.index.as_slice();
-            let cut = |x, delta| B::cut_vjp(x, bound, delta, index);
+            let cut = |x, delta| B::cut_vjp(x, [-bound, bound], delta, index);
             (dq, dk, dv) = (cut(q, dq), cut(k, dk), cut(v, dv));
         }
         if let (Some(norms), Some([q, k])) = (&self.query_key_norms, &trace.projected) {
