@@ -1,12 +1,12 @@
 """Makes tests/golden/architectures: small models of the architectures that have no goldens elsewhere, with exact float64
 log-probabilities and gradients of every parameter.
 
-    python tests/architecture_values.py        (torch 2.15.0, transformers 5.24.0, safetensors)
+    python tests/architecture_values.py [NAME …]       (torch 2.15.0, transformers 5.24.0, safetensors)
 
 transformers computes rotary tables, norms and softmax in float32 whatever the model's type; here its own code runs with
 float64 in their place, so that what is stored is exact.
 """
-import importlib, json, pathlib, types
+import importlib, json, pathlib, sys, types
 import torch, transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, modeling_rope_utils
@@ -36,6 +36,10 @@ MODELS = {
     "stablelm-parallel": dict(use_parallel_residual=True,
                               rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.25)),
     "starcoder2": dict(sliding_window=6, use_bias=True, **ROPE),
+    "qwen3_5_moe_text": dict(head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=6,
+                             linear_conv_kernel_dim=3, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=10,
+                             shared_expert_intermediate_size=14, full_attention_interval=3,
+                             rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)),
 }
 PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
 
@@ -49,10 +53,12 @@ for pair in pairs:
 torch.Tensor.float = torch.Tensor.double
 modeling_rope_utils.torch = Double("torch")
 for seed, (name, more) in enumerate(MODELS.items()):
-    kind = name.split("-")[0]
+    if sys.argv[1:] and name not in sys.argv[1:]:
+        continue
+    kind = name.split("-")[0].removesuffix("_text")
     module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     module.torch = Double("torch")
-    config = AutoConfig.for_model(kind, **{**SIZES, **more}, attn_implementation="eager")
+    config = AutoConfig.for_model(name.split("-")[0], **{**SIZES, **more}, attn_implementation="eager", experts_implementation="eager")
     torch.manual_seed(20 + seed)
     torch.set_default_dtype(torch.float32)
     model = AutoModelForCausalLM.from_config(config)

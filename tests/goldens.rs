@@ -2,7 +2,9 @@
 //!
 //! Tolerances, relative to √(ww·ll) for inner products: in f64 1e-9, which leaves room for the goldens' own rounding
 //! (sums of 10⁵ terms at 1e-16, condition number included); in f32 1e-4, about 10 × ε₃₂ × the depth of the sums
-//! (some 100 rounded operations between an input and a gradient).
+//! (some 100 rounded operations between an input and a gradient). Under the gated delta rule a sequence's first outputs `(q·k)·v` are nearly zero
+//! before their norm, so that roundings of q and k grow by |q||k|/|q·k| where the gradient is largest: 3e-4 in f32, three times as much (transformers
+//! itself, in f32, is off by 6e-5 on these).
 mod support;
 
 use serde_json::Value;
@@ -24,6 +26,7 @@ const ARCHITECTURES: &[&str] = &[
     "glm4_moe",
     "gpt2",
     "gpt_neox",
+    "gpt_oss",
     "granite",
     "llama",
     "llama3_tied",
@@ -38,7 +41,9 @@ const ARCHITECTURES: &[&str] = &[
     "qwen2_5_vl",
     "qwen2_moe",
     "qwen3",
+    "qwen3_5_text",
     "qwen3_moe",
+    "qwen3_next",
     "qwen3_vl",
     "smollm3",
 ];
@@ -135,6 +140,8 @@ fn check<B: Kernels>(device: &B::Device, dtype: DType, tolerance: f64, (spelling
                 let in_scope = model.in_scope(&wanted).unwrap();
                 let names: Vec<String> = in_scope.parameters.iter().map(|p| p.name.clone()).collect();
                 let results = grams(&model, &in_scope, &Request::all(&groups(&golden)));
+                let recurrent = model.description.delta.is_some() && dtype == DType::F32;
+                let tolerance = if recurrent { 3.0 * tolerance } else { tolerance };
                 for (i, (result, pair)) in results.iter().zip(golden["pairs"].as_array().unwrap()).enumerate() {
                     let (worst, at) = error(result, &names, pair, scope);
                     println!("{} {scope} pair {i}: {worst:.1e} at {at}", folder.display());
@@ -247,7 +254,7 @@ fn small_architectures_meet_transformers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/architectures");
     let mut folders: Vec<PathBuf> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert_eq!(folders.len(), 8);
+    assert_eq!(folders.len(), 9);
     for folder in folders {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let model = Decoder::<Flex>::load(&folder, &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
@@ -277,6 +284,8 @@ fn what_is_counted_is_what_runs() {
         r"\.1\..*(down_proj|w2|c_proj|dense_4h_to_h)",
         r"\.1\..*(up_proj|w3|c_fc|dense_h_to_4h|gate_up)",
         "lora_A",
+        r"sinks|conv1d|A_log",
+        r"\.1\..*dt_bias",
         "lora_B",
         r"\.0\..*norm|\.0\.ln_",
     ];

@@ -363,7 +363,7 @@ fn attention_in<B: Kernels>(device: &B::Device, dtype: DType) {
 }
 
 fn delta_rule<B: Kernels>(device: &B::Device) {
-    types::<B>(device).into_iter().for_each(|dtype| delta_rule_in::<B>(device, dtype));
+    delta_rule_in::<B>(device, B::carried());
 }
 
 fn delta_rule_in<B: Kernels>(device: &B::Device, dtype: DType) {

@@ -120,7 +120,7 @@ fn defaults_are_those_of_transformers() {
     assert_eq!((off.attention.cap, off.logit_cap), (None, None));
     let gemma = read(&config("gemma3_text")).unwrap();
     assert_eq!((gemma.attention.cap, gemma.query_key_norm), (None, Some(QueryKeyNorm::Heads)));
-    assert_eq!(gemma.blocks, [BlockKind { window: Some(4096), rope: Some([1; 2]), sparse: false }; 3]);
+    assert_eq!(gemma.blocks, [BlockKind { window: Some(4096), rope: Some([1; 2]), ..BlockKind::default() }; 3]);
     let neox = read(&config("gpt_neox")).unwrap();
     assert!(neox.parallel && neox.norm.centred && neox.qkv_bias && !neox.tied);
     // a quarter of a head of four

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use tanglescope_kernels::cost::{self, Cost, Rates};
 use tanglescope_kernels::head::{head_cost, head_gram_cost};
 use tanglescope_kernels::{DType, RowSet};
+use tanglescope_model::architectures::Description;
 use tanglescope_model::{BlockNeeds, InScope, Map, Needs, Outline, Reads};
 
 /// The cost of a batch, by stage.
@@ -55,7 +56,9 @@ const INPUTS: [Reads; 4] = [Reads::MixerInput, Reads::AttentionOutput, Reads::Ml
 fn forward(map: &Map, rows: usize, dtype: DType) -> Cost {
     let [n, m] = map.shape;
     let low = |r: usize| cost::product(rows, n, r, dtype) + cost::product(rows, r, m, dtype);
-    cost::product(rows, n, m, dtype) + map.rank.map(low).unwrap_or_default()
+    // an expert's bias is a map of the number one
+    let bias = if map.routed && map.bias { cost::product(rows, 1, m, dtype) } else { Cost::default() };
+    cost::product(rows, n, m, dtype) + bias + map.rank.map(low).unwrap_or_default()
 }
 
 /// Whether the cotangents of the outputs of maps that read an input are formed, and those of that input.
@@ -91,10 +94,10 @@ fn backward(map: &Map, scope: &InScope, [output, input]: [bool; 2], rows: usize,
 fn reductions(maps: &[&Map], scope: &InScope, rows: &RowSet, dtype: DType, rates: &Rates) -> Cost {
     let (mut sum, mut outputs) = (Cost::default(), Vec::new());
     for map in maps {
-        let has = |path: &str, part: &str| scope.contains(&format!("{path}.{part}"));
-        outputs.extend(has(&map.path, "weight").then_some(map.shape[1]));
-        outputs.extend(map.rank.filter(|_| has(&map.adapter_path, "lora_A.weight")));
-        if let Some(r) = map.rank.filter(|_| has(&map.adapter_path, "lora_B.weight")) {
+        let has = |factor: &str| scope.contains(&format!("{}.{factor}.weight", map.adapter_path));
+        outputs.extend(scope.contains(&map.weight_name()).then_some(map.shape[1]));
+        outputs.extend(map.rank.filter(|_| has("lora_A")));
+        if let Some(r) = map.rank.filter(|_| has("lora_B")) {
             sum += cost::reductions(r, &[map.shape[1]], rows, dtype, rates);
         }
     }
@@ -102,6 +105,17 @@ fn reductions(maps: &[&Map], scope: &InScope, rows: &RowSet, dtype: DType, rates
         sum += cost::reductions(map.shape[0], &outputs, rows, dtype, rates);
     }
     sum
+}
+
+/// Products that take sinks of attention from heads to values, or back.
+fn of_sinks(of: &Description, rows: usize, dtype: DType) -> Cost {
+    let (heads, width) = (of.attention.heads, of.attention.heads * of.attention.head_dim);
+    if of.names.sinks.is_none() { Cost::default() } else { cost::product(rows, heads, width, dtype) }
+}
+
+/// Name of a block's sinks; no parameter's where it has none.
+fn sinks_name(of: &Description, layer: usize) -> String {
+    of.names.sinks.map_or_else(String::new, |name| format!("{}.{layer}.{name}", of.names.blocks))
 }
 
 /// A part of the rows of each cotangent: what an expert meets on average.
@@ -132,10 +146,21 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
     let needs = Needs::of(of, scope);
     let mut count = Count::default();
     for (layer, needs) in needs.blocks.iter().enumerate() {
-        let attention = of.attention_of(layer);
-        count.attention += attention.cost(&batch.spans);
+        let (forward_cost, vjp_cost) = match of.delta.as_ref().filter(|_| of.blocks[layer].recurrent) {
+            Some(delta) => (delta.spec.cost(&batch.spans), delta.spec.cost_vjp(&batch.segments)),
+            None => {
+                let attention = of.attention_of(layer);
+                (attention.cost(&batch.spans), attention.cost_vjp(&batch.segments))
+            }
+        };
+        count.attention += forward_cost;
         if needs.mixer.hidden {
-            count.attention += attention.cost_vjp(&batch.segments);
+            count.attention += vjp_cost;
+        }
+        count.forward += of_sinks(of, batch.tokens.len(), dtype);
+        if needs.mixer.hidden && scope.contains(&sinks_name(of, layer)) {
+            let rows = if layer + 1 == of.layers() { batch.active.rows() } else { batch.full.rows() };
+            count.backward += of_sinks(of, rows, dtype);
         }
         for input in INPUTS {
             let (routed, maps): (Vec<&Map>, Vec<&Map>) =

@@ -30,13 +30,24 @@ fn kept(model: &Description) -> usize {
         let shared = of.shared.map_or(0, |shared| 2 * shared.width + model.hidden);
         of.routing.per_row * (2 * of.width + model.hidden) + shared + of.number
     });
-    (1 + outputs) * model.hidden + (attention + before_norms) * spec.head_dim + spec.heads + dense.max(feed_forward)
+    let gates = if model.output_gate { spec.heads } else { 0 };
+    let attention = (attention + before_norms + gates) * spec.head_dim + spec.heads;
+    (1 + outputs) * model.hidden + attention.max(carried(model)) + dense.max(feed_forward)
+}
+
+/// Values of a row in a mixer by the gated delta rule: its channels and gates as they are, and what is carried, twice as wide on the CPU.
+fn carried(model: &Description) -> usize {
+    model.delta.as_ref().map_or(0, |of| {
+        let [keys, values] = of.widths();
+        let channels = 2 * keys + values;
+        channels + values + 2 * (channels + 2 * values + 5 * of.spec.value_heads)
+    })
 }
 
 /// Values of one backward row on its way through the widest layer: δ of gate, up and down, and the residual stream.
 fn passing(model: &Description) -> usize {
     let experts = model.experts.as_ref().map_or(0, |of| of.routing.per_row * (3 * of.width + 2 * model.hidden));
-    (3 * model.mlp_width).max(experts) + 4 * model.hidden
+    (3 * model.mlp_width).max(experts).max(2 * carried(model)) + 4 * model.hidden
 }
 
 /// Bytes that one forward row takes at the peak of a backward pass that computes nothing twice, for a pair that shares

@@ -1,5 +1,5 @@
 //! LoRA adapters: a PEFT folder, or a fresh one as PEFT would start it.
-use crate::architectures::{ExpertsKind, Wrapper};
+use crate::architectures::{ExpertsKind, StackOrder, StoredExperts, Wrapper};
 use crate::config::{Config, is_off};
 use crate::error::{Error, Result, pattern_problem};
 use crate::layers::{Block, FusedLora, Lora, Part};
@@ -326,7 +326,7 @@ impl SavedAdapter {
             let (map, routed) = match part {
                 Part::Linear(map) => (map, false),
                 Part::Expert(map) => (map, true),
-                Part::Fused(_) | Part::Norm(_) => return,
+                Part::Fused(_) | Part::Norm(_) | Part::Vector(_) => return,
             };
             if attached.is_err() {
                 return;
@@ -399,12 +399,14 @@ impl SavedAdapter {
                 let value = |at: usize| a[(e * r + at % r) * inputs + at / r];
                 upload((0..inputs * r).map(value).collect(), [inputs, r])
             };
-            let mut first = 0;
-            let pieces = outputs.into_iter().map(|outputs| {
-                let start = first;
-                first += outputs;
+            // gate and up are one after the other, or in turn
+            let in_turn = matches!(kind.stored, StoredExperts::Stacked { order: StackOrder::Inputs, .. });
+            let every = if in_turn { outputs.len() } else { 1 };
+            let pieces = outputs.into_iter().enumerate().map(|(piece, outputs)| {
+                let start = if in_turn { piece } else { piece * outputs };
                 let b_of = |e: usize| {
-                    let value = |at: usize| b[(start + at % outputs) * r * experts + at / outputs * experts + e];
+                    let row = |at: usize| start + at % outputs * every;
+                    let value = |at: usize| b[row(at) * r * experts + at / outputs * experts + e];
                     upload((0..r * outputs).map(value).collect(), [r, outputs])
                 };
                 (0..experts).map(b_of).collect()

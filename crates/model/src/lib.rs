@@ -5,6 +5,7 @@
 //! what it finds at each parameter to a [`Sink`].
 pub mod adapter;
 pub mod architectures;
+mod assemble;
 mod config;
 mod decoder;
 mod error;

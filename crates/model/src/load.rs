@@ -1,31 +1,28 @@
 //! From a Hugging Face folder to a decoder, and from one adapter to another.
 use crate::adapter::{Adapter, AdapterSource, Place, SavedAdapter};
-use crate::architectures::{self, BlockKind, Description, ExpertsKind, Qkv, Up, Wrapper};
+use crate::architectures::{self, Description, StackOrder, Wrapper};
+use crate::assemble;
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
-use crate::layers::{
-    Attention, Block, Experts, FeedForward, Linear, Mixer, Mlp, Norm, Part, Pieces, Projection, SharedExpert, Sublayer,
-};
+use crate::layers::{Block, FeedForward, Linear, Norm, Part, Vector, bias_of, weight_of, whole};
 use crate::outline::Outline;
 use crate::residency::Residence;
 use crate::sink::Embedding;
 use crate::weights::{Layout, Weights, content_hash};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::path::Path;
 use tanglescope_kernels::cost::Rates;
-use tanglescope_kernels::{
-    Activation, DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, Pairs, TensorData, TensorMetadata,
-};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorMetadata};
 
 /// Reads the tensors of a base model, or of an adapter's copies of them.
-struct Loader<'a> {
+pub(crate) struct Loader<'a> {
     base: Weights,
-    adapter: &'a mut Adapter,
+    pub(crate) adapter: &'a mut Adapter,
     names_prefix: String,
     /// Whether the checkpoint leaves the base's prefix out.
     bare: bool,
-    dtype: DType,
+    pub(crate) dtype: DType,
     saved: BTreeSet<String>,
 }
 
@@ -40,7 +37,7 @@ impl Loader<'_> {
     }
 
     /// The tensor and its name in the checkpoint.
-    fn tensor<B: Kernels>(
+    pub(crate) fn tensor<B: Kernels>(
         &mut self,
         canonical: &str,
         shape: &[usize],
@@ -61,18 +58,23 @@ impl Loader<'_> {
     }
 
     /// The values of a tensor that is no parameter, as f64.
-    fn values(&mut self, canonical: &str, number: usize) -> Result<Vec<f64>> {
+    pub(crate) fn values(&mut self, canonical: &str, number: usize) -> Result<Vec<f64>> {
         let name = self.name(canonical);
         let values = self.base.take::<Flex>(&name, &[number], Layout::Same, DType::F64, &FlexDevice)?;
         Ok(Flex::download(&values))
     }
 
-    fn embedding<B: Kernels>(&mut self, module: &str, shape: [usize; 2], device: &B::Device) -> Result<Embedding<B>> {
+    pub(crate) fn embedding<B: Kernels>(
+        &mut self,
+        module: &str,
+        shape: [usize; 2],
+        device: &B::Device,
+    ) -> Result<Embedding<B>> {
         let (name, table) = self.tensor::<B>(&format!("{module}.weight"), &shape, Layout::Same, device)?;
         Ok(Embedding { name, table })
     }
 
-    fn norm<B: Kernels>(
+    pub(crate) fn norm<B: Kernels>(
         &mut self,
         module: &str,
         features: usize,
@@ -80,7 +82,7 @@ impl Loader<'_> {
         device: &B::Device,
     ) -> Result<Norm<B>> {
         if !of.norm_gain {
-            return Ok(without_parameters(features, of, self.dtype, device));
+            return Ok(assemble::without_parameters(features, of.norm, self.dtype, device));
         }
         let gain = self.tensor::<B>(&format!("{module}.weight"), &[features], Layout::Same, device)?.1;
         let bias = match of.norm_bias {
@@ -90,35 +92,92 @@ impl Loader<'_> {
         Ok(Norm { name: self.name(module), gain, bias, kind: of.norm, gain_plus_one: of.gain_plus_one })
     }
 
-    fn linear<B: Kernels>(
+    /// Numbers that are neither a norm's nor a map's, of a shape in the checkpoint.
+    pub(crate) fn vector<B: Kernels>(&mut self, name: &str, shape: &[usize], device: &B::Device) -> Result<Vector<B>> {
+        let (name, values) = self.tensor::<B>(name, shape, Layout::Same, device)?;
+        Ok(Vector { name, values: B::reshape(values, [shape.iter().product::<usize>()]) })
+    }
+
+    pub(crate) fn linear<B: Kernels>(
         &mut self,
         module: &Module,
         [inputs, outputs]: [usize; 2],
         device: &B::Device,
     ) -> Result<Linear<B>> {
         let path = &module.path;
-        let (shape, layout) =
-            if module.conv1d { ([inputs, outputs], Layout::Same) } else { ([outputs, inputs], Layout::Transposed) };
-        let weight = self.tensor::<B>(&format!("{path}.weight"), &shape, layout, device)?.1;
-        let bias = match module.bias {
-            true => Some(self.tensor::<B>(&format!("{path}.bias"), &[outputs], Layout::Same, device)?.1),
-            false => None,
-        };
         let (layer, shape) = (module.layer, [inputs, outputs]);
         let place = Place { layer, attention: module.attention, routed: module.routed };
+        if let Some(stack) = module.stack {
+            let (weight, bias) = (whole(path).to_owned(), whole(&bias_of(path)).to_owned());
+            let columns = outputs * stack.pieces;
+            let (shape, layout) = match stack.order {
+                StackOrder::Inputs => ([stack.experts, inputs, columns], part_of(path, stack.pieces)),
+                StackOrder::Outputs => ([stack.experts, columns, inputs], rows_of(path, stack.pieces)),
+            };
+            let weight = self.tensor::<B>(&weight, &shape, layout, device)?.1;
+            let bias = match module.bias {
+                true => {
+                    Some(self.tensor::<B>(&bias, &[stack.experts, columns], part_of(path, stack.pieces), device)?.1)
+                }
+                false => None,
+            };
+            return Ok(Linear { name: self.name(path), weight, bias, lora: None });
+        }
+        let (shape_stored, layout) =
+            if module.conv1d { ([inputs, outputs], Layout::Same) } else { ([outputs, inputs], Layout::Transposed) };
+        let weight = self.tensor::<B>(&weight_of(path), &shape_stored, layout, device)?.1;
+        let bias = match module.bias {
+            true => Some(self.tensor::<B>(&bias_of(path), &[outputs], Layout::Same, device)?.1),
+            false => None,
+        };
         let lora = self.adapter.factors::<B>(path, place, shape, self.dtype, device)?;
         Ok(Linear { name: self.name(path), weight, bias, lora })
     }
 }
 
+/// Expert and piece of a map `tensor#expert.piece`.
+fn place(path: &str) -> [usize; 2] {
+    let part = path.split_once('#').and_then(|(_, part)| part.split_once('.'));
+    let number = |text: &str| text.parse().ok();
+    match part.and_then(|(expert, piece)| Some([number(expert)?, number(piece)?])) {
+        Some(place) => place,
+        None => unreachable!("`{path}` is a part of a tensor"),
+    }
+}
+
+/// Where it is, where columns of pieces come in turn.
+fn part_of(path: &str, every: usize) -> Layout {
+    let [index, first] = place(path);
+    Layout::Part { index, first, every }
+}
+
+/// Where it is, where rows of pieces come one after the other.
+fn rows_of(path: &str, of: usize) -> Layout {
+    let [index, piece] = place(path);
+    Layout::Rows { index, piece, of }
+}
+
 /// A linear map of a block, before it is loaded.
-struct Module {
-    path: String,
-    layer: usize,
-    attention: bool,
-    bias: bool,
-    conv1d: bool,
-    routed: bool,
+pub(crate) struct Module {
+    pub path: String,
+    pub layer: usize,
+    pub attention: bool,
+    pub bias: bool,
+    pub conv1d: bool,
+    pub routed: bool,
+    /// Maps in one tensor, where it is a part of one.
+    pub stack: Option<Stack>,
+}
+
+/// Maps that one tensor holds.
+#[derive(Clone, Copy)]
+pub(crate) struct Stack {
+    /// Experts, a matrix each.
+    pub experts: usize,
+    /// Maps of an expert.
+    pub pieces: usize,
+    /// How they lie there.
+    pub order: StackOrder,
 }
 
 impl<B: Kernels> Decoder<B> {
@@ -225,7 +284,8 @@ impl<B: Kernels> Decoder<B> {
             _ => None,
         };
         let of_images = |name: &str| description.wrapper.is_some() && Wrapper::is_of_images(name);
-        let no_parameter = |name: &&str| is_buffer(name, &description, bare) || of_images(name);
+        let beside = |name: &str| description.names.beside.iter().any(|start| name.starts_with(start));
+        let no_parameter = |name: &&str| is_buffer(name, &description, bare) || of_images(name) || beside(name);
         let buffers: Vec<String> = base.names().filter(no_parameter).map(str::to_owned).collect();
         buffers.iter().for_each(|name| base.ignore(name));
         let saved = BTreeSet::new();
@@ -242,8 +302,10 @@ impl<B: Kernels> Decoder<B> {
         let mut blocks = Vec::with_capacity(description.layers());
         for layer in 0..description.layers() {
             blocks.push(match layer < resident {
-                true => Residence::Device(Box::new(block::<B>(&mut loader, &description, layer, device)?)),
-                false => Residence::Host(Box::new(block::<Flex>(&mut loader, &description, layer, &FlexDevice)?)),
+                true => Residence::Device(Box::new(assemble::block::<B>(&mut loader, &description, layer, device)?)),
+                false => {
+                    Residence::Host(Box::new(assemble::block::<Flex>(&mut loader, &description, layer, &FlexDevice)?))
+                }
             });
         }
         let final_norm = loader.norm::<B>(&names.final_norm, description.hidden, &description, device)?;
@@ -273,109 +335,8 @@ impl<B: Kernels> Decoder<B> {
     }
 }
 
-fn block<B: Kernels>(loader: &mut Loader<'_>, of: &Description, layer: usize, device: &B::Device) -> Result<Block<B>> {
-    let names = &of.names;
-    let (mut norms, mut maps) = (HashMap::new(), HashMap::new());
-    for part in of.parts(layer) {
-        match part {
-            architectures::Part::Norm { name, features } => {
-                let path = format!("{}.{layer}.{name}", names.blocks);
-                norms.insert(name, loader.norm::<B>(&path, features, of, device)?);
-            }
-            architectures::Part::Map { name, reads, shape, bias, routed } => {
-                let path = format!("{}.{layer}.{name}", names.blocks);
-                let attention = reads.by_attention();
-                let module = Module { path, layer, attention, bias, conv1d: names.conv1d, routed };
-                maps.insert(name, loader.linear::<B>(&module, shape, device)?);
-            }
-        }
-    }
-    let dtype = loader.dtype;
-    let mut norm = |name: Option<&'static str>| match of.norm_gain {
-        true => name.and_then(|name| norms.remove(name)),
-        false => name.map(|_| without_parameters(of.hidden, of, dtype, device)),
-    };
-    let mut take = |named: &[&str]| -> Vec<Linear<B>> { named.iter().filter_map(|n| maps.remove(*n)).collect() };
-    let (qkv, pieces) = match &names.qkv {
-        Qkv::Separate(named) => (take(named), Pieces::Separate),
-        Qkv::Joined(name) => (take(&[name]), Pieces::Columns(of.qkv_widths().to_vec())),
-        Qkv::ByHead(name) => (take(&[name]), Pieces::ByHead { pieces: 3, head_dim: of.attention.head_dim }),
-    };
-    let qkv = Projection { maps: qkv, pieces };
-    let (up, pieces) = match &names.up {
-        Up::Plain(name) => (take(&[name]), Pieces::Separate),
-        Up::Gated(named) => (take(named), Pieces::Separate),
-        Up::Joined(name) => (take(&[name]), Pieces::Columns(vec![of.mlp_width; 2])),
-    };
-    let mut one =
-        |name: &str| take(&[name]).pop().unwrap_or_else(|| unreachable!("`{name}` is a part of the description"));
-    let o = one(names.o);
-    let feed_forward = match of.experts_of(layer) {
-        Some(kind) => {
-            let list = format!("{}.{layer}.{}", names.blocks, kind.list);
-            let fused = loader.adapter.fused::<B>(&list, kind, of.hidden, loader.dtype, device)?;
-            let correction = match kind.correction {
-                Some(name) => Some(loader.values(&format!("{}.{layer}.{name}", names.blocks), kind.number)?),
-                None => None,
-            };
-            FeedForward::Experts(Experts { correction, fused, ..experts(kind, of.activation, &mut one) })
-        }
-        None => FeedForward::Mlp(Mlp {
-            up: Projection { maps: up, pieces },
-            down: one(names.down),
-            activation: of.activation,
-        }),
-    };
-    one_rank(&feed_forward)?;
-    let query_key_norms = names.query_key_norms.and_then(|[q, k]| Some(Box::new([norm(Some(q))?, norm(Some(k))?])));
-    let BlockKind { rope, .. } = of.blocks[layer];
-    let rotated = rope.map_or(Pairs::Halves, |[queries, _]| of.ropes[queries].rotated);
-    let attention =
-        Attention { qkv, query_key_norms, bound: of.qkv_bound, o, spec: of.attention_of(layer), rope, rotated };
-    Ok(Block {
-        mixer: Sublayer {
-            norm: norm(names.attention_norm),
-            layer: Mixer::Attention(attention),
-            norm_after: norm(names.after_attention),
-            scale: of.residual_scale,
-        },
-        mlp: Sublayer {
-            norm: norm(names.mlp_norm),
-            layer: feed_forward,
-            norm_after: norm(names.after_mlp),
-            scale: of.residual_scale,
-        },
-        parallel: of.parallel,
-    })
-}
-
-/// A norm whose gain is one.
-fn without_parameters<B: Kernels>(features: usize, of: &Description, dtype: DType, device: &B::Device) -> Norm<B> {
-    let ones = TensorData::new(vec![1.0f64; features], [features]).convert_dtype(dtype);
-    Norm { name: String::new(), gain: B::upload(ones, device), bias: None, kind: of.norm, gain_plus_one: false }
-}
-
-/// The experts of a layer, from its maps by name.
-fn experts<B: Kernels>(
-    kind: &ExpertsKind,
-    activation: Activation,
-    take: &mut dyn FnMut(&str) -> Linear<B>,
-) -> Experts<B> {
-    let router = take(kind.router);
-    let mut maps = [const { Vec::new() }; 3];
-    for expert in 0..kind.number {
-        maps.iter_mut().zip(kind.paths(expert)).for_each(|(maps, path)| maps.push(take(&path)));
-    }
-    let shared = kind.shared.map(|shared| {
-        let [gate, up, down] = shared.maps.map(&mut *take);
-        let up = Projection { maps: vec![gate, up], pieces: Pieces::Separate };
-        Box::new(SharedExpert { mlp: Mlp { up, down, activation }, gate: shared.gate.map(take) })
-    });
-    Experts { router, routing: kind.routing, correction: None, maps, activation, shared, fused: [None, None] }
-}
-
 /// Refuses an adapter whose factors differ in rank from one expert of a layer to another: they are multiplied together.
-fn one_rank<B: Kernels>(of: &FeedForward<B>) -> Result<()> {
+pub(crate) fn one_rank<B: Kernels>(of: &FeedForward<B>) -> Result<()> {
     let FeedForward::Experts(of) = of else { return Ok(()) };
     for maps in &of.maps {
         let mut ranks = maps.iter().filter_map(|map| map.lora.as_ref().map(|lora| (lora, lora.a.shape()[1])));
@@ -393,7 +354,7 @@ fn without_adapter<B: Kernels>(block: &mut Block<B>) {
     block.visit(&mut |part| match part {
         Part::Linear(map) | Part::Expert(map) => map.lora = None,
         Part::Fused(fused) => *fused = [None, None],
-        Part::Norm(_) => {}
+        Part::Norm(_) | Part::Vector(_) => {}
     });
 }
 

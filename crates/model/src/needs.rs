@@ -1,7 +1,7 @@
 //! What a backward pass has to compute for a scope: decided once, from the description and the parameters in scope, and read by
 //! the backward pass and by the count of its operations.
-use crate::architectures::{Description, Reads};
-
+use crate::architectures::{DeltaKind, Description, Reads};
+use crate::layers::whole;
 use crate::scope::{InScope, Location};
 use std::collections::BTreeSet;
 
@@ -90,13 +90,16 @@ impl Needs {
 fn block_needs(description: &Description, layer: usize, wanted: &BTreeSet<&str>, below: bool) -> BlockNeeds {
     let names = &description.names;
     let norm = |name: Option<&str>| name.is_some_and(|name| wanted.contains(name));
-    let maps =
-        |reads: Reads| !wanted.is_empty() && description.maps_of(layer, reads).any(|name| wanted.contains(&*name));
-    let query_key_norms = names.query_key_norms.is_some_and(|both| both.into_iter().any(|name| wanted.contains(name)));
+    let maps = |reads: Reads| {
+        !wanted.is_empty() && description.maps_of(layer, reads).any(|name| wanted.contains(whole(&name)))
+    };
+    // between what a mixer's first maps read and what its last one reads
+    let inside = names.query_key_norms.into_iter().flatten().chain(names.sinks).chain(DeltaKind::NAMES);
+    let inside = inside.filter(|name| *name != DeltaKind::NAMES[4]).any(|name| wanted.contains(name));
     let mixer = LayerNeeds::new(
         below,
         norm(names.attention_norm),
-        maps(Reads::MixerInput) || query_key_norms,
+        maps(Reads::MixerInput) || inside,
         maps(Reads::AttentionOutput) || norm(names.after_attention),
     );
     // beside attention the feed-forward layer is not below it

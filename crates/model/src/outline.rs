@@ -3,6 +3,7 @@ use crate::adapter::{Adapter, AdapterSource, Place};
 use crate::architectures::{self, Description, Part, Reads};
 use crate::config::Config;
 use crate::error::Result;
+use crate::layers::{bias_of, weight_of, whole};
 use crate::scope::{InScope, Location, Parameter, ParameterKind, Scope};
 use std::path::Path;
 
@@ -47,6 +48,14 @@ pub struct Outline {
     pub maps: Vec<Map>,
     /// An adapter's changes of all experts of a layer.
     pub fused: Vec<FusedMap>,
+}
+
+impl Map {
+    /// Name of its weight.
+    #[must_use]
+    pub fn weight_name(&self) -> String {
+        weight_of(&self.path)
+    }
 }
 
 impl Outline {
@@ -126,9 +135,13 @@ impl Outline {
         for map in &self.maps {
             blocks[map.layer] += map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
         }
-        let norm_values = |part: Part| if let Part::Norm { features, .. } = part { 2 * features } else { 0 };
+        let values = |part: Part| match part {
+            Part::Norm { features, .. } => 2 * features,
+            Part::Vector { shape, .. } => shape.iter().product(),
+            Part::Map { .. } => 0,
+        };
         for (layer, block) in blocks.iter_mut().enumerate() {
-            *block += of.parts(layer).into_iter().map(norm_values).sum::<usize>();
+            *block += of.parts(layer).into_iter().map(values).sum::<usize>();
         }
         (outside, blocks.into_iter().max().unwrap_or(0))
     }
@@ -137,34 +150,40 @@ impl Outline {
 /// The parameters of a model with some linear maps, under the names of the full architecture, in the order of the forward pass.
 pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> Vec<Parameter> {
     let mut out = Vec::new();
-    let mut add = |path: &str, module: &str, tensor: &str, location: Location, layer: Option<usize>| {
-        let kind = if tensor.starts_with("lora_") { ParameterKind::Lora } else { ParameterKind::Base };
-        let name = format!("{path}.{tensor}");
+    let mut add = |name: String, module: &str, location: Location, layer: Option<usize>| {
+        let kind = if name.contains(".lora_") { ParameterKind::Lora } else { ParameterKind::Base };
         out.push(Parameter { name, layer, module: module.to_owned(), location, kind });
     };
+    let weight = |path: &str| format!("{path}.weight");
     let norm_values = || ["weight", "bias"].into_iter().take(usize::from(of.norm_gain) + usize::from(of.norm_bias));
-    add(&of.names.embedding, &of.names.embedding, "weight", Location::Embedding, None);
+    add(weight(&of.names.embedding), &of.names.embedding, Location::Embedding, None);
     if let Some(positions) = of.names.positions {
-        add(positions, positions, "weight", Location::Embedding, None);
+        add(weight(positions), positions, Location::Embedding, None);
     }
     for layer in 0..of.layers() {
         let mut maps = maps.iter().filter(|map| map.layer == layer);
-        let mut add = |path: &str, module: &str, tensor: &str| add(path, module, tensor, Location::Block, Some(layer));
+        let mut add = |name: String, module: &str| add(name, module, Location::Block, Some(layer));
         for part in of.parts(layer) {
             match part {
                 Part::Norm { name, .. } => {
                     let path = format!("{}.{layer}.{name}", of.names.blocks);
-                    norm_values().for_each(|tensor| add(&path, &name, tensor));
+                    norm_values().for_each(|tensor| add(format!("{path}.{tensor}"), &name));
                 }
+                Part::Vector { name, .. } => add(format!("{}.{layer}.{name}", of.names.blocks), name),
                 Part::Map { name, bias, .. } => {
                     let path = format!("{}.{layer}.{name}", of.names.blocks);
-                    add(&path, &name, "weight");
-                    if bias {
-                        add(&path, &name, "bias");
+                    let map = maps.next();
+                    // a tensor of many maps is one parameter, and has a place at the first
+                    if name.contains('#') && !name.ends_with("#0.0") {
+                        continue;
                     }
-                    if let Some(map) = maps.next().filter(|map| map.rank.is_some()) {
-                        add(&map.adapter_path, &name, "lora_A.weight");
-                        add(&map.adapter_path, &name, "lora_B.weight");
+                    add(whole(&weight_of(&path)).to_owned(), whole(&name));
+                    if bias {
+                        add(whole(&bias_of(&path)).to_owned(), whole(&name));
+                    }
+                    if let Some(map) = map.filter(|map| map.rank.is_some()) {
+                        add(format!("{}.lora_A.weight", map.adapter_path), &name);
+                        add(format!("{}.lora_B.weight", map.adapter_path), &name);
                     }
                 }
             }
@@ -172,13 +191,13 @@ pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> 
     }
     for of in fused {
         for tensor in ["lora_A.weight", "lora_B.weight"] {
-            add(&of.path, &of.module, tensor, Location::Block, Some(of.layer));
+            add(format!("{}.{tensor}", of.path), &of.module, Location::Block, Some(of.layer));
         }
     }
     let norm: &str = &of.names.final_norm;
-    norm_values().for_each(|tensor| add(norm, norm, tensor, Location::FinalNorm, None));
+    norm_values().for_each(|tensor| add(format!("{norm}.{tensor}"), norm, Location::FinalNorm, None));
     if !of.tied {
-        add(&of.names.head, &of.names.head, "weight", Location::Head, None);
+        add(weight(&of.names.head), &of.names.head, Location::Head, None);
     }
     out
 }

@@ -48,6 +48,7 @@ impl<B: Kernels> Decoder<B> {
                 Part::Linear(map) | Part::Expert(map) => visit_linear(map, f),
                 Part::Fused(fused) => fused.iter_mut().flatten().for_each(|fused| visit_fused(fused, f)),
                 Part::Norm(norm) => visit_norm(norm, f),
+                Part::Vector(vector) => f(&vector.name.clone(), false, &mut vector.values),
             });
         }
         visit_norm(&mut self.final_norm, f);

@@ -1,5 +1,6 @@
 //! Which parameters a run is about.
 use crate::error::{Error, Result, pattern_problem};
+use crate::layers::whole;
 use regex::Regex;
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -130,8 +131,7 @@ impl InScope {
     /// Whether a parameter is selected.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        // a part of a tensor is named by what stands before the sign
-        self.names.contains(name.split_once('#').map_or(name, |(whole, _)| whole))
+        self.names.contains(whole(name))
     }
 
     /// Whether the embedding part of a tied output matrix is left out.

@@ -37,6 +37,47 @@ pub enum Layout {
     Same,
     /// Rows become columns.
     Transposed,
+    /// One matrix of a stack of them, or one row of a matrix, and of its columns every so many-th from one on.
+    Part {
+        /// Which matrix.
+        index: usize,
+        /// First column.
+        first: usize,
+        /// From one column to the next.
+        every: usize,
+    },
+    /// Rows of one matrix of a stack of them, which become columns.
+    Rows {
+        /// Which matrix.
+        index: usize,
+        /// Which stretch of rows,
+        piece: usize,
+        /// of how many of equal length.
+        of: usize,
+    },
+}
+
+impl Layout {
+    /// Shape of what is kept of a stored shape.
+    fn kept(self, stored: &[usize]) -> Vec<usize> {
+        match (self, stored) {
+            (Self::Transposed, &[rows, columns]) => vec![columns, rows],
+            (Self::Part { every, .. }, &[_, ref rows @ .., columns]) => {
+                rows.iter().copied().chain([columns / every]).collect()
+            }
+            (Self::Rows { of, .. }, &[_, rows, columns]) => vec![columns, rows / of],
+            _ => stored.to_vec(),
+        }
+    }
+
+    /// Where the bytes are that are read of a stored shape, as parts of all: the first, and their number.
+    fn part(self, stored: &[usize]) -> (usize, usize) {
+        match self {
+            Self::Same | Self::Transposed => (0, 1),
+            Self::Part { index, .. } => (index, stored[0]),
+            Self::Rows { index, piece, of } => (index * of + piece, stored[0] * of),
+        }
+    }
 }
 
 /// The tensors of a checkpoint, each to be taken once.
@@ -201,7 +242,7 @@ impl Weights {
             let problem = format!("found shape {}, expected {shape:?}", brief_shape(&stored.shape));
             return Err(Error::tensor(path, name, problem));
         }
-        let data = if shape.len() == 2 && stored.dtype == Dtype::BF16 && B::takes_stored(DType::BF16) {
+        let data = if layout.kept(shape).len() == 2 && stored.dtype == Dtype::BF16 && B::takes_stored(DType::BF16) {
             stored.read::<bf16>(path, name, layout)?
         } else {
             match dtype {
@@ -256,12 +297,9 @@ impl Weights {
 
 /// A tensor of a stored shape with made-up values, as it is kept.
 fn made_up(shape: &[usize], layout: Layout) -> TensorData {
-    let n = shape.iter().product();
-    let kept = match (layout, shape) {
-        (Layout::Transposed, &[rows, columns]) => vec![columns, rows],
-        _ => shape.to_vec(),
-    };
-    if shape.len() == 1 {
+    let kept = layout.kept(shape);
+    let n = kept.iter().product();
+    if kept.len() == 1 {
         return TensorData::ones::<f32, _>(kept);
     }
     // Knuth's multiplicative hash: values in ±0.035, whose squares have mean 0.02²
@@ -376,11 +414,14 @@ fn first_not_finite<E: Float>(numbers: &[E]) -> Option<usize> {
 
 impl Stored {
     fn read<E: Float>(&self, path: &Path, name: &str, layout: Layout) -> Result<TensorData> {
-        let len = self.bytes.1;
+        let (mut start, mut len) = self.bytes;
         if len == 0 {
             return Err(Error::tensor(path, name, "has no values"));
         }
-        let bytes = map(path, self.bytes.0, Some(len))?;
+        let (part, of) = layout.part(&self.shape);
+        len /= of;
+        start += (part * len) as u64;
+        let bytes = map(path, start, Some(len))?;
         let numbers: Vec<E> = match self.dtype {
             Dtype::F32 => self.convert(&bytes, layout, |b: [u8; 4]| E::of(f64::from(f32::from_le_bytes(b)))),
             Dtype::BF16 => self.convert(&bytes, layout, |b: [u8; 2]| E::of(bf16::from_le_bytes(b).to_f64())),
@@ -395,11 +436,17 @@ impl Stored {
             }
         };
         if let Some(at) = first_not_finite(&numbers) {
-            let at = if layout == Layout::Transposed {
-                let (rows, columns) = (self.shape[0], self.shape[1]);
-                at % rows * columns + at / rows
-            } else {
-                at
+            let at = match layout {
+                Layout::Same => at,
+                Layout::Transposed => at % self.shape[0] * self.shape[1] + at / self.shape[0],
+                Layout::Part { index, first, every } => {
+                    index * self.shape[1..].iter().product::<usize>() + at * every + first
+                }
+                Layout::Rows { .. } => {
+                    let (part, of) = layout.part(&self.shape);
+                    let (columns, rows) = (self.shape[2], self.shape[0] * self.shape[1] / of);
+                    (part * rows + at % rows) * columns + at / rows
+                }
             };
             return Err(Error::tensor(
                 path,
@@ -409,17 +456,18 @@ impl Stored {
                 ),
             ));
         }
-        let shape = match (layout, self.shape.as_slice()) {
-            (Layout::Transposed, &[rows, columns]) => vec![columns, rows],
-            (_, shape) => shape.to_vec(),
-        };
-        Ok(TensorData::new(numbers, shape))
+        Ok(TensorData::new(numbers, layout.kept(&self.shape)))
     }
 
     fn convert<E: Float, const W: usize>(&self, bytes: &[u8], layout: Layout, of: fn([u8; W]) -> E) -> Vec<E> {
         let (values, _) = bytes.as_chunks::<W>();
-        match (layout, self.shape.as_slice()) {
-            (Layout::Transposed, &[rows, columns]) => {
+        let across = match (layout, self.shape.as_slice()) {
+            (Layout::Transposed, &[rows, columns]) => Some([rows, columns]),
+            (Layout::Rows { of, .. }, &[_, rows, columns]) => Some([rows / of, columns]),
+            _ => None,
+        };
+        match (layout, across) {
+            (_, Some([rows, columns])) => {
                 let mut out = vec![E::default(); values.len()];
                 // bands of 16 rows of the result read whole cache lines of the source
                 out.par_chunks_mut(16 * rows).enumerate().for_each(|(band, out)| {
@@ -431,6 +479,12 @@ impl Stored {
                     }
                 });
                 out
+            }
+            // whole rows lie side by side, so that the columns that are left are as far apart from row to row
+            (Layout::Part { first, every, .. }, _) => {
+                let number = (values.len() - first).div_ceil(every);
+                let at = |i: usize| of(values[first + i * every]);
+                (0..number).into_par_iter().with_min_len(4096).map(at).collect()
             }
             _ => values.par_iter().with_min_len(4096).map(|&b| of(b)).collect(),
         }

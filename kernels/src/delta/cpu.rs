@@ -2,7 +2,7 @@
 use super::{DeltaInputs, DeltaRule, DeltaSpec, trunks};
 use crate::host::real::{Real, dims, dot, matrix, unwritten, values, vectorised, with_real};
 use crate::product::cpu::Target;
-use crate::{Flex, Segment, Span};
+use crate::{Flex, Segment, Span, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -180,7 +180,7 @@ struct Segments<'a, E> {
     dk: Vec<E>,
 }
 
-impl<'a, E: Real> Segments<'a, E> {
+impl<E: Real> Segments<'_, E> {
     /// Adds some columns of a value head to dq and dk, writes those of dv, and adds to dβ and to `δ·o − dv·v` of each row.
     fn columns(&mut self, head: usize, block: usize, dv: Target<E>, (dbeta, dg): (&mut [E], &mut [E])) {
         let (of, n) = (self.of, self.rows.len());
@@ -293,6 +293,7 @@ fn vjp<E: Real>(of: Rows<'_, E>, [outputs, errors, delta]: [&[E]; 3], segments: 
 
 impl DeltaRule for Flex {
     fn delta_rule(inputs: &DeltaInputs<'_, Self>, spans: &[Span], spec: DeltaSpec) -> (FlexTensor, FlexTensor) {
+        tally::attention(spec.cost(spans));
         with_real!(inputs.q, E => {
             let [rows, width] = dims(inputs.v);
             let [outputs, errors] = forward(Rows::<E>::of(inputs, spec), rows, spans);
@@ -307,6 +308,7 @@ impl DeltaRule for Flex {
         segments: &[Segment],
         spec: DeltaSpec,
     ) -> [FlexTensor; 5] {
+        tally::attention(spec.cost_vjp(segments));
         with_real!(inputs.q, E => {
             let rows = dims(delta)[0];
             let forward = [outputs, errors, delta].map(values::<E>);

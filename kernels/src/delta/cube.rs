@@ -13,8 +13,8 @@ use cubecl::prelude::*;
 
 /// A value of a matrix.
 #[cube]
-fn at<F: Float>(x: &Matrix<F>, row: usize, column: usize) -> f32 {
-    f32::cast_from(x[row * x.stride(0) + column])
+fn at(x: &Matrix<f32>, row: usize, column: usize) -> f32 {
+    x[row * x.stride(0) + column]
 }
 
 /// Forward row of a segment's row.
@@ -25,21 +25,20 @@ fn row_of(t: usize, prefix: usize, prefix_len: usize, own: usize) -> usize {
 
 /// o and e, a unit a column of a head's state; begins with a kept state and keeps the last where a task asks for it.
 #[cube(launch)]
-pub(super) fn carry_columns<F: Float>(
-    q: &Matrix<F>,
-    k: &Matrix<F>,
-    v: &Matrix<F>,
+pub(super) fn carry_columns(
+    q: &Matrix<f32>,
+    k: &Matrix<f32>,
+    v: &Matrix<f32>,
     decay: &Matrix<f32>,
     beta: &Matrix<f32>,
     tasks: &Array<u32>,
     states: &mut Array<f32>,
-    out: &mut Matrix<F>,
+    out: &mut Matrix<f32>,
     errors: &mut Matrix<f32>,
     heads: u32,
     #[comptime] shared: usize,
     #[comptime] key_dim: usize,
     #[comptime] value_dim: usize,
-    #[define(F)] _dtype: StorageType,
 ) {
     let task = CUBE_POS_X as usize * 4;
     let head = CUBE_POS_Y as usize;
@@ -62,20 +61,20 @@ pub(super) fn carry_columns<F: Float>(
     }
     for t in 0..len {
         let row = first + t;
-        let kept = at::<f32>(decay, row, head).exp();
+        let kept = at(decay, row, head).exp();
         let mut by_key = 0.0f32;
         for i in 0..key_dim {
             s[i] *= kept;
-            by_key += at::<F>(k, row, of_key + i) * s[i];
+            by_key += at(k, row, of_key + i) * s[i];
         }
-        let error = at::<F>(v, row, column) - by_key;
-        let u = at::<f32>(beta, row, head) * error;
+        let error = at(v, row, column) - by_key;
+        let u = at(beta, row, head) * error;
         let mut o = 0.0f32;
         for i in 0..key_dim {
-            s[i] += at::<F>(k, row, of_key + i) * u;
-            o += at::<F>(q, row, of_key + i) * s[i];
+            s[i] += at(k, row, of_key + i) * u;
+            o += at(q, row, of_key + i) * s[i];
         }
-        out[row * out.stride(0) + column] = F::cast_from(o);
+        out[row * out.stride(0) + column] = o;
         errors[row * errors.stride(0) + column] = error;
     }
     if to > 0 {
@@ -87,18 +86,17 @@ pub(super) fn carry_columns<F: Float>(
 
 /// du, a unit a column of a head's adjoint state.
 #[cube(launch)]
-pub(super) fn adjoint_columns<F: Float>(
-    q: &Matrix<F>,
-    k: &Matrix<F>,
+pub(super) fn adjoint_columns(
+    q: &Matrix<f32>,
+    k: &Matrix<f32>,
     decay: &Matrix<f32>,
     beta: &Matrix<f32>,
-    delta: &Matrix<F>,
+    delta: &Matrix<f32>,
     tasks: &Array<u32>,
     du: &mut Matrix<f32>,
     #[comptime] shared: usize,
     #[comptime] key_dim: usize,
     #[comptime] value_dim: usize,
-    #[define(F)] _dtype: StorageType,
 ) {
     let task = CUBE_POS_X as usize * 5;
     let head = CUBE_POS_Y as usize;
@@ -127,28 +125,28 @@ pub(super) fn adjoint_columns<F: Float>(
         if step == 0 {
             above = row;
         }
-        let d = at::<F>(delta, first + t, column);
+        let d = at(delta, first + t, column);
         let mut sum = 0.0f32;
         for i in 0..key_dim {
-            g[i] = kept * (g[i] - taken * at::<F>(k, above, of_key + i)) + at::<F>(q, row, of_key + i) * d;
-            sum += at::<F>(k, row, of_key + i) * g[i];
+            g[i] = kept * (g[i] - taken * at(k, above, of_key + i)) + at(q, row, of_key + i) * d;
+            sum += at(k, row, of_key + i) * g[i];
         }
         du[(first + t) * du.stride(0) + column] = sum;
-        kept = at::<f32>(decay, row, head).exp();
-        taken = at::<f32>(beta, row, head) * sum;
+        kept = at(decay, row, head).exp();
+        taken = at(beta, row, head) * sum;
         above = row;
     }
 }
 
 /// dq and dk, a unit a row of the states and adjoint states of the value heads that share a key head.
 #[cube(launch)]
-pub(super) fn carry_rows<F: Float>(
-    q: &Matrix<F>,
-    k: &Matrix<F>,
+pub(super) fn carry_rows(
+    q: &Matrix<f32>,
+    k: &Matrix<f32>,
     decay: &Matrix<f32>,
     beta: &Matrix<f32>,
     errors: &Matrix<f32>,
-    delta: &Matrix<F>,
+    delta: &Matrix<f32>,
     du: &Matrix<f32>,
     tasks: &Array<u32>,
     dq: &mut Matrix<f32>,
@@ -156,7 +154,6 @@ pub(super) fn carry_rows<F: Float>(
     #[comptime] shared: usize,
     #[comptime] key_dim: usize,
     #[comptime] value_dim: usize,
-    #[define(F)] _dtype: StorageType,
 ) {
     let task = CUBE_POS_X as usize * 5;
     let key_head = CUBE_POS_Y as usize;
@@ -186,19 +183,19 @@ pub(super) fn carry_rows<F: Float>(
                 below = row;
             }
             let back = first + t;
-            let kept = at::<f32>(decay, row, head).exp();
-            let share = at::<f32>(beta, row, head);
+            let kept = at(decay, row, head).exp();
+            let share = at(beta, row, head);
             let mut by_delta = 0.0f32;
             let mut by_du = 0.0f32;
             let mut read = 0.0f32;
             for j in 0..value_dim {
-                s[j] = kept * (s[j] + written * at::<f32>(errors, below, values + j));
-                let d = at::<F>(delta, back, values + j);
+                s[j] = kept * (s[j] + written * at(errors, below, values + j));
+                let d = at(delta, back, values + j);
                 by_delta += s[j] * d;
-                by_du += s[j] * at::<f32>(du, back, values + j);
-                read += at::<f32>(errors, row, values + j) * d;
+                by_du += s[j] * at(du, back, values + j);
+                read += at(errors, row, values + j) * d;
             }
-            let key = at::<F>(k, row, column);
+            let key = at(k, row, column);
             let mut sum_q = by_delta + key * share * read;
             let mut sum_k = -share * by_du;
             if of_head > 0 {
@@ -221,17 +218,16 @@ pub(super) fn carry_rows<F: Float>(
             let t = len - 1 - step;
             let row = row_of(t, prefix, prefix_len, own);
             let back = first + t;
-            let query = at::<F>(q, row, column);
+            let query = at(q, row, column);
             let mut by_error = 0.0f32;
             for j in 0..value_dim {
-                s[j] =
-                    kept * (s[j] - taken * at::<f32>(du, above, values + j)) + query * at::<F>(delta, back, values + j);
-                by_error += s[j] * at::<f32>(errors, row, values + j);
+                s[j] = kept * (s[j] - taken * at(du, above, values + j)) + query * at(delta, back, values + j);
+                by_error += s[j] * at(errors, row, values + j);
             }
-            let share = at::<f32>(beta, row, head);
+            let share = at(beta, row, head);
             dk[back * dk.stride(0) + column] += share * by_error;
-            kept = at::<f32>(decay, row, head).exp();
-            taken = share * at::<F>(k, row, column);
+            kept = at(decay, row, head).exp();
+            taken = share * at(k, row, column);
             above = back;
         }
     }
@@ -239,19 +235,18 @@ pub(super) fn carry_rows<F: Float>(
 
 /// dv, dβ, and `δ·o − dv·v`, a unit a backward row and head.
 #[cube(launch)]
-pub(super) fn gate_terms<F: Float>(
-    v: &Matrix<F>,
+pub(super) fn gate_terms(
+    v: &Matrix<f32>,
     beta: &Matrix<f32>,
-    out: &Matrix<F>,
+    out: &Matrix<f32>,
     errors: &Matrix<f32>,
-    delta: &Matrix<F>,
+    delta: &Matrix<f32>,
     du: &Matrix<f32>,
     index: &Array<u32>,
-    dv: &mut Matrix<F>,
+    dv: &mut Matrix<f32>,
     dbeta: &mut Matrix<f32>,
     terms: &mut Matrix<f32>,
     #[comptime] value_dim: usize,
-    #[define(F)] _dtype: StorageType,
 ) {
     let heads = terms.shape(1);
     if ABSOLUTE_POS >= terms.shape(0) * heads {
@@ -260,15 +255,15 @@ pub(super) fn gate_terms<F: Float>(
     let back = ABSOLUTE_POS / heads;
     let head = ABSOLUTE_POS % heads;
     let row = index[back] as usize;
-    let share = at::<f32>(beta, row, head);
+    let share = at(beta, row, head);
     let mut of_beta = 0.0f32;
     let mut term = 0.0f32;
     for j in 0..value_dim {
         let column = head * value_dim + j;
-        let d = at::<f32>(du, back, column);
-        of_beta += d * at::<f32>(errors, row, column);
-        term += at::<F>(delta, back, column) * at::<F>(out, row, column) - share * d * at::<F>(v, row, column);
-        dv[back * dv.stride(0) + column] = F::cast_from(share * d);
+        let d = at(du, back, column);
+        of_beta += d * at(errors, row, column);
+        term += at(delta, back, column) * at(out, row, column) - share * d * at(v, row, column);
+        dv[back * dv.stride(0) + column] = share * d;
     }
     dbeta[ABSOLUTE_POS] = of_beta;
     terms[ABSOLUTE_POS] = term;

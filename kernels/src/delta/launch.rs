@@ -3,8 +3,6 @@ use super::cube::{adjoint_columns, carry_columns, carry_rows, gate_terms, sums_b
 use super::{DeltaInputs, DeltaRule, DeltaSpec, trunks};
 use crate::on_chip::{array, empty, ints, on_devices, rows_as_they_are, rows_of};
 use crate::{FloatTensor, Segment, Span, as_index};
-use burn_backend::DType;
-use burn_cubecl::kernel::cast;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
@@ -17,8 +15,8 @@ fn grid(tasks: usize, heads: usize, values: usize) -> CubeCount {
     CubeCount::Static(as_index(tasks), as_index(heads), as_index(values.div_ceil(UNITS)))
 }
 
-fn zeros<R: CubeRuntime>(like: &CubeTensor<R>, shape: [usize; 2], dtype: DType) -> CubeTensor<R> {
-    burn_cubecl::ops::numeric::zeros_client(like.client.clone(), like.device.clone(), shape.into(), dtype)
+fn zeros<R: CubeRuntime>(like: &CubeTensor<R>, shape: [usize; 2]) -> CubeTensor<R> {
+    burn_cubecl::ops::numeric::zeros_client(like.client.clone(), like.device.clone(), shape.into(), like.dtype)
 }
 
 fn forward<R: CubeRuntime>(
@@ -28,7 +26,7 @@ fn forward<R: CubeRuntime>(
 ) -> (CubeTensor<R>, CubeTensor<R>) {
     let shape = [rows_of(v), spec.value_heads * spec.value_dim];
     // rows outside every span are zero
-    let (out, errors) = (zeros(v, shape, v.dtype), zeros(v, shape, DType::F32));
+    let (out, errors) = (zeros(v, shape), zeros(v, shape));
     // a state is kept at the end of each trunk that others go on from
     let (mut first, mut second, mut kept) = (Vec::new(), Vec::new(), 0);
     for (trunk, suffixes) in trunks(spans) {
@@ -60,7 +58,6 @@ fn forward<R: CubeRuntime>(
             spec.shared(),
             spec.key_dim,
             spec.value_dim,
-            q.dtype.into(),
         );
     }
     (out, errors)
@@ -74,9 +71,9 @@ fn vjp<R: CubeRuntime>(
 ) -> [CubeTensor<R>; 5] {
     let (rows, client) = (rows_of(delta), &q.client);
     let (keys, values) = (spec.key_heads * spec.key_dim, spec.value_heads * spec.value_dim);
-    let [dq, dk] = [empty(q, [rows, keys], DType::F32), empty(q, [rows, keys], DType::F32)];
-    let (dv, du) = (empty(q, [rows, values], q.dtype), empty(q, [rows, values], DType::F32));
-    let [dg, dbeta] = [(); 2].map(|()| empty(q, [rows, spec.value_heads], DType::F32));
+    let [dq, dk] = [empty(q, [rows, keys], q.dtype), empty(q, [rows, keys], q.dtype)];
+    let (dv, du) = (empty(q, [rows, values], q.dtype), empty(q, [rows, values], q.dtype));
+    let [dg, dbeta] = [(); 2].map(|()| empty(q, [rows, spec.value_heads], q.dtype));
     if rows > 0 {
         let (mut tasks, mut index, mut first) = (Vec::new(), Vec::with_capacity(rows), 0);
         for segment in segments.iter().filter(|segment| !segment.is_empty()) {
@@ -102,7 +99,6 @@ fn vjp<R: CubeRuntime>(
             spec.shared(),
             spec.key_dim,
             spec.value_dim,
-            q.dtype.into(),
         );
         carry_rows::launch::<R>(
             client,
@@ -121,7 +117,6 @@ fn vjp<R: CubeRuntime>(
             spec.shared(),
             spec.key_dim,
             spec.value_dim,
-            q.dtype.into(),
         );
         gate_terms::launch::<R>(
             client,
@@ -138,7 +133,6 @@ fn vjp<R: CubeRuntime>(
             dbeta.clone().into_tensor_arg(),
             dg.clone().into_tensor_arg(),
             spec.value_dim,
-            q.dtype.into(),
         );
         sums_behind::launch::<R>(
             client,
@@ -149,7 +143,7 @@ fn vjp<R: CubeRuntime>(
             as_index(tasks.len()),
         );
     }
-    [cast(dq, q.dtype), cast(dk, q.dtype), dv, dg, dbeta]
+    [dq, dk, dv, dg, dbeta]
 }
 
 on_devices! { DeltaRule, R {

@@ -54,7 +54,7 @@ impl DeltaSpec {
     }
 }
 
-/// What the rule reads of its rows.
+/// What the rule reads of its rows, in the type that [states are carried in](crate::Memory::carried).
 #[derive(Debug)]
 pub struct DeltaInputs<'a, B: Backend> {
     /// Queries, `[N, key_heads·key_dim]`.
@@ -63,9 +63,9 @@ pub struct DeltaInputs<'a, B: Backend> {
     pub k: &'a FloatTensor<B>,
     /// Values, `[N, value_heads·value_dim]`.
     pub v: &'a FloatTensor<B>,
-    /// g, at most 0, `[N, value_heads]`; in f32 on a device.
+    /// g, at most 0, `[N, value_heads]`.
     pub decay: &'a FloatTensor<B>,
-    /// β, `[N, value_heads]`; in f32 on a device.
+    /// β, `[N, value_heads]`.
     pub beta: &'a FloatTensor<B>,
 }
 

@@ -27,6 +27,10 @@ impl Memory for Flex {
         with_real!(x, E => values::<E>(x).iter().map(|v| v.wide()).collect())
     }
 
+    fn carried() -> DType {
+        DType::F64
+    }
+
     fn cast(x: FlexTensor, dtype: DType) -> FlexTensor {
         if x.dtype() == dtype { x } else { Self::float_cast(x, dtype.into()) }
     }

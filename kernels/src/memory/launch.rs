@@ -38,6 +38,10 @@ on_devices! { Memory, R {
         host(wrap::<Self, 1>(&Self::float_reshape(x.clone(), [n].into())))
     }
 
+    fn carried() -> DType {
+        DType::F32
+    }
+
     fn cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self> {
         if x.dtype == dtype { x } else { Self::float_cast(x, dtype.into()) }
     }

@@ -21,6 +21,9 @@ pub trait Memory: Backend {
     /// Copies a tensor to the host, as f64.
     fn download(x: &FloatTensor<Self>) -> Vec<f64>;
 
+    /// The type for what is carried from row to row, where roundings add up: f64 on the CPU, f32 on a device.
+    fn carried() -> DType;
+
     /// The tensor in another number type.
     fn cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self>;
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use tanglescope_kernels::cost::{self, Rates, Reduction};
 use tanglescope_kernels::{FloatTensor, Gram, Kernels, RowSet, TensorMetadata, as_index};
+use tanglescope_model::layers::whole;
 use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Sink, TableRows};
 
 /// What the head leaves for the cross terms of a tied embedding.
@@ -87,8 +88,7 @@ impl<'a, B: Kernels> GramSink<'a, B> {
 
     fn add_known(&mut self, name: &str, grams: Vec<Gram>) {
         // parts of one tensor have disjoint entries, so that their products add up
-        let whole = name.split_once('#').map_or(name, |(whole, _)| whole);
-        let name = if self.detail == Detail::Total { TOTAL } else { whole };
+        let name = if self.detail == Detail::Total { TOTAL } else { whole(name) };
         if let Some(sum) = self.found.get_mut(name) {
             for (sum, gram) in sum.iter_mut().zip(grams) {
                 sum.iter_mut().zip(gram).for_each(|(s, x)| *s += x);

@@ -2,7 +2,8 @@
 //! through, on all but the first blocks.
 use super::llama::{self, Defaults};
 use super::{
-    Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, SharedKind, auxiliary_losses, expert_numbers, factor,
+    Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, SharedKind, StoredExperts, auxiliary_losses,
+    expert_numbers, factor,
 };
 use crate::config::Config;
 use crate::error::Result;
@@ -63,7 +64,9 @@ pub(super) fn experts(config: &Config, numbers: [usize; 2], width: usize) -> Res
         router: "mlp.gate",
         correction: Some("mlp.gate.e_score_correction_bias"),
         list: "mlp.experts",
-        maps: EXPERT_MAPS,
+        stored: StoredExperts::Each(EXPERT_MAPS),
+        router_bias: false,
+        clamp: None,
         shared: Some(SharedKind {
             width: config.checked_size("n_shared_experts", width * shared)?,
             maps: ["mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj", "mlp.shared_experts.down_proj"],

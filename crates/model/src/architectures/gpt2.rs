@@ -13,6 +13,7 @@ fn names() -> Names {
         blocks: Cow::Borrowed("transformer.h"),
         attention_norm: Some("ln_1"),
         qkv: Qkv::Joined("attn.c_attn"),
+        sinks: None,
         o: "attn.c_proj",
         mlp_norm: Some("ln_2"),
         up: Up::Plain("mlp.c_fc"),
@@ -20,6 +21,7 @@ fn names() -> Names {
         final_norm: Cow::Borrowed("transformer.ln_f"),
         conv1d: true,
         buffers: &["attn.bias", "attn.masked_bias"],
+        beside: &[],
         ..llama::names()
     }
 }
@@ -39,10 +41,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     Ok(Description {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        blocks: vec![
-            BlockKind { window: None, rope: None, sparse: false };
-            config.layers("n_layer", config.size("n_layer")?)?
-        ],
+        blocks: vec![BlockKind::default(); config.layers("n_layer", config.size("n_layer")?)?],
         max_positions: config.size("n_positions")?,
         embedding_scale: 1.0,
         residual_scale: 1.0,
@@ -62,6 +61,8 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         norm_bias: true,
         gain_plus_one: false,
         qkv_bound: None,
+        output_gate: false,
+        delta: None,
         query_key_norm: None,
         parallel: false,
         mlp_width: config.get("n_inner")?.unwrap_or(4 * hidden),

@@ -14,12 +14,14 @@ fn names() -> Names {
         embedding: Cow::Borrowed("gpt_neox.embed_in"),
         blocks: Cow::Borrowed("gpt_neox.layers"),
         qkv: Qkv::ByHead("attention.query_key_value"),
+        sinks: None,
         o: "attention.dense",
         up: Up::Plain("mlp.dense_h_to_4h"),
         down: "mlp.dense_4h_to_h",
         final_norm: Cow::Borrowed("gpt_neox.final_layer_norm"),
         head: Cow::Borrowed("embed_out"),
         buffers: &["attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"],
+        beside: &[],
         ..llama::names()
     }
 }

@@ -16,6 +16,7 @@ pub(super) fn names() -> Names {
         attention_norm: Some("input_layernorm"),
         qkv: Qkv::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
         query_key_norms: None,
+        sinks: None,
         o: "self_attn.o_proj",
         after_attention: None,
         mlp_norm: Some("post_attention_layernorm"),
@@ -26,6 +27,7 @@ pub(super) fn names() -> Names {
         head: Cow::Borrowed("lm_head"),
         conv1d: false,
         buffers: &["self_attn.rotary_emb.inv_freq"],
+        beside: &[],
     }
 }
 
@@ -37,6 +39,8 @@ pub(super) struct Defaults {
     pub sizes: [usize; 5],
     /// As many as query heads where there is none.
     pub kv_heads: Option<usize>,
+    /// Whether every block has experts, so that the config may leave out the width of another feed-forward layer.
+    pub all_sparse: bool,
     /// The residual stream's width over the query heads where there is none.
     pub head_dim: Option<usize>,
     pub max_positions: usize,
@@ -52,6 +56,7 @@ impl Default for Defaults {
         Self {
             sizes: [32_000, 4096, 32, 32, 11_008],
             kv_heads: None,
+            all_sparse: false,
             head_dim: None,
             max_positions: 2048,
             eps: 1e-6,
@@ -93,10 +98,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
     Ok(Description {
         vocabulary,
         hidden,
-        blocks: vec![
-            BlockKind { window: None, rope: None, sparse: false };
-            config.layers("num_hidden_layers", size("num_hidden_layers", layers)?)?
-        ],
+        blocks: vec![BlockKind::default(); config.layers("num_hidden_layers", size("num_hidden_layers", layers)?)?],
         max_positions: config.get("max_position_embeddings")?.unwrap_or(defaults.max_positions),
         embedding_scale: 1.0,
         residual_scale: 1.0,
@@ -116,9 +118,14 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         norm_bias: false,
         gain_plus_one: false,
         qkv_bound: None,
+        output_gate: false,
+        delta: None,
         query_key_norm: None,
         parallel: false,
-        mlp_width: size("intermediate_size", mlp_width)?,
+        mlp_width: match defaults.all_sparse && !config.has("intermediate_size") {
+            true => mlp_width,
+            false => size("intermediate_size", mlp_width)?,
+        },
         activation: activation(config, key, default)?,
         qkv_bias: false,
         o_bias: false,

@@ -29,6 +29,6 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let original = parameters.size("original_max_position_embeddings")?;
     let queries = keys.clone().with_temperature(Temperature { beta, original });
     let max_positions = keys.reach.map_or(of.max_positions, |reach| reach.max(of.max_positions));
-    let blocks = vec![BlockKind { window: window(config)?, rope: Some([1, 0]), sparse: false }; of.layers()];
+    let blocks = vec![BlockKind { window: window(config)?, rope: Some([1, 0]), ..BlockKind::default() }; of.layers()];
     Ok(Description { ropes: vec![keys, queries], blocks, max_positions, ..of })
 }

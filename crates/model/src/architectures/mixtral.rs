@@ -1,6 +1,6 @@
 //! `MixtralForCausalLM`: Mistral with experts on every block.
 use super::llama::{self, Defaults};
-use super::{Description, ExpertsKind, auxiliary_losses, expert_numbers, window};
+use super::{Description, ExpertsKind, StoredExperts, auxiliary_losses, expert_numbers, window};
 use crate::config::Config;
 use crate::error::Result;
 use crate::layers::{Routing, RoutingRule};
@@ -27,7 +27,9 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router: "block_sparse_moe.gate",
         correction: None,
         list: "block_sparse_moe.experts",
-        maps: ["w1", "w3", "w2"],
+        stored: StoredExperts::Each(["w1", "w3", "w2"]),
+        router_bias: false,
+        clamp: None,
         shared: None,
     };
     let all = vec![true; of.layers()];

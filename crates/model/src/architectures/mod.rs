@@ -9,6 +9,7 @@ mod glm4;
 mod glm4_moe;
 mod gpt2;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod inert;
 mod llama;
@@ -23,7 +24,9 @@ mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 mod qwen_vl;
 mod seed_oss;
 mod smollm3;
@@ -35,11 +38,11 @@ pub use wrapper::Wrapper;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::layers::{Routing, RoutingRule};
+use crate::layers::{Clamp, Routing, RoutingRule};
 use crate::rope::{Rope, RopeDefaults};
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
-use tanglescope_kernels::{Activation, AttentionSpec, NormKind, SoftCap};
+use tanglescope_kernels::{Activation, AttentionSpec, DeltaSpec, NormKind, SoftCap};
 
 /// Reads a config of one architecture.
 type Describe = fn(&Config) -> Result<Description>;
@@ -57,6 +60,7 @@ const TABLE: &[(&str, Describe)] = &[
     ("glm4_moe", glm4_moe::describe),
     ("gpt2", gpt2::describe),
     ("gpt_neox", gpt_neox::describe),
+    ("gpt_oss", gpt_oss::describe),
     ("granite", granite::describe),
     ("llama", llama::describe),
     ("ministral3", ministral3::describe),
@@ -72,7 +76,10 @@ const TABLE: &[(&str, Describe)] = &[
     ("qwen2_5_vl_text", qwen_vl::qwen2_5),
     ("qwen2_vl_text", qwen_vl::qwen2),
     ("qwen3", qwen3::describe),
+    ("qwen3_5_moe_text", qwen3_5::describe_moe),
+    ("qwen3_5_text", qwen3_5::describe),
     ("qwen3_moe", qwen3_moe::describe),
+    ("qwen3_next", qwen3_next::describe),
     ("qwen3_vl_text", qwen_vl::qwen3),
     ("seed_oss", seed_oss::describe),
     ("smollm3", smollm3::describe),
@@ -114,6 +121,10 @@ pub struct Description {
     pub gain_plus_one: bool,
     /// A bound that queries, keys and values are cut at.
     pub qkv_bound: Option<f64>,
+    /// Whether queries' projections have, head by head, a gate that the head's output is multiplied with.
+    pub output_gate: bool,
+    /// The mixer of [recurrent](BlockKind::recurrent) blocks.
+    pub delta: Option<DeltaKind>,
     /// Over what the norms of queries and keys go, where there are any.
     pub query_key_norm: Option<QueryKeyNorm>,
     /// Whether the feed-forward layer reads the block's input, beside attention and not after it; where it has no norm of its own,
@@ -144,14 +155,65 @@ pub struct Description {
 }
 
 /// What one block does differently from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockKind {
     /// How many positions a query sees.
     pub window: Option<usize>,
     /// Which of the rotary embeddings queries have, and which keys; none where positions are learned, or the block has none.
     pub rope: Option<[usize; 2]>,
+    /// Whether its rows see each other through the states of the gated delta rule, and not by attention.
+    pub recurrent: bool,
     /// Whether its feed-forward layer is one of experts.
     pub sparse: bool,
+}
+
+/// A mixer by the gated delta rule, with its names inside the block.
+#[derive(Clone, Debug)]
+pub struct DeltaKind {
+    /// Its heads.
+    pub spec: DeltaSpec,
+    /// Taps of the convolution of each channel.
+    pub taps: usize,
+    /// Function after the convolution.
+    pub activation: Activation,
+    /// Projections to queries, keys, values, output gates, uptakes and decays: joined head by head, or columns, then one each.
+    pub inputs: DeltaMaps,
+}
+
+/// Projections of a mixer by the gated delta rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeltaMaps {
+    /// One map whose columns are one key head's query, key, values and output gates, then the next head's; one of its uptakes and
+    /// decays.
+    ByHead([&'static str; 2]),
+    /// One map of queries, keys and values as columns; one each of output gates, uptakes and decays.
+    Columns([&'static str; 4]),
+}
+
+impl DeltaKind {
+    /// Taps, bias and rate of the decays, norm of the outputs, and output projection.
+    pub(crate) const NAMES: [&str; 5] = [
+        "linear_attn.conv1d.weight",
+        "linear_attn.dt_bias",
+        "linear_attn.A_log",
+        "linear_attn.norm",
+        "linear_attn.out_proj",
+    ];
+
+    /// Widths of queries or keys, and of values.
+    #[must_use]
+    pub fn widths(&self) -> [usize; 2] {
+        [self.spec.key_heads * self.spec.key_dim, self.spec.value_heads * self.spec.value_dim]
+    }
+
+    /// The projections and the widths of their outputs.
+    pub(crate) fn maps(&self) -> Vec<(&'static str, usize)> {
+        let ([keys, values], heads) = (self.widths(), self.spec.value_heads);
+        match self.inputs {
+            DeltaMaps::ByHead([qkvz, ba]) => vec![(qkvz, 2 * keys + 2 * values), (ba, 2 * heads)],
+            DeltaMaps::Columns([qkv, z, b, a]) => vec![(qkv, 2 * keys + values), (z, values), (b, heads), (a, heads)],
+        }
+    }
 }
 
 /// A feed-forward layer of experts.
@@ -169,10 +231,37 @@ pub struct ExpertsKind {
     pub correction: Option<&'static str>,
     /// Path of the list of experts inside the block.
     pub list: &'static str,
-    /// Gate, up and down inside an expert.
-    pub maps: [&'static str; 3],
+    /// Where the matrices of an expert are.
+    pub stored: StoredExperts,
+    /// Whether the router has a bias.
+    pub router_bias: bool,
+    /// What gate and up are cut at, before a gate of `x·σ(α·x)` and one more than up.
+    pub clamp: Option<Clamp>,
     /// An expert that every row goes through.
     pub shared: Option<SharedKind>,
+}
+
+/// Where the matrices of experts are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredExperts {
+    /// Each by itself: gate, up and down inside an expert.
+    Each([&'static str; 3]),
+    /// All in one tensor each, of gate and up, and of down.
+    Stacked {
+        /// The tensors.
+        names: [&'static str; 2],
+        /// How they lie there.
+        order: StackOrder,
+    },
+}
+
+/// How the matrices of experts lie in a tensor of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StackOrder {
+    /// `[experts, out, in]`, gate before up.
+    Outputs,
+    /// `[experts, in, out]`, columns of gate and up in turn, with biases beside them.
+    Inputs,
 }
 
 /// An expert that every row goes through.
@@ -187,9 +276,19 @@ pub struct SharedKind {
 }
 
 impl ExpertsKind {
-    /// Path of an expert's gate, up and down inside the block.
+    /// Path of an expert's gate, up and down inside the block; what stands before `#` is a tensor that holds those of all.
     pub(crate) fn paths(&self, expert: usize) -> [String; 3] {
-        self.maps.map(|map| format!("{}.{expert}.{map}", self.list))
+        let list = self.list;
+        match self.stored {
+            StoredExperts::Each(maps) => maps.map(|map| format!("{list}.{expert}.{map}")),
+            StoredExperts::Stacked { names: [gate_up, down], .. } => [(gate_up, 0), (gate_up, 1), (down, 0)]
+                .map(|(tensor, piece)| format!("{list}.{tensor}#{expert}.{piece}")),
+        }
+    }
+
+    /// Whether the experts have biases.
+    fn bias(&self) -> bool {
+        matches!(self.stored, StoredExperts::Stacked { order: StackOrder::Inputs, .. })
     }
 }
 
@@ -219,6 +318,8 @@ pub struct Names {
     pub qkv: Qkv,
     /// Norms of queries and keys.
     pub query_key_norms: Option<[&'static str; 2]>,
+    /// Scores of heads that no value belongs to.
+    pub sinks: Option<&'static str>,
     /// Projection of the attention output.
     pub o: &'static str,
     /// Norm of the projected attention output.
@@ -239,6 +340,8 @@ pub struct Names {
     pub conv1d: bool,
     /// Tensors under a block that are no parameters.
     pub buffers: &'static [&'static str],
+    /// How names begin of tensors that checkpoints have beside the model, for predicting further tokens.
+    pub beside: &'static [&'static str],
 }
 
 /// Query, key and value projections.
@@ -292,6 +395,15 @@ pub enum Part {
         name: Cow<'static, str>,
         /// Length of its gain.
         features: usize,
+        /// Whether rows are multiplied with one plus the gain.
+        plus_one: bool,
+    },
+    /// Other numbers, of the mixer.
+    Vector {
+        /// Path of the tensor inside the block.
+        name: &'static str,
+        /// Its shape in the checkpoint.
+        shape: Vec<usize>,
     },
     /// A linear map.
     Map {
@@ -357,25 +469,13 @@ impl Description {
     /// The parts of a block that have parameters, in the order of the forward pass.
     #[must_use]
     pub fn parts(&self, layer: usize) -> Vec<Part> {
-        let (d, names, [q, kv, _]) = (self.hidden, &self.names, self.qkv_widths());
-        let norm = |name: Option<&'static str>| {
-            name.filter(|_| self.norm_gain).map(|name| Part::Norm { name: name.into(), features: d })
-        };
+        let (d, names) = (self.hidden, &self.names);
+        let norm = |name: Option<&'static str>| name.filter(|_| self.norm_gain).map(|name| self.norm_of(name, d));
         let mut parts: Vec<Part> = norm(names.attention_norm).into_iter().collect();
-        let qkv_map = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
-        match names.qkv {
-            Qkv::Separate([q_name, k_name, v_name]) => {
-                parts.extend([qkv_map(q_name, q), qkv_map(k_name, kv), qkv_map(v_name, kv)]);
-            }
-            Qkv::Joined(name) | Qkv::ByHead(name) => parts.push(qkv_map(name, q + 2 * kv)),
+        match &self.delta {
+            Some(delta) if self.blocks[layer].recurrent => parts.extend(self.delta_parts(delta)),
+            _ => parts.extend(self.attention_parts()),
         }
-        if let (Some(names), Some(over)) = (names.query_key_norms, self.query_key_norm) {
-            let widths = if over == QueryKeyNorm::Heads { [self.attention.head_dim; 2] } else { [q, kv] };
-            parts.extend(
-                names.into_iter().zip(widths).map(|(name, features)| Part::Norm { name: name.into(), features }),
-            );
-        }
-        parts.push(map(names.o, Reads::AttentionOutput, [q, d], self.o_bias));
         parts.extend(norm(names.after_attention));
         parts.extend(norm(names.mlp_norm));
         match self.experts_of(layer) {
@@ -394,18 +494,54 @@ impl Description {
         parts
     }
 
+    fn norm_of(&self, name: &'static str, features: usize) -> Part {
+        Part::Norm { name: name.into(), features, plus_one: self.gain_plus_one }
+    }
+
+    fn delta_parts(&self, of: &DeltaKind) -> Vec<Part> {
+        let (d, [keys, values], heads) = (self.hidden, of.widths(), of.spec.value_heads);
+        let [taps, bias, rate, norm, o] = DeltaKind::NAMES;
+        let of_input = |(name, width)| map(name, Reads::MixerInput, [d, width], false);
+        let mut parts: Vec<Part> = of.maps().into_iter().map(of_input).collect();
+        parts.push(Part::Vector { name: taps, shape: vec![2 * keys + values, 1, of.taps] });
+        parts.extend([bias, rate].map(|name| Part::Vector { name, shape: vec![heads] }));
+        parts.push(Part::Norm { name: norm.into(), features: of.spec.value_dim, plus_one: false });
+        parts.push(map(o, Reads::AttentionOutput, [values, d], false));
+        parts
+    }
+
+    fn attention_parts(&self) -> Vec<Part> {
+        let (d, names, [q, kv, _]) = (self.hidden, &self.names, self.qkv_widths());
+        let mut parts = Vec::new();
+        let of_queries = if self.output_gate { 2 * q } else { q };
+        let qkv_map = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
+        match names.qkv {
+            Qkv::Separate([q_name, k_name, v_name]) => {
+                parts.extend([qkv_map(q_name, of_queries), qkv_map(k_name, kv), qkv_map(v_name, kv)]);
+            }
+            Qkv::Joined(name) | Qkv::ByHead(name) => parts.push(qkv_map(name, q + 2 * kv)),
+        }
+        if let (Some(names), Some(over)) = (names.query_key_norms, self.query_key_norm) {
+            let widths = if over == QueryKeyNorm::Heads { [self.attention.head_dim; 2] } else { [q, kv] };
+            parts.extend(names.into_iter().zip(widths).map(|(name, features)| self.norm_of(name, features)));
+        }
+        parts.extend(names.sinks.map(|name| Part::Vector { name, shape: vec![self.attention.heads] }));
+        parts.push(map(names.o, Reads::AttentionOutput, [q, d], self.o_bias));
+        parts
+    }
+
     fn expert_parts(&self, of: &ExpertsKind) -> Vec<Part> {
         let d = self.hidden;
         let reads = [Reads::MlpInput, Reads::MlpInput, Reads::MlpHidden];
         let shapes = |width| [[d, width], [d, width], [width, d]];
-        let mut parts = vec![map(of.router, Reads::MlpInput, [d, of.number], false)];
+        let mut parts = vec![map(of.router, Reads::MlpInput, [d, of.number], of.router_bias)];
         for expert in 0..of.number {
             let maps = of.paths(expert).into_iter().zip(reads).zip(shapes(of.width));
             parts.extend(maps.map(|((name, reads), shape)| Part::Map {
                 name: name.into(),
                 reads,
                 shape,
-                bias: false,
+                bias: of.bias(),
                 routed: true,
             }));
         }
@@ -560,6 +696,7 @@ fn with_ropes_by_type(
     let kind = |&windowed: &bool| BlockKind {
         window: window.filter(|_| windowed),
         rope: Some([usize::from(windowed); 2]),
+        recurrent: false,
         sparse: false,
     };
     let blocks = windowed.iter().map(kind).collect();

@@ -1,7 +1,8 @@
 //! `OlmoeForCausalLM`: Llama with norms of all queries and keys, a bound on queries, keys and values, and experts on every block.
 use super::llama::{self, Defaults};
 use super::{
-    Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, auxiliary_losses, bound, expert_numbers, softmax_rule,
+    Description, EXPERT_MAPS, ExpertsKind, Names, QueryKeyNorm, StoredExperts, auxiliary_losses, bound, expert_numbers,
+    softmax_rule,
 };
 use crate::config::Config;
 use crate::error::Result;
@@ -32,7 +33,9 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router: "mlp.gate",
         correction: None,
         list: "mlp.experts",
-        maps: EXPERT_MAPS,
+        stored: StoredExperts::Each(EXPERT_MAPS),
+        router_bias: false,
+        clamp: None,
         shared: None,
     };
     let (sparse, query_key_norm) = (vec![true; of.layers()], Some(QueryKeyNorm::Whole));

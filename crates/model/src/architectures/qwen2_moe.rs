@@ -1,7 +1,8 @@
 //! `Qwen2MoeForCausalLM`: Qwen 2 with experts on every block but those that the config names, and one that every row goes through.
 use super::llama::{self, Defaults};
 use super::{
-    Description, EXPERT_MAPS, ExpertsKind, SharedKind, auxiliary_losses, expert_numbers, softmax_rule, window, windowed,
+    Description, EXPERT_MAPS, ExpertsKind, SharedKind, StoredExperts, auxiliary_losses, expert_numbers, softmax_rule,
+    window, windowed,
 };
 use crate::config::Config;
 use crate::error::Result;
@@ -28,7 +29,9 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router: "mlp.gate",
         correction: None,
         list: "mlp.experts",
-        maps: EXPERT_MAPS,
+        stored: StoredExperts::Each(EXPERT_MAPS),
+        router_bias: false,
+        clamp: None,
         shared: Some(SharedKind {
             width: size("shared_expert_intermediate_size", 5632)?,
             maps: ["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj"],

@@ -1,7 +1,7 @@
 //! `Qwen3MoeForCausalLM`: Qwen 3 with experts on every block but those that the config names.
 use super::{
-    Description, EXPERT_MAPS, ExpertsKind, QueryKeyNorm, auxiliary_losses, expert_numbers, llama, qwen2_moe, qwen3,
-    softmax_rule, window,
+    Description, EXPERT_MAPS, ExpertsKind, QueryKeyNorm, StoredExperts, auxiliary_losses, expert_numbers, llama,
+    qwen2_moe, qwen3, softmax_rule, window,
 };
 use crate::config::Config;
 use crate::error::Result;
@@ -27,7 +27,9 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router: "mlp.gate",
         correction: None,
         list: "mlp.experts",
-        maps: EXPERT_MAPS,
+        stored: StoredExperts::Each(EXPERT_MAPS),
+        router_bias: false,
+        clamp: None,
         shared: None,
     };
     let sparse = qwen2_moe::sparse(config, of.layers())?;

@@ -42,6 +42,8 @@ const TABLE: &[Wrapper] = &[
     of("mistral3", None, false),
     of("qwen2_5_vl", Some("qwen2_5_vl_text"), true),
     of("qwen2_vl", Some("qwen2_vl_text"), true),
+    of("qwen3_5", Some("qwen3_5_text"), false),
+    of("qwen3_5_moe", Some("qwen3_5_moe_text"), false),
     of("qwen3_vl", Some("qwen3_vl_text"), false),
 ];
 

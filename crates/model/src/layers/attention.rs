@@ -1,20 +1,25 @@
 //! Softmax attention over trunk and suffixes: projections, norms of queries and keys, rotary positions, and the output
-//! projection around the attention kernel (docs/mathematics.md, section 3).
+//! projection around the attention kernel, with sinks and output gates (docs/mathematics.md, section 3).
 use super::linear::{deliver, input_of};
 use super::projection::Low;
-use super::{Backward, Forward, Layer, Linear, Norm, Part, Projection, Visitor};
+use super::sinks::SinksTrace;
+use super::{Backward, Forward, Layer, Linear, Norm, Part, Projection, Sinks, Visitor};
 use crate::needs::LayerNeeds;
-use tanglescope_kernels::{AttentionSpec, FloatTensor, Kernels, Pairs};
+use tanglescope_kernels::{Activation, AttentionSpec, FloatTensor, Kernels, Pairs};
 
-/// `o(softmax(s·q·kᵀ)·v)`, q, k, v projections of the input.
+/// `o(softmax(s·q·kᵀ)·v)`, or `o(σ(gate) ∘ softmax(s·q·kᵀ)·v)`, q, k, v and the gate projections of the input.
 #[derive(Clone, Debug)]
 pub struct Attention<B: Kernels> {
-    /// Projections to queries, keys and values.
+    /// Projections to queries, keys and values, and to gates behind the queries where there are any.
     pub qkv: Projection<B>,
+    /// Whether there are.
+    pub gated: bool,
     /// Norms of queries and of keys, over each stretch of a row as long as their gain.
     pub query_key_norms: Option<Box<[Norm<B>; 2]>>,
     /// What queries, keys and values are cut at, after the norms.
     pub bound: Option<f64>,
+    /// A score for each head that no value belongs to.
+    pub sinks: Option<Sinks<B>>,
     /// Projection of the attention output.
     pub o: Linear<B>,
     /// Its heads, scale, soft cap and window.
@@ -34,11 +39,19 @@ pub struct AttentionTrace<B: Kernels> {
     uncut: Option<[FloatTensor<B>; 3]>,
     qkv: [FloatTensor<B>; 3],
     qkv_low: Low<B>,
-    /// `[N, heads·head_dim]`.
+    /// `[N, heads·head_dim]`, with sinks and without gates.
     attended: FloatTensor<B>,
-    /// log Σ exp of each row's attention scores, `[N, heads]`.
+    sinks: Option<SinksTrace<B>>,
+    /// What the attention output is multiplied with, before σ.
+    gate: Option<FloatTensor<B>>,
+    /// log Σ exp of each row's attention scores, its sink's among them, `[N, heads]`.
     normaliser: FloatTensor<B>,
     o_low: Option<FloatTensor<B>>,
+}
+
+/// What the output projection reads.
+fn gated<B: Kernels>(attended: &FloatTensor<B>, gate: Option<&FloatTensor<B>>) -> FloatTensor<B> {
+    gate.map_or_else(|| attended.clone(), |gate| B::activate(Activation::Sigmoid, gate, Some(attended)))
 }
 
 impl<B: Kernels> Layer<B> for Attention<B> {
@@ -52,7 +65,8 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         onto: Option<FloatTensor<B>>,
         rows: &Forward<'_, B>,
     ) -> (FloatTensor<B>, Self::Trace) {
-        let (pieces, qkv_low) = self.qkv.forward(x);
+        let (mut pieces, qkv_low) = self.qkv.forward(x);
+        let gate = self.gated.then(|| pieces.remove(1));
         let [mut q, mut k, mut v]: [FloatTensor<B>; 3] = match pieces.try_into() {
             Ok(qkv) => qkv,
             Err(_) => unreachable!("the projections are queries, keys and values"),
@@ -71,9 +85,14 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             q = B::rotary(q, &of_q.0, &of_q.1, None, (self.spec.head_dim, self.rotated), false);
             k = B::rotary(k, &of_k.0, &of_k.1, None, (self.spec.head_dim, self.rotated), false);
         }
-        let (attended, normaliser) = B::attend(&q, &k, &v, rows.spans, self.spec);
-        let (y, o_low) = self.o.forward(&attended, onto);
-        (y, AttentionTrace { projected, uncut, qkv: [q, k, v], qkv_low, attended, normaliser, o_low })
+        let (mut attended, mut normaliser) = B::attend(&q, &k, &v, rows.spans, self.spec);
+        let mut sinks = None;
+        if let Some(of) = &self.sinks {
+            let (with_sinks, trace) = of.forward(attended, &normaliser);
+            ([attended, normaliser], sinks) = (with_sinks, Some(trace));
+        }
+        let (y, o_low) = self.o.forward(&gated::<B>(&attended, gate.as_ref()), onto);
+        (y, AttentionTrace { projected, uncut, qkv: [q, k, v], qkv_low, attended, sinks, gate, normaliser, o_low })
     }
 
     fn vjp(
@@ -87,11 +106,21 @@ impl<B: Kernels> Layer<B> for Attention<B> {
     ) -> Option<FloatTensor<B>> {
         let rows = pass.rows;
         let o = [self.o.cotangent(delta, trace.o_low.as_ref(), needs.hidden, pass)];
-        deliver(&o, || trace.attended.clone(), rows.here(), pass);
+        deliver(&o, || gated::<B>(&trace.attended, trace.gate.as_ref()), rows.here(), pass);
         if !needs.hidden {
             return None;
         }
-        let attended = rows.spread::<B>(o[0].input(None));
+        let (mut attended, mut of_gate) = (o[0].input(None), None);
+        if let Some(gate) = &trace.gate {
+            let index = &rows.here().index;
+            let (of, through) = B::activate_vjp(Activation::Sigmoid, gate, Some(&trace.attended), &attended, index);
+            attended = through.unwrap_or_else(|| unreachable!("a product has two cotangents"));
+            of_gate = Some(rows.spread::<B>(of));
+        }
+        if let (Some(sinks), Some(trace)) = (&self.sinks, &trace.sinks) {
+            sinks.deliver(trace, &attended, rows.here(), pass);
+        }
+        let attended = rows.spread::<B>(attended);
         let [q, k, v] = &trace.qkv;
         let forward = (&trace.attended, &trace.normaliser);
         let [mut dq, mut dk, mut dv] = B::attend_vjp([q, k, v], forward, &attended, rows.segments, self.spec);
@@ -110,7 +139,7 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             dq = norms[0].vjp_in_parts(q, dq, rows.full, pass);
             dk = norms[1].vjp_in_parts(k, dk, rows.full, pass);
         }
-        let deltas = self.qkv.joined(vec![dq, dk, dv]);
+        let deltas = self.qkv.joined(std::iter::once(dq).chain(of_gate).chain([dk, dv]).collect());
         let qkv = self.qkv.cotangents(&deltas, &trace.qkv_low, needs.input, pass);
         deliver(&qkv, x, rows.full, pass);
         if needs.input { input_of(&qkv, onto) } else { None }
@@ -119,6 +148,7 @@ impl<B: Kernels> Layer<B> for Attention<B> {
     fn visit(&mut self, f: &mut Visitor<'_, B>) {
         self.qkv.visit(f);
         self.query_key_norms.iter_mut().flat_map(|norms| norms.iter_mut()).for_each(|norm| f(Part::Norm(norm)));
+        self.sinks.iter_mut().for_each(|sinks| f(Part::Vector(&mut sinks.scores)));
         f(Part::Linear(&mut self.o));
     }
 }
@@ -128,6 +158,8 @@ impl<B: Kernels> Attention<B> {
         let norms = self.query_key_norms.as_ref();
         Attention {
             qkv: self.qkv.convert(f),
+            gated: self.gated,
+            sinks: self.sinks.as_ref().map(|sinks| sinks.convert(f)),
             query_key_norms: norms.map(|norms| Box::new(norms.each_ref().map(|norm| norm.convert(f)))),
             o: self.o.convert(f),
             bound: self.bound,

@@ -20,10 +20,48 @@ pub struct Experts<B: Kernels> {
     pub maps: [Vec<Linear<B>>; 3],
     /// f.
     pub activation: Activation,
+    /// Where there is one, `x·σ(α·x)` of gates cut from above times one more than what is cut from both sides, and f plays no part.
+    pub clamp: Option<Clamp>,
     /// An expert that every row goes through.
     pub shared: Option<Box<SharedExpert<B>>>,
     /// What an adapter of all experts as one matrix changes of gate and up together, and of down.
     pub fused: [Option<FusedLora<B>>; 2],
+}
+
+/// gpt-oss's gate: `min(a, limit)·σ(α·min(a, limit))·(clamp(b, ±limit) + 1)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clamp {
+    /// Where gate and up are cut.
+    pub limit: f64,
+    /// α.
+    pub alpha: f64,
+}
+
+impl Clamp {
+    /// Bounds of the gate, and of what it is multiplied with.
+    fn bounds(self) -> [[f64; 2]; 2] {
+        [[f64::NEG_INFINITY, self.limit], [-self.limit, self.limit]]
+    }
+
+    /// What `silu` is of, α times the cut gate, and what it is multiplied with, `(cut up + 1)/α`.
+    fn cut<B: Kernels>(self, up: &[FloatTensor<B>; 2]) -> [FloatTensor<B>; 2] {
+        let [of_gate, of_up] = self.bounds();
+        let gate = B::times_number(B::cut(up[0].clone(), of_gate), self.alpha);
+        let up = B::add_number(B::cut(up[1].clone(), of_up), 1.0);
+        [gate, B::times_number(up, self.alpha.recip())]
+    }
+
+    /// Cotangents of gate and up from those of what [`cut`](Self::cut) made of them.
+    fn vjp<B: Kernels>(
+        self,
+        up: &[FloatTensor<B>; 2],
+        [da, db]: [FloatTensor<B>; 2],
+        index: &[u32],
+    ) -> [FloatTensor<B>; 2] {
+        let [of_gate, of_up] = self.bounds();
+        let da = B::cut_vjp(&up[0], of_gate, B::times_number(da, self.alpha), index);
+        [da, B::cut_vjp(&up[1], of_up, B::times_number(db, self.alpha.recip()), index)]
+    }
 }
 
 /// Low-rank changes that an adapter has for all experts of a layer in one pair of tensors: PEFT's `target_parameters`.
@@ -168,7 +206,15 @@ fn forward<B: Kernels>(
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
     let width = dims::<B>(&maps[0].weight)[1];
     let weights = stretches(maps.iter().map(|map| Some((&map.weight, 1.0))), offsets);
-    let y = B::grouped(x, &weights, false, width, None);
+    let mut y = B::grouped(x, &weights, false, width, None);
+    let biases: Vec<FloatTensor<B>> =
+        maps.iter().filter_map(|map| Some(B::reshape(map.bias.clone()?, [1, width]))).collect();
+    if !biases.is_empty() {
+        // a bias is a map of the number one
+        let rows = dims::<B>(x)[0];
+        let ones = B::upload_like(vec![1.0; rows], &[rows, 1], x);
+        y = B::grouped(&ones, &stretches(biases.iter().map(|bias| Some((bias, 1.0))), offsets), false, width, Some(y));
+    }
     let Some(rank) = rank(maps) else { return (y, None) };
     let a = maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.a, lora.scale)));
     let low = B::grouped(x, &stretches(a, offsets), false, rank, None);
@@ -237,6 +283,9 @@ fn deliver_experts<B: Kernels>(
             if pass.scope.contains(&map.weight_name()) {
                 found.push((map.weight_name(), slice::<B>(&of.delta, own.clone())));
             }
+            if map.bias.is_some() && pass.scope.contains(&map.bias_name()) {
+                pass.sink.vector(&map.bias_name(), &slice::<B>(&of.delta, own.clone()), &rows);
+            }
             let Some(lora) = &map.lora else { continue };
             if let Some(low_delta) = of.low_delta.as_ref().filter(|_| pass.scope.contains(&lora.a_name())) {
                 found.push((lora.a_name(), slice::<B>(low_delta, own.clone())));
@@ -299,7 +348,25 @@ fn cotangent_offsets(rows: &[u32], offsets: &[usize]) -> Vec<usize> {
 impl<B: Kernels> Experts<B> {
     /// What `down` reads.
     fn activated(&self, up: &[FloatTensor<B>; 2]) -> FloatTensor<B> {
-        B::activate(self.activation, &up[0], Some(&up[1]))
+        match self.clamp {
+            None => B::activate(self.activation, &up[0], Some(&up[1])),
+            Some(clamp) => {
+                let [gate, up] = clamp.cut::<B>(up);
+                B::activate(Activation::Silu, &gate, Some(&up))
+            }
+        }
+    }
+
+    /// Cotangents of gate and up from that of what `down` reads.
+    fn activated_vjp(&self, up: &[FloatTensor<B>; 2], hidden: &FloatTensor<B>, index: &[u32]) -> [FloatTensor<B>; 2] {
+        let of = |f, [gate, up]: [&FloatTensor<B>; 2]| {
+            let (da, db) = B::activate_vjp(f, gate, Some(up), hidden, index);
+            [da, db.unwrap_or_else(|| unreachable!("experts are gated"))]
+        };
+        match self.clamp {
+            None => of(self.activation, up.each_ref()),
+            Some(clamp) => clamp.vjp::<B>(up, of(Activation::Silu, clamp.cut::<B>(up).each_ref()), index),
+        }
     }
 
     pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Experts<C> {
@@ -313,6 +380,7 @@ impl<B: Kernels> Experts<B> {
             correction: self.correction.clone(),
             maps: self.maps.each_ref().map(|maps| maps.iter().map(|map| map.convert(f)).collect()),
             activation: self.activation,
+            clamp: self.clamp,
             shared,
             fused: self.fused.each_ref().map(|fused| fused.as_ref().map(|fused| fused.convert(f))),
         }
@@ -466,9 +534,8 @@ impl<B: Kernels> Layer<B> for Experts<B> {
         if let Some((fused, low_delta)) = &fused_down {
             hidden = fused.input(low_delta, hidden, offsets);
         }
-        let (da, db) = B::activate_vjp(self.activation, &trace.up[0], Some(&trace.up[1]), &hidden, &routes.places);
+        let [da, db] = self.activated_vjp(&trace.up, &hidden, &routes.places);
         drop(hidden);
-        let db = db.unwrap_or_else(|| unreachable!("experts are gated"));
         let gate = Cotangent::new(gate, da, trace.low[0].as_ref(), (needs.input, offsets), pass);
         let up = Cotangent::new(up, db, trace.low[1].as_ref(), (needs.input, offsets), pass);
         if wants(&self.maps[0], pass) || wants(&self.maps[1], pass) {
@@ -537,5 +604,6 @@ fn in_scope<B: Kernels>(map: &Linear<B>, pass: &Backward<'_, B>) -> bool {
         .lora
         .as_ref()
         .is_some_and(|lora| pass.scope.contains(&lora.a_name()) || pass.scope.contains(&lora.b_name()));
-    of_adapter || pass.scope.contains(&map.weight_name())
+    let of_bias = map.bias.is_some() && pass.scope.contains(&map.bias_name());
+    of_adapter || of_bias || pass.scope.contains(&map.weight_name())
 }

@@ -6,6 +6,25 @@ use super::Backward;
 use crate::sink::Factor;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet};
 
+/// Name of the weight of a linear map: of its module, or the part of a tensor that it is.
+pub(crate) fn weight_of(path: &str) -> String {
+    if path.contains('#') { path.to_owned() } else { format!("{path}.weight") }
+}
+
+/// Name of the bias of a linear map: of its module, or a part of the tensor of biases beside that of weights.
+pub(crate) fn bias_of(path: &str) -> String {
+    match path.split_once('#') {
+        Some((tensor, part)) => format!("{tensor}_bias#{part}"),
+        None => format!("{path}.bias"),
+    }
+}
+
+/// Name of the tensor that a part is of.
+#[must_use]
+pub fn whole(name: &str) -> &str {
+    name.split_once('#').map_or(name, |(tensor, _)| tensor)
+}
+
 /// Learned low-rank change of a linear map: `y += s·B(A x)`, s = α/r or α/√r (PEFT).
 #[derive(Clone, Debug)]
 pub struct Lora<B: Kernels> {
@@ -22,7 +41,7 @@ pub struct Lora<B: Kernels> {
 /// `y = x·W + b + s·(x·A)·B`, with W kept as `[in, out]`.
 #[derive(Clone, Debug)]
 pub struct Linear<B: Kernels> {
-    /// Name of the module in the checkpoint.
+    /// Name of the module in the checkpoint, or `tensor#part` where it is a part of a tensor.
     pub name: String,
     /// `[in, out]`.
     pub weight: FloatTensor<B>,
@@ -51,12 +70,12 @@ impl<B: Kernels> Lora<B> {
 impl<B: Kernels> Linear<B> {
     /// Name of the weight.
     pub(crate) fn weight_name(&self) -> String {
-        format!("{}.weight", self.name)
+        weight_of(&self.name)
     }
 
     /// Name of the bias.
     pub(crate) fn bias_name(&self) -> String {
-        format!("{}.bias", self.name)
+        bias_of(&self.name)
     }
 
     /// The output plus `onto`, `[N, out]`, and s·x·A where there is an adapter, `[N, r]`.

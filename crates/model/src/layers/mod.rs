@@ -5,6 +5,7 @@
 //! activations it uses. A layer keeps nothing itself: its forward pass returns what its vjp needs.
 mod attention;
 mod block;
+mod delta_net;
 mod experts;
 mod feed_forward;
 mod linear;
@@ -14,20 +15,26 @@ mod norm;
 mod one_of;
 mod projection;
 mod router;
+mod sinks;
 mod sublayer;
+mod vector;
 
 pub use attention::{Attention, AttentionTrace};
 pub use block::{Block, BlockTrace};
-pub use experts::{Experts, ExpertsTrace, FusedLora, SharedExpert};
+pub use delta_net::{DeltaNet, DeltaNetTrace};
+pub use experts::{Clamp, Experts, ExpertsTrace, FusedLora, SharedExpert};
 pub use feed_forward::{FeedForward, FeedForwardTrace};
-pub use linear::{Linear, Lora};
+pub use linear::{Linear, Lora, whole};
+pub(crate) use linear::{bias_of, weight_of};
 pub use mixer::{Mixer, MixerTrace};
 pub use mlp::{Mlp, MlpTrace};
 pub use norm::Norm;
 pub use projection::{Pieces, Projection};
 pub use router::{Routing, RoutingRule};
+pub use sinks::Sinks;
 pub(crate) use sublayer::scaled;
 pub use sublayer::{Layer, Sublayer, SublayerTrace};
+pub use vector::Vector;
 
 use crate::scope::InScope;
 use crate::sink::Sink;
@@ -101,6 +108,8 @@ pub enum Part<'a, B: Kernels> {
     Fused(&'a mut [Option<FusedLora<B>>; 2]),
     /// A norm.
     Norm(&'a mut Norm<B>),
+    /// Other numbers.
+    Vector(&'a mut Vector<B>),
 }
 
 /// Takes the parts of a layer one by one, in the order of the forward pass.

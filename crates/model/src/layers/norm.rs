@@ -28,15 +28,15 @@ impl<B: Kernels> Norm<B> {
         format!("{}.bias", self.name)
     }
 
-    /// What normalised rows are multiplied with.
-    fn factor(&self) -> FloatTensor<B> {
-        let gain = self.gain.clone();
+    /// What normalised rows are multiplied with, in their type.
+    fn factor(&self, rows: &FloatTensor<B>) -> FloatTensor<B> {
+        let gain = B::cast(self.gain.clone(), rows.dtype());
         if self.gain_plus_one { B::add_number(gain, 1.0) } else { gain }
     }
 
     /// Normalised rows, `[N, features]`.
     pub(crate) fn forward(&self, x: &FloatTensor<B>) -> FloatTensor<B> {
-        B::norm(x, &self.factor(), self.bias.as_ref(), self.kind)
+        B::norm(x, &self.factor(x), self.bias.as_ref(), self.kind)
     }
 
     /// Delivers gain and bias for backward rows δ, and returns the cotangent of the input plus `onto`, `[R, features]`.
@@ -49,7 +49,7 @@ impl<B: Kernels> Norm<B> {
         pass: &mut Backward<'_, B>,
     ) -> FloatTensor<B> {
         self.deliver(x, delta, rows, pass);
-        B::norm_vjp(x, &self.factor(), self.kind, delta, &rows.index, onto)
+        B::norm_vjp(x, &self.factor(x), self.kind, delta, &rows.index, onto)
     }
 
     /// Delivers gain and bias, where nothing below the norm is wanted.
@@ -61,7 +61,8 @@ impl<B: Kernels> Norm<B> {
         pass: &mut Backward<'_, B>,
     ) {
         if pass.scope.contains(&self.gain_name()) {
-            pass.sink.vector(&self.gain_name(), &B::norm_gain_terms(x, self.kind, delta, &rows.index), rows);
+            let terms = B::norm_gain_terms(x, self.kind, delta, &rows.index);
+            pass.sink.vector(&self.gain_name(), &B::cast(terms, self.gain.dtype()), rows);
         }
         if self.bias.is_some() && pass.scope.contains(&self.bias_name()) {
             pass.sink.vector(&self.bias_name(), delta, rows);

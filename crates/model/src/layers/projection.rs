@@ -7,62 +7,82 @@ use tanglescope_kernels::{FloatTensor, Kernels};
 /// Linear maps of one input whose outputs are pieces: queries, keys and values, or gate and up.
 #[derive(Clone, Debug)]
 pub struct Projection<B: Kernels> {
-    /// A map a piece, or one.
+    /// The maps.
     pub maps: Vec<Linear<B>>,
-    /// How the pieces lie in the maps' outputs.
-    pub pieces: Pieces,
+    /// How the pieces lie in the output of each.
+    pub pieces: Vec<Pieces>,
 }
 
-/// How the pieces of a projection lie in the outputs of its maps.
+/// How pieces lie in the output of a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pieces {
-    /// Each is the output of a map.
-    Separate,
-    /// Columns of one map's output, of these widths.
+    /// It is one.
+    Whole,
+    /// Columns of these widths.
     Columns(Vec<usize>),
-    /// One head's part of every piece, `head_dim` columns each, then the next head's.
-    ByHead {
-        /// Number of pieces.
-        pieces: usize,
-        /// Columns of one head in one piece.
-        head_dim: usize,
-    },
+    /// One head's part of every piece, of these widths, then the next head's.
+    ByHead(Vec<usize>),
+}
+
+impl Pieces {
+    /// Their number.
+    fn number(&self) -> usize {
+        match self {
+            Self::Whole => 1,
+            Self::Columns(widths) | Self::ByHead(widths) => widths.len(),
+        }
+    }
+
+    fn split<B: Kernels>(&self, output: FloatTensor<B>) -> Vec<FloatTensor<B>> {
+        match self {
+            Self::Whole => vec![output],
+            Self::Columns(widths) => B::split_columns(&output, widths),
+            Self::ByHead(widths) => {
+                let [rows, width] = dims::<B>(&output);
+                let heads = width / widths.iter().sum::<usize>();
+                let by_head = B::reshape(output, [rows * heads, width / heads]);
+                let split = B::split_columns(&by_head, widths).into_iter().zip(widths);
+                split.map(|(piece, width)| B::reshape(piece, [rows, heads * width])).collect()
+            }
+        }
+    }
+
+    fn join<B: Kernels>(&self, pieces: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+        match self {
+            Self::Whole => pieces.into_iter().next().unwrap_or_else(|| unreachable!("an output has a piece")),
+            Self::Columns(_) => B::join_columns(&pieces),
+            Self::ByHead(widths) => {
+                let [rows, width] = dims::<B>(&pieces[0]);
+                let heads = width / widths[0];
+                let by_head = pieces.into_iter().zip(widths).map(|(p, width)| B::reshape(p, [rows * heads, *width]));
+                let joined = B::join_columns(&by_head.collect::<Vec<_>>());
+                B::reshape(joined, [rows, heads * widths.iter().sum::<usize>()])
+            }
+        }
+    }
 }
 
 /// What the forward pass of a projection leaves: s·x·A of each map that has an adapter.
 pub(crate) type Low<B> = Vec<Option<FloatTensor<B>>>;
 
 impl<B: Kernels> Projection<B> {
+    /// Maps whose outputs are a piece each.
+    #[must_use]
+    pub fn of_whole(maps: Vec<Linear<B>>) -> Self {
+        Self { pieces: vec![Pieces::Whole; maps.len()], maps }
+    }
+
     /// The pieces, `[N, width]` each, and what the vjp needs.
     pub(crate) fn forward(&self, x: &FloatTensor<B>) -> (Vec<FloatTensor<B>>, Low<B>) {
         let (outputs, low): (Vec<_>, Vec<_>) = self.maps.iter().map(|map| map.forward(x, None)).unzip();
-        let pieces = match &self.pieces {
-            Pieces::Separate => outputs,
-            Pieces::Columns(widths) => B::split_columns(&outputs[0], widths),
-            Pieces::ByHead { pieces, head_dim } => {
-                let [rows, width] = dims::<B>(&outputs[0]);
-                let heads = width / (pieces * head_dim);
-                let by_head = B::reshape(outputs[0].clone(), [rows * heads, pieces * head_dim]);
-                let split = B::split_columns(&by_head, &vec![*head_dim; *pieces]).into_iter();
-                split.map(|piece| B::reshape(piece, [rows, heads * head_dim])).collect()
-            }
-        };
-        (pieces, low)
+        let pieces = outputs.into_iter().zip(&self.pieces).flat_map(|(output, pieces)| pieces.split::<B>(output));
+        (pieces.collect(), low)
     }
 
     /// Cotangents of the maps' outputs from those of the pieces.
     pub(crate) fn joined(&self, pieces: Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>> {
-        match &self.pieces {
-            Pieces::Separate => pieces,
-            Pieces::Columns(_) => vec![B::join_columns(&pieces)],
-            Pieces::ByHead { head_dim, .. } => {
-                let [rows, width] = dims::<B>(&pieces[0]);
-                let (heads, number) = (width / head_dim, pieces.len());
-                let by_head = pieces.into_iter().map(|p| B::reshape(p, [rows * heads, *head_dim]));
-                let joined = B::join_columns(&by_head.collect::<Vec<_>>());
-                vec![B::reshape(joined, [rows, number * width])]
-            }
-        }
+        let mut rest = pieces.into_iter();
+        self.pieces.iter().map(|of| of.join::<B>(rest.by_ref().take(of.number()).collect())).collect()
     }
 
     /// The maps with the cotangents of their outputs; `input` says whether that of the input is wanted.

@@ -137,14 +137,11 @@ impl Parameters {
     fn up(&mut self, shape: &Shape) -> Projection<Flex> {
         let (d, m) = (shape.hidden, shape.mlp_width);
         match (shape.gated, shape.joined) {
-            (false, _) => Projection { maps: vec![self.linear("up", [d, m], shape)], pieces: Pieces::Separate },
-            (true, false) => {
-                let maps = ["gate", "up"].map(|name| self.linear(name, [d, m], shape)).to_vec();
-                Projection { maps, pieces: Pieces::Separate }
-            }
+            (false, _) => Projection::of_whole(vec![self.linear("up", [d, m], shape)]),
+            (true, false) => Projection::of_whole(["gate", "up"].map(|name| self.linear(name, [d, m], shape)).to_vec()),
             (true, true) => {
                 let maps = vec![self.linear("up", [d, 2 * m], shape)];
-                Projection { maps, pieces: Pieces::Columns(vec![m, m]) }
+                Projection { maps, pieces: vec![Pieces::Columns(vec![m, m])] }
             }
         }
     }
@@ -170,11 +167,11 @@ impl Parameters {
         let (maps, pieces) = match shape.qkv {
             Qkv::Separate => {
                 let maps = [("q", qw), ("k", kw), ("v", kw)].map(|(name, width)| self.linear(name, [d, width], shape));
-                (maps.to_vec(), Pieces::Separate)
+                (maps.to_vec(), vec![Pieces::Whole; 3])
             }
-            Qkv::Joined => (vec![self.linear("qkv", [d, qw + 2 * kw], shape)], Pieces::Columns(vec![qw, kw, kw])),
+            Qkv::Joined => (vec![self.linear("qkv", [d, qw + 2 * kw], shape)], vec![Pieces::Columns(vec![qw, kw, kw])]),
             Qkv::ByHead => {
-                let pieces = Pieces::ByHead { pieces: 3, head_dim: h };
+                let pieces = vec![Pieces::ByHead(vec![h; 3])];
                 (vec![self.linear("qkv", [d, qw + 2 * kw], shape)], pieces)
             }
         };
@@ -188,6 +185,8 @@ impl Parameters {
         Attention {
             qkv: Projection { maps, pieces },
             query_key_norms,
+            gated: false,
+            sinks: None,
             bound: None,
             o,
             spec,

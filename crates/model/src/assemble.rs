@@ -1,0 +1,226 @@
+//! From the parts of a block, as its description lists them, to its layers.
+use crate::architectures::{self, BlockKind, DeltaKind, DeltaMaps, Description, ExpertsKind, Qkv, StoredExperts, Up};
+use crate::error::Result;
+use crate::layers::{
+    Attention, Block, DeltaNet, Experts, FeedForward, Linear, Mixer, Mlp, Norm, Pieces, Projection, SharedExpert,
+    Sinks, Sublayer, Vector,
+};
+use crate::load::{Loader, Module, Stack, one_rank};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use tanglescope_kernels::{DType, FloatTensor, Kernels, NormKind, Pairs, TensorData};
+
+/// The loaded parts of a block, by their paths inside it; each is taken once.
+struct Parts<'a, B: Kernels> {
+    of: &'a Description,
+    dtype: DType,
+    device: &'a B::Device,
+    norms: HashMap<Cow<'static, str>, Norm<B>>,
+    maps: HashMap<Cow<'static, str>, Linear<B>>,
+    vectors: HashMap<&'static str, Vector<B>>,
+}
+
+fn there<T>(part: Option<T>, name: &str) -> T {
+    part.unwrap_or_else(|| unreachable!("`{name}` is a part of the description"))
+}
+
+impl<'a, B: Kernels> Parts<'a, B> {
+    fn load(loader: &mut Loader<'_>, of: &'a Description, layer: usize, device: &'a B::Device) -> Result<Self> {
+        let names = &of.names;
+        let (norms, maps, vectors) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let mut parts = Self { of, dtype: loader.dtype, device, norms, maps, vectors };
+        let stack = of.experts_of(layer).and_then(|of| match of.stored {
+            StoredExperts::Stacked { order, .. } => Some((of.number, order)),
+            StoredExperts::Each(_) => None,
+        });
+        for part in of.parts(layer) {
+            match part {
+                architectures::Part::Norm { name, features, plus_one } => {
+                    let path = format!("{}.{layer}.{name}", names.blocks);
+                    let norm = loader.norm::<B>(&path, features, of, device)?;
+                    parts.norms.insert(name, Norm { gain_plus_one: plus_one, ..norm });
+                }
+                architectures::Part::Vector { name, shape } => {
+                    let path = format!("{}.{layer}.{name}", names.blocks);
+                    parts.vectors.insert(name, loader.vector::<B>(&path, &shape, device)?);
+                }
+                architectures::Part::Map { name, reads, shape, bias, routed } => {
+                    let path = format!("{}.{layer}.{name}", names.blocks);
+                    let pieces = if reads == architectures::Reads::MlpInput { 2 } else { 1 };
+                    let stack = stack.filter(|_| routed).map(|(experts, order)| Stack { experts, pieces, order });
+                    let attention = reads.by_attention();
+                    let module = Module { path, layer, attention, bias, conv1d: names.conv1d, routed, stack };
+                    parts.maps.insert(name, loader.linear::<B>(&module, shape, device)?);
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    fn map(&mut self, name: &str) -> Linear<B> {
+        there(self.maps.remove(name), name)
+    }
+
+    fn maps(&mut self, names: &[&str]) -> Vec<Linear<B>> {
+        names.iter().map(|name| self.map(name)).collect()
+    }
+
+    fn vector(&mut self, name: &str) -> Vector<B> {
+        there(self.vectors.remove(name), name)
+    }
+
+    /// A norm of the residual stream, where the architecture has it.
+    fn norm(&mut self, name: Option<&'static str>) -> Option<Norm<B>> {
+        match self.of.norm_gain {
+            true => name.and_then(|name| self.norms.remove(name)),
+            false => name.map(|_| without_parameters(self.of.hidden, self.of.norm, self.dtype, self.device)),
+        }
+    }
+
+    fn attention(&mut self, layer: usize) -> Attention<B> {
+        let (of, head_dim) = (self.of, self.of.attention.head_dim);
+        let (maps, pieces) = match of.names.qkv {
+            Qkv::Separate(names) => {
+                let queries = if of.output_gate { Pieces::ByHead(vec![head_dim; 2]) } else { Pieces::Whole };
+                (self.maps(&names), vec![queries, Pieces::Whole, Pieces::Whole])
+            }
+            Qkv::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(of.qkv_widths().to_vec())]),
+            Qkv::ByHead(name) => (self.maps(&[name]), vec![Pieces::ByHead(vec![head_dim; 3])]),
+        };
+        let norms = of.names.query_key_norms;
+        let BlockKind { rope, .. } = of.blocks[layer];
+        Attention {
+            qkv: Projection { maps, pieces },
+            gated: of.output_gate,
+            query_key_norms: norms.and_then(|[q, k]| Some(Box::new([self.norm(Some(q))?, self.norm(Some(k))?]))),
+            bound: of.qkv_bound,
+            sinks: of.names.sinks.map(|name| Sinks { scores: self.vector(name) }),
+            o: self.map(of.names.o),
+            spec: of.attention_of(layer),
+            rope,
+            rotated: rope.map_or(Pairs::Halves, |[queries, _]| of.ropes[queries].rotated),
+        }
+    }
+
+    fn delta_net(&mut self, of: &DeltaKind) -> DeltaNet<B> {
+        let [taps, bias, rate, norm, o] = DeltaKind::NAMES;
+        let ([keys, values], shared) = (of.widths(), of.spec.value_heads / of.spec.key_heads);
+        let (key, value) = (of.spec.key_dim, of.spec.value_dim * shared);
+        let pieces = match of.inputs {
+            DeltaMaps::ByHead(_) => {
+                vec![Pieces::ByHead(vec![key, key, value, value]), Pieces::ByHead(vec![shared; 2])]
+            }
+            DeltaMaps::Columns(_) => {
+                let qkv = Pieces::Columns(vec![keys, keys, values]);
+                std::iter::once(qkv).chain(vec![Pieces::Whole; 3]).collect()
+            }
+        };
+        let maps = of.maps().into_iter().map(|(name, _)| self.map(name)).collect();
+        DeltaNet {
+            inputs: Projection { maps, pieces },
+            convolution: self.vector(taps),
+            activation: of.activation,
+            decay_rate: self.vector(rate),
+            decay_bias: self.vector(bias),
+            unit: self.unit_norms(key),
+            spec: of.spec,
+            norm: there(self.norms.remove(norm), norm),
+            o: self.map(o),
+        }
+    }
+
+    /// Norms that make queries `1/√d` and keys 1 long: `x/√(Σx² + ε)` is `x/√(mean x² + ε/d)` over √d.
+    fn unit_norms(&self, d: usize) -> [Norm<B>; 2] {
+        /// Under the root of a length (transformers' `l2norm`).
+        const EPS: f64 = 1e-6;
+        let width = d as f64;
+        let kind = NormKind { centred: false, eps: EPS / width };
+        let of = |gain: f64| {
+            let gain = TensorData::new(vec![gain; d], [d]).convert_dtype(self.dtype);
+            Norm { gain: B::upload(gain, self.device), ..without_parameters(d, kind, self.dtype, self.device) }
+        };
+        [of(width.recip()), of(width.sqrt().recip())]
+    }
+
+    fn mlp(&mut self) -> Mlp<B> {
+        let (maps, pieces) = match self.of.names.up {
+            Up::Plain(name) => (self.maps(&[name]), vec![Pieces::Whole]),
+            Up::Gated(names) => (self.maps(&names), vec![Pieces::Whole; 2]),
+            Up::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(vec![self.of.mlp_width; 2])]),
+        };
+        let up = Projection { maps, pieces };
+        Mlp { up, down: self.map(self.of.names.down), activation: self.of.activation }
+    }
+
+    /// The experts of a layer, without a correction and without an adapter of all.
+    fn experts(&mut self, kind: &ExpertsKind) -> Experts<B> {
+        let activation = self.of.activation;
+        let router = self.map(kind.router);
+        let mut maps = [const { Vec::new() }; 3];
+        for expert in 0..kind.number {
+            maps.iter_mut().zip(kind.paths(expert)).for_each(|(maps, path)| maps.push(self.map(&path)));
+        }
+        let shared = kind.shared.map(|shared| {
+            let [gate, up, down] = shared.maps.map(|name| self.map(name));
+            let mlp = Mlp { up: Projection::of_whole(vec![gate, up]), down, activation };
+            Box::new(SharedExpert { mlp, gate: shared.gate.map(|name| self.map(name)) })
+        });
+        let (routing, clamp) = (kind.routing, kind.clamp);
+        Experts { router, routing, correction: None, maps, activation, clamp, shared, fused: [None, None] }
+    }
+}
+
+/// Loads a block.
+pub(crate) fn block<B: Kernels>(
+    loader: &mut Loader<'_>,
+    of: &Description,
+    layer: usize,
+    device: &B::Device,
+) -> Result<Block<B>> {
+    let names = &of.names;
+    let mut parts = Parts::<B>::load(loader, of, layer, device)?;
+    let mixer = match of.delta.as_ref().filter(|_| of.blocks[layer].recurrent) {
+        Some(delta) => Mixer::DeltaNet(parts.delta_net(delta)),
+        None => Mixer::Attention(parts.attention(layer)),
+    };
+    let feed_forward = match of.experts_of(layer) {
+        Some(kind) => {
+            let list = format!("{}.{layer}.{}", names.blocks, kind.list);
+            let fused = loader.adapter.fused::<B>(&list, kind, of.hidden, loader.dtype, device)?;
+            let correction = match kind.correction {
+                Some(name) => Some(loader.values(&format!("{}.{layer}.{name}", names.blocks), kind.number)?),
+                None => None,
+            };
+            FeedForward::Experts(Experts { correction, fused, ..parts.experts(kind) })
+        }
+        None => FeedForward::Mlp(parts.mlp()),
+    };
+    one_rank(&feed_forward)?;
+    Ok(Block {
+        mixer: Sublayer {
+            norm: parts.norm(names.attention_norm),
+            layer: mixer,
+            norm_after: parts.norm(names.after_attention),
+            scale: of.residual_scale,
+        },
+        mlp: Sublayer {
+            norm: parts.norm(names.mlp_norm),
+            layer: feed_forward,
+            norm_after: parts.norm(names.after_mlp),
+            scale: of.residual_scale,
+        },
+        parallel: of.parallel,
+    })
+}
+
+/// A norm whose gain is one.
+pub(crate) fn without_parameters<B: Kernels>(
+    features: usize,
+    kind: NormKind,
+    dtype: DType,
+    device: &B::Device,
+) -> Norm<B> {
+    let ones: FloatTensor<B> =
+        B::upload(TensorData::new(vec![1.0f64; features], [features]).convert_dtype(dtype), device);
+    Norm { name: String::new(), gain: ones, bias: None, kind, gain_plus_one: false }
+}
