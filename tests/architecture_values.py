@@ -40,6 +40,7 @@ MODELS = {
                              linear_conv_kernel_dim=3, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=10,
                              shared_expert_intermediate_size=14, full_attention_interval=3,
                              rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)),
+    "phi": dict(rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)),
 }
 PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
 

@@ -19,6 +19,7 @@ use tanglescope_model::{AdapterSource, Decoder, Outline, Scope};
 /// Architectures with goldens.
 const ARCHITECTURES: &[&str] = &[
     "cohere2",
+    "deepseek_v3",
     "gemma",
     "gemma2",
     "gemma3",
@@ -37,6 +38,7 @@ const ARCHITECTURES: &[&str] = &[
     "olmo3",
     "olmoe",
     "phi3",
+    "phimoe",
     "qwen2",
     "qwen2_5_vl",
     "qwen2_moe",
@@ -254,7 +256,7 @@ fn small_architectures_meet_transformers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/architectures");
     let mut folders: Vec<PathBuf> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert_eq!(folders.len(), 9);
+    assert_eq!(folders.len(), 10);
     for folder in folders {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let model = Decoder::<Flex>::load(&folder, &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();

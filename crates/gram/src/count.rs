@@ -50,7 +50,14 @@ impl Count {
 }
 
 /// The inputs of a block's maps, in the order of the forward pass.
-const INPUTS: [Reads; 4] = [Reads::MixerInput, Reads::AttentionOutput, Reads::MlpInput, Reads::MlpHidden];
+const INPUTS: [Reads; 6] = [
+    Reads::MixerInput,
+    Reads::QueryLatent,
+    Reads::KeyLatent,
+    Reads::AttentionOutput,
+    Reads::MlpInput,
+    Reads::MlpHidden,
+];
 
 /// Products of `rows` rows with a map, and with its adapter.
 fn forward(map: &Map, rows: usize, dtype: DType) -> Cost {
@@ -64,7 +71,8 @@ fn forward(map: &Map, rows: usize, dtype: DType) -> Cost {
 /// Whether the cotangents of the outputs of maps that read an input are formed, and those of that input.
 fn needed(needs: BlockNeeds, input: Reads) -> [bool; 2] {
     match input {
-        Reads::MixerInput => [needs.mixer.hidden, needs.mixer.input],
+        Reads::MixerInput => [needs.mixer.latent, needs.mixer.input],
+        Reads::QueryLatent | Reads::KeyLatent => [needs.mixer.hidden, needs.mixer.latent],
         Reads::AttentionOutput => [needs.mixer.output, needs.mixer.hidden],
         Reads::MlpInput => [needs.mlp.hidden, needs.mlp.input],
         Reads::MlpHidden => [needs.mlp.output, needs.mlp.hidden],
@@ -166,7 +174,7 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
             let (routed, maps): (Vec<&Map>, Vec<&Map>) =
                 outline.maps.iter().filter(|map| map.layer == layer && map.reads == input).partition(|map| map.routed);
             // at the top, rows whose cotangent is zero are left out until attention fills them
-            let top = layer + 1 == of.layers() && input != Reads::MixerInput;
+            let top = layer + 1 == of.layers() && !input.before_mixing();
             let rows = if top { &batch.active } else { &batch.full };
             let needed = needed(*needs, input);
             for map in &maps {
@@ -199,13 +207,19 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
             }
         }
     }
-    count.head = head_cost(batch.targets.len(), of.hidden, of.vocabulary, dtype);
+    let width = of.hidden + usize::from(of.head_bias);
+    count.head = head_cost(batch.targets.len(), width, of.vocabulary, dtype);
     let head = if of.tied { &of.names.embedding } else { &of.names.head };
-    if scope.contains(&format!("{head}.weight")) {
+    let wanted = ["bias", "weight"].map(|tensor| scope.contains(&format!("{head}.{tensor}")));
+    for _ in wanted.into_iter().filter(|wanted| *wanted) {
         count.head += head_gram_cost(&batch.predictions, of.vocabulary, dtype);
-        if of.tied && !scope.head_only() {
-            count.head += tied(batch, of.hidden, dtype);
+        // beside a bias, each Gram is a pass of its own
+        if of.head_bias {
+            count.head += head_cost(batch.targets.len(), width, of.vocabulary, dtype);
         }
+    }
+    if wanted[1] && of.tied && !scope.head_only() {
+        count.head += tied(batch, of.hidden, dtype);
     }
     count
 }

@@ -129,8 +129,15 @@ pub(crate) struct ForwardPass<'a, B: Kernels> {
     trace: Trace<B>,
     /// Inputs of the head, `[predictions, hidden]`.
     y: FloatTensor<B>,
+    /// Whose product is the logits.
+    scores: [FloatTensor<B>; 2],
     head: HeadOutput<FloatTensor<B>, B::Pending>,
+    /// Gram of the logits' bias, where it was wanted.
+    bias_gram: Option<B::Pending>,
 }
+
+/// What one of two parts of the logits' inputs is scaled with, so that it has no part in a Gram of the whole: 2⁻⁶⁰ of it is below any rounding.
+const NO_PART: f64 = 1.0 / (1u64 << 30) as f64;
 
 impl<'a, B: Kernels> ForwardPass<'a, B> {
     /// Runs a batch up to its log-probabilities, with the Gram of the output matrix where that is in scope and its Gram is
@@ -140,15 +147,25 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
         let keep = plan::keep(&model.description, model.dtype, forward, backward, model.activation_bytes);
         let trace = model.forward(batch.forward_rows(), keep);
         let y = model.head_inputs(&trace, &batch.predicting);
-        let cotangents = batch.head_cotangents();
-        let head = B::head(
-            &y,
-            model.head(),
-            &batch.targets,
-            model.description.logit_cap,
-            (head_gram && scope.contains(model.head_name())).then_some(&cotangents),
-        );
-        Self { model, scope, batch, trace, y, head }
+        let (cotangents, cap) = (batch.head_cotangents(), model.description.logit_cap);
+        let wanted = |name: &str| (head_gram && scope.contains(name)).then_some(&cotangents);
+        let run = |[y, w]: &[FloatTensor<B>; 2], wanted| B::head(y, w, &batch.targets, cap, wanted);
+        let scores = model.scores(&y, [1.0, 1.0]);
+        let Some(bias) = model.head_bias_name() else {
+            let head = run(&scores, wanted(model.head_name()));
+            return Self { model, scope, batch, trace, y, scores, head, bias_gram: None };
+        };
+        let mut head = run(&scores, None);
+        let width = y.shape()[1];
+        let back = B::split_columns(&B::cast(head.back, y.dtype()), &[width, 1]).swap_remove(0);
+        let gram_of = |name: &str, factors| {
+            let wanted = wanted(name)?;
+            run(&model.scores(&y, factors), Some(wanted)).gram
+        };
+        let bias_gram = gram_of(bias, [NO_PART, 1.0]);
+        head.gram = gram_of(model.head_name(), [1.0, NO_PART]);
+        head.back = back;
+        Self { model, scope, batch, trace, y, scores, head, bias_gram }
     }
 
     /// Log-probability of each token of each group's branches.
@@ -187,18 +204,22 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
 
     /// The same by a batch that has the turn, which it gives on when half of its time is over.
     pub fn backward_with(self, sink: &mut dyn Sink<B>, turn: Option<Turn<'_>>) {
-        let Self { model, scope, batch, trace, y, mut head } = self;
-        let name = model.head_name();
-        if scope.contains(name) {
-            let predictions = Predictions {
-                targets: batch.targets.clone(),
-                log_normaliser: head.log_normaliser.clone(),
-                cap: model.description.logit_cap,
-            };
-            let cotangents = batch.head_cotangents();
-            let rows = HeadRows { y: &y, predictions: &predictions, w: model.head(), cotangents };
-            sink.head(name, &rows, head.gram.take());
+        let Self { model, scope, batch, trace, y, scores, mut head, bias_gram } = self;
+        let predictions = Predictions {
+            targets: batch.targets.clone(),
+            log_normaliser: std::mem::take(&mut head.log_normaliser),
+            cap: model.description.logit_cap,
+        };
+        let n = batch.targets.len();
+        let ones = B::upload_like(vec![1.0; n], &[n, 1], &y);
+        let rows = |y| HeadRows { y, predictions: &predictions, scores: &scores, cotangents: batch.head_cotangents() };
+        if let Some(name) = model.head_bias_name().filter(|name| scope.contains(name)) {
+            sink.head(name, &rows(&ones), bias_gram);
         }
+        if scope.contains(model.head_name()) {
+            sink.head(model.head_name(), &rows(&y), head.gram.take());
+        }
+        drop(scores);
         let (source, weight): (Vec<u32>, Vec<f64>) = batch.sources.iter().copied().unzip();
         let delta: FloatTensor<B> = B::gather(&head.back, &source, Some(&weight));
         let rows = BackwardRows { full: &batch.full, segments: &batch.segments, active: Some(&batch.active) };
@@ -213,7 +234,8 @@ pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec
     let batch = Batch::new(&requests);
     let trace = model.forward(batch.forward_rows(), Keep::Nothing);
     let y = model.head_inputs(&trace, &batch.predicting);
-    by_branch(&batch, &B::head(&y, model.head(), &batch.targets, model.description.logit_cap, None).logp)
+    let [y, w] = model.scores(&y, [1.0, 1.0]);
+    by_branch(&batch, &B::head(&y, &w, &batch.targets, model.description.logit_cap, None).logp)
 }
 
 /// [`token_logps`] of all groups, in their order, batch by batch; `done` is told which groups are through.

@@ -30,7 +30,8 @@ fn kept(model: &Description) -> usize {
         let shared = of.shared.map_or(0, |shared| 2 * shared.width + model.hidden);
         of.routing.per_row * (2 * of.width + model.hidden) + shared + of.number
     });
-    let gates = if model.output_gate { spec.heads } else { 0 };
+    // and what queries are multiplied with, or come from
+    let gates = if model.output_gate || model.latent.is_some() { 2 * spec.heads } else { 0 };
     let attention = (attention + before_norms + gates) * spec.head_dim + spec.heads;
     (1 + outputs) * model.hidden + attention.max(carried(model)) + dense.max(feed_forward)
 }

@@ -1,9 +1,11 @@
 //! From the parts of a block, as its description lists them, to its layers.
-use crate::architectures::{self, BlockKind, DeltaKind, DeltaMaps, Description, ExpertsKind, Qkv, StoredExperts, Up};
+use crate::architectures::{
+    self, BlockKind, DeltaKind, DeltaMaps, Description, ExpertsKind, LatentKind, Qkv, StoredExperts, Up,
+};
 use crate::error::Result;
 use crate::layers::{
-    Attention, Block, DeltaNet, Experts, FeedForward, Linear, Mixer, Mlp, Norm, Pieces, Projection, SharedExpert,
-    Sinks, Sublayer, Vector,
+    Attention, Block, DeltaNet, Experts, FeedForward, Latent, Linear, Mixer, Mlp, Norm, Pieces, Projection,
+    SharedExpert, Sinks, Source, Sublayer, Vector,
 };
 use crate::load::{Loader, Module, Stack, one_rank};
 use std::borrow::Cow;
@@ -77,20 +79,27 @@ impl<'a, B: Kernels> Parts<'a, B> {
         }
     }
 
+    fn latent(&mut self, of: &LatentKind) -> Latent<B> {
+        let ([q_norm, kv_norm], [q_proj, q_a, kv_a], [q_b, kv_b]) =
+            (LatentKind::NORMS, LatentKind::DOWN, LatentKind::UP);
+        let norm = |parts: &mut Self, name| Norm { kind: of.norm, ..there(parts.norms.remove(name), name) };
+        let down = vec![self.map(of.queries.map_or(q_proj, |_| q_a)), self.map(kv_a)];
+        let q = of.queries.map(|_| (norm(self, q_norm), self.map(q_b)));
+        let pieces = vec![Pieces::Whole, Pieces::Columns(vec![of.keys, of.dims.rotary])];
+        let kv = (norm(self, kv_norm), self.map(kv_b));
+        Latent { down: Projection { maps: down, pieces }, q, kv, dims: of.dims }
+    }
+
     fn attention(&mut self, layer: usize) -> Attention<B> {
-        let (of, head_dim) = (self.of, self.of.attention.head_dim);
-        let (maps, pieces) = match of.names.qkv {
-            Qkv::Separate(names) => {
-                let queries = if of.output_gate { Pieces::ByHead(vec![head_dim; 2]) } else { Pieces::Whole };
-                (self.maps(&names), vec![queries, Pieces::Whole, Pieces::Whole])
-            }
-            Qkv::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(of.qkv_widths().to_vec())]),
-            Qkv::ByHead(name) => (self.maps(&[name]), vec![Pieces::ByHead(vec![head_dim; 3])]),
+        let source = match &self.of.latent {
+            Some(latent) => Source::Latent(Box::new(self.latent(latent))),
+            None => Source::Input(self.qkv()),
         };
+        let of = self.of;
         let norms = of.names.query_key_norms;
         let BlockKind { rope, .. } = of.blocks[layer];
         Attention {
-            qkv: Projection { maps, pieces },
+            source,
             gated: of.output_gate,
             query_key_norms: norms.and_then(|[q, k]| Some(Box::new([self.norm(Some(q))?, self.norm(Some(k))?]))),
             bound: of.qkv_bound,
@@ -100,6 +109,19 @@ impl<'a, B: Kernels> Parts<'a, B> {
             rope,
             rotated: rope.map_or(Pairs::Halves, |[queries, _]| of.ropes[queries].rotated),
         }
+    }
+
+    fn qkv(&mut self) -> Projection<B> {
+        let (of, head_dim) = (self.of, self.of.attention.head_dim);
+        let (maps, pieces) = match of.names.qkv {
+            Qkv::Separate(names) => {
+                let queries = if of.output_gate { Pieces::ByHead(vec![head_dim; 2]) } else { Pieces::Whole };
+                (self.maps(&names), vec![queries, Pieces::Whole, Pieces::Whole])
+            }
+            Qkv::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(of.qkv_widths().to_vec())]),
+            Qkv::ByHead(name) => (self.maps(&[name]), vec![Pieces::ByHead(vec![head_dim; 3])]),
+        };
+        Projection { maps, pieces }
     }
 
     fn delta_net(&mut self, of: &DeltaKind) -> DeltaNet<B> {

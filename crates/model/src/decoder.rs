@@ -1,6 +1,6 @@
 //! The decoder: embedding, blocks, final norm, head; one forward pass, and one backward pass for many cotangents.
 use crate::architectures::Description;
-use crate::layers::{Angles, Backward, BackwardRows, BlockTrace, Forward, Norm, scaled};
+use crate::layers::{Angles, Backward, BackwardRows, BlockTrace, Forward, Norm, Vector, scaled};
 use crate::needs::Needs;
 use crate::outline::{FusedMap, Map};
 use crate::residency::{OnDevice, Residence};
@@ -8,7 +8,7 @@ use crate::scope::InScope;
 use crate::sink::{Embedding, Sink, TableRows};
 use std::collections::BTreeSet;
 use tanglescope_kernels::cost::Rates;
-use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, Segment, Span, TensorData, as_index};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, Segment, Span, TensorData, TensorMetadata, as_index};
 
 /// A decoder-only transformer, with a LoRA adapter or without.
 #[derive(Clone, Debug)]
@@ -33,6 +33,7 @@ pub struct Decoder<B: Kernels> {
     pub(crate) final_norm: Norm<B>,
     /// `None` where the head is the embedding.
     pub(crate) head: Option<Embedding<B>>,
+    pub(crate) head_bias: Option<Vector<B>>,
     /// The linear maps of all blocks, with the ranks of their adapter's factors.
     pub(crate) maps: Vec<Map>,
     /// An adapter's changes of all experts of a layer.
@@ -94,10 +95,31 @@ impl<B: Kernels> Decoder<B> {
         &self.head.as_ref().unwrap_or(&self.embedding).name
     }
 
+    /// Name of the logits' bias, where there is one.
+    #[must_use]
+    pub fn head_bias_name(&self) -> Option<&str> {
+        self.head_bias.as_ref().map(|bias| bias.name.as_str())
+    }
+
     /// The output matrix, `[V, hidden]`.
     #[must_use]
     pub fn head(&self) -> &FloatTensor<B> {
         &self.head.as_ref().unwrap_or(&self.embedding).table
+    }
+
+    /// Two matrices whose product `y·wᵀ` is the logits of inputs of the head: those and the output matrix, or, where the logits have a
+    /// bias, `[s·y, t·1]` and `[W/s, b/t]`, with powers of two for s and t.
+    #[must_use]
+    pub fn scores(&self, y: &FloatTensor<B>, [s, t]: [f64; 2]) -> [FloatTensor<B>; 2] {
+        let Some(bias) = &self.head_bias else { return [y.clone(), self.head().clone()] };
+        let (rows, tokens) = (y.shape()[0], self.description.vocabulary);
+        // in f16 there is no room for the powers
+        let dtype = if self.dtype == DType::F16 { DType::F32 } else { self.dtype };
+        let wide = |x: &FloatTensor<B>, factor: f64| scaled::<B>(B::cast(x.clone(), dtype), factor);
+        let y = wide(y, s);
+        let ones = B::upload_like(vec![t; rows], &[rows, 1], &y);
+        let bias = B::reshape(wide(&bias.values, t.recip()), [tokens, 1]);
+        [B::join_columns(&[y, ones]), B::join_columns(&[wide(self.head(), s.recip()), bias])]
     }
 
     /// Forward pass over rows of tokens; what the backward pass needs is kept if asked for.

@@ -310,6 +310,10 @@ impl<B: Kernels> Decoder<B> {
         }
         let final_norm = loader.norm::<B>(&names.final_norm, description.hidden, &description, device)?;
         let head = head(&mut loader, &description, &embedding, folder, device)?;
+        let head_bias = match description.head_bias {
+            true => Some(loader.vector::<B>(&format!("{}.bias", names.head), &[description.vocabulary], device)?),
+            false => None,
+        };
         loader.base.finish()?;
         let saved = loader.saved;
         adapter.finish()?;
@@ -327,6 +331,7 @@ impl<B: Kernels> Decoder<B> {
             blocks,
             final_norm,
             head,
+            head_bias,
             maps,
             fused,
             bare,

@@ -1,6 +1,6 @@
 //! What a backward pass has to compute for a scope: decided once, from the description and the parameters in scope, and read by
 //! the backward pass and by the count of its operations.
-use crate::architectures::{DeltaKind, Description, Reads};
+use crate::architectures::{DeltaKind, Description, LatentKind, Reads};
 use crate::layers::whole;
 use crate::scope::{InScope, Location};
 use std::collections::BTreeSet;
@@ -32,6 +32,9 @@ pub struct LayerNeeds {
     pub output: bool,
     /// Of what its last linear map reads: the attention output, or the hidden values of the feed-forward layer.
     pub hidden: bool,
+    /// Of what lies between its first linear maps and those that read them, in attention by way of latents; elsewhere the same as
+    /// `hidden`.
+    pub latent: bool,
     /// Of what its first linear maps read.
     pub input: bool,
     /// Of the residual stream that its norm reads.
@@ -45,7 +48,12 @@ impl LayerNeeds {
     fn new(below: bool, norm: bool, first: bool, last: bool) -> Self {
         let input = below || norm;
         let hidden = input || first;
-        Self { output: hidden || last, hidden, input, stream: below }
+        Self { output: hidden || last, hidden, latent: hidden, input, stream: below }
+    }
+
+    /// The same where the maps behind latents are not among what makes their cotangents needed.
+    fn with_latents(self, wanted: bool) -> Self {
+        Self { latent: self.input || wanted, ..self }
     }
 }
 
@@ -94,14 +102,20 @@ fn block_needs(description: &Description, layer: usize, wanted: &BTreeSet<&str>,
         !wanted.is_empty() && description.maps_of(layer, reads).any(|name| wanted.contains(whole(&name)))
     };
     // between what a mixer's first maps read and what its last one reads
-    let inside = names.query_key_norms.into_iter().flatten().chain(names.sinks).chain(DeltaKind::NAMES);
+    let inside =
+        names.query_key_norms.into_iter().flatten().chain(names.sinks).chain(DeltaKind::NAMES).chain(LatentKind::NORMS);
     let inside = inside.filter(|name| *name != DeltaKind::NAMES[4]).any(|name| wanted.contains(name));
     let mixer = LayerNeeds::new(
         below,
         norm(names.attention_norm),
-        maps(Reads::MixerInput) || inside,
+        maps(Reads::MixerInput) || maps(Reads::QueryLatent) || maps(Reads::KeyLatent) || inside,
         maps(Reads::AttentionOutput) || norm(names.after_attention),
     );
+    let mixer = match &description.latent {
+        None => mixer,
+        Some(_) => mixer
+            .with_latents(maps(Reads::MixerInput) || LatentKind::NORMS.into_iter().any(|name| wanted.contains(name))),
+    };
     // beside attention the feed-forward layer is not below it
     let below = if description.parallel { below } else { mixer.output };
     // an adapter of all experts is under the path of their list, or of what wraps it

@@ -199,5 +199,8 @@ pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> 
     if !of.tied {
         add(weight(&of.names.head), &of.names.head, Location::Head, None);
     }
+    if of.head_bias {
+        add(format!("{}.bias", of.names.head), &of.names.head, Location::Head, None);
+    }
     out
 }

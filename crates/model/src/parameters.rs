@@ -55,6 +55,9 @@ impl<B: Kernels> Decoder<B> {
         if let Some(head) = &mut self.head {
             f(&head.name, false, &mut head.table);
         }
+        if let Some(bias) = &mut self.head_bias {
+            f(&bias.name.clone(), false, &mut bias.values);
+        }
     }
 
     /// The model a step away from this one: `θ + step·direction` for every parameter in scope.

@@ -51,6 +51,8 @@ pub struct Rope {
     pub rotated: Pairs,
     /// A factor that grows with the position.
     temperature: Option<Temperature>,
+    /// DeepSeek's factor on attention's scores, beside that on cos and sin.
+    pub(crate) score_scale: f64,
 }
 
 /// `1 + β ln(1 + ⌊position/original⌋)`: Llama 4's and Ministral 3's factor on queries.
@@ -126,9 +128,10 @@ impl Rope {
         let rotated = if defaults.neighbours { Pairs::Neighbours } else { Pairs::Halves };
         let plain = Self { rotated, ..Self::fixed(inverse_frequencies(theta, dimensions)) };
         let Some(parameters) = parameters else { return Ok(plain) };
-        let rope = Scaling { config, key, parameters, theta, dimensions }.applied(plain, defaults)?;
+        let scaling = Scaling { config, key, parameters, theta, dimensions };
+        let (rope, score_scale) = (scaling.applied(plain, defaults)?, scaling.score_scale()?);
         let of_sections = |key: &str| defaults.sections && ["mrope_section", "mrope_interleaved"].contains(&key);
-        let rope = Self { rotated, ..rope };
+        let rope = Self { rotated, score_scale, ..rope };
         parameters.finish(|key| KNOWN.contains(&key) || defaults.others.contains(&key) || of_sections(key))?;
         Ok(rope)
     }
@@ -143,6 +146,7 @@ impl Rope {
             reach: None,
             rotated: Pairs::Halves,
             temperature: None,
+            score_scale: 1.0,
         }
     }
 
@@ -230,13 +234,26 @@ struct Scaling<'a> {
 }
 
 impl Scaling<'_> {
-    /// The embedding scaled as `rope_type` says.
-    fn applied(&self, plain: Rope, defaults: RopeDefaults) -> Result<Rope> {
+    fn kind(&self) -> Result<String> {
         let kind: Option<String> = match self.parameters.get("rope_type")? {
             Some(kind) => Some(kind),
             None => self.parameters.get("type")?,
         };
-        match kind.as_deref().unwrap_or("default") {
+        Ok(kind.unwrap_or_else(|| "default".to_owned()))
+    }
+
+    /// The square of `YaRN`'s factor by `mscale_all_dim`, where that is given.
+    fn score_scale(&self) -> Result<f64> {
+        let all: Option<f64> = self.parameters.get("mscale_all_dim")?;
+        match all.filter(|all| *all != 0.0) {
+            Some(all) if self.kind()? != "default" => Ok(yarn_scale(self.factor()?, all).powi(2)),
+            _ => Ok(1.0),
+        }
+    }
+
+    /// The embedding scaled as `rope_type` says.
+    fn applied(&self, plain: Rope, defaults: RopeDefaults) -> Result<Rope> {
+        match self.kind()?.as_str() {
             "default" => Ok(plain),
             "mrope" if defaults.sections => Ok(plain),
             "linear" => self.linear(),
@@ -380,9 +397,13 @@ fn yarn(parameters: &Config, theta: f64, dimensions: usize, factor: f64, origina
     Ok(inverse.map(|(i, f)| f / factor * ramp(i) + f * (1.0 - ramp(i))).collect())
 }
 
+fn yarn_scale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+}
+
 /// `YaRN`'s factor on cos and sin, whose square is the temperature of attention.
 fn yarn_attention(parameters: &Config, factor: f64) -> Result<f64> {
-    let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let of = |mscale: f64| yarn_scale(factor, mscale);
     let number = |key: &str| -> Result<Option<f64>> { Ok(parameters.get(key)?.filter(|x: &f64| *x != 0.0)) };
     let given: Option<f64> = parameters.get("attention_factor")?;
     Ok(match (given, number("mscale")?, number("mscale_all_dim")?) {

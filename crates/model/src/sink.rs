@@ -41,12 +41,12 @@ impl Predictions {
 
 /// The rows of the head.
 pub struct HeadRows<'a, B: Kernels> {
-    /// Inputs of the output matrix, `[P, d]`.
+    /// Inputs of the parameter, the output matrix or the bias of the logits: `[P, d]`, or ones `[P, 1]`.
     pub y: &'a FloatTensor<B>,
     /// What each row predicts.
     pub predictions: &'a Predictions,
-    /// The output matrix, `[V, d]`.
-    pub w: &'a FloatTensor<B>,
+    /// Two matrices whose product `y·wᵀ` is the logits, `[P, d]` and `[V, d]`; the inputs and the output matrix where there is no bias.
+    pub scores: &'a [FloatTensor<B>; 2],
     /// Each cotangent's rows and weights, and the sets that share a Gram.
     pub cotangents: HeadCotangents<'a>,
 }
@@ -73,7 +73,7 @@ pub trait Sink<B: Kernels> {
     /// Whether the Gram of the output matrix, where it is in scope, is to be formed with the head.
     fn wants_head_gram(&self) -> bool;
 
-    /// The output matrix: `∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i`, and its Gram where it was wanted.
+    /// The output matrix, or the bias of the logits: `∂L_k/∂W[v] = Σ_i c_i e_i[v] y_i`, and its Gram where it was wanted.
     fn head(&mut self, name: &str, head: &HeadRows<'_, B>, gram: Option<B::Pending>);
 
     /// A table of which rows are added to forward rows: `∂L_k/∂W[v] = Σ_{r of k, ids[ρ(r)] = v} δ_r`; a gradient that trains leaves

@@ -37,9 +37,9 @@ impl<B: Kernels> GradientSink<B> {
     }
 }
 
-/// `Σ_r c_r e_r y_rᵀ` of the output matrix over some rows and their weights, e the one-hot target less the probabilities.
+/// `Σ_r c_r e_r y_rᵀ` of the output matrix, or of the logits' bias, over some rows and their weights, e the one-hot target less the probabilities.
 pub(crate) fn head_gradient<B: Kernels>(head: &HeadRows<'_, B>, weights: &[(usize, f64)]) -> FloatTensor<B> {
-    let vocabulary = head.w.shape()[0];
+    let vocabulary = head.scores[1].shape()[0];
     let rows: Vec<usize> = weights.iter().map(|(row, _)| *row).collect();
     let mut weights = weights.iter().map(|(_, weight)| *weight);
     let parts = head_in_chunks(head, &rows, |rows, y, mut e| {
@@ -52,7 +52,9 @@ pub(crate) fn head_gradient<B: Kernels>(head: &HeadRows<'_, B>, weights: &[(usiz
         B::weight_gradient(&e, y, 0..rows.len())
     });
     let sum = parts.into_iter().reduce(|sum, part| B::add_scaled(sum, &part, 1.0));
-    sum.unwrap_or_else(|| unreachable!("there is at least one chunk"))
+    let sum = sum.unwrap_or_else(|| unreachable!("there is at least one chunk"));
+    // a bias is a vector
+    if sum.shape()[1] == 1 { B::reshape(sum, [vocabulary]) } else { sum }
 }
 
 impl<B: Kernels> Sink<B> for GradientSink<B> {

@@ -133,7 +133,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
         self.tied = Some(TiedHead {
             name: name.to_owned(),
             y: head.y.clone(),
-            w: head.w.clone(),
+            w: head.scores[1].clone(),
             predictions: head.predictions.clone(),
             weights: head.cotangents.weights.to_vec(),
             set_rows: head.cotangents.set_rows.to_vec(),

@@ -30,7 +30,9 @@ fn head_in_chunks<B: Kernels, T>(
 ) -> Vec<T> {
     let of_rows = |rows: &[usize]| {
         let y = B::gather(head.y, &rows.iter().map(|&row| as_index(row)).collect::<Vec<_>>(), None);
-        let logits = B::download(&B::matmul(&y, head.w, true, 1.0, None));
+        let [scores, w] = head.scores;
+        let scores = B::gather(scores, &rows.iter().map(|&row| as_index(row)).collect::<Vec<_>>(), None);
+        let logits = B::download(&B::matmul(&scores, w, true, 1.0, None));
         chunk(rows, &y, logits)
     };
     let (first, rest) = rows.split_at(rows.len().min(HEAD_ROWS));

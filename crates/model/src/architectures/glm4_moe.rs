@@ -22,21 +22,32 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let of = llama::with_rope(llama::body(config, defaults)?, config, rope)?;
     let normed = config.get("use_qk_norm")?.unwrap_or(false);
     let names = Names { query_key_norms: normed.then_some(["self_attn.q_norm", "self_attn.k_norm"]), ..llama::names() };
-    let experts = experts(config, [128, 8], 1408)?;
-    let dense: usize = config.get("first_k_dense_replace")?.unwrap_or(1);
-    let sparse: Vec<bool> = (0..of.layers()).map(|layer| layer >= dense).collect();
     let of = Description {
         qkv_bias: config.get("attention_bias")?.unwrap_or(false),
         query_key_norm: normed.then_some(QueryKeyNorm::Heads),
         names,
-        further_blocks: further_blocks(config)?,
         ..of
     };
-    Ok(of.with_experts(experts, &sparse))
+    with_experts(of, config, [128, 8], 1408, 1)
+}
+
+/// Experts that sigmoids choose on all but the first blocks: their number and that of a row, their width, and how many blocks are dense,
+/// where the config says nothing.
+pub(super) fn with_experts(
+    of: Description,
+    config: &Config,
+    numbers: [usize; 2],
+    width: usize,
+    dense: usize,
+) -> Result<Description> {
+    let experts = experts(config, numbers, width)?;
+    let dense: usize = config.get("first_k_dense_replace")?.unwrap_or(dense);
+    let sparse: Vec<bool> = (0..of.layers()).map(|layer| layer >= dense).collect();
+    Ok(Description { further_blocks: further_blocks(config)?, ..of }.with_experts(experts, &sparse))
 }
 
 /// Experts that sigmoids choose, in groups or not, and one of some times their width that every row goes through.
-pub(super) fn experts(config: &Config, numbers: [usize; 2], width: usize) -> Result<ExpertsKind> {
+fn experts(config: &Config, numbers: [usize; 2], width: usize) -> Result<ExpertsKind> {
     let [number, per_row] = expert_numbers(config, ["n_routed_experts", "num_local_experts"], numbers)?;
     let groups: usize = config.get("n_group")?.unwrap_or(1);
     let best_groups: usize = config.get("topk_group")?.unwrap_or(1);
@@ -76,7 +87,7 @@ pub(super) fn experts(config: &Config, numbers: [usize; 2], width: usize) -> Res
 }
 
 /// Blocks for predicting further tokens, under their newer name or their older one.
-pub(super) fn further_blocks(config: &Config) -> Result<usize> {
+fn further_blocks(config: &Config) -> Result<usize> {
     let newer: Option<usize> = config.get("num_mtp_layers")?;
     let older: Option<usize> = config.get("num_nextn_predict_layers")?;
     Ok(newer.or(older).unwrap_or(0).min(crate::config::MOST_LAYERS))

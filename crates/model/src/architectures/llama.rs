@@ -119,6 +119,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         gain_plus_one: false,
         qkv_bound: None,
         output_gate: false,
+        latent: None,
         delta: None,
         query_key_norm: None,
         parallel: false,
@@ -132,6 +133,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         mlp_bias: false,
         experts: None,
         tied: config.get("tie_word_embeddings")?.unwrap_or(defaults.tied),
+        head_bias: false,
         logit_cap: None,
         names: names(),
         further_blocks: 0,
@@ -142,9 +144,14 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
 /// One rotary embedding for all blocks.
 pub(super) fn with_rope(of: Description, config: &Config, defaults: RopeDefaults) -> Result<Description> {
     let rope = Rope::read(config, of.attention.head_dim, defaults)?;
+    Ok(with_this_rope(of, rope))
+}
+
+/// This rotary embedding for all blocks.
+pub(super) fn with_this_rope(of: Description, rope: Rope) -> Description {
     let max_positions = rope.reach.map_or(of.max_positions, |reach| reach.max(of.max_positions));
     let blocks = of.blocks.iter().map(|block| BlockKind { rope: Some([0, 0]), ..*block }).collect();
-    Ok(Description { ropes: vec![rope], blocks, max_positions, ..of })
+    Description { ropes: vec![rope], blocks, max_positions, ..of }
 }
 
 /// A window for some of the blocks.

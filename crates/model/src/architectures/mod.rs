@@ -1,6 +1,7 @@
 //! What the checkpoints of each architecture look like: one file an architecture, one line in `TABLE`.
 mod arcee;
 mod cohere;
+mod deepseek_v3;
 mod exaone4;
 mod gemma;
 mod gemma2;
@@ -20,7 +21,9 @@ mod olmo;
 mod olmo2;
 mod olmo3;
 mod olmoe;
+mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -38,7 +41,7 @@ pub use wrapper::Wrapper;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::layers::{Clamp, Routing, RoutingRule};
+use crate::layers::{Clamp, LatentDims, Routing, RoutingRule};
 use crate::rope::{Rope, RopeDefaults};
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -52,6 +55,7 @@ const TABLE: &[(&str, Describe)] = &[
     ("arcee", arcee::describe),
     ("cohere", cohere::describe),
     ("cohere2", cohere::describe2),
+    ("deepseek_v3", deepseek_v3::describe),
     ("exaone4", exaone4::describe),
     ("gemma", gemma::describe),
     ("gemma2", gemma2::describe),
@@ -70,7 +74,9 @@ const TABLE: &[(&str, Describe)] = &[
     ("olmo2", olmo2::describe),
     ("olmo3", olmo3::describe),
     ("olmoe", olmoe::describe),
+    ("phi", phi::describe),
     ("phi3", phi3::describe),
+    ("phimoe", phimoe::describe),
     ("qwen2", qwen2::describe),
     ("qwen2_moe", qwen2_moe::describe),
     ("qwen2_5_vl_text", qwen_vl::qwen2_5),
@@ -123,6 +129,8 @@ pub struct Description {
     pub qkv_bound: Option<f64>,
     /// Whether queries' projections have, head by head, a gate that the head's output is multiplied with.
     pub output_gate: bool,
+    /// The latents that queries, keys and values come from, where they do.
+    pub latent: Option<LatentKind>,
     /// The mixer of [recurrent](BlockKind::recurrent) blocks.
     pub delta: Option<DeltaKind>,
     /// Over what the norms of queries and keys go, where there are any.
@@ -144,6 +152,8 @@ pub struct Description {
     pub experts: Option<ExpertsKind>,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
+    /// Whether the logits have a bias.
+    pub head_bias: bool,
     /// A soft cap on the logits.
     pub logit_cap: Option<SoftCap>,
     /// Names of modules.
@@ -178,6 +188,28 @@ pub struct DeltaKind {
     pub activation: Activation,
     /// Projections to queries, keys, values, output gates, uptakes and decays: joined head by head, or columns, then one each.
     pub inputs: DeltaMaps,
+}
+
+/// Latents of attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentKind {
+    /// Values of the latent of queries; they come from the input where there is none.
+    pub queries: Option<usize>,
+    /// Values of the latent of keys and values.
+    pub keys: usize,
+    /// Parts of a head.
+    pub dims: LatentDims,
+    /// Norms of the latents.
+    pub norm: NormKind,
+}
+
+impl LatentKind {
+    /// Norms of the latents of queries, and of keys and values.
+    pub(crate) const NORMS: [&str; 2] = ["self_attn.q_a_layernorm", "self_attn.kv_a_layernorm"];
+    /// Maps to the latents; the first is to queries where they have none.
+    pub(crate) const DOWN: [&str; 3] = ["self_attn.q_proj", "self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"];
+    /// Maps from them.
+    pub(crate) const UP: [&str; 2] = ["self_attn.q_b_proj", "self_attn.kv_b_proj"];
 }
 
 /// Projections of a mixer by the gated delta rule.
@@ -371,6 +403,10 @@ pub enum Up {
 pub enum Reads {
     /// The normalised residual stream, for queries, keys and values.
     MixerInput,
+    /// The normalised latent of queries.
+    QueryLatent,
+    /// The normalised latent of keys and values.
+    KeyLatent,
     /// What attention made of queries, keys and values.
     AttentionOutput,
     /// The normalised residual stream, for the feed-forward layer.
@@ -382,7 +418,13 @@ pub enum Reads {
 impl Reads {
     /// Whether the map is one of attention's.
     pub(crate) fn by_attention(self) -> bool {
-        matches!(self, Self::MixerInput | Self::AttentionOutput)
+        self.before_mixing() || self == Self::AttentionOutput
+    }
+
+    /// Whether rows have not seen each other yet, so that every row of it has a cotangent.
+    #[must_use]
+    pub fn before_mixing(self) -> bool {
+        matches!(self, Self::MixerInput | Self::QueryLatent | Self::KeyLatent)
     }
 }
 
@@ -510,7 +552,34 @@ impl Description {
         parts
     }
 
+    fn latent_parts(&self, of: &LatentKind) -> Vec<Part> {
+        let (d, heads, dims) = (self.hidden, self.attention.heads, of.dims);
+        let ([q_norm, kv_norm], [q_proj, q_a, kv_a], [q_b, kv_b]) =
+            (LatentKind::NORMS, LatentKind::DOWN, LatentKind::UP);
+        let queries = heads * (dims.rotary + dims.plain);
+        let down = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
+        let mut parts = match of.queries {
+            Some(latent) => vec![
+                down(q_a, latent),
+                self.norm_of(q_norm, latent),
+                map(q_b, Reads::QueryLatent, [latent, queries], false),
+            ],
+            None => vec![map(q_proj, Reads::MixerInput, [d, queries], false)],
+        };
+        let keys = heads * (dims.plain + dims.value);
+        parts.extend([
+            down(kv_a, of.keys + dims.rotary),
+            self.norm_of(kv_norm, of.keys),
+            map(kv_b, Reads::KeyLatent, [of.keys, keys], false),
+            map(self.names.o, Reads::AttentionOutput, [heads * dims.value, d], self.o_bias),
+        ]);
+        parts
+    }
+
     fn attention_parts(&self) -> Vec<Part> {
+        if let Some(latent) = &self.latent {
+            return self.latent_parts(latent);
+        }
         let (d, names, [q, kv, _]) = (self.hidden, &self.names, self.qkv_widths());
         let mut parts = Vec::new();
         let of_queries = if self.output_gate { 2 * q } else { q };
@@ -595,6 +664,10 @@ fn describe_as(model_type: &str, config: &Config, others: &[&str]) -> Result<Des
         }
     }
     config.finish(|key| inert::is_inert(key) || others.contains(&key))?;
+    if description.head_bias && description.tied {
+        let problem = "found true; an output matrix that is the embedding and has a bias is not supported";
+        return Err(config.refuse("tie_word_embeddings", problem));
+    }
     Ok(description)
 }
 

@@ -1,17 +1,18 @@
 //! Softmax attention over trunk and suffixes: projections, norms of queries and keys, rotary positions, and the output
 //! projection around the attention kernel, with sinks and output gates (docs/mathematics.md, section 3).
+use super::latent::{LatentTrace, narrowed, widened};
 use super::linear::{deliver, input_of};
 use super::projection::Low;
 use super::sinks::SinksTrace;
-use super::{Backward, Forward, Layer, Linear, Norm, Part, Projection, Sinks, Visitor};
+use super::{Backward, Forward, Latent, LatentDims, Layer, Linear, Norm, Part, Projection, Sinks, Visitor};
 use crate::needs::LayerNeeds;
 use tanglescope_kernels::{Activation, AttentionSpec, FloatTensor, Kernels, Pairs};
 
-/// `o(softmax(s·q·kᵀ)·v)`, or `o(σ(gate) ∘ softmax(s·q·kᵀ)·v)`, q, k, v and the gate projections of the input.
+/// `o(softmax(s·q·kᵀ)·v)`, or `o(σ(gate) ∘ softmax(s·q·kᵀ)·v)`, q, k, v and the gate projections of the input or of latents.
 #[derive(Clone, Debug)]
 pub struct Attention<B: Kernels> {
-    /// Projections to queries, keys and values, and to gates behind the queries where there are any.
-    pub qkv: Projection<B>,
+    /// Where queries, keys and values come from.
+    pub source: Source<B>,
     /// Whether there are.
     pub gated: bool,
     /// Norms of queries and of keys, over each stretch of a row as long as their gain.
@@ -30,6 +31,69 @@ pub struct Attention<B: Kernels> {
     pub rotated: Pairs,
 }
 
+/// Where queries, keys and values come from.
+#[derive(Clone, Debug)]
+pub enum Source<B: Kernels> {
+    /// Projections of the input, to queries, to gates where there are any, to keys and to values.
+    Input(Projection<B>),
+    /// Projections of latents.
+    Latent(Box<Latent<B>>),
+}
+
+/// What the forward pass of a source leaves.
+#[derive(Debug)]
+enum SourceTrace<B: Kernels> {
+    Input(Low<B>),
+    Latent(LatentTrace<B>),
+}
+
+impl<B: Kernels> Source<B> {
+    fn forward(&self, x: &FloatTensor<B>) -> (Vec<FloatTensor<B>>, SourceTrace<B>) {
+        match self {
+            Self::Input(of) => {
+                let (pieces, low) = of.forward(x);
+                (pieces, SourceTrace::Input(low))
+            }
+            Self::Latent(of) => {
+                let (pieces, trace) = of.forward(x);
+                (pieces, SourceTrace::Latent(trace))
+            }
+        }
+    }
+
+    /// See [`Layer::vjp`]; `deltas` are the cotangents of what the forward pass gave.
+    fn vjp(
+        &self,
+        trace: &SourceTrace<B>,
+        x: &dyn Fn() -> FloatTensor<B>,
+        deltas: Vec<FloatTensor<B>>,
+        onto: Option<FloatTensor<B>>,
+        needs: LayerNeeds,
+        pass: &mut Backward<'_, B>,
+    ) -> Option<FloatTensor<B>> {
+        match (self, trace) {
+            (Self::Input(of), SourceTrace::Input(low)) => {
+                let deltas = of.joined(deltas);
+                let maps = of.cotangents(&deltas, low, needs.input, pass);
+                deliver(&maps, x, pass.rows.full, pass);
+                if needs.input { input_of(&maps, onto) } else { None }
+            }
+            (Self::Latent(of), SourceTrace::Latent(trace)) => match deltas.try_into() {
+                Ok(deltas) => of.vjp(trace, x, &deltas, onto, needs, pass),
+                Err(_) => unreachable!("latents give queries, keys and values"),
+            },
+            _ => unreachable!("a trace is of the source that left it"),
+        }
+    }
+
+    fn values(&self) -> Option<LatentDims> {
+        match self {
+            Self::Latent(of) => Some(of.dims).filter(|of| of.value < of.head()),
+            Self::Input(_) => None,
+        }
+    }
+}
+
 /// What attention's forward pass leaves.
 #[derive(Debug)]
 pub struct AttentionTrace<B: Kernels> {
@@ -38,7 +102,7 @@ pub struct AttentionTrace<B: Kernels> {
     /// Queries, keys and values before they were cut.
     uncut: Option<[FloatTensor<B>; 3]>,
     qkv: [FloatTensor<B>; 3],
-    qkv_low: Low<B>,
+    source: SourceTrace<B>,
     /// `[N, heads·head_dim]`, with sinks and without gates.
     attended: FloatTensor<B>,
     sinks: Option<SinksTrace<B>>,
@@ -47,11 +111,6 @@ pub struct AttentionTrace<B: Kernels> {
     /// log Σ exp of each row's attention scores, its sink's among them, `[N, heads]`.
     normaliser: FloatTensor<B>,
     o_low: Option<FloatTensor<B>>,
-}
-
-/// What the output projection reads.
-fn gated<B: Kernels>(attended: &FloatTensor<B>, gate: Option<&FloatTensor<B>>) -> FloatTensor<B> {
-    gate.map_or_else(|| attended.clone(), |gate| B::activate(Activation::Sigmoid, gate, Some(attended)))
 }
 
 impl<B: Kernels> Layer<B> for Attention<B> {
@@ -65,7 +124,7 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         onto: Option<FloatTensor<B>>,
         rows: &Forward<'_, B>,
     ) -> (FloatTensor<B>, Self::Trace) {
-        let (mut pieces, qkv_low) = self.qkv.forward(x);
+        let (mut pieces, source) = self.source.forward(x);
         let gate = self.gated.then(|| pieces.remove(1));
         let [mut q, mut k, mut v]: [FloatTensor<B>; 3] = match pieces.try_into() {
             Ok(qkv) => qkv,
@@ -91,8 +150,8 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             let (with_sinks, trace) = of.forward(attended, &normaliser);
             ([attended, normaliser], sinks) = (with_sinks, Some(trace));
         }
-        let (y, o_low) = self.o.forward(&gated::<B>(&attended, gate.as_ref()), onto);
-        (y, AttentionTrace { projected, uncut, qkv: [q, k, v], qkv_low, attended, sinks, gate, normaliser, o_low })
+        let (y, o_low) = self.o.forward(&self.output(&attended, gate.as_ref()), onto);
+        (y, AttentionTrace { projected, uncut, qkv: [q, k, v], source, attended, sinks, gate, normaliser, o_low })
     }
 
     fn vjp(
@@ -106,11 +165,14 @@ impl<B: Kernels> Layer<B> for Attention<B> {
     ) -> Option<FloatTensor<B>> {
         let rows = pass.rows;
         let o = [self.o.cotangent(delta, trace.o_low.as_ref(), needs.hidden, pass)];
-        deliver(&o, || gated::<B>(&trace.attended, trace.gate.as_ref()), rows.here(), pass);
+        deliver(&o, || self.output(&trace.attended, trace.gate.as_ref()), rows.here(), pass);
         if !needs.hidden {
             return None;
         }
         let (mut attended, mut of_gate) = (o[0].input(None), None);
+        if let Some(of) = self.source.values() {
+            attended = widened::<B>(&attended, of);
+        }
         if let Some(gate) = &trace.gate {
             let index = &rows.here().index;
             let (of, through) = B::activate_vjp(Activation::Sigmoid, gate, Some(&trace.attended), &attended, index);
@@ -139,14 +201,15 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             dq = norms[0].vjp_in_parts(q, dq, rows.full, pass);
             dk = norms[1].vjp_in_parts(k, dk, rows.full, pass);
         }
-        let deltas = self.qkv.joined(std::iter::once(dq).chain(of_gate).chain([dk, dv]).collect());
-        let qkv = self.qkv.cotangents(&deltas, &trace.qkv_low, needs.input, pass);
-        deliver(&qkv, x, rows.full, pass);
-        if needs.input { input_of(&qkv, onto) } else { None }
+        let deltas = std::iter::once(dq).chain(of_gate).chain([dk, dv]).collect();
+        self.source.vjp(&trace.source, x, deltas, onto, needs, pass)
     }
 
     fn visit(&mut self, f: &mut Visitor<'_, B>) {
-        self.qkv.visit(f);
+        match &mut self.source {
+            Source::Input(of) => of.visit(f),
+            Source::Latent(of) => of.visit(f),
+        }
         self.query_key_norms.iter_mut().flat_map(|norms| norms.iter_mut()).for_each(|norm| f(Part::Norm(norm)));
         self.sinks.iter_mut().for_each(|sinks| f(Part::Vector(&mut sinks.scores)));
         f(Part::Linear(&mut self.o));
@@ -154,10 +217,22 @@ impl<B: Kernels> Layer<B> for Attention<B> {
 }
 
 impl<B: Kernels> Attention<B> {
+    /// What the output projection reads.
+    fn output(&self, attended: &FloatTensor<B>, gate: Option<&FloatTensor<B>>) -> FloatTensor<B> {
+        match (gate, self.source.values()) {
+            (Some(gate), _) => B::activate(Activation::Sigmoid, gate, Some(attended)),
+            (None, Some(of)) => narrowed::<B>(attended, of),
+            (None, None) => attended.clone(),
+        }
+    }
+
     pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Attention<C> {
         let norms = self.query_key_norms.as_ref();
         Attention {
-            qkv: self.qkv.convert(f),
+            source: match &self.source {
+                Source::Input(of) => Source::Input(of.convert(f)),
+                Source::Latent(of) => Source::Latent(Box::new(of.convert(f))),
+            },
             gated: self.gated,
             sinks: self.sinks.as_ref().map(|sinks| sinks.convert(f)),
             query_key_norms: norms.map(|norms| Box::new(norms.each_ref().map(|norm| norm.convert(f)))),

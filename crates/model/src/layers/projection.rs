@@ -33,7 +33,7 @@ impl Pieces {
         }
     }
 
-    fn split<B: Kernels>(&self, output: FloatTensor<B>) -> Vec<FloatTensor<B>> {
+    pub(crate) fn split<B: Kernels>(&self, output: FloatTensor<B>) -> Vec<FloatTensor<B>> {
         match self {
             Self::Whole => vec![output],
             Self::Columns(widths) => B::split_columns(&output, widths),
@@ -47,7 +47,7 @@ impl Pieces {
         }
     }
 
-    fn join<B: Kernels>(&self, pieces: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+    pub(crate) fn join<B: Kernels>(&self, pieces: Vec<FloatTensor<B>>) -> FloatTensor<B> {
         match self {
             Self::Whole => pieces.into_iter().next().unwrap_or_else(|| unreachable!("an output has a piece")),
             Self::Columns(_) => B::join_columns(&pieces),

@@ -13,12 +13,18 @@ pub struct Routing {
 }
 
 /// What the weights of the chosen experts are, those with the highest logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RoutingRule {
     /// Their part of the softmax over all experts.
     Softmax,
     /// The softmax over the chosen alone.
     SoftmaxOfChosen,
+    /// For each of the chosen its part of the softmax over the experts that were not chosen before it, without those whose logit is further below its own than
+    /// `tolerance` times the larger of its own and their size (Phi-3.5-MoE's mixer of sparse choices).
+    SoftmaxOfClose {
+        /// How far below, as a part.
+        tolerance: f64,
+    },
     /// The sigmoid of each; it, plus a correction that trains without a gradient, decides which are chosen.
     Sigmoid {
         /// Whether the weights of the chosen are divided by their sum.
@@ -40,7 +46,7 @@ pub struct Routes {
     chosen: Vec<u32>,
     /// Their weights, `[N, k]`.
     weights: Vec<f64>,
-    /// The softmax over all experts, `[N, E]`, or the sigmoids of the chosen, `[N, k]`, where the weights depend on them.
+    /// The softmax over all experts, `[N, E]`, or one for each of the chosen, `[N, k, E]`, or the sigmoids of the chosen, `[N, k]`, where the weights depend on them.
     probabilities: Vec<f64>,
     /// Place of each row's experts among the rows sorted by expert, `[N, k]`.
     places: Vec<u32>,
@@ -87,13 +93,22 @@ impl Routing {
                     keep_groups(&mut scores, groups, best_groups);
                     highest(&scores, k)
                 }
-                RoutingRule::Softmax | RoutingRule::SoftmaxOfChosen => highest(z, k),
+                RoutingRule::Softmax | RoutingRule::SoftmaxOfChosen | RoutingRule::SoftmaxOfClose { .. } => {
+                    highest(z, k)
+                }
             };
             match self.rule {
                 RoutingRule::Softmax => {
                     let p = softmax(z.iter().copied());
                     weights.extend(order.iter().map(|&e| self.scale * p[e as usize]));
                     probabilities.extend(p);
+                }
+                RoutingRule::SoftmaxOfClose { tolerance } => {
+                    for (j, &e) in order.iter().enumerate() {
+                        let p = softmax_of_close(z, &order[..j], z[e as usize], tolerance);
+                        weights.push(self.scale * p[e as usize]);
+                        probabilities.extend(p);
+                    }
                 }
                 RoutingRule::SoftmaxOfChosen => {
                     let p = softmax(order.iter().map(|&e| z[e as usize]));
@@ -166,6 +181,18 @@ fn softmax(z: impl Iterator<Item = f64> + Clone) -> Vec<f64> {
     e.into_iter().map(|e| e / sum).collect()
 }
 
+/// The softmax over logits that are not far below the highest of those that are left; zero for others.
+fn softmax_of_close(z: &[f64], taken: &[u32], top: f64, tolerance: f64) -> Vec<f64> {
+    let close = |(e, &z): (usize, &f64)| {
+        let left = !taken.iter().any(|&taken| taken as usize == e);
+        let near = (top - z) / z.abs().max(top) <= tolerance;
+        if left && near { (z - top).exp() } else { 0.0 }
+    };
+    let e: Vec<f64> = z.iter().enumerate().map(close).collect();
+    let sum: f64 = e.iter().sum();
+    e.into_iter().map(|e| e / sum).collect()
+}
+
 impl Routes {
     /// Sorted rows of an expert.
     pub fn of_expert(&self, expert: usize) -> std::ops::Range<usize> {
@@ -233,6 +260,13 @@ impl Routes {
                     out.iter_mut().zip(p).for_each(|(out, p)| *out = -p * mean);
                     chosen.iter().zip(slopes.iter().zip(weights)).for_each(|(&e, (s, w))| out[e as usize] += s * w);
                 }
+                RoutingRule::SoftmaxOfClose { .. } => {
+                    let all = &self.probabilities[row as usize * k * experts..][..k * experts];
+                    for (p, ((&e, w), s)) in all.chunks_exact(experts).zip(chosen.iter().zip(weights).zip(slopes)) {
+                        out.iter_mut().zip(p).for_each(|(out, p)| *out -= s * w * p);
+                        out[e as usize] += s * w;
+                    }
+                }
                 RoutingRule::Sigmoid { renormalised, .. } => {
                     let s = &self.probabilities[row as usize * k..][..k];
                     let sum = if renormalised { s.iter().sum::<f64>() + LEAST_SUM } else { 1.0 };
@@ -261,10 +295,11 @@ mod tests {
         #[test]
         fn logits_have_the_slopes_of_the_weights(
             z in proptest::collection::vec(-3.0f64..3.0, 7), slopes in proptest::collection::vec(-2.0f64..2.0, 3),
-            scale in 0.5f64..3.0, kind in 0usize..4,
+            scale in 0.5f64..3.0, kind in 0usize..5,
         ) {
             let sigmoid = |renormalised| RoutingRule::Sigmoid { renormalised, groups: 1, best_groups: 1 };
-            let rule = [RoutingRule::SoftmaxOfChosen, RoutingRule::Softmax, sigmoid(true), sigmoid(false)][kind];
+            let close = RoutingRule::SoftmaxOfClose { tolerance: 0.9 };
+            let rule = [RoutingRule::SoftmaxOfChosen, RoutingRule::Softmax, sigmoid(true), sigmoid(false), close][kind];
             let routing = Routing { per_row: 3, rule, scale };
             let mut sorted = z.clone();
             sorted.sort_by(f64::total_cmp);

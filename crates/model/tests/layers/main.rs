@@ -101,7 +101,7 @@ trait Tested {
 }
 
 /// Every cotangent is wanted.
-const ALL: LayerNeeds = LayerNeeds { output: true, hidden: true, input: true, stream: true };
+const ALL: LayerNeeds = LayerNeeds { output: true, hidden: true, latent: true, input: true, stream: true };
 
 macro_rules! layer_alone {
     ($layer:ident, $written:expr) => {

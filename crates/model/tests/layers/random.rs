@@ -6,7 +6,7 @@ use rand_distr::{Distribution, StandardNormal};
 use std::collections::BTreeMap;
 use tanglescope_kernels::{Activation, AttentionSpec, Flex, FloatTensor, Memory, NormKind, Pairs};
 use tanglescope_model::layers::{
-    Attention, Block, FeedForward, Linear, Lora, Mixer, Mlp, Norm, Pieces, Projection, Sublayer,
+    Attention, Block, FeedForward, Linear, Lora, Mixer, Mlp, Norm, Pieces, Projection, Source, Sublayer,
 };
 
 /// Shape of a random block and of its rows.
@@ -183,7 +183,7 @@ impl Parameters {
         let heads = kv_heads * shape.repeat;
         let spec = AttentionSpec { heads, kv_heads, head_dim: h, scale: 0.3, cap: None, window: None };
         Attention {
-            qkv: Projection { maps, pieces },
+            source: Source::Input(Projection { maps, pieces }),
             query_key_norms,
             gated: false,
             sinks: None,
