@@ -7,7 +7,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use tanglescope_kernels::bench::{Shapes, all, matrix};
 use tanglescope_kernels::{
-    Activation, AttentionSpec, DType, Flex, FlexDevice, HeadCotangents, NormKind, Product, RowSet, Rows, Segment, Span,
+    Activation, AttentionSpec, DType, DeltaSpec, Flex, FlexDevice, HeadCotangents, NormKind, Product, RowSet, Rows,
+    Segment, Span,
 };
 
 const TRUNK: usize = 200;
@@ -53,6 +54,8 @@ fn kernels(c: &mut Criterion) {
         norm: NormKind { centred: false, eps: 1e-5 },
         attention: AttentionSpec { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, cap: None, window: None },
         rotary_pairs: Some(32),
+        delta: Some((DeltaSpec { key_heads: 4, value_heads: 8, key_dim: 128, value_dim: 128 }, 4)),
+        experts: Some((64, 8, 256)),
         vocabulary: VOCABULARY,
         maps: vec![("q_proj", [HIDDEN, HIDDEN]), ("up_proj", [HIDDEN, MLP]), ("down_proj", [MLP, HIDDEN])],
         lora: Some(([HIDDEN, HIDDEN], 16)),

@@ -2,7 +2,8 @@
 //! benches time. A kernel's cases are in its folder.
 use crate::cost::Cost;
 use crate::{
-    Activation, AttentionSpec, DType, FloatTensor, HeadCotangents, Kernels, NormKind, RowSet, Segment, Span, TensorData,
+    Activation, AttentionSpec, DType, DeltaSpec, FloatTensor, HeadCotangents, Kernels, NormKind, RowSet, Segment, Span,
+    TensorData,
 };
 
 /// The shapes of one block, and of the rows that go through it.
@@ -22,6 +23,10 @@ pub struct Shapes<'a> {
     pub attention: AttentionSpec,
     /// Pairs of a head's values that are rotated, where there is a rotary embedding.
     pub rotary_pairs: Option<usize>,
+    /// The gated delta rule and taps of its convolution, where there is one.
+    pub delta: Option<(DeltaSpec, usize)>,
+    /// Experts, how many a row goes through, and their width, where there are any.
+    pub experts: Option<(usize, usize, usize)>,
     /// Tokens of the head.
     pub vocabulary: usize,
     /// The linear maps, by name: values of input and output.
@@ -57,7 +62,7 @@ type Cases<B> = fn(&Shapes<'_>, &<B as burn_backend::BackendTypes>::Device) -> V
 
 /// All kernels, one after the other.
 #[must_use]
-pub fn all<B: Kernels>() -> [Cases<B>; 8] {
+pub fn all<B: Kernels>() -> [Cases<B>; 11] {
     [
         crate::product::bench::cases::<B>,
         crate::tile::bench::cases::<B>,
@@ -66,6 +71,9 @@ pub fn all<B: Kernels>() -> [Cases<B>; 8] {
         crate::activation::bench::cases::<B>,
         crate::rotary::bench::cases::<B>,
         crate::attention::bench::cases::<B>,
+        crate::delta::bench::cases::<B>,
+        crate::convolution::bench::cases::<B>,
+        crate::grouped::bench::cases::<B>,
         crate::head::bench::cases::<B>,
     ]
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use tanglescope_gram::{Group, Request, grams};
 use tanglescope_kernels::{DType, Flex, FlexDevice, SoftCap};
-use tanglescope_model::architectures::{BlockKind, Description, QueryKeyNorm, describe};
+use tanglescope_model::architectures::{BlockKind, Description, QueryKeyNorm, describe, model_types};
 use tanglescope_model::{AdapterSource, Config, Decoder, Error};
 
 /// The least that a config of an architecture has, in three blocks.
@@ -14,7 +14,7 @@ fn config(model_type: &str) -> Value {
         "model_type": model_type, "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     });
-    if model_type == "gpt_neox" {
+    if ["cohere2", "gpt_neox"].contains(&model_type) {
         let object = config.as_object_mut().unwrap();
         object.retain(|key, _| key != "num_key_value_heads" && key != "head_dim");
     }
@@ -195,3 +195,65 @@ fn the_text_part_of_a_multimodal_model_is_the_text_model() {
     }
     refused(&json!({ "model_type": "llava" }), "text_config");
 }
+
+/// What docs/architectures.md says of each architecture is made from its description; TANGLESCOPE_WRITE_DOCS=1 writes it anew.
+#[test]
+fn the_documentation_prints_every_architecture() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/architectures.md");
+    let (types, wrappers) = model_types();
+    let mut text = format!("{ABOUT}\nText parts of multimodal models: `{}`.\n", wrappers.join("`, `"));
+    for model_type in types {
+        let of = read(&documented(model_type)).unwrap_or_else(|error| panic!("{model_type}: {error}"));
+        text += &["\n## ", model_type, "\n\n```text\n", &of.formulas(), "```\n"].concat();
+    }
+    text += REFUSED;
+    if std::env::var_os("TANGLESCOPE_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        written == text,
+        "docs/architectures.md is not what the descriptions say; run with TANGLESCOPE_WRITE_DOCS=1"
+    );
+}
+
+/// The least config, with few experts.
+fn documented(model_type: &str) -> Value {
+    let keys = match model_type {
+        "gpt_oss" | "mixtral" | "phimoe" => json!({ "num_local_experts": 8, "num_experts_per_tok": 2 }),
+        "deepseek_v3" => {
+            json!({ "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1 })
+        }
+        "glm4_moe" => json!({ "n_routed_experts": 8, "num_experts_per_tok": 3 }),
+        "olmoe" | "qwen2_moe" | "qwen3_moe" | "qwen3_next" | "qwen3_5_moe_text" => {
+            json!({ "num_experts": 8, "num_experts_per_tok": 2 })
+        }
+        "ministral3" => json!({ "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16_384,
+            "max_position_embeddings": 262_144, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "beta_fast": 32.0, "beta_slow": 1.0,
+        } }),
+        _ => json!({}),
+    };
+    let mut config = with(model_type, keys);
+    // enough blocks for one of every kind
+    let layers = if model_type == "gpt2" { "n_layer" } else { "num_hidden_layers" };
+    config[layers] = json!(4);
+    config
+}
+
+const ABOUT: &str = "# The architectures, as formulas
+
+What is computed for each `model_type`, printed from its description: for a config of four blocks that says no more than sizes, so that windows,
+factors and biases are an architecture's defaults. x is the residual stream; a name is a map, or the gain of a norm, as checkpoints call it; ⁺ is a map with a
+bias. Every function, and how its gradient is formed, is in [the mathematics](mathematics.md#3-layers); how to add one is [here](adding-architectures.md).
+";
+
+const REFUSED: &str = "
+## What is refused
+
+A config key that is not understood and not switched off is refused by its name; a key that would change the function in a way that is not computed is, too:
+`use_qk_norm` of `cohere`, `qk_layernorm` of `stablelm` and of `phi`, rotary types other than those of [the formats](formats.md), an activation that is not named above, a
+router that is not (`topk_method`, `scoring_func`), `moe_layer_freq` other than 1, `use_bidirectional_attention`, `is_encoder_decoder`, `add_cross_attention`, and a tied
+output matrix with a bias. Not supported yet: `gemma4_text`, `opt`, `falcon`. Losses that balance experts are no part of log π, and are not computed.
+";

@@ -331,7 +331,16 @@ fn a_second_process_is_kept_out() {
 
 #[test]
 fn verify_passes_on_a_model_that_is_computed_right() {
-    for (golden, scope) in [("llama3_tied", "lora"), ("llama3_tied", "full"), ("gpt2", "full"), ("gpt2", "head")] {
+    // the last goes through routers, states and sequences shorter and longer than a convolution
+    let all = [
+        ("llama3_tied", "lora"),
+        ("llama3_tied", "full"),
+        ("gpt2", "full"),
+        ("gpt2", "head"),
+        ("architectures/qwen3_5_moe_text", "full"),
+        ("architectures/qwen3_5_moe_text", "linear_attn|mlp.gate"),
+    ];
+    for (golden, scope) in all {
         let folder = tempfile::tempdir().unwrap();
         let model = repository("tests/golden").join(golden);
         let data = folder.path().join("pairs.jsonl");

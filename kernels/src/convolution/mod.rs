@@ -1,6 +1,7 @@
 //! Short causal convolutions, each channel with weights of its own (docs/mathematics.md, section 3).
 //!
 //! `yₜ = Σ_a w[a] ∘ xₜ₋ₐ` over the rows of a sequence; its vjp is the same sum over the rows behind, `dxₜ = Σ_a w[a] ∘ δₜ₊ₐ`.
+pub mod bench;
 mod cpu;
 mod cube;
 mod launch;

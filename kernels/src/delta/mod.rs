@@ -9,6 +9,7 @@
 //! - `dgₜ = ⟨∂/∂S'ₜ, S'ₜ⟩ = dgₜ₊₁ + δₜ·oₜ − dvₜ·vₜ`, from `⟨Gₜ, Sₜ⟩ = dgₜ₊₁ + δₜ·oₜ`.
 //!
 //! The forward pass keeps e, so that the vjp carries S and G through their rows once each, and no state is kept at all.
+pub mod bench;
 mod cpu;
 mod cube;
 mod launch;

@@ -1,6 +1,7 @@
 //! Products of stretches of rows, each with a matrix of its own: the rows that go to each expert.
 //!
 //! `y[r] = x[r]·W_g` for the rows r of stretch g, or `x[r]·W_gᵀ`.
+pub mod bench;
 mod cpu;
 mod launch;
 pub mod reference;

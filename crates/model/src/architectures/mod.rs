@@ -3,6 +3,7 @@ mod arcee;
 mod cohere;
 mod deepseek_v3;
 mod exaone4;
+mod formulas;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -625,6 +626,12 @@ impl Description {
 
 fn map(name: &'static str, reads: Reads, shape: [usize; 2], bias: bool) -> Part {
     Part::Map { name: name.into(), reads, shape, bias, routed: false }
+}
+
+/// `model_type` of every supported architecture, and of every multimodal model whose text part is one.
+#[must_use]
+pub fn model_types() -> (Vec<&'static str>, Vec<&'static str>) {
+    (TABLE.iter().map(|(name, _)| *name).collect(), Wrapper::types().collect())
 }
 
 /// Reads the config of a supported architecture, or of a multimodal model whose text part is one.

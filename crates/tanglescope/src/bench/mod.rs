@@ -282,6 +282,8 @@ impl BenchOnDevice<'_> {
             norm: of.norm,
             attention: of.attention_of(0),
             rotary_pairs: of.ropes.first().map(|rope| rope.pairs),
+            delta: of.delta.as_ref().map(|delta| (delta.spec, delta.taps)),
+            experts: of.experts.as_ref().map(|of| (of.number, of.routing.per_row, of.width)),
             vocabulary: of.vocabulary,
             maps,
             lora,
