@@ -41,6 +41,10 @@ MODELS = {
                              shared_expert_intermediate_size=14, full_attention_interval=3,
                              rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)),
     "phi": dict(rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)),
+    "opt": dict(ffn_dim=40, num_key_value_heads=4, word_embed_proj_dim=32, dropout=0.0),
+    "falcon": dict(bias=True, alibi=False, ffn_hidden_size=40, **ROPE),
+    "falcon-newer": dict(new_decoder_architecture=True, num_kv_heads=2, alibi=False, ffn_hidden_size=40, **ROPE),
+    "falcon-sequential": dict(parallel_attn=False, multi_query=False, alibi=False, bias=True, **ROPE),
 }
 PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
 
@@ -76,8 +80,7 @@ for seed, (name, more) in enumerate(MODELS.items()):
     json.dump(written, open(folder / "config.json", "w"), indent=1, sort_keys=True)
     torch.set_default_dtype(torch.float64)
     model = model.double().eval()
-    if hasattr(model.model, "rotary_emb"):
-        rotary = model.model.rotary_emb
+    for rotary in [m.rotary_emb for m in model.modules() if hasattr(m, "rotary_emb")]:
         inverse, rotary.attention_scaling = rotary.compute_default_rope_parameters(config)
         rotary.inv_freq = rotary.original_inv_freq = inverse
     rows = []

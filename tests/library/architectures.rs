@@ -255,5 +255,5 @@ const REFUSED: &str = "
 A config key that is not understood and not switched off is refused by its name; a key that would change the function in a way that is not computed is, too:
 `use_qk_norm` of `cohere`, `qk_layernorm` of `stablelm` and of `phi`, rotary types other than those of [the formats](formats.md), an activation that is not named above, a
 router that is not (`topk_method`, `scoring_func`), `moe_layer_freq` other than 1, `use_bidirectional_attention`, `is_encoder_decoder`, `add_cross_attention`, and a tied
-output matrix with a bias. Not supported yet: `gemma4_text`, `opt`, `falcon`. Losses that balance experts are no part of log π, and are not computed.
+output matrix with a bias. Not supported yet: `gemma4_text`; of `opt` norms behind layers and embeddings of another width, of `falcon` ALiBi. Losses that balance experts are no part of log π, and are not computed.
 ";

@@ -119,7 +119,10 @@ impl<'a, B: Kernels> Parts<'a, B> {
                 (self.maps(&names), vec![queries, Pieces::Whole, Pieces::Whole])
             }
             Qkv::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(of.qkv_widths().to_vec())]),
-            Qkv::ByHead(name) => (self.maps(&[name]), vec![Pieces::ByHead(vec![head_dim; 3])]),
+            Qkv::ByHead(name) => {
+                let queries = of.attention.heads / of.attention.kv_heads * head_dim;
+                (self.maps(&[name]), vec![Pieces::ByHead(vec![queries, head_dim, head_dim])])
+            }
         };
         Projection { maps, pieces }
     }

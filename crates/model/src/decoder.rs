@@ -129,7 +129,7 @@ impl<B: Kernels> Decoder<B> {
         let ForwardRows { tokens, positions, lengths, spans } = rows;
         let mut x = self.scaled(self.rows_of(&self.embedding, tokens));
         if let Some(table) = &self.positions {
-            x = B::add_scaled(x, &self.rows_of(table, positions), 1.0);
+            x = B::add_scaled(x, &self.rows_of(table, &self.position_rows(positions)), 1.0);
         }
         let angles = self.angles(positions, lengths);
         let pass = Forward { spans, angles: &angles };
@@ -149,6 +149,12 @@ impl<B: Kernels> Decoder<B> {
     /// Rows of a table, in the model's number type.
     fn rows_of(&self, of: &Embedding<B>, ids: &[u32]) -> FloatTensor<B> {
         B::cast(B::gather(&of.table, ids, None), self.dtype)
+    }
+
+    /// Rows of learned positions.
+    fn position_rows(&self, positions: &[u32]) -> Vec<u32> {
+        let first = as_index(self.description.first_position);
+        positions.iter().map(|position| position + first).collect()
     }
 
     /// cos and sin of the angles of each rotary embedding.
@@ -222,7 +228,8 @@ impl<B: Kernels> Decoder<B> {
         }
         if let Some(table) = self.positions.as_ref().filter(|table| needs.embeddings && scope.contains(&table.name)) {
             // positions are added as they are
-            let taken = TableRows { delta: &delta, trained: &delta, ids: forward.positions };
+            let ids = self.position_rows(forward.positions);
+            let taken = TableRows { delta: &delta, trained: &delta, ids: &ids };
             pass.sink.embedding(table, &taken, rows.full);
         }
     }

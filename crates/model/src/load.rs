@@ -295,7 +295,8 @@ impl<B: Kernels> Decoder<B> {
         let embedding = loader.embedding::<B>(&names.embedding, table, device)?;
         let positions = match names.positions {
             Some(module) => {
-                Some(loader.embedding::<B>(module, [description.max_positions, description.hidden], device)?)
+                let rows = description.first_position + description.max_positions;
+                Some(loader.embedding::<B>(module, [rows, description.hidden], device)?)
             }
             None => None,
         };

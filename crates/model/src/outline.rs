@@ -129,7 +129,7 @@ impl Outline {
     pub fn values(&self) -> (usize, usize) {
         let of = &self.description;
         let tables = if of.tied { 1 } else { 2 };
-        let positions = if of.names.positions.is_some() { of.max_positions } else { 0 };
+        let positions = if of.names.positions.is_some() { of.first_position + of.max_positions } else { 0 };
         let outside = (tables * of.vocabulary + positions + 2) * of.hidden;
         let mut blocks = vec![0; of.layers()];
         for map in &self.maps {

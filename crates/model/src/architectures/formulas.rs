@@ -55,7 +55,9 @@ impl Description {
         let mut line = |of: String| {
             let _infallible = writeln!(text, "{of}");
         };
-        let positions = names.positions.map_or_else(String::new, |name| format!(" + {}[position]", last(name)));
+        let first = if self.first_position == 0 { String::new() } else { format!("{} + ", self.first_position) };
+        let positions =
+            names.positions.map_or_else(String::new, |name| format!(" + {}[{}position]", last(name), first));
         line(format!("x = {}{}[token]{positions}", times(self.embedding_scale), last(&names.embedding)));
         for (blocks, of) in self.kinds() {
             let which = if blocks.len() == self.layers() {
@@ -153,7 +155,7 @@ impl Description {
                 vec![format!("{q}, k = {} u, v = {} u", map(k), map(v))]
             }
             (None, Qkv::Joined(name)) => vec![format!("q, k, v = {} u", map(name))],
-            (None, Qkv::ByHead(name)) => vec![format!("q, k, v = {} u by head", map(name))],
+            (None, Qkv::ByHead(name)) => vec![format!("q, k, v = {} u by key head", map(name))],
         };
         if let (Some([q, k]), Some(over)) = (names.query_key_norms, self.query_key_norm) {
             let over = if over == QueryKeyNorm::Heads { " of each head" } else { "" };

@@ -43,6 +43,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         hidden,
         blocks: vec![BlockKind::default(); config.layers("n_layer", config.size("n_layer")?)?],
         max_positions: config.size("n_positions")?,
+        first_position: 0,
         embedding_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,

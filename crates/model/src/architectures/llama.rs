@@ -39,8 +39,8 @@ pub(super) struct Defaults {
     pub sizes: [usize; 5],
     /// As many as query heads where there is none.
     pub kv_heads: Option<usize>,
-    /// Whether every block has experts, so that the config may leave out the width of another feed-forward layer.
-    pub all_sparse: bool,
+    /// Whether the width of the feed-forward layer is under another key, or there is only one of experts.
+    pub width_elsewhere: bool,
     /// The residual stream's width over the query heads where there is none.
     pub head_dim: Option<usize>,
     pub max_positions: usize,
@@ -56,7 +56,7 @@ impl Default for Defaults {
         Self {
             sizes: [32_000, 4096, 32, 32, 11_008],
             kv_heads: None,
-            all_sparse: false,
+            width_elsewhere: false,
             head_dim: None,
             max_positions: 2048,
             eps: 1e-6,
@@ -100,6 +100,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         hidden,
         blocks: vec![BlockKind::default(); config.layers("num_hidden_layers", size("num_hidden_layers", layers)?)?],
         max_positions: config.get("max_position_embeddings")?.unwrap_or(defaults.max_positions),
+        first_position: 0,
         embedding_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
@@ -123,7 +124,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         delta: None,
         query_key_norm: None,
         parallel: false,
-        mlp_width: match defaults.all_sparse && !config.has("intermediate_size") {
+        mlp_width: match defaults.width_elsewhere && !config.has("intermediate_size") {
             true => mlp_width,
             false => size("intermediate_size", mlp_width)?,
         },

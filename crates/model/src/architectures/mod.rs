@@ -3,6 +3,7 @@ mod arcee;
 mod cohere;
 mod deepseek_v3;
 mod exaone4;
+mod falcon;
 mod formulas;
 mod gemma;
 mod gemma2;
@@ -22,6 +23,7 @@ mod olmo;
 mod olmo2;
 mod olmo3;
 mod olmoe;
+mod opt;
 mod phi;
 mod phi3;
 mod phimoe;
@@ -58,6 +60,7 @@ const TABLE: &[(&str, Describe)] = &[
     ("cohere2", cohere::describe2),
     ("deepseek_v3", deepseek_v3::describe),
     ("exaone4", exaone4::describe),
+    ("falcon", falcon::describe),
     ("gemma", gemma::describe),
     ("gemma2", gemma2::describe),
     ("gemma3_text", gemma3::describe),
@@ -75,6 +78,7 @@ const TABLE: &[(&str, Describe)] = &[
     ("olmo2", olmo2::describe),
     ("olmo3", olmo3::describe),
     ("olmoe", olmoe::describe),
+    ("opt", opt::describe),
     ("phi", phi::describe),
     ("phi3", phi3::describe),
     ("phimoe", phimoe::describe),
@@ -105,6 +109,8 @@ pub struct Description {
     pub blocks: Vec<BlockKind>,
     /// Longest sequence that the model has positions for.
     pub max_positions: usize,
+    /// Row of the first position, where positions are learned.
+    pub first_position: usize,
     /// Factor on the embedding.
     pub embedding_scale: f64,
     /// Factor on what each layer adds to the residual stream.
@@ -384,7 +390,7 @@ pub enum Qkv {
     Separate([&'static str; 3]),
     /// One matrix whose columns are queries, then keys, then values.
     Joined(&'static str),
-    /// One matrix whose columns are one head's queries, keys and values, then the next head's.
+    /// One matrix whose columns are the queries of one key head, its key and its value, then the next head's.
     ByHead(&'static str),
 }
 

@@ -27,7 +27,7 @@ pub(super) fn describe_moe(config: &Config) -> Result<Description> {
     let defaults = Defaults {
         sizes: [248_320, 2048, 40, 16, 512],
         kv_heads: Some(2),
-        all_sparse: true,
+        width_elsewhere: true,
         head_dim: Some(256),
         max_positions: 32_768,
         ..Defaults::default()
