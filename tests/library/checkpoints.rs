@@ -6,10 +6,11 @@ use crate::support;
 use crate::support::{Random, Tensor, Tensors, gpt2, llama, write_json, write_model, write_tensors};
 use safetensors::Dtype;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::path::Path;
 use tanglescope_gram::{Group, Request, grams, token_logps};
-use tanglescope_kernels::{DType, Flex, FlexDevice};
-use tanglescope_model::{AdapterSource, Decoder, Error};
+use tanglescope_kernels::{DType, Flex, FlexDevice, Memory};
+use tanglescope_model::{AdapterSource, Decoder, Error, Scope};
 
 fn load(folder: &Path, adapter: Option<&Path>) -> Result<Decoder<Flex>, Error> {
     let source = adapter.map_or(AdapterSource::None, |folder| AdapterSource::Saved(folder.to_owned()));
@@ -378,4 +379,38 @@ fn modules_to_save_replace_the_base() {
     same("saved modules", &logps(&adapted), &logps(&load(&merged, None).unwrap()), MERGED);
     let count = |scope: &str| adapted.in_scope(&scope.parse().unwrap()).unwrap().parameters.len();
     assert_eq!((count("lora"), count("trainable")), (4, 6));
+}
+
+/// Tensors of all experts, taps of convolutions and what corrects routers are written as they were read.
+#[test]
+fn a_saved_model_is_the_model() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut folders = vec![root.join("tests/golden/architectures/qwen3_5_moe_text"), root.join("tests/golden/gpt2")];
+    // where the shared goldens lie beside the checkout
+    folders.extend(["deepseek_v3", "gpt_oss", "phimoe"].map(|name| root.join("../shared/golden").join(name)));
+    for folder in folders.into_iter().filter(|folder| folder.is_dir()) {
+        let load = |folder: &Path| {
+            Decoder::<Flex>::load(folder, &AdapterSource::None, DType::F32, &FlexDevice, usize::MAX).unwrap()
+        };
+        let tensors = |model: &Decoder<Flex>| {
+            let mut all = Vec::new();
+            model.clone().visit(&mut |name, _, tensor| all.push((name.to_owned(), Flex::download(tensor))));
+            all
+        };
+        let (model, written) = (load(&folder), tempfile::tempdir().unwrap());
+        model.save(&folder, &AdapterSource::None, written.path()).unwrap();
+        let shapes = |folder: &Path| {
+            let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let mut all: Vec<_> =
+                file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec())).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(shapes(written.path()), shapes(&folder), "{}", folder.display());
+        assert_eq!(tensors(&load(written.path())), tensors(&model), "{}", folder.display());
+        let mut restored = model.moved(&model.in_scope(&Scope::Full).unwrap(), &HashMap::new(), 0.0);
+        restored.restore(&AdapterSource::None, written.path()).unwrap();
+        assert_eq!(tensors(&restored), tensors(&model), "{}", folder.display());
+    }
 }

@@ -7,7 +7,7 @@ use crate::layers::{
     Attention, Block, DeltaNet, Experts, FeedForward, Latent, Linear, Mixer, Mlp, Norm, Pieces, Projection,
     SharedExpert, Sinks, Source, Sublayer, Vector,
 };
-use crate::load::{Loader, Module, Stack, one_rank};
+use crate::load::{Loader, Module, one_rank};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use tanglescope_kernels::{DType, FloatTensor, Kernels, NormKind, Pairs, TensorData};
@@ -31,10 +31,7 @@ impl<'a, B: Kernels> Parts<'a, B> {
         let names = &of.names;
         let (norms, maps, vectors) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut parts = Self { of, dtype: loader.dtype, device, norms, maps, vectors };
-        let stack = of.experts_of(layer).and_then(|of| match of.stored {
-            StoredExperts::Stacked { order, .. } => Some((of.number, order)),
-            StoredExperts::Each(_) => None,
-        });
+        let stack = of.experts_of(layer).filter(|of| matches!(of.stored, StoredExperts::Stacked { .. }));
         for part in of.parts(layer) {
             match part {
                 architectures::Part::Norm { name, features, plus_one } => {
@@ -48,8 +45,7 @@ impl<'a, B: Kernels> Parts<'a, B> {
                 }
                 architectures::Part::Map { name, reads, shape, bias, routed } => {
                     let path = format!("{}.{layer}.{name}", names.blocks);
-                    let pieces = if reads == architectures::Reads::MlpInput { 2 } else { 1 };
-                    let stack = stack.filter(|_| routed).map(|(experts, order)| Stack { experts, pieces, order });
+                    let stack = stack.filter(|_| routed);
                     let attention = reads.by_attention();
                     let module = Module { path, layer, attention, bias, conv1d: names.conv1d, routed, stack };
                     parts.maps.insert(name, loader.linear::<B>(&module, shape, device)?);

@@ -1,6 +1,6 @@
 //! From a Hugging Face folder to a decoder, and from one adapter to another.
 use crate::adapter::{Adapter, AdapterSource, Place, SavedAdapter};
-use crate::architectures::{self, Description, StackOrder, Wrapper};
+use crate::architectures::{self, Description, ExpertsKind, Wrapper};
 use crate::assemble;
 use crate::config::Config;
 use crate::decoder::Decoder;
@@ -100,27 +100,20 @@ impl Loader<'_> {
 
     pub(crate) fn linear<B: Kernels>(
         &mut self,
-        module: &Module,
+        module: &Module<'_>,
         [inputs, outputs]: [usize; 2],
         device: &B::Device,
     ) -> Result<Linear<B>> {
         let path = &module.path;
         let (layer, shape) = (module.layer, [inputs, outputs]);
         let place = Place { layer, attention: module.attention, routed: module.routed };
-        if let Some(stack) = module.stack {
-            let (weight, bias) = (whole(path).to_owned(), whole(&bias_of(path)).to_owned());
-            let columns = outputs * stack.pieces;
-            let (shape, layout) = match stack.order {
-                StackOrder::Inputs => ([stack.experts, inputs, columns], part_of(path, stack.pieces)),
-                StackOrder::Outputs => ([stack.experts, columns, inputs], rows_of(path, stack.pieces)),
+        if let Some(experts) = module.stack {
+            let mut part = |name: String, kept: &[usize]| {
+                let (shape, layout) = experts.place(&name, kept);
+                Ok(self.tensor::<B>(whole(&name), &shape, layout, device)?.1)
             };
-            let weight = self.tensor::<B>(&weight, &shape, layout, device)?.1;
-            let bias = match module.bias {
-                true => {
-                    Some(self.tensor::<B>(&bias, &[stack.experts, columns], part_of(path, stack.pieces), device)?.1)
-                }
-                false => None,
-            };
+            let weight = part(weight_of(path), &[inputs, outputs])?;
+            let bias = if module.bias { Some(part(bias_of(path), &[outputs])?) } else { None };
             return Ok(Linear { name: self.name(path), weight, bias, lora: None });
         }
         let (shape_stored, layout) =
@@ -135,49 +128,16 @@ impl Loader<'_> {
     }
 }
 
-/// Expert and piece of a map `tensor#expert.piece`.
-fn place(path: &str) -> [usize; 2] {
-    let part = path.split_once('#').and_then(|(_, part)| part.split_once('.'));
-    let number = |text: &str| text.parse().ok();
-    match part.and_then(|(expert, piece)| Some([number(expert)?, number(piece)?])) {
-        Some(place) => place,
-        None => unreachable!("`{path}` is a part of a tensor"),
-    }
-}
-
-/// Where it is, where columns of pieces come in turn.
-fn part_of(path: &str, every: usize) -> Layout {
-    let [index, first] = place(path);
-    Layout::Part { index, first, every }
-}
-
-/// Where it is, where rows of pieces come one after the other.
-fn rows_of(path: &str, of: usize) -> Layout {
-    let [index, piece] = place(path);
-    Layout::Rows { index, piece, of }
-}
-
 /// A linear map of a block, before it is loaded.
-pub(crate) struct Module {
+pub(crate) struct Module<'a> {
     pub path: String,
     pub layer: usize,
     pub attention: bool,
     pub bias: bool,
     pub conv1d: bool,
     pub routed: bool,
-    /// Maps in one tensor, where it is a part of one.
-    pub stack: Option<Stack>,
-}
-
-/// Maps that one tensor holds.
-#[derive(Clone, Copy)]
-pub(crate) struct Stack {
-    /// Experts, a matrix each.
-    pub experts: usize,
-    /// Maps of an expert.
-    pub pieces: usize,
-    /// How they lie there.
-    pub order: StackOrder,
+    /// The experts that one tensor holds, where it is a part of one.
+    pub stack: Option<&'a ExpertsKind>,
 }
 
 impl<B: Kernels> Decoder<B> {

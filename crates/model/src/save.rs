@@ -1,17 +1,19 @@
 //! Checkpoints written as Hugging Face folders and PEFT adapters, and read back into a model that is loaded.
 use crate::adapter::{AdapterSource, FreshLora};
+use crate::architectures::Part;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
+use crate::layers::whole;
 use crate::scope::{Parameter, ParameterKind};
 use crate::weights::{Layout, Weights};
 use half::{bf16, f16};
 use safetensors::{Dtype, View};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::Path;
-use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorMetadata};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorData, TensorMetadata};
 
 /// Files of a model folder, beside its weights, that a copy of the model needs.
 const COPIED: &[&str] = &[
@@ -36,11 +38,8 @@ struct Stored<B: Kernels> {
 }
 
 impl<B: Kernels> Stored<B> {
-    fn new(tensor: FloatTensor<B>, layout: Layout) -> Self {
-        let mut shape: Vec<usize> = tensor.shape().to_vec();
-        if layout == Layout::Transposed {
-            shape.reverse();
-        }
+    /// `shape` is that of the file.
+    fn new(tensor: FloatTensor<B>, layout: Layout, shape: Vec<usize>) -> Self {
         let dtype = match tensor.dtype() {
             DType::F64 => Dtype::F64,
             DType::BF16 => Dtype::BF16,
@@ -94,7 +93,11 @@ impl<B: Kernels> View for &Stored<B> {
 /// # Errors
 /// Where the file cannot be written.
 pub fn write_tensors<B: Kernels>(path: &Path, tensors: Vec<(String, FloatTensor<B>)>) -> Result<()> {
-    write(path, tensors.into_iter().map(|(name, tensor)| (name, Stored::<B>::new(tensor, Layout::Same))).collect())
+    let stored = |(name, tensor): (String, FloatTensor<B>)| {
+        let shape = tensor.shape().to_vec();
+        (name, Stored::<B>::new(tensor, Layout::Same, shape))
+    };
+    write(path, tensors.into_iter().map(stored).collect())
 }
 
 fn write<B: Kernels>(path: &Path, mut tensors: Vec<(String, Stored<B>)>) -> Result<()> {
@@ -151,24 +154,66 @@ fn adapter_config<B: Kernels>(model: &Decoder<B>, base: &Path, of: &FreshLora) -
 }
 
 impl<B: Kernels> Decoder<B> {
-    /// Whether a parameter is a matrix that files hold with rows and columns exchanged.
-    fn layout(&self, parameter: &Parameter, tensor: &FloatTensor<B>) -> Layout {
-        let linear = parameter.layer.is_some() && tensor.shape().num_dims() == 2;
-        let as_stored = parameter.kind != ParameterKind::Lora && self.description.names.conv1d;
-        if linear && !as_stored { Layout::Transposed } else { Layout::Same }
+    /// Where a file holds a tensor that [`visit`](Self::visit) shows: the shape of the tensor there, and how this one lies in it.
+    fn place(&self, name: &str, parameter: &Parameter, tensor: &FloatTensor<B>) -> (Vec<usize>, Layout) {
+        let of = &self.description;
+        let kept: Vec<usize> = tensor.shape().to_vec();
+        if let (Some(experts), true) = (of.experts.as_ref(), name.contains('#')) {
+            return experts.place(name, &kept);
+        }
+        let vector = parameter.layer.and_then(|layer| {
+            of.parts(layer).into_iter().find_map(|part| match part {
+                Part::Vector { name, shape } if *name == *parameter.module => Some(shape),
+                _ => None,
+            })
+        });
+        if let Some(shape) = vector {
+            return (shape, Layout::Same);
+        }
+        let linear = parameter.layer.is_some() && kept.len() == 2;
+        let as_stored = parameter.kind != ParameterKind::Lora && of.names.conv1d;
+        match linear && !as_stored {
+            true => (kept.into_iter().rev().collect(), Layout::Transposed),
+            false => (kept, Layout::Same),
+        }
     }
 
-    /// The stored form of some parameters.
-    fn stored(&self, chosen: impl Fn(&Parameter) -> bool) -> Vec<(String, Stored<B>)> {
+    /// Shows some parameters with the shape of the tensor that a file has them in, and how they lie there.
+    fn visit_stored(
+        &mut self,
+        chosen: impl Fn(&Parameter) -> bool,
+        f: &mut impl FnMut(&str, Vec<usize>, Layout, &mut FloatTensor<B>),
+    ) {
         let parameters: HashMap<String, Parameter> =
             self.parameters().into_iter().map(|parameter| (parameter.name.clone(), parameter)).collect();
-        let mut out = Vec::new();
-        self.clone().visit(&mut |name, _, tensor| {
-            let parameter = &parameters[name];
+        let model = self.clone();
+        self.visit(&mut |name, _, tensor| {
+            let parameter = &parameters[whole(name)];
             if chosen(parameter) {
-                out.push((name.to_owned(), Stored::new(tensor.clone(), self.layout(parameter, tensor))));
+                let (shape, layout) = model.place(name, parameter, tensor);
+                f(name, shape, layout, tensor);
             }
         });
+    }
+
+    /// The stored form of some parameters: parts of one tensor are put together.
+    fn stored(&self, chosen: impl Fn(&Parameter) -> bool) -> Vec<(String, Stored<B>)> {
+        let mut out: Vec<(String, Stored<B>)> = Vec::new();
+        let mut stacks: BTreeMap<String, (Vec<usize>, Vec<f64>)> = BTreeMap::new();
+        self.clone().visit_stored(chosen, &mut |name, shape, layout, tensor| {
+            if matches!(layout, Layout::Same | Layout::Transposed) {
+                out.push((name.to_owned(), Stored::new(tensor.clone(), layout, shape)));
+                return;
+            }
+            let values = shape.iter().product();
+            let stack = stacks.entry(whole(name).to_owned());
+            let (shape, all) = stack.or_insert_with(|| (shape, vec![0.0; values]));
+            layout.put(&B::download(tensor), shape, all);
+        });
+        out.extend(stacks.into_iter().map(|(name, (shape, values))| {
+            let tensor = TensorData::new(values, shape.clone()).convert_dtype(self.dtype);
+            (name, Stored::new(B::upload(tensor, &self.device), Layout::Same, shape))
+        }));
         out
     }
 
@@ -190,7 +235,9 @@ impl<B: Kernels> Decoder<B> {
     }
 
     fn save_model(&self, base: &Path, folder: &Path) -> Result<()> {
-        write(&folder.join("model.safetensors"), self.stored(|_| true))?;
+        let mut stored = self.stored(|_| true);
+        stored.extend(self.corrections(base)?);
+        write(&folder.join("model.safetensors"), stored)?;
         let mut config = read_json(&base.join("config.json"))?;
         // transformers loads weights in the type that the config names
         let dtype = if self.dtype == DType::F64 { "float64" } else { "float32" };
@@ -218,20 +265,48 @@ impl<B: Kernels> Decoder<B> {
             _ => ("adapter_model", "base_model.model."),
         };
         let mut weights = Weights::open(folder, stem)?;
-        let whole = *source == AdapterSource::None;
-        let mut found = HashMap::new();
-        for (name, stored) in self.stored(|parameter| whole || parameter.kind != ParameterKind::Base) {
-            let dtype = stored.tensor.dtype();
-            let (path, device) = (format!("{prefix}{name}"), &self.device);
-            found.insert(name, weights.take::<B>(&path, &stored.shape, stored.layout, dtype, device)?);
+        let all = *source == AdapterSource::None;
+        self.correction_names().iter().for_each(|name| weights.ignore(name));
+        let (mut read, device) = (Ok(()), self.device.clone());
+        self.visit_stored(
+            |parameter| all || parameter.kind != ParameterKind::Base,
+            &mut |name, shape, layout, tensor| {
+                if read.is_err() {
+                    return;
+                }
+                let path = format!("{prefix}{}", whole(name));
+                match weights.take::<B>(&path, &shape, layout, tensor.dtype(), &device) {
+                    Ok(found) => *tensor = B::reshape(found, tensor.shape()),
+                    Err(error) => read = Err(error),
+                }
+            },
+        );
+        read?;
+        weights.finish()
+    }
+
+    /// Names of what is added to sigmoids of routers: no parameters, and a part of the model.
+    fn correction_names(&self) -> Vec<String> {
+        let of = &self.description;
+        let blocks: &str = &of.names.blocks;
+        let blocks = if self.bare { blocks.strip_prefix(&*of.names.prefix).unwrap_or(blocks) } else { blocks };
+        let name = |layer| Some(format!("{blocks}.{layer}.{}", of.experts_of(layer)?.correction?));
+        (0..of.layers()).filter_map(name).collect()
+    }
+
+    /// Those, as the folder has them that the model was loaded from.
+    fn corrections(&self, base: &Path) -> Result<Vec<(String, Stored<B>)>> {
+        let names = self.correction_names();
+        if names.is_empty() {
+            return Ok(Vec::new());
         }
-        weights.finish()?;
-        self.visit(&mut |name, _, tensor| {
-            if let Some(found) = found.remove(name) {
-                *tensor = found;
-            }
-        });
-        Ok(())
+        let mut weights = Weights::open(base, "model")?;
+        let mut read = |name: String| {
+            let shape = weights.shape(&name).unwrap_or_default().to_vec();
+            let tensor = weights.take::<B>(&name, &shape, Layout::Same, self.dtype, &self.device)?;
+            Ok((name, Stored::new(tensor, Layout::Same, shape)))
+        };
+        names.into_iter().map(&mut read).collect()
     }
 }
 

@@ -70,6 +70,27 @@ impl Layout {
         }
     }
 
+    /// Writes the values of what is kept to where they are among those of a stored shape.
+    pub(crate) fn put(self, kept: &[f64], stored: &[usize], all: &mut [f64]) {
+        for (at, value) in kept.iter().enumerate() {
+            all[self.at(at, stored)] = *value;
+        }
+    }
+
+    /// Where a value of what is kept is in a stored shape.
+    fn at(self, at: usize, stored: &[usize]) -> usize {
+        match self {
+            Self::Same => at,
+            Self::Transposed => at % stored[0] * stored[1] + at / stored[0],
+            Self::Part { index, first, every } => index * stored[1..].iter().product::<usize>() + at * every + first,
+            Self::Rows { .. } => {
+                let (part, of) = self.part(stored);
+                let (columns, rows) = (stored[2], stored[0] * stored[1] / of);
+                (part * rows + at % rows) * columns + at / rows
+            }
+        }
+    }
+
     /// Where the bytes are that are read of a stored shape, as parts of all: the first, and their number.
     fn part(self, stored: &[usize]) -> (usize, usize) {
         match self {
@@ -436,18 +457,7 @@ impl Stored {
             }
         };
         if let Some(at) = first_not_finite(&numbers) {
-            let at = match layout {
-                Layout::Same => at,
-                Layout::Transposed => at % self.shape[0] * self.shape[1] + at / self.shape[0],
-                Layout::Part { index, first, every } => {
-                    index * self.shape[1..].iter().product::<usize>() + at * every + first
-                }
-                Layout::Rows { .. } => {
-                    let (part, of) = layout.part(&self.shape);
-                    let (columns, rows) = (self.shape[2], self.shape[0] * self.shape[1] / of);
-                    (part * rows + at % rows) * columns + at / rows
-                }
-            };
+            let at = layout.at(at, &self.shape);
             return Err(Error::tensor(
                 path,
                 name,

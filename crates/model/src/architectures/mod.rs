@@ -46,6 +46,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{Clamp, LatentDims, Routing, RoutingRule};
 use crate::rope::{Rope, RopeDefaults};
+use crate::weights::Layout;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use tanglescope_kernels::{Activation, AttentionSpec, DeltaSpec, NormKind, SoftCap};
@@ -322,6 +323,30 @@ impl ExpertsKind {
             StoredExperts::Each(maps) => maps.map(|map| format!("{list}.{expert}.{map}")),
             StoredExperts::Stacked { names: [gate_up, down], .. } => [(gate_up, 0), (gate_up, 1), (down, 0)]
                 .map(|(tensor, piece)| format!("{list}.{tensor}#{expert}.{piece}")),
+        }
+    }
+
+    /// Shape of the tensor that has a map `tensor#expert.piece` or its bias of some shape, and where it lies there.
+    ///
+    /// # Panics
+    /// Where the name is not of that form.
+    pub(crate) fn place(&self, name: &str, kept: &[usize]) -> (Vec<usize>, Layout) {
+        let part = name.split_once('#').and_then(|(_, part)| part.split_once('.'));
+        let part = part.and_then(|(expert, piece)| Some((expert.parse().ok()?, piece.parse().ok()?)));
+        let Some((index, piece)) = part else { unreachable!("`{name}` is a part of a tensor") };
+        let StoredExperts::Stacked { names: [gate_up, _], order } = self.stored else {
+            unreachable!("`{name}` is a part of a tensor of all experts")
+        };
+        // of gate and up there are two
+        let pieces = if name.contains(gate_up) { 2 } else { 1 };
+        let (by_columns, columns) =
+            (Layout::Part { index, first: piece, every: pieces }, pieces * kept[kept.len() - 1]);
+        match (order, kept) {
+            (_, [_]) => (vec![self.number, columns], by_columns),
+            (StackOrder::Inputs, _) => (vec![self.number, kept[0], columns], by_columns),
+            (StackOrder::Outputs, _) => {
+                (vec![self.number, columns, kept[0]], Layout::Rows { index, piece, of: pieces })
+            }
         }
     }
 
