@@ -154,7 +154,8 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
     let needs = Needs::of(of, scope);
     let mut count = Count::default();
     for (layer, needs) in needs.blocks.iter().enumerate() {
-        let (forward_cost, vjp_cost) = match of.delta.as_ref().filter(|_| of.blocks[layer].recurrent) {
+        let here = if layer + 1 == of.layers() { batch.active.rows() } else { batch.full.rows() };
+        let (forward_cost, vjp_cost) = match of.delta_of(layer) {
             Some(delta) => (delta.spec.cost(&batch.spans), delta.spec.cost_vjp(&batch.segments)),
             None => {
                 let attention = of.attention_of(layer);
@@ -167,8 +168,7 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
         }
         count.forward += of_sinks(of, batch.tokens.len(), dtype);
         if needs.mixer.hidden && scope.contains(&sinks_name(of, layer)) {
-            let rows = if layer + 1 == of.layers() { batch.active.rows() } else { batch.full.rows() };
-            count.backward += of_sinks(of, rows, dtype);
+            count.backward += of_sinks(of, here, dtype);
         }
         for input in INPUTS {
             let (routed, maps): (Vec<&Map>, Vec<&Map>) =
@@ -196,14 +196,13 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
             }
         }
         if let Some(experts) = of.experts_of(layer).filter(|_| needs.mlp.hidden) {
-            let rows = if layer + 1 == of.layers() { batch.active.rows() } else { batch.full.rows() };
             let router = format!("{}.{layer}.{}.weight", of.names.blocks, experts.router);
             // how each weight, and what opens the shared expert, change the output along each row's cotangent
             if needs.mlp.input || scope.contains(&router) {
-                count.backward += cost::product(rows * experts.routing.per_row, of.hidden, 1, dtype);
+                count.backward += cost::product(here * experts.routing.per_row, of.hidden, 1, dtype);
             }
             if experts.shared.is_some_and(|shared| shared.gate.is_some()) {
-                count.backward += cost::product(rows, of.hidden, 1, dtype);
+                count.backward += cost::product(here, of.hidden, 1, dtype);
             }
         }
     }

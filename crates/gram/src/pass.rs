@@ -210,10 +210,11 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
             log_normaliser: std::mem::take(&mut head.log_normaliser),
             cap: model.description.logit_cap,
         };
-        let n = batch.targets.len();
-        let ones = B::upload_like(vec![1.0; n], &[n, 1], &y);
         let rows = |y| HeadRows { y, predictions: &predictions, scores: &scores, cotangents: batch.head_cotangents() };
+        let ones;
         if let Some(name) = model.head_bias_name().filter(|name| scope.contains(name)) {
+            let n = batch.targets.len();
+            ones = B::upload_like(vec![1.0; n], &[n, 1], &y);
             sink.head(name, &rows(&ones), bias_gram);
         }
         if scope.contains(model.head_name()) {

@@ -200,7 +200,7 @@ pub(crate) fn block<B: Kernels>(
 ) -> Result<Block<B>> {
     let names = &of.names;
     let mut parts = Parts::<B>::load(loader, of, layer, device)?;
-    let mixer = match of.delta.as_ref().filter(|_| of.blocks[layer].recurrent) {
+    let mixer = match of.delta_of(layer) {
         Some(delta) => Mixer::DeltaNet(parts.delta_net(delta)),
         None => Mixer::Attention(parts.attention(layer)),
     };

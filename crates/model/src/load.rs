@@ -325,7 +325,7 @@ fn without_adapter<B: Kernels>(block: &mut Block<B>) {
 }
 
 /// Path of the blocks in the checkpoint.
-fn in_checkpoint(of: &Description, bare: bool) -> &str {
+pub(crate) fn in_checkpoint(of: &Description, bare: bool) -> &str {
     let blocks: &str = &of.names.blocks;
     if bare { blocks.strip_prefix(&*of.names.prefix).unwrap_or(blocks) } else { blocks }
 }

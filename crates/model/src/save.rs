@@ -4,6 +4,7 @@ use crate::architectures::Part;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::layers::whole;
+use crate::load::in_checkpoint;
 use crate::scope::{Parameter, ParameterKind};
 use crate::weights::{Layout, Weights};
 use half::{bf16, f16};
@@ -161,14 +162,13 @@ impl<B: Kernels> Decoder<B> {
         if let (Some(experts), true) = (of.experts.as_ref(), name.contains('#')) {
             return experts.place(name, &kept);
         }
-        let vector = parameter.layer.and_then(|layer| {
-            of.parts(layer).into_iter().find_map(|part| match part {
+        // a vector of a block may have had more dimensions
+        if let (Some(layer), [_]) = (parameter.layer, &kept[..]) {
+            let shape = of.parts(layer).into_iter().find_map(|part| match part {
                 Part::Vector { name, shape } if *name == *parameter.module => Some(shape),
                 _ => None,
-            })
-        });
-        if let Some(shape) = vector {
-            return (shape, Layout::Same);
+            });
+            return (shape.unwrap_or(kept), Layout::Same);
         }
         let linear = parameter.layer.is_some() && kept.len() == 2;
         let as_stored = parameter.kind != ParameterKind::Lora && of.names.conv1d;
@@ -288,8 +288,7 @@ impl<B: Kernels> Decoder<B> {
     /// Names of what is added to sigmoids of routers: no parameters, and a part of the model.
     fn correction_names(&self) -> Vec<String> {
         let of = &self.description;
-        let blocks: &str = &of.names.blocks;
-        let blocks = if self.bare { blocks.strip_prefix(&*of.names.prefix).unwrap_or(blocks) } else { blocks };
+        let blocks = in_checkpoint(of, self.bare);
         let name = |layer| Some(format!("{blocks}.{layer}.{}", of.experts_of(layer)?.correction?));
         (0..of.layers()).filter_map(name).collect()
     }

@@ -109,7 +109,7 @@ impl Description {
     fn block_formulas(&self, layer: usize) -> Vec<String> {
         let (names, scale) = (&self.names, times(self.residual_scale));
         let mut out = vec![format!("u = {}", self.norm_text("x", names.attention_norm))];
-        out.extend(match self.delta.as_ref().filter(|_| self.blocks[layer].recurrent) {
+        out.extend(match self.delta_of(layer) {
             Some(delta) => delta_formulas(delta),
             None => self.attention_formulas(layer),
         });

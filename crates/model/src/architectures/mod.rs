@@ -540,15 +540,21 @@ impl Description {
         self.experts.as_ref().filter(|_| self.blocks[layer].sparse)
     }
 
+    /// The gated delta rule of a block, where its mixer is that.
+    #[must_use]
+    pub fn delta_of(&self, layer: usize) -> Option<&DeltaKind> {
+        self.delta.as_ref().filter(|_| self.blocks[layer].recurrent)
+    }
+
     /// The parts of a block that have parameters, in the order of the forward pass.
     #[must_use]
     pub fn parts(&self, layer: usize) -> Vec<Part> {
         let (d, names) = (self.hidden, &self.names);
         let norm = |name: Option<&'static str>| name.filter(|_| self.norm_gain).map(|name| self.norm_of(name, d));
         let mut parts: Vec<Part> = norm(names.attention_norm).into_iter().collect();
-        match &self.delta {
-            Some(delta) if self.blocks[layer].recurrent => parts.extend(self.delta_parts(delta)),
-            _ => parts.extend(self.attention_parts()),
+        match self.delta_of(layer) {
+            Some(delta) => parts.extend(self.delta_parts(delta)),
+            None => parts.extend(self.attention_parts()),
         }
         parts.extend(norm(names.after_attention));
         parts.extend(norm(names.mlp_norm));
