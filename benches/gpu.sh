@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks and measurements on a machine that has a GPU and no network.
 #
-#   benches/gpu.sh build                    here: one stripped binary and what goes with it, into gpu-run/ (under 64 MiB)
+#   benches/gpu.sh build [GOLDEN…]          here: one stripped binary and what goes with it, and more folders of models with a
+#                                           golden.json, into gpu-run/ (under 64 MiB)
 #   benches/gpu.sh run [FOLDER [STEPS]]     there, in the same folder: everything below; tables and JSON into FOLDER
 #                                           [gpu-run/out]; of STEPS, a pattern of grep -E, only those
 #   benches/gpu.sh dry-run [FOLDER [STEPS]] here: the same steps at a tiny size on whatever devices there are
@@ -12,10 +13,10 @@
 # is one. A step that fails, or takes more than $LIMIT seconds [300], is said and does not end the others.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-here=gpu-run
+here=$PWD/gpu-run
 binary=$here/tanglescope
 
-build() {
+build() { # GOLDEN…
   set -e
   rm -rf "$here"
   mkdir -p "$here/golden"
@@ -30,7 +31,8 @@ for line in sys.stdin:
   pack "$(dirname "$(dirname "$test")")/tanglescope" tanglescope
   pack "$test" on_device
   cp benches/pytorch_pass.py "$here/"
-  for golden in tests/golden/*/golden.json; do
+  local golden
+  for golden in tests/golden/*/golden.json tests/golden/architectures/qwen3_5_moe_text/golden.json "${@/%//golden.json}"; do
     cp -r "$(dirname "$golden")" "$here/golden/"
   done
   for model in "$here"/golden/*/; do
@@ -66,6 +68,8 @@ unpack() {
   if [[ -n ${CUDA_PATH:-} ]]; then
     export LD_LIBRARY_PATH="$CUDA_PATH/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
   fi
+  # programs keep the kernels that they compiled, for each build of ours apart: CubeCL's key has a kernel's name and not its text
+  printf '[compilation]\ncache = { file = "%s" }\n' "$here/kernels/$(cksum <"$binary" | tr ' ' -)" >"$here/cubecl.toml"
 }
 
 failed=0
@@ -74,7 +78,7 @@ step() { # NAME COMMAND…: its output into NAME.txt, and its time
   shift
   [[ $name =~ $steps ]] || return 0
   echo "== $name: $*"
-  timeout "${LIMIT:-300}" "$@" >"$out/$name.txt" 2>"$out/$name.err"
+  (cd "$here" && exec timeout "${LIMIT:-300}" "$@" >"$out/$name.txt" 2>"$out/$name.err")
   local code=$?
   tail -n 40 "$out/$name.txt"
   if ((code)); then
@@ -88,6 +92,7 @@ step() { # NAME COMMAND…: its output into NAME.txt, and its time
 # DEVICES: as --device takes them; SHAPE: options of bench; TORCH: options of pytorch_pass.py
 measure() {
   mkdir -p "$out"
+  out=$(cd "$out" && pwd)
   (nvidia-smi -q 2>/dev/null || true) >"$out/machine.txt"
   step devices "$binary" devices
   # kernels against f64 on the CPU, where no driver is a program: a GPU's own Vulkan driver, and CUDA
@@ -99,6 +104,7 @@ measure() {
     fi
     for model in "$here"/golden/*/; do
       for scope in lora full; do
+        [[ $scope == full || -d $model/adapter ]] || continue
         for dtype in $dtypes; do
           local adapter=()
           [[ $scope == lora ]] && adapter=(--adapter "$model/adapter")
@@ -172,7 +178,7 @@ PYTHON
 }
 
 case ${1:-} in
-  build) build ;;
+  build) build "${@:2}" ;;
   run)
     out=${2:-$here/out} steps=${3:-.} programs=0
     unpack
@@ -191,5 +197,5 @@ case ${1:-} in
     measure
     exit "$failed"
     ;;
-  *) sed -n '2,14p' "$0"; exit 2 ;;
+  *) sed -n '2,15p' "$0"; exit 2 ;;
 esac

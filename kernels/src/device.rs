@@ -33,6 +33,14 @@ pub fn offers_cuda(device: &CudaDevice) -> Offers {
     offers::<cubecl::cuda::CudaRuntime>(device)
 }
 
+/// Whether products on a CUDA device are cuBLAS's.
+///
+/// # Errors
+/// Says what is missing, so that they are CubeCL's.
+pub fn cublas(device: &CudaDevice) -> Result<(), String> {
+    crate::product::cublas::check(device)
+}
+
 /// A device of this machine that a run can be put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundDevice {

@@ -5,7 +5,8 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use tanglescope_kernels::device::{
-    Cuda, CudaDevice, FoundDevice, Offers, Vulkan, WgpuDevice, cuda_devices, offers_cuda, offers_vulkan, vulkan_devices,
+    Cuda, CudaDevice, FoundDevice, Offers, Vulkan, WgpuDevice, cublas, cuda_devices, offers_cuda, offers_vulkan,
+    vulkan_devices,
 };
 use tanglescope_kernels::{Backend, DType, Flex, FlexDevice, Kernels};
 
@@ -229,7 +230,9 @@ impl Device {
                 vec![format!("{} threads", rayon::current_num_threads())],
             ),
             Self::Cuda(device, found) => {
-                (format!("cuda:{}", found.number), found.memory, features(&offers_cuda(device)))
+                let mut all = features(&offers_cuda(device));
+                all.push(self.slower_products().unwrap_or_else(|| "products by cuBLAS".to_owned()));
+                (format!("cuda:{}", found.number), found.memory, all)
             }
             Self::Vulkan(device, found) => {
                 let mut all = features(&offers_vulkan(device));
@@ -318,6 +321,15 @@ fn features(offers: &Offers) -> Vec<String> {
         out.push(format!("matrix units for {}", offers.matrix_units.join(" and ")));
     }
     out
+}
+
+impl Device {
+    /// Why products on a CUDA device are not the library's that is made for it.
+    pub(crate) fn slower_products(&self) -> Option<String> {
+        let Self::Cuda(device, _) = self else { return None };
+        let problem = cublas(device).err()?;
+        Some(format!("products by CubeCL, up to seven times slower than cuBLAS: {problem}"))
+    }
 }
 
 impl std::fmt::Display for Device {

@@ -144,6 +144,9 @@ impl Model {
     /// Says what runs where.
     pub fn announce(&self, listener: &dyn Listener) {
         listener.note(&format!("device: {}, {}", self.device, dtype_name(self.dtype)));
+        if let Some(slower) = self.device.slower_products() {
+            listener.note(&format!("device: {slower}"));
+        }
         if let Ok(Some(token)) = self.padding_token() {
             listener.note(&format!(
                 "embedding: its row of pad_token_id {token} is not trained by the token's places in a sequence, as in torch; option \

@@ -1,12 +1,11 @@
-//! The *gram* reduction: `Σ_{r∈i, s∈j} (x_r·x_s)(δ_r·δ_s)`, both row Grams in tiles multiplied in place
+//! The *gram* reduction: `Σ_{r∈i, s∈j} (x_r·x_s)(δ_r·δ_s)`, both row Grams multiplied entry by entry
 //! (docs/mathematics.md, section 4).
 pub mod bench;
 mod cpu;
 mod cube;
 pub(crate) mod launch;
-mod plan;
+pub(crate) mod plan;
 pub mod reference;
-mod strategy;
 
 use crate::{FloatTensor, Grams, RowSet};
 

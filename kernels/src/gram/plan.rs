@@ -1,111 +1,139 @@
-//! Which tiles of the row Grams meet: a tile of `x·xᵀ` is formed once for all pairs of cotangents that use its rows.
+//! How the *gram* reduction is cut up for a device: sets that are formed together, and blocks of rows where a set alone is large.
+use super::cube::{COLUMNS, ROWS};
 use crate::pending::Entry;
 use crate::{RowSet, as_index};
-use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// Consecutive forward rows, and the cotangents that have a copy of some of them.
-struct Tile {
-    rows: Range<usize>,
-    copies: Vec<Copy>,
+/// Cotangents of a set from which on, where none has more than a row, Grams are whole matrices instead of sums.
+const WHOLE: usize = 16;
+
+/// What is formed at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A set of many cotangents of a row each, or none: entry by entry.
+    Single {
+        /// The set.
+        set: usize,
+        /// Cotangents that have a row, from the set's first on.
+        present: Vec<usize>,
+    },
+    /// Consecutive sets, one batch of products, their rows filled up to the longest.
+    Several {
+        /// The sets.
+        sets: Range<usize>,
+    },
 }
 
-/// Rows `rows` of a tile, of which cotangent `cotangent` has copies from backward row `first` on.
-struct Copy {
-    cotangent: usize,
-    rows: Range<usize>,
-    first: usize,
-}
-
-/// Tiles and pairs for a device. All numbers are rows.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Plan {
-    /// For each cube: first row and end of one tile, those of another, first pair and end of its pairs.
-    pub tasks: Vec<[u32; 6]>,
-    /// For each pair of copies: first row and end of those of the first tile that count, and the backward row of the
-    /// first; the same of the second tile.
-    pub pairs: Vec<[u32; 6]>,
-    /// Where each pair's sum belongs.
-    pub entries: Vec<Entry>,
-}
-
-/// Pairs that a cube takes at most; it forms its tile of `x·xᵀ` once for them.
-const PAIRS: usize = 16;
-
-/// Tiles of at most `side` rows of one set, cut where some cotangent's rows have a gap.
-fn tiles(rows: &RowSet, set: &Range<usize>, side: usize) -> Vec<Tile> {
-    let runs: Vec<(usize, Range<usize>)> =
-        set.clone().flat_map(|k| rows.runs(k).into_iter().map(move |run| (k, run))).collect();
-    let forward = |run: &Range<usize>| {
-        let first = rows.index[run.start] as usize;
-        first..first + run.len()
-    };
-    let mut cuts = BTreeSet::new();
-    for pair in runs.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
-        cuts.extend([forward(&pair[0].1).end, forward(&pair[1].1).start]);
-    }
-    let range = rows.forward_range(set);
-    let mut out = Vec::new();
-    let mut start = range.start;
-    for end in cuts.into_iter().filter(|cut| range.contains(cut) && *cut > range.start).chain([range.end]) {
-        // tiles of like size, so that no cube has little to do
-        let count = (end - start).div_ceil(side).max(1);
-        for i in 0..count {
-            let tile = start + (end - start) * i / count..start + (end - start) * (i + 1) / count;
-            let mut copies = Vec::new();
-            for (cotangent, run) in &runs {
-                let of = forward(run);
-                let rows = of.start.max(tile.start)..of.end.min(tile.end);
-                if !rows.is_empty() {
-                    copies.push(Copy { cotangent: *cotangent, first: run.start + rows.start - of.start, rows });
+impl Part {
+    /// Everything of a batch, in parts of no more than `bytes` of row Grams each unless a set alone has more.
+    pub fn of(rows: &RowSet, bytes: usize) -> Vec<Self> {
+        let size = |set: usize| {
+            let set = &rows.sets[set];
+            (rows.forward_range(set).len(), rows.of_set(set).len())
+        };
+        let mut parts: Vec<Self> = Vec::new();
+        // lengths of the last part: the longest, and what its sets have without being filled up
+        let (mut longest, mut own) = ((0, 0), 0);
+        for (number, set) in rows.sets.iter().enumerate() {
+            let single = set.len() > WHOLE && set.clone().all(|k| rows.of(k).len() <= 1);
+            if single {
+                let present = (0..set.len()).filter(|k| !rows.of(set.start + k).is_empty()).collect();
+                parts.push(Self::Single { set: number, present });
+                continue;
+            }
+            let (forward, backward) = size(number);
+            let area = |(n, r): (usize, usize)| n * n + r * r;
+            let together = (longest.0.max(forward), longest.1.max(backward));
+            match parts.last_mut() {
+                // filling up at most doubles the work
+                Some(Self::Several { sets })
+                    if (sets.len() + 1) * area(together) * size_of::<f32>() <= bytes
+                        && (sets.len() + 1) * area(together) <= 2 * (own + area((forward, backward))) =>
+                {
+                    sets.end = number + 1;
+                    (longest, own) = (together, own + area((forward, backward)));
+                }
+                _ => {
+                    parts.push(Self::Several { sets: number..number + 1 });
+                    (longest, own) = ((forward, backward), area((forward, backward)));
                 }
             }
-            if !copies.is_empty() {
-                out.push(Tile { rows: tile, copies });
-            }
         }
-        start = end;
+        parts
     }
-    out
+
+    /// Backward rows of each set of the part.
+    pub fn backward(&self, rows: &RowSet) -> Vec<Range<usize>> {
+        self.sets().map(|set| rows.of_set(&rows.sets[set])).collect()
+    }
+
+    /// Forward rows that each of its sets uses.
+    pub fn forward(&self, rows: &RowSet) -> Vec<Range<usize>> {
+        self.sets().map(|set| rows.forward_range(&rows.sets[set])).collect()
+    }
+
+    fn sets(&self) -> Range<usize> {
+        match self {
+            Self::Single { set, .. } => *set..*set + 1,
+            Self::Several { sets } => sets.clone(),
+        }
+    }
+
+    /// All rows of its products.
+    pub fn rows(&self, rows: &RowSet) -> Range<usize> {
+        0..self.backward(rows).iter().map(Range::len).max().unwrap_or(0)
+    }
+
+    /// The rows of its products that are formed at once: all of them, or blocks of those of one large set.
+    pub fn blocks(&self, rows: &RowSet, bytes: usize) -> Vec<Range<usize>> {
+        let longest = self.rows(rows).end;
+        let fit = (bytes / size_of::<f32>() / longest.max(1)).max(ROWS);
+        let step = if self.sets().len() == 1 { fit } else { longest };
+        (0..longest).step_by(step.max(1)).map(|first| first..(first + step).min(longest)).collect()
+    }
 }
 
-impl Plan {
-    /// The plan of a batch with tiles of at most `side` rows.
-    pub fn new(rows: &RowSet, side: usize) -> Self {
-        let mut plan = Self::default();
-        for (b, set) in rows.sets.iter().enumerate() {
-            let tiles = tiles(rows, set, side);
-            for (t, above) in tiles.iter().enumerate() {
-                for (u, below) in tiles.iter().enumerate().take(t + 1) {
-                    let mut first = plan.pairs.len();
-                    for (p, a) in above.copies.iter().enumerate() {
-                        // of a tile with itself only one order of each pair
-                        let others = if t == u { p + 1 } else { below.copies.len() };
-                        for c in &below.copies[..others] {
-                            let same = t == u && a.cotangent == c.cotangent;
-                            let of = |copy: &Copy| [copy.rows.start, copy.rows.end, copy.first].map(as_index);
-                            let ([a0, a1, a2], [c0, c1, c2]) = (of(a), of(c));
-                            plan.pairs.push([a0, a1, a2, c0, c1, c2]);
-                            let (i, j) = (a.cotangent - set.start, c.cotangent - set.start);
-                            plan.entries.push(Entry { set: b, i, j, weight: if same { 1.0 } else { 2.0 } });
-                            if plan.pairs.len() - first == PAIRS {
-                                plan.task(above, below, first);
-                                first = plan.pairs.len();
-                            }
+/// The sums over the entries of a block of products.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    /// See [`super::cube::sum_products()`].
+    pub tasks: Vec<[u32; 7]>,
+    /// Forward row of each backward row, from the set's first on, set after set.
+    pub index: Vec<u32>,
+    /// Where the sums of some tasks belong.
+    pub entries: Vec<(Entry, Range<usize>)>,
+}
+
+impl Sums {
+    /// Of a block of rows of a part's sets.
+    pub fn new(rows: &RowSet, sets: &Range<usize>, block: &Range<usize>) -> Self {
+        let mut sums = Self::default();
+        for (at, number) in sets.clone().enumerate() {
+            let set = &rows.sets[number];
+            let (of_set, forward) = (rows.of_set(set), rows.forward_range(set));
+            let first = sums.index.len();
+            sums.index.extend(rows.index[of_set.clone()].iter().map(|&row| row - as_index(forward.start)));
+            let of = |k: usize| rows.of(set.start + k).start - of_set.start..rows.of(set.start + k).end - of_set.start;
+            for i in 0..set.len() {
+                let mine = of(i).start.max(block.start)..of(i).end.min(block.end);
+                for j in 0..=i {
+                    let from = sums.tasks.len();
+                    for row in mine.clone().step_by(ROWS) {
+                        for column in of(j).step_by(COLUMNS) {
+                            let (down, along) = ((row + ROWS).min(mine.end), (column + COLUMNS).min(of(j).end));
+                            let [row, down] = [row, down].map(|r| r - block.start);
+                            let task = [at, row, down, column, along, first + block.start, first];
+                            sums.tasks.push(task.map(as_index));
                         }
                     }
-                    if plan.pairs.len() > first {
-                        plan.task(above, below, first);
+                    if sums.tasks.len() > from {
+                        let weight = if i == j { 1.0 } else { 2.0 };
+                        sums.entries.push((Entry { set: number, i, j, weight }, from..sums.tasks.len()));
                     }
                 }
             }
         }
-        plan
-    }
-
-    fn task(&mut self, above: &Tile, below: &Tile, first: usize) {
-        let (a, b) = (&above.rows, &below.rows);
-        self.tasks.push([a.start, a.end, b.start, b.end, first, self.pairs.len()].map(as_index));
+        sums
     }
 }
 
@@ -113,34 +141,53 @@ impl Plan {
 mod tests {
     use super::*;
 
-    /// A pair with a trunk of four rows and suffixes of two and three.
-    fn pair() -> RowSet {
-        let index = (0..6).chain(0..4).chain(6..9).collect();
-        RowSet { index, offsets: vec![0, 6, 13], sets: vec![0..2] }
+    /// Two pairs: trunks of four and of none, suffixes of two and three, and of one and four.
+    fn pairs() -> RowSet {
+        let first = (0..6).chain(0..4).chain(6..9);
+        let index = first.chain(9..10).chain(10..14).collect();
+        RowSet { index, offsets: vec![0, 6, 13, 14, 18], sets: vec![0..2, 2..4] }
     }
 
     #[test]
-    fn a_trunk_tile_is_formed_once_for_all_pairs_of_branches() {
-        let plan = Plan::new(&pair(), 64);
-        // trunk with itself: ww, lw, ll; suffix w with trunk: ww, wl; with itself: ww; suffix l: lw, ll; lw; ll
-        assert_eq!(plan.tasks.len(), 6);
-        assert_eq!(plan.tasks[0], [0, 4, 0, 4, 0, 3]);
-        assert_eq!(plan.pairs[1], [0, 4, 6, 0, 4, 0]);
-        assert_eq!(plan.tasks[1], [4, 6, 0, 4, 3, 5]);
-    }
-
-    #[test]
-    fn every_pair_of_rows_counts_once() {
-        let rows = pair();
-        for side in [1, 2, 3, 64] {
-            let plan = Plan::new(&rows, side);
-            let mut counted = vec![0.0; 4];
-            for (pair, entry) in plan.pairs.iter().zip(&plan.entries) {
-                let area = f64::from((pair[1] - pair[0]) * (pair[4] - pair[3])) * entry.weight / 2.0;
-                counted[entry.i * 2 + entry.j] += area;
-                counted[entry.j * 2 + entry.i] += area;
+    fn every_pair_of_rows_counts_once_whatever_is_formed_at_once() {
+        let rows = pairs();
+        for bytes in [1, 700, 1 << 20] {
+            let mut counted = [0.0; 8];
+            for part in Part::of(&rows, bytes) {
+                let Part::Several { sets } = &part else { panic!("{part:?}") };
+                for block in part.blocks(&rows, bytes) {
+                    let sums = Sums::new(&rows, sets, &block);
+                    for (Entry { set, i, j, weight }, tasks) in &sums.entries {
+                        let area = |t: &[u32; 7]| f64::from((t[2] - t[1]) * (t[4] - t[3]));
+                        let area = sums.tasks[tasks.clone()].iter().map(area).sum::<f64>() * weight / 2.0;
+                        counted[set * 4 + i * 2 + j] += area;
+                        counted[set * 4 + j * 2 + i] += area;
+                    }
+                }
             }
-            assert_eq!(counted, [36.0, 42.0, 42.0, 49.0], "tiles of {side}");
+            let counted = counted.map(|area| format!("{area}"));
+            assert_eq!(counted, ["36", "42", "42", "49", "1", "4", "4", "16"], "{bytes}");
         }
+    }
+
+    #[test]
+    fn sets_of_like_length_are_formed_together_within_the_bytes() {
+        // filled up, three would be of 40 rows each: more than twice what they have
+        let unlike = RowSet { index: (0..48).collect(), offsets: vec![0, 40, 44, 48], sets: vec![0..1, 1..2, 2..3] };
+        assert_eq!(Part::of(&unlike, 1 << 20), [Part::Several { sets: 0..2 }, Part::Several { sets: 2..3 }]);
+        let like = RowSet { index: (0..30).collect(), offsets: vec![0, 10, 20, 30], sets: vec![0..1, 1..2, 2..3] };
+        assert_eq!(Part::of(&like, 1 << 20), [Part::Several { sets: 0..3 }]);
+        assert_eq!(Part::of(&like, 2 * 200 * 4), [Part::Several { sets: 0..2 }, Part::Several { sets: 2..3 }]);
+    }
+
+    #[test]
+    fn rows_of_a_large_set_are_cut_into_blocks() {
+        let rows = RowSet { index: (0..100).collect(), offsets: vec![0, 100], sets: vec![0..1] };
+        let part = &Part::of(&rows, 1)[0];
+        let blocks = part.blocks(&rows, 100 * 4 * 40);
+        assert_eq!(blocks, [0..40, 40..80, 80..100]);
+        let sums = Sums::new(&rows, &(0..1), &blocks[1]);
+        // the first task: 16 rows from the block's first on, which are the set's from 40 on
+        assert_eq!(sums.tasks[0], [0, 0, 16, 0, 100, 40, 0]);
     }
 }

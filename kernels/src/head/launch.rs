@@ -1,18 +1,20 @@
 //! The head on a device: products by cubek, what lies between them by our kernels.
 //!
 //! One walk over the vocabulary for log-probabilities and the gradient; where the output matrix is in scope a second one
-//! forms e = onehot − p chunk by chunk and hands it to the *gram* reduction.
+//! forms e = onehot − p chunk by chunk, sums its products of rows, and hands them to the *gram* reduction.
 use super::Head;
 use super::cube::{FIGURES, UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
+use crate::gram::{self, plan::Part};
 use crate::on_chip::{array, by_rows, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::pending::Pending;
 use crate::product::launch::{product, rows, transposed};
 use crate::rows::launch::gather;
-use crate::{FloatTensor, HeadCotangents, HeadOutput, SoftCap, as_index, gram};
+use crate::{FloatTensor, HeadCotangents, HeadOutput, SoftCap, as_index};
 use burn_backend::DType;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_cubecl::{CubeRuntime, ops::numeric::add, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
+use std::ops::Range;
 
 /// Values of a chunk of logits: 16 MiB in f32, whatever the vocabulary and the number of rows.
 const CHUNK_VALUES: usize = 4 << 20;
@@ -95,13 +97,8 @@ pub(crate) fn head<R: CubeRuntime>(
         cap.is_some(),
         y.dtype.into(),
     );
-    let gram = cotangents.map(|cotangents| {
-        let (set, sources, weights) = (cotangents.rows(), cotangents.sources(), cotangents.weights());
-        // every row once, in order, weighted one: e is the cotangent as it is
-        let plain = sources.iter().enumerate().all(|(i, &s)| i == s as usize)
-            && weights.iter().all(|c| c.to_bits() == 1.0f64.to_bits());
-        let mut sum = Pending::nothing(&set);
-        for chunk in chunks() {
+    let products = |cotangents: &HeadCotangents<'_>| {
+        let cotangents_of = |chunk: &Range<usize>| {
             let logits = product(y, &transposed(&rows(w, chunk.clone())), DType::F32);
             let e = empty(y, [n, chunk.len()], y.dtype);
             cotangents_of_chunk::launch::<R>(
@@ -117,13 +114,42 @@ pub(crate) fn head<R: CubeRuntime>(
                 cap.is_some(),
                 y.dtype.into(),
             );
-            let e = if plain { e } else { gather(&e, &sources, Some(&weights)) };
-            sum = gram::launch::gram_rows(y, &[&e], &set).into_iter().fold(sum, Pending::plus);
-        }
-        sum
-    });
+            e
+        };
+        row_gram(y, cotangents, chunks().map(|chunk| cotangents_of(&chunk)))
+    };
+    let gram = cotangents.map(products);
     let read = client.read(vec![figures.clone()]);
     output(&bytemuck::pod_collect_to_vec(&read[0]), back, gram)
+}
+
+/// The *gram* reduction of the output matrix, whose cotangents `e` come chunk by chunk of the vocabulary.
+fn row_gram<R: CubeRuntime>(
+    y: &CubeTensor<R>,
+    cotangents: &HeadCotangents<'_>,
+    chunks: impl Iterator<Item = CubeTensor<R>>,
+) -> Pending<R> {
+    let (set, sources, weights) = (cotangents.rows(), cotangents.sources(), cotangents.weights());
+    // every row once, in order, weighted one: e is the cotangent as it is
+    let plain = sources.iter().enumerate().all(|(i, &s)| i == s as usize)
+        && weights.iter().all(|c| c.to_bits() == 1.0f64.to_bits());
+    let parts = gram::launch::parts(&set);
+    let inputs: Vec<CubeTensor<R>> = parts.iter().map(|part| part.inputs(y, &set)).collect();
+    let mut products: Vec<Option<CubeTensor<R>>> = vec![None; parts.len()];
+    for e in chunks {
+        let e = if plain { e } else { gather(&e, &sources, Some(&weights)) };
+        for (part, sum) in parts.iter().zip(&mut products) {
+            let here = part.products(&e, &set, &part.rows(&set));
+            *sum = Some(match sum.take() {
+                Some(sum) => add(sum, here),
+                None => here,
+            });
+        }
+    }
+    let of = |((part, inputs), products): ((&Part, &CubeTensor<R>), Option<CubeTensor<R>>)| {
+        products.map(|products| part.sums((inputs, products), &set, &part.rows(&set)))
+    };
+    parts.iter().zip(&inputs).zip(products).filter_map(of).fold(Pending::nothing(&set), Pending::plus)
 }
 
 /// What the rows' final figures say.

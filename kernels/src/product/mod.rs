@@ -1,6 +1,7 @@
 //! Matrix products: those of weights, and those that other kernels are made of.
 pub mod bench;
 pub(crate) mod cpu;
+pub(crate) mod cublas;
 pub(crate) mod launch;
 pub mod reference;
 
