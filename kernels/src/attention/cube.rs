@@ -21,17 +21,17 @@ const ROW: usize = SIDE + 1;
 /// How a cube shares a tile of scores, and each 64 features of a head.
 pub(super) const TILE: Tile = Tile { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
 /// Score of a key that a query does not see: its exponential is zero.
-const UNSEEN: f32 = -1.0e30;
+pub(super) const UNSEEN: f32 = -1.0e30;
 
 /// First key, at the start of a tile of 64, of the keys that the query at a position sees.
 #[cube]
-fn first_tile(position: usize, window: usize) -> usize {
+pub(super) fn first_tile(position: usize, window: usize) -> usize {
     select(position + 1 > window, (position + 1 - min(window, position + 1)) / SIDE * SIDE, 0usize)
 }
 
 /// Forward row of a row of a span or segment: the prefix's, then its own.
 #[cube]
-fn row_at(local: usize, prefix: usize, prefix_len: usize, own: usize) -> usize {
+pub(super) fn row_at(local: usize, prefix: usize, prefix_len: usize, own: usize) -> usize {
     select(local < prefix_len, prefix + local, own + local - prefix_len)
 }
 

@@ -1,7 +1,9 @@
 //! How attention is spread over a device: one cube a tile of 64 rows and head.
 use super::Attend;
 use super::cube::{SIDE, TILE, attend, attend_vjp_keys, attend_vjp_queries, row_products};
-use crate::on_chip::{empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
+use super::matrix_units::{self, PLANES};
+use super::strategy::{Strategy, loads_wide};
+use crate::on_chip::{empty, ints, limits, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::{AttentionSpec, FloatTensor, Segment, Span, as_index};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -47,25 +49,31 @@ pub(crate) fn attention<R: CubeRuntime>(
             tasks.push([span.prefix.start, span.prefix.len(), span.own.start, first, end].map(as_index));
         }
     }
-    if !tasks.is_empty() {
-        attend::launch::<R>(
-            &q.client,
-            CubeCount::Static(as_index(tasks.len()), as_index(spec.heads), 1),
-            CubeDim::new_1d(as_index(TILE.units())),
-            rows_as_they_are(q).into_tensor_arg(),
-            rows_as_they_are(k).into_tensor_arg(),
-            rows_as_they_are(v).into_tensor_arg(),
-            ints(&q.client, tasks.as_flattened()),
-            out.clone().into_tensor_arg(),
-            normaliser.clone().into_tensor_arg(),
-            scale,
-            cap,
-            window,
-            spec.head_dim,
-            spec.heads / spec.kv_heads,
-            spec.cap.is_some(),
-            q.dtype.into(),
-        );
+    if tasks.is_empty() {
+        return (out, normaliser);
+    }
+    let (client, dtype, h, repeat) = (&q.client, q.dtype.into(), spec.head_dim, spec.heads / spec.kv_heads);
+    let [q, k, v] = [q, k, v].map(rows_as_they_are);
+    let strategy = Strategy::choose(h, loads_wide(h, &[&q, &k, &v]), &limits(client, q.dtype));
+    let grid = CubeCount::Static(as_index(tasks.len()), as_index(spec.heads), 1);
+    let [q, k, v] = [q, k, v].map(CubeTensor::into_tensor_arg);
+    let tasks = ints(client, tasks.as_flattened());
+    let (target, normal) = (out.clone().into_tensor_arg(), normaliser.clone().into_tensor_arg());
+    let capped = spec.cap.is_some();
+    match strategy {
+        Strategy::Units => {
+            let units = CubeDim::new_1d(as_index(TILE.units()));
+            attend::launch::<R>(
+                client, grid, units, q, k, v, tasks, target, normal, scale, cap, window, h, repeat, capped, dtype,
+            );
+        }
+        Strategy::MatrixUnits { plane } => {
+            let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
+            matrix_units::attend::launch::<R>(
+                client, grid, units, q, k, v, tasks, target, normal, scale, cap, window, h, repeat, capped, plane,
+                dtype,
+            );
+        }
     }
     (out, normaliser)
 }
@@ -108,50 +116,109 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
         h,
         q.dtype.into(),
     );
-    let [dq, dk, dv] = &results;
-    let repeat = spec.heads / spec.kv_heads;
+    let [dq, dk, dv] = results.clone().map(CubeTensor::into_tensor_arg);
+    let (repeat, capped, dtype) = (spec.heads / spec.kv_heads, spec.cap.is_some(), q.dtype.into());
     let (scale, cap, window) = scores(spec);
-    attend_vjp_queries::launch::<R>(
-        client,
-        CubeCount::Static(as_index(tasks.len()), as_index(spec.heads), 1),
-        units,
-        arg(q),
-        arg(k),
-        arg(v),
-        arg(delta),
-        arg(normaliser),
-        arg(&products),
-        ints(client, tasks.as_flattened()),
-        dq.clone().into_tensor_arg(),
-        scale,
-        cap,
-        window,
-        h,
-        repeat,
-        spec.cap.is_some(),
-        q.dtype.into(),
-    );
-    attend_vjp_keys::launch::<R>(
-        client,
-        CubeCount::Static(as_index(tasks.len()), as_index(spec.kv_heads), 1),
-        units,
-        arg(q),
-        arg(k),
-        arg(v),
-        arg(delta),
-        arg(normaliser),
-        arg(&products),
-        ints(client, tasks.as_flattened()),
-        dk.clone().into_tensor_arg(),
-        dv.clone().into_tensor_arg(),
-        scale,
-        cap,
-        window,
-        h,
-        repeat,
-        spec.cap.is_some(),
-        q.dtype.into(),
-    );
+    let inputs = [q, k, v, delta].map(rows_as_they_are);
+    let strategy = Strategy::choose(h, loads_wide(h, &inputs.each_ref()), &limits(client, q.dtype));
+    let [q, k, v, delta] = inputs.each_ref().map(|x| x.clone().into_tensor_arg());
+    let [q1, k1, v1, delta1] = inputs.map(CubeTensor::into_tensor_arg);
+    let (normal, normal1) = (arg(normaliser), arg(normaliser));
+    let (products, products1) = (arg(&products), arg(&products));
+    let grid = |heads: usize| CubeCount::Static(as_index(tasks.len()), as_index(heads), 1);
+    let (of_queries, of_keys) = (grid(spec.heads), grid(spec.kv_heads));
+    let tiles = || ints(client, tasks.as_flattened());
+    match strategy {
+        Strategy::Units => {
+            attend_vjp_queries::launch::<R>(
+                client,
+                of_queries,
+                units,
+                q,
+                k,
+                v,
+                delta,
+                normal,
+                products,
+                tiles(),
+                dq,
+                scale,
+                cap,
+                window,
+                h,
+                repeat,
+                capped,
+                dtype,
+            );
+            attend_vjp_keys::launch::<R>(
+                client,
+                of_keys,
+                units,
+                q1,
+                k1,
+                v1,
+                delta1,
+                normal1,
+                products1,
+                tiles(),
+                dk,
+                dv,
+                scale,
+                cap,
+                window,
+                h,
+                repeat,
+                capped,
+                dtype,
+            );
+        }
+        Strategy::MatrixUnits { plane } => {
+            let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
+            matrix_units::attend_vjp_queries::launch::<R>(
+                client,
+                of_queries,
+                units,
+                q,
+                k,
+                v,
+                delta,
+                normal,
+                products,
+                tiles(),
+                dq,
+                scale,
+                cap,
+                window,
+                h,
+                repeat,
+                capped,
+                plane,
+                dtype,
+            );
+            matrix_units::attend_vjp_keys::launch::<R>(
+                client,
+                of_keys,
+                units,
+                q1,
+                k1,
+                v1,
+                delta1,
+                normal1,
+                products1,
+                tiles(),
+                dk,
+                dv,
+                scale,
+                cap,
+                window,
+                h,
+                repeat,
+                capped,
+                plane,
+                dtype,
+            );
+        }
+    }
     results
 }
 

@@ -6,7 +6,9 @@ pub mod bench;
 mod cpu;
 mod cube;
 mod launch;
+mod matrix_units;
 pub mod reference;
+mod strategy;
 
 use crate::cost::Cost;
 use crate::{Backend, FloatTensor, Segment, SoftCap, Span};

@@ -1,0 +1,536 @@
+//! Attention on a device's matrix units, for f16 and bf16: tiles of 64 queries by 64 keys, products summed in f32.
+//!
+//! A tile's scores pass through shared memory, where units mask them and take exponentials; probabilities and dS are then rounded to
+//! the working type, as matrix units take them. The forward pass walks over the keys twice, for each row's log Σ exp and for P·V, since
+//! values in a matrix unit cannot be scaled row by row.
+// what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
+#![allow(
+    clippy::trivially_copy_pass_by_ref,
+    clippy::used_underscore_binding,
+    clippy::cast_possible_truncation,
+    clippy::float_cmp,
+    clippy::too_many_lines
+)]
+use super::cube::{SIDE, UNSEEN, first_tile, row_at};
+use crate::on_chip::{MATRIX_UNIT, soft_cap};
+use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
+use cubecl::prelude::Tensor as Matrix;
+use cubecl::prelude::*;
+
+/// Planes of a cube: four rows of tiles, two columns.
+pub(super) const PLANES: usize = 8;
+/// Values that are loaded at once: 16 bytes.
+pub(super) const WIDE: usize = 8;
+/// A row of scores in shared memory: rows begin in different banks, and where matrix units can begin.
+const SCORES: usize = SIDE + 4;
+/// The same of probabilities.
+const WEIGHTS: usize = SIDE + WIDE;
+/// Units that share a row of a tile.
+const SHARE: usize = 4;
+
+/// Some values of a row, loaded at once.
+type Piece<F> = Vector<F, Const<WIDE>>;
+
+/// Values of a head in shared memory: a whole number of matrix units.
+pub(super) const fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(MATRIX_UNIT)
+}
+
+/// Pieces from one row of a head to the next in shared memory: rows begin in different banks.
+const fn pieces(head_dim: usize) -> usize {
+    padded(head_dim) / WIDE + 1
+}
+
+/// Bytes of shared memory of the kernel that needs most.
+pub(super) const fn shared_bytes(head_dim: usize) -> usize {
+    let staged = 4 * SIDE * pieces(head_dim) * WIDE * 2;
+    staged + 2 * SIDE * SCORES * 4 + 2 * SIDE * WEIGHTS * 2 + 1024
+}
+
+/// Stages a head's values of 64 rows, zero where there is none.
+#[cube]
+fn stage<F: Float>(
+    x: &Matrix<Piece<F>>,
+    staged: &mut SharedMemory<Piece<F>>,
+    first: usize,
+    end: usize,
+    prefix: usize,
+    prefix_len: usize,
+    own: usize,
+    column: usize,
+    #[comptime] head_dim: usize,
+    #[comptime] plane: usize,
+) {
+    let per_row = comptime!(padded(head_dim) / WIDE);
+    #[unroll]
+    for turn in 0..comptime!((SIDE * padded(head_dim) / WIDE).div_ceil(plane * PLANES)) {
+        let at = UNIT_POS as usize + comptime!(turn * plane * PLANES);
+        let row = at / per_row;
+        let piece = at % per_row;
+        let local = first + row;
+        if row < SIDE {
+            let mut value = Piece::<F>::new(F::new(0.0));
+            if local < end && piece * WIDE < head_dim {
+                value = x[(row_at(local, prefix, prefix_len, own) * x.stride(0) + column) / WIDE + piece];
+            }
+            staged[row * comptime!(pieces(head_dim)) + piece] = value;
+        }
+    }
+}
+
+/// A factor of 16 × 16 from staged rows.
+#[cube]
+fn staged_factor<F: Float>(
+    staged: &SharedMemory<Piece<F>>,
+    row: usize,
+    column: usize,
+    #[comptime] ident: MatrixIdent,
+    #[comptime] layout: MatrixLayout,
+    #[comptime] head_dim: usize,
+) -> cmma::Matrix<F> {
+    let width = comptime!(pieces(head_dim));
+    let from = row * width + column / WIDE;
+    let factor = cmma::Matrix::<F>::from_value(ident, MATRIX_UNIT, MATRIX_UNIT, MATRIX_UNIT, layout, F::new(0.0));
+    cmma::load(&factor, &staged.slice(from, comptime!(SIDE * width)), comptime!((width * WIDE) as u32));
+    factor
+}
+
+/// `factor[16, 16]` of a tile of weights, from a row and a column on, or of its transpose.
+#[cube]
+fn weight_factor<F: Float>(
+    weights: &SharedMemory<F>,
+    row: usize,
+    column: usize,
+    #[comptime] layout: MatrixLayout,
+) -> cmma::Matrix<F> {
+    cmma::Matrix::<F>::from_slice(
+        MatrixIdent::A,
+        MATRIX_UNIT,
+        MATRIX_UNIT,
+        MATRIX_UNIT,
+        layout,
+        &weights.slice(row * WEIGHTS + column, comptime!(SIDE * WEIGHTS)),
+        comptime!(WEIGHTS as u32),
+    )
+}
+
+#[cube]
+fn zeros(#[comptime] count: usize) -> Sequence<cmma::Matrix<f32>> {
+    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..count {
+        sums.push(cmma::Matrix::<f32>::from_value(
+            MatrixIdent::Accumulator,
+            MATRIX_UNIT,
+            MATRIX_UNIT,
+            MATRIX_UNIT,
+            MatrixLayout::Undefined,
+            0.0f32,
+        ));
+    }
+    sums
+}
+
+/// `scores = a·bᵀ` over a head's values of 64 staged rows each; a plane has 16 rows and 32 columns.
+#[cube]
+fn scores<F: Float>(
+    a: &SharedMemory<Piece<F>>,
+    b: &SharedMemory<Piece<F>>,
+    out: &mut SharedMemory<f32>,
+    #[comptime] head_dim: usize,
+) {
+    let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
+    let right = UNIT_POS_Y as usize % 2 * comptime!(SIDE / 2);
+    let sums = zeros(2usize);
+    #[unroll]
+    for k in 0..comptime!(padded(head_dim) / MATRIX_UNIT) {
+        let along = comptime!(k * MATRIX_UNIT);
+        let left = staged_factor::<F>(a, down, along, MatrixIdent::A, MatrixLayout::RowMajor, head_dim);
+        #[unroll]
+        for j in 0..2usize {
+            let row = right + comptime!(j * MATRIX_UNIT);
+            let up = staged_factor::<F>(b, row, along, MatrixIdent::B, MatrixLayout::ColMajor, head_dim);
+            cmma::execute::<F, F, f32, f32>(&left, &up, sums.index(j), sums.index(j));
+        }
+    }
+    #[unroll]
+    for j in 0..2usize {
+        let from = down * SCORES + right + comptime!(j * MATRIX_UNIT);
+        cmma::store(
+            &mut out.slice_mut(from, comptime!(SIDE * SCORES)),
+            sums.index(j),
+            comptime!(SCORES as u32),
+            MatrixLayout::RowMajor,
+        );
+    }
+}
+
+/// `sums += weights·rows`, or `weightsᵀ·rows`: a plane has 16 rows and half of the head's values.
+#[cube]
+fn mix<F: Float>(
+    weights: &SharedMemory<F>,
+    staged: &SharedMemory<Piece<F>>,
+    sums: &Sequence<cmma::Matrix<f32>>,
+    #[comptime] transposed: bool,
+    #[comptime] head_dim: usize,
+) {
+    let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
+    let first = UNIT_POS_Y as usize % 2;
+    #[unroll]
+    for k in 0..comptime!(SIDE / MATRIX_UNIT) {
+        let along = comptime!(k * MATRIX_UNIT);
+        let left = if comptime!(transposed) {
+            weight_factor::<F>(weights, along.runtime(), down, MatrixLayout::ColMajor)
+        } else {
+            weight_factor::<F>(weights, down, along.runtime(), MatrixLayout::RowMajor)
+        };
+        #[unroll]
+        for j in 0..comptime!(columns(head_dim)) {
+            // every other one, so that both planes of a row have as many; the last may be one that the other has
+            let column = min(first + comptime!(j * 2), comptime!(padded(head_dim) / MATRIX_UNIT - 1)) * MATRIX_UNIT;
+            let up =
+                staged_factor::<F>(staged, along.runtime(), column, MatrixIdent::B, MatrixLayout::RowMajor, head_dim);
+            cmma::execute::<F, F, f32, f32>(&left, &up, sums.index(j), sums.index(j));
+        }
+    }
+}
+
+/// Columns of 16 values that a plane sums.
+const fn columns(head_dim: usize) -> usize {
+    (padded(head_dim) / MATRIX_UNIT).div_ceil(2)
+}
+
+/// Writes a cube's 64 rows of a head's values, 64 values at a time through shared memory.
+#[cube]
+fn write<F: Float>(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    values: &mut SharedMemory<f32>,
+    out: &mut Matrix<F>,
+    first: usize,
+    end: usize,
+    column: usize,
+    #[comptime] head_dim: usize,
+    #[comptime] plane: usize,
+) {
+    let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
+    let right = UNIT_POS_Y as usize % 2 * MATRIX_UNIT;
+    #[unroll]
+    for chunk in 0..comptime!(columns(head_dim).div_ceil(2)) {
+        sync_cube();
+        #[unroll]
+        for part in 0..comptime!(if columns(head_dim) - chunk * 2 > 1 { 2usize } else { 1usize }) {
+            let from = down * SCORES + right + comptime!(part * 2 * MATRIX_UNIT);
+            cmma::store(
+                &mut values.slice_mut(from, comptime!(SIDE * SCORES)),
+                sums.index(comptime!(chunk * 2 + part)),
+                comptime!(SCORES as u32),
+                MatrixLayout::RowMajor,
+            );
+        }
+        sync_cube();
+        let mut at = UNIT_POS as usize;
+        while at < comptime!(SIDE * SIDE) {
+            let row = first + at / SIDE;
+            let feature = comptime!(chunk * SIDE) + at % SIDE;
+            if row < end && feature < head_dim {
+                out[row * out.stride(0) + column + feature] = F::cast_from(values[at / SIDE * SCORES + at % SIDE]);
+            }
+            at += comptime!(plane * PLANES);
+        }
+    }
+}
+
+/// [`super::cube::attend()`] on matrix units.
+#[cube(launch)]
+pub(super) fn attend<F: Float>(
+    q: &Matrix<Piece<F>>,
+    k: &Matrix<Piece<F>>,
+    v: &Matrix<Piece<F>>,
+    tasks: &Array<u32>,
+    out: &mut Matrix<F>,
+    normaliser: &mut Matrix<f32>,
+    scale: f32,
+    cap: f32,
+    window: u32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[comptime] capped: bool,
+    #[comptime] plane: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 5;
+    let head = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let first = tasks[task + 3] as usize;
+    let end = tasks[task + 4] as usize;
+    let of_query = head * head_dim;
+    let of_key = head / repeat * head_dim;
+    let unit = UNIT_POS as usize;
+    let staged = comptime!(SIDE * pieces(head_dim));
+    let mut queries = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut s = SharedMemory::<f32>::new_aligned(comptime!(SIDE * SCORES), 32usize);
+    let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
+    let mut partial = SharedMemory::<f32>::new(comptime!(plane * PLANES));
+    stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, head_dim, plane);
+    let row = unit / SHARE;
+    let part = unit % SHARE;
+    let of_row = row * SHARE;
+    let query = prefix_len + first + row;
+    let last = prefix_len + end;
+    let window = window as usize;
+    let start = first_tile(prefix_len + first, window);
+    let mut top = UNSEEN.runtime();
+    let mut sum = 0.0f32;
+    let mut key = start;
+    while key < last {
+        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, head_dim, plane);
+        sync_cube();
+        scores::<F>(&queries, &keys, &mut s, head_dim);
+        sync_cube();
+        let mut high = UNSEEN.runtime();
+        #[unroll]
+        for t in 0..comptime!(SIDE / SHARE) {
+            let column = part + comptime!(t * SHARE);
+            let seen = key + column <= query && key + column + window > query && key + column < last;
+            let score = soft_cap(s[row * SCORES + column] * scale, cap, capped);
+            high = max(high, select(seen, score, UNSEEN));
+        }
+        partial[unit] = high;
+        sync_cube();
+        let now =
+            max(max(max(partial[of_row], partial[of_row + 1]), max(partial[of_row + 2], partial[of_row + 3])), top);
+        let mut here = 0.0f32;
+        #[unroll]
+        for t in 0..comptime!(SIDE / SHARE) {
+            let column = part + comptime!(t * SHARE);
+            let seen = key + column <= query && key + column + window > query && key + column < last;
+            let score = soft_cap(s[row * SCORES + column] * scale, cap, capped);
+            here += (select(seen, score, UNSEEN) - now).exp();
+        }
+        sum = sum * (top - now).exp() + here;
+        top = now;
+        sync_cube();
+        key += SIDE;
+    }
+    partial[unit] = sum;
+    sync_cube();
+    let total = partial[of_row] + partial[of_row + 1] + partial[of_row + 2] + partial[of_row + 3];
+    let normal = top + total.ln();
+    let sums = zeros(comptime!(columns(head_dim)));
+    key = start;
+    while key < last {
+        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, head_dim, plane);
+        sync_cube();
+        scores::<F>(&queries, &keys, &mut s, head_dim);
+        sync_cube();
+        stage::<F>(v, &mut keys, key, last, prefix, prefix_len, own, of_key, head_dim, plane);
+        #[unroll]
+        for t in 0..comptime!(SIDE / SHARE) {
+            let column = part + comptime!(t * SHARE);
+            let seen = key + column <= query && key + column + window > query && key + column < last;
+            let score = soft_cap(s[row * SCORES + column] * scale, cap, capped);
+            p[row * WEIGHTS + column] = F::cast_from((select(seen, score - normal, UNSEEN)).exp());
+        }
+        sync_cube();
+        mix::<F>(&p, &keys, &sums, false, head_dim);
+        sync_cube();
+        key += SIDE;
+    }
+    write::<F>(&sums, &mut s, out, own + first, own + end, of_query, head_dim, plane);
+    if part == 0 && first + row < end {
+        normaliser[(own + first + row) * normaliser.stride(0) + head] = normal;
+    }
+}
+
+/// P and dS = s·P∘(dP − δ·o) of a tile from its scores and dP, as weights.
+#[cube]
+fn weights_back<F: Float>(
+    s: &SharedMemory<f32>,
+    dp: &SharedMemory<f32>,
+    p: &mut SharedMemory<F>,
+    ds: &mut SharedMemory<F>,
+    normaliser: &Matrix<f32>,
+    products: &Matrix<f32>,
+    prefix: usize,
+    prefix_len: usize,
+    own: usize,
+    offset: usize,
+    rows: usize,
+    query: usize,
+    key: usize,
+    head: usize,
+    scale: f32,
+    cap: f32,
+    window: usize,
+    #[comptime] capped: bool,
+    #[comptime] keep: bool,
+) {
+    let row = UNIT_POS as usize / SHARE;
+    let part = UNIT_POS as usize % SHARE;
+    let local = query + row;
+    let mut normal = 0.0f32;
+    let mut product = 0.0f32;
+    if local < rows {
+        normal = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
+        product = products[(offset + local) * products.stride(0) + head];
+    }
+    #[unroll]
+    for t in 0..comptime!(SIDE / SHARE) {
+        let at = part + comptime!(t * SHARE);
+        let column = key + at;
+        let seen = column <= local && column + window > local && local < rows;
+        let score = soft_cap(s[row * SCORES + at] * scale, cap, capped);
+        // an unseen key's score may be anything, and its exponential infinite
+        let probability = (select(seen, score - normal, UNSEEN)).exp();
+        let mut slope = scale;
+        if comptime!(capped) {
+            slope = scale * (1.0f32 - score / cap * (score / cap));
+        }
+        if comptime!(keep) {
+            p[row * WEIGHTS + at] = F::cast_from(probability);
+        }
+        ds[row * WEIGHTS + at] = F::cast_from(probability * (dp[row * SCORES + at] - product) * slope);
+    }
+}
+
+/// [`super::cube::attend_vjp_queries()`] on matrix units.
+#[cube(launch)]
+pub(super) fn attend_vjp_queries<F: Float>(
+    q: &Matrix<Piece<F>>,
+    k: &Matrix<Piece<F>>,
+    v: &Matrix<Piece<F>>,
+    delta: &Matrix<Piece<F>>,
+    normaliser: &Matrix<f32>,
+    products: &Matrix<f32>,
+    tasks: &Array<u32>,
+    dq: &mut Matrix<F>,
+    scale: f32,
+    cap: f32,
+    window: u32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[comptime] capped: bool,
+    #[comptime] plane: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 7;
+    let head = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let offset = tasks[task + 3] as usize;
+    let rows = tasks[task + 4] as usize;
+    let active = tasks[task + 5] as usize;
+    let query = tasks[task + 6] as usize;
+    let of_query = head * head_dim;
+    let of_key = head / repeat * head_dim;
+    let staged = comptime!(SIDE * pieces(head_dim));
+    let mut queries = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut deltas = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut s = SharedMemory::<f32>::new_aligned(comptime!(SIDE * SCORES), 32usize);
+    let mut dp = SharedMemory::<f32>::new_aligned(comptime!(SIDE * SCORES), 32usize);
+    // probabilities are not kept here, and have no place of their own
+    let mut ds = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
+    let mut none = SharedMemory::<F>::new(1usize);
+    stage::<F>(q, &mut queries, query, rows, prefix, prefix_len, own, of_query, head_dim, plane);
+    stage::<F>(delta, &mut deltas, query, rows, 0usize, 0usize, offset, of_query, head_dim, plane);
+    let sums = zeros(comptime!(columns(head_dim)));
+    let end = min(query + SIDE, rows);
+    let window = window as usize;
+    let mut key = first_tile(query, window);
+    // the cotangent of rows before the first active one is zero
+    while key < select(end > active, end, 0usize) {
+        stage::<F>(k, &mut keys, key, rows, prefix, prefix_len, own, of_key, head_dim, plane);
+        stage::<F>(v, &mut values, key, rows, prefix, prefix_len, own, of_key, head_dim, plane);
+        sync_cube();
+        scores::<F>(&queries, &keys, &mut s, head_dim);
+        scores::<F>(&deltas, &values, &mut dp, head_dim);
+        sync_cube();
+        weights_back::<F>(
+            &s, &dp, &mut none, &mut ds, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head,
+            scale, cap, window, capped, false,
+        );
+        sync_cube();
+        mix::<F>(&ds, &keys, &sums, false, head_dim);
+        sync_cube();
+        key += SIDE;
+    }
+    write::<F>(&sums, &mut s, dq, offset + query, offset + end, of_query, head_dim, plane);
+}
+
+/// [`super::cube::attend_vjp_keys()`] on matrix units.
+#[cube(launch)]
+pub(super) fn attend_vjp_keys<F: Float>(
+    q: &Matrix<Piece<F>>,
+    k: &Matrix<Piece<F>>,
+    v: &Matrix<Piece<F>>,
+    delta: &Matrix<Piece<F>>,
+    normaliser: &Matrix<f32>,
+    products: &Matrix<f32>,
+    tasks: &Array<u32>,
+    dk: &mut Matrix<F>,
+    dv: &mut Matrix<F>,
+    scale: f32,
+    cap: f32,
+    window: u32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[comptime] capped: bool,
+    #[comptime] plane: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 7;
+    let group = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let offset = tasks[task + 3] as usize;
+    let rows = tasks[task + 4] as usize;
+    let active = tasks[task + 5] as usize;
+    let key = tasks[task + 6] as usize;
+    let of_key = group * head_dim;
+    let staged = comptime!(SIDE * pieces(head_dim));
+    let mut queries = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut deltas = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
+    let mut s = SharedMemory::<f32>::new_aligned(comptime!(SIDE * SCORES), 32usize);
+    let mut dp = SharedMemory::<f32>::new_aligned(comptime!(SIDE * SCORES), 32usize);
+    let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
+    let mut ds = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
+    stage::<F>(k, &mut keys, key, rows, prefix, prefix_len, own, of_key, head_dim, plane);
+    stage::<F>(v, &mut values, key, rows, prefix, prefix_len, own, of_key, head_dim, plane);
+    let of_k = zeros(comptime!(columns(head_dim)));
+    let of_v = zeros(comptime!(columns(head_dim)));
+    let window = window as usize;
+    for h in 0..repeat {
+        let head = group * repeat + h;
+        let mut query = max(key, active / SIDE * SIDE);
+        // the last query that sees the tile's last key
+        while query < min(rows, key + SIDE - 1 + window) {
+            stage::<F>(q, &mut queries, query, rows, prefix, prefix_len, own, head * head_dim, head_dim, plane);
+            stage::<F>(delta, &mut deltas, query, rows, 0usize, 0usize, offset, head * head_dim, head_dim, plane);
+            sync_cube();
+            scores::<F>(&queries, &keys, &mut s, head_dim);
+            scores::<F>(&deltas, &values, &mut dp, head_dim);
+            sync_cube();
+            weights_back::<F>(
+                &s, &dp, &mut p, &mut ds, normaliser, products, prefix, prefix_len, own, offset, rows, query, key,
+                head, scale, cap, window, capped, true,
+            );
+            sync_cube();
+            mix::<F>(&p, &deltas, &of_v, true, head_dim);
+            mix::<F>(&ds, &queries, &of_k, true, head_dim);
+            sync_cube();
+            query += SIDE;
+        }
+    }
+    let end = offset + min(key + SIDE, rows);
+    write::<F>(&of_k, &mut s, dk, offset + key, end, of_key, head_dim, plane);
+    write::<F>(&of_v, &mut s, dv, offset + key, end, of_key, head_dim, plane);
+}
