@@ -8,6 +8,7 @@
     clippy::used_underscore_binding,
     clippy::cast_possible_truncation,
     clippy::float_cmp,
+    clippy::manual_is_multiple_of,
     clippy::too_many_lines
 )]
 use crate::on_chip::{Tile, multiply, soft_cap};
@@ -316,7 +317,10 @@ pub(super) fn attend<F: Float>(
     }
 }
 
-/// `δ·o` of every backward row in every head: `[R, heads]`, a unit a value.
+/// Units that share a value of [`row_products()`].
+pub(super) const TOGETHER: usize = 16;
+
+/// `δ·o` of every backward row in every head: `[R, heads]`, some units a value.
 #[cube(launch)]
 pub(super) fn row_products<F: Float>(
     delta: &Matrix<F>,
@@ -327,18 +331,32 @@ pub(super) fn row_products<F: Float>(
     #[define(F)] _dtype: StorageType,
 ) {
     let heads = products.shape(1);
-    if ABSOLUTE_POS >= products.shape(0) * heads {
-        terminate!();
-    }
-    let row = ABSOLUTE_POS / heads;
-    let head = ABSOLUTE_POS % heads;
-    let a = row * delta.stride(0) + head * head_dim;
-    let b = index[row] as usize * out.stride(0) + head * head_dim;
+    let mut parts = SharedMemory::<f32>::new(comptime!(TILE.units()));
+    let unit = UNIT_POS as usize;
+    let number = (CUBE_POS_X + CUBE_POS_Y * CUBE_COUNT_X) as usize;
+    let value = number * comptime!(TILE.units() / TOGETHER) + unit / TOGETHER;
+    let row = value / heads;
+    let head = value % heads;
     let mut sum = 0.0f32;
-    for i in 0..head_dim {
-        sum += f32::cast_from(delta[a + i]) * f32::cast_from(out[b + i]);
+    if row < products.shape(0) {
+        let a = row * delta.stride(0) + head * head_dim;
+        let b = index[row] as usize * out.stride(0) + head * head_dim;
+        let mut i = unit % TOGETHER;
+        while i < head_dim {
+            sum += f32::cast_from(delta[a + i]) * f32::cast_from(out[b + i]);
+            i += TOGETHER;
+        }
     }
-    products[row * products.stride(0) + head] = sum;
+    parts[unit] = sum;
+    sync_cube();
+    if unit % TOGETHER == 0 && row < products.shape(0) {
+        let mut total = 0.0f32;
+        #[unroll]
+        for part in 0..TOGETHER {
+            total += parts[unit + part];
+        }
+        products[row * products.stride(0) + head] = total;
+    }
 }
 
 /// P and dS = s·P∘(dP − δ·o) of one tile of queries and keys of a segment, left in `p` and `ds` of each unit.

@@ -1,13 +1,12 @@
 //! How attention is spread over a device: one cube a tile of 64 rows and head.
 use super::Attend;
-use super::cube::{SIDE, TILE, attend, attend_vjp_keys, attend_vjp_queries, row_products};
+use super::cube::{SIDE, TILE, TOGETHER, attend, attend_vjp_keys, attend_vjp_queries, row_products};
 use super::matrix_units::{self, PLANES};
-use super::strategy::{Strategy, loads_wide};
-use crate::on_chip::{empty, ints, limits, on_devices, rows_as_they_are, rows_of, width_of};
+use super::strategy::Strategy;
+use crate::on_chip::{by_rows, empty, ints, limits, loads_wide, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::{AttentionSpec, FloatTensor, Segment, Span, as_index};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
-use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 /// Positions that a query sees where there is no window: more than any sequence has, and no sum with them overflows.
@@ -86,140 +85,133 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
     segments: &[Segment],
     spec: AttentionSpec,
 ) -> [CubeTensor<R>; 3] {
-    let (client, rows, h) = (&q.client, rows_of(delta), spec.head_dim);
+    let (rows, h) = (rows_of(delta), spec.head_dim);
     let (wide, narrow) = (spec.heads * h, spec.kv_heads * h);
     let results = [wide, narrow, narrow].map(|width| empty(q, [rows, width], q.dtype));
     if rows == 0 {
         return results;
     }
-    let (mut tasks, mut index, mut offset) = (Vec::new(), Vec::with_capacity(rows), 0);
+    let (mut tiles, mut index, mut offset) = (Vec::new(), Vec::with_capacity(rows), 0);
     for segment in segments {
         for first in (0..segment.len()).step_by(SIDE) {
             let (prefix, own) = (&segment.prefix, &segment.own);
             let numbers = [prefix.start, prefix.len(), own.start, offset, segment.len(), segment.active_from, first];
-            tasks.push(numbers.map(as_index));
+            tiles.push(numbers.map(as_index));
         }
         index.extend(segment.prefix.clone().chain(segment.own.clone()).map(as_index));
         offset += segment.len();
     }
-    let arg = |x: &CubeTensor<R>| rows_as_they_are(x).into_tensor_arg();
-    let products = empty(q, [rows, spec.heads], DType::F32);
-    let units = CubeDim::new_1d(as_index(TILE.units()));
-    row_products::launch::<R>(
-        client,
-        calculate_cube_count_elemwise(client, rows * spec.heads, units),
-        units,
-        arg(delta),
-        arg(out),
-        ints(client, &index),
-        products.clone().into_tensor_arg(),
-        h,
-        q.dtype.into(),
-    );
-    let [dq, dk, dv] = results.clone().map(CubeTensor::into_tensor_arg);
-    let (repeat, capped, dtype) = (spec.heads / spec.kv_heads, spec.cap.is_some(), q.dtype.into());
-    let (scale, cap, window) = scores(spec);
+    let products = of_rows(delta, out, &index, spec);
     let inputs = [q, k, v, delta].map(rows_as_they_are);
-    let strategy = Strategy::choose(h, loads_wide(h, &inputs.each_ref()), &limits(client, q.dtype));
-    let [q, k, v, delta] = inputs.each_ref().map(|x| x.clone().into_tensor_arg());
-    let [q1, k1, v1, delta1] = inputs.map(CubeTensor::into_tensor_arg);
-    let (normal, normal1) = (arg(normaliser), arg(normaliser));
-    let (products, products1) = (arg(&products), arg(&products));
-    let grid = |heads: usize| CubeCount::Static(as_index(tasks.len()), as_index(heads), 1);
-    let (of_queries, of_keys) = (grid(spec.heads), grid(spec.kv_heads));
-    let tiles = || ints(client, tasks.as_flattened());
-    match strategy {
-        Strategy::Units => {
-            attend_vjp_queries::launch::<R>(
-                client,
-                of_queries,
-                units,
-                q,
-                k,
-                v,
-                delta,
-                normal,
-                products,
-                tiles(),
-                dq,
-                scale,
-                cap,
-                window,
-                h,
-                repeat,
-                capped,
-                dtype,
-            );
-            attend_vjp_keys::launch::<R>(
-                client,
-                of_keys,
-                units,
-                q1,
-                k1,
-                v1,
-                delta1,
-                normal1,
-                products1,
-                tiles(),
-                dk,
-                dv,
-                scale,
-                cap,
-                window,
-                h,
-                repeat,
-                capped,
-                dtype,
-            );
-        }
-        Strategy::MatrixUnits { plane } => {
-            let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
-            matrix_units::attend_vjp_queries::launch::<R>(
-                client,
-                of_queries,
-                units,
-                q,
-                k,
-                v,
-                delta,
-                normal,
-                products,
-                tiles(),
-                dq,
-                scale,
-                cap,
-                window,
-                h,
-                repeat,
-                capped,
-                plane,
-                dtype,
-            );
-            matrix_units::attend_vjp_keys::launch::<R>(
-                client,
-                of_keys,
-                units,
-                q1,
-                k1,
-                v1,
-                delta1,
-                normal1,
-                products1,
-                tiles(),
-                dk,
-                dv,
-                scale,
-                cap,
-                window,
-                h,
-                repeat,
-                capped,
-                plane,
-                dtype,
-            );
+    let wide = loads_wide(h, &inputs.each_ref());
+    let strategy = Strategy::choose(h, wide, &limits(&q.client, q.dtype));
+    let back = Back { inputs, normaliser, products, tiles, spec, strategy };
+    back.queries(&results[0]);
+    back.keys(&results[1], &results[2]);
+    results
+}
+
+/// `δ·o` of every backward row in every head, `[R, heads]`.
+fn of_rows<R: CubeRuntime>(
+    delta: &CubeTensor<R>,
+    out: &CubeTensor<R>,
+    index: &[u32],
+    spec: AttentionSpec,
+) -> CubeTensor<R> {
+    let products = empty(delta, [index.len(), spec.heads], DType::F32);
+    let units = TILE.units();
+    row_products::launch::<R>(
+        &delta.client,
+        by_rows((index.len() * spec.heads).div_ceil(units / TOGETHER)),
+        CubeDim::new_1d(as_index(units)),
+        rows_as_they_are(delta).into_tensor_arg(),
+        rows_as_they_are(out).into_tensor_arg(),
+        ints(&delta.client, index),
+        products.clone().into_tensor_arg(),
+        spec.head_dim,
+        delta.dtype.into(),
+    );
+    products
+}
+
+/// What both kernels of the vjp read.
+struct Back<'a, R: CubeRuntime> {
+    /// q, k, v and δ.
+    inputs: [CubeTensor<R>; 4],
+    normaliser: &'a CubeTensor<R>,
+    products: CubeTensor<R>,
+    /// Tiles of 64 rows of the segments, queries or keys.
+    tiles: Vec<[u32; 7]>,
+    spec: AttentionSpec,
+    strategy: Strategy,
+}
+
+impl<R: CubeRuntime> Back<'_, R> {
+    fn queries(&self, dq: &CubeTensor<R>) {
+        let ((client, dtype), spec) = (self.on(), self.spec);
+        let [q, k, v, delta, normal, products] = self.arguments();
+        let (h, repeat, capped) = (spec.head_dim, spec.heads / spec.kv_heads, spec.cap.is_some());
+        let (scale, cap, window) = scores(spec);
+        let (grid, tiles, dq) = (self.grid(spec.heads), self.tiles(), dq.clone().into_tensor_arg());
+        match self.strategy {
+            Strategy::Units => {
+                let units = CubeDim::new_1d(as_index(TILE.units()));
+                attend_vjp_queries::launch::<R>(
+                    client, grid, units, q, k, v, delta, normal, products, tiles, dq, scale, cap, window, h, repeat,
+                    capped, dtype,
+                );
+            }
+            Strategy::MatrixUnits { plane } => {
+                let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
+                matrix_units::attend_vjp_queries::launch::<R>(
+                    client, grid, units, q, k, v, delta, normal, products, tiles, dq, scale, cap, window, h, repeat,
+                    capped, plane, dtype,
+                );
+            }
         }
     }
-    results
+
+    fn keys(&self, dk: &CubeTensor<R>, dv: &CubeTensor<R>) {
+        let ((client, dtype), spec) = (self.on(), self.spec);
+        let [q, k, v, delta, normal, products] = self.arguments();
+        let (h, repeat, capped) = (spec.head_dim, spec.heads / spec.kv_heads, spec.cap.is_some());
+        let (scale, cap, window) = scores(spec);
+        let (grid, tiles) = (self.grid(spec.kv_heads), self.tiles());
+        let (dk, dv) = (dk.clone().into_tensor_arg(), dv.clone().into_tensor_arg());
+        match self.strategy {
+            Strategy::Units => {
+                let units = CubeDim::new_1d(as_index(TILE.units()));
+                attend_vjp_keys::launch::<R>(
+                    client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
+                    repeat, capped, dtype,
+                );
+            }
+            Strategy::MatrixUnits { plane } => {
+                let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
+                matrix_units::attend_vjp_keys::launch::<R>(
+                    client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
+                    repeat, capped, plane, dtype,
+                );
+            }
+        }
+    }
+
+    fn on(&self) -> (&ComputeClient<R>, StorageType) {
+        (&self.products.client, self.inputs[0].dtype.into())
+    }
+
+    fn grid(&self, heads: usize) -> CubeCount {
+        CubeCount::Static(as_index(self.tiles.len()), as_index(heads), 1)
+    }
+
+    fn tiles(&self) -> ArrayArg<R> {
+        ints(&self.products.client, self.tiles.as_flattened())
+    }
+
+    fn arguments(&self) -> [TensorArg<R>; 6] {
+        let [q, k, v, delta] = self.inputs.each_ref();
+        [q, k, v, delta, self.normaliser, &self.products].map(|x| rows_as_they_are(x).into_tensor_arg())
+    }
 }
 
 on_devices! { Attend, R {

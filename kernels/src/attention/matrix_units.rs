@@ -12,24 +12,19 @@
     clippy::too_many_lines
 )]
 use super::cube::{SIDE, UNSEEN, first_tile, row_at};
-use crate::on_chip::{MATRIX_UNIT, soft_cap};
+use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap};
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
 /// Planes of a cube: four rows of tiles, two columns.
 pub(super) const PLANES: usize = 8;
-/// Values that are loaded at once: 16 bytes.
-pub(super) const WIDE: usize = 8;
 /// A row of scores in shared memory: rows begin in different banks, and where matrix units can begin.
 const SCORES: usize = SIDE + 4;
 /// The same of probabilities.
 const WEIGHTS: usize = SIDE + WIDE;
 /// Units that share a row of a tile.
 const SHARE: usize = 4;
-
-/// Some values of a row, loaded at once.
-type Piece<F> = Vector<F, Const<WIDE>>;
 
 /// Values of a head in shared memory: a whole number of matrix units.
 pub(super) const fn padded(head_dim: usize) -> usize {
@@ -142,9 +137,9 @@ fn scores<F: Float>(
     let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
     let right = UNIT_POS_Y as usize % 2 * comptime!(SIDE / 2);
     let sums = zeros(2usize);
-    #[unroll]
+    // a loop: unrolled, a unit's registers would be those of all its turns, and half as many cubes would run at once
     for k in 0..comptime!(padded(head_dim) / MATRIX_UNIT) {
-        let along = comptime!(k * MATRIX_UNIT);
+        let along = k * MATRIX_UNIT;
         let left = staged_factor::<F>(a, down, along, MatrixIdent::A, MatrixLayout::RowMajor, head_dim);
         #[unroll]
         for j in 0..2usize {
@@ -176,20 +171,18 @@ fn mix<F: Float>(
 ) {
     let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
     let first = UNIT_POS_Y as usize % 2;
-    #[unroll]
     for k in 0..comptime!(SIDE / MATRIX_UNIT) {
-        let along = comptime!(k * MATRIX_UNIT);
+        let along = k * MATRIX_UNIT;
         let left = if comptime!(transposed) {
-            weight_factor::<F>(weights, along.runtime(), down, MatrixLayout::ColMajor)
+            weight_factor::<F>(weights, along, down, MatrixLayout::ColMajor)
         } else {
-            weight_factor::<F>(weights, down, along.runtime(), MatrixLayout::RowMajor)
+            weight_factor::<F>(weights, down, along, MatrixLayout::RowMajor)
         };
         #[unroll]
         for j in 0..comptime!(columns(head_dim)) {
             // every other one, so that both planes of a row have as many; the last may be one that the other has
             let column = min(first + comptime!(j * 2), comptime!(padded(head_dim) / MATRIX_UNIT - 1)) * MATRIX_UNIT;
-            let up =
-                staged_factor::<F>(staged, along.runtime(), column, MatrixIdent::B, MatrixLayout::RowMajor, head_dim);
+            let up = staged_factor::<F>(staged, along, column, MatrixIdent::B, MatrixLayout::RowMajor, head_dim);
             cmma::execute::<F, F, f32, f32>(&left, &up, sums.index(j), sums.index(j));
         }
     }

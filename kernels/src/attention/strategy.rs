@@ -1,8 +1,7 @@
 //! How attention runs on a device: a value, chosen from what the device offers and how its inputs lie, and refused where something
 //! is missing.
-use super::matrix_units::{PLANES, WIDE, shared_bytes};
-use crate::on_chip::Limits;
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use super::matrix_units::{PLANES, shared_bytes};
+use crate::on_chip::{Limits, WIDE};
 
 /// Widest head for matrix units: wider ones need more registers than a unit has.
 const WIDEST: usize = 128;
@@ -48,15 +47,4 @@ impl Strategy {
             _ => Ok(()),
         }
     }
-}
-
-/// Whether a head's rows begin where [`WIDE`] values can be loaded at once.
-pub(super) fn loads_wide<R: CubeRuntime>(head_dim: usize, inputs: &[&CubeTensor<R>]) -> bool {
-    let lies = |x: &&CubeTensor<R>| {
-        let strides = x.meta.strides();
-        let bytes = (WIDE * x.dtype.size()) as u64;
-        let first = x.handle.offset_start.unwrap_or(0);
-        strides[0].is_multiple_of(WIDE) && first.is_multiple_of(bytes)
-    };
-    head_dim.is_multiple_of(WIDE) && inputs.iter().all(lies)
 }

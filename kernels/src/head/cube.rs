@@ -26,7 +26,7 @@ fn slope(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     out
 }
 
-/// `y_r · W[target of r]`: each row's own logit; a unit a row.
+/// `y_r · W[target of r]`: each row's own logit; a cube a row.
 #[cube(launch)]
 pub(super) fn target_logits<F: Float>(
     y: &Matrix<F>,
@@ -35,16 +35,23 @@ pub(super) fn target_logits<F: Float>(
     logits: &mut Array<f32>,
     #[define(F)] _dtype: StorageType,
 ) {
-    if ABSOLUTE_POS >= y.shape(0) {
+    let row = (CUBE_POS_X + CUBE_POS_Y * CUBE_COUNT_X) as usize;
+    if row >= y.shape(0) {
         terminate!();
     }
-    let of_row = ABSOLUTE_POS * y.stride(0);
-    let of_token = targets[ABSOLUTE_POS] as usize * w.stride(0);
+    let mut scratch = SharedMemory::<f32>::new(UNITS);
+    let of_row = row * y.stride(0);
+    let of_token = targets[row] as usize * w.stride(0);
     let mut sum = 0.0f32;
-    for i in 0..y.shape(1) {
-        sum += f32::cast_from(y[of_row + i]) * f32::cast_from(w[of_token + i]);
+    let mut at = UNIT_POS as usize;
+    while at < y.shape(1) {
+        sum += f32::cast_from(y[of_row + at]) * f32::cast_from(w[of_token + at]);
+        at += UNITS;
     }
-    logits[ABSOLUTE_POS] = sum;
+    let logit = cube_sum(sum, &mut scratch, UNITS);
+    if UNIT_POS == 0 {
+        logits[row] = logit;
+    }
 }
 
 /// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)`, times the slope

@@ -16,8 +16,8 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 use std::ops::Range;
 
-/// Values of a chunk of logits: 16 MiB in f32, whatever the vocabulary and the number of rows.
-const CHUNK_VALUES: usize = 4 << 20;
+/// Values of a chunk of logits: 32 MiB in f32, whatever the vocabulary and the number of rows; more leave a GPU's cache.
+const CHUNK_VALUES: usize = 8 << 20;
 
 /// Most tokens of a chunk: more would not make its products any faster.
 const CHUNK_TOKENS: usize = 8192;
@@ -53,7 +53,7 @@ pub(crate) fn head<R: CubeRuntime>(
     let own = client.empty(n * size_of::<f32>());
     target_logits::launch::<R>(
         &client,
-        grid(n),
+        by_rows(n),
         cells,
         rows_as_they_are(y).into_tensor_arg(),
         rows_as_they_are(w).into_tensor_arg(),

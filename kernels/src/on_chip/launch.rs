@@ -1,4 +1,5 @@
 //! The host's part of every launch: results in device memory, grids, and what a device offers.
+use super::WIDE;
 use crate::as_index;
 use burn_backend::{DType, Shape};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -69,6 +70,15 @@ pub(crate) fn rows_as_they_are<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<
 /// The tensor itself where its values lie side by side without gaps; a copy otherwise.
 pub(crate) fn contiguous<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
     burn_cubecl::kernel::into_contiguous(x.clone())
+}
+
+/// Whether rows, and parts of them of a width, begin where [`WIDE`] values can be loaded at once.
+pub(crate) fn loads_wide<R: CubeRuntime>(width: usize, inputs: &[&CubeTensor<R>]) -> bool {
+    let lies = |x: &&CubeTensor<R>| {
+        let bytes = (WIDE * x.dtype.size()) as u64;
+        x.meta.strides()[0].is_multiple_of(WIDE) && x.handle.offset_start.unwrap_or(0).is_multiple_of(bytes)
+    };
+    width.is_multiple_of(WIDE) && inputs.iter().all(lies)
 }
 
 /// What a device's kernels are fitted to.

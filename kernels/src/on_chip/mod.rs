@@ -4,7 +4,7 @@ mod launch;
 
 pub(crate) use cube::{cube_sum, multiply, soft_cap};
 pub(crate) use launch::{
-    Limits, array, by_rows, contiguous, empty, floats, ints, limits, rows_as_they_are, rows_of, width_of,
+    Limits, array, by_rows, contiguous, empty, floats, ints, limits, loads_wide, rows_as_they_are, rows_of, width_of,
 };
 
 /// Implements a kernel's trait for every device backend, with `$R` its runtime: for concrete backends, so that a device's code is
@@ -27,6 +27,12 @@ pub(crate) use on_devices;
 
 /// Side of the tile that a matrix unit multiplies.
 pub(crate) const MATRIX_UNIT: usize = 16;
+
+/// Values of 16 bits that a unit loads at once: 16 bytes.
+pub(crate) const WIDE: usize = 8;
+
+/// Some values of a row, loaded at once.
+pub(crate) type Piece<F> = cubecl::prelude::Vector<F, cubecl::prelude::Const<WIDE>>;
 
 /// How the units of a cube share a tile of a product.
 ///

@@ -7,7 +7,7 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::on_chip::{MATRIX_UNIT, Tile, cube_sum, multiply};
+use crate::on_chip::{MATRIX_UNIT, Piece, Tile, WIDE, cube_sum, multiply};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
@@ -114,12 +114,32 @@ const STEP: usize = 32;
 pub(super) const SIDE: usize = 128;
 /// Planes of a cube on matrix units.
 pub(super) const PLANES: usize = 8;
+/// Pieces from one staged row to the next: rows begin in different banks.
+const PIECES: usize = SIDE / WIDE + 1;
+
+/// Bytes of shared memory for some cotangents held at once.
+pub(super) const fn shared_bytes(held: usize) -> usize {
+    2 * STEP * PIECES * WIDE * 2 + PLANES * held * MATRIX_UNIT * MATRIX_UNIT * 4 + 1024
+}
+
+/// A factor of 16 × 16 from a staged piece on.
+#[cube]
+fn factor<F: Float>(
+    staged: &SharedMemory<Piece<F>>,
+    from: usize,
+    #[comptime] ident: cmma::MatrixIdent,
+    #[comptime] layout: cmma::MatrixLayout,
+) -> cmma::Matrix<F> {
+    let factor = cmma::Matrix::<F>::from_value(ident, MATRIX_UNIT, MATRIX_UNIT, MATRIX_UNIT, layout, F::new(0.0));
+    cmma::load(&factor, &staged.slice(from, comptime!(STEP * PIECES)), comptime!((PIECES * WIDE) as u32));
+    factor
+}
 
 /// The same on matrix units, for f16 and bf16: tiles of 128 × 128 in f32 accumulators.
 #[cube(launch)]
 pub(super) fn tile_gram_matrix_units<F: Float>(
-    x: &Matrix<F>,
-    delta: &Matrix<F>,
+    x: &Matrix<Piece<F>>,
+    delta: &Matrix<Piece<F>>,
     index: &Array<u32>,
     tasks: &Array<u32>,
     out: &mut Array<f32>,
@@ -136,8 +156,8 @@ pub(super) fn tile_gram_matrix_units<F: Float>(
     let this = UNIT_POS_Y as usize;
     let down = this / 2 * 32;
     let right = this % 2 * 64;
-    let mut a = SharedMemory::<F>::new_aligned(comptime!(STEP * SIDE), 32usize);
-    let mut b = SharedMemory::<F>::new_aligned(comptime!(STEP * SIDE), 32usize);
+    let mut a = SharedMemory::<Piece<F>>::new_aligned(comptime!(STEP * PIECES), 32usize);
+    let mut b = SharedMemory::<Piece<F>>::new_aligned(comptime!(STEP * PIECES), 32usize);
     let mut acc = Sequence::<cmma::Matrix<f32>>::new();
     #[unroll]
     for _ in 0..comptime!(held * 8) {
@@ -155,55 +175,40 @@ pub(super) fn tile_gram_matrix_units<F: Float>(
         let mut row = tasks[(task * held + c) * 2] as usize;
         let end = tasks[(task * held + c) * 2 + 1] as usize;
         while row < end {
-            let mut at = unit;
-            while at < comptime!(STEP * SIDE) {
-                let r = row + at / SIDE;
-                let i = i0 + at % SIDE;
-                let j = j0 + at % SIDE;
-                let mut left = F::new(0.0);
-                let mut up = F::new(0.0);
-                if r < end {
+            #[unroll]
+            for turn in 0..comptime!(STEP * SIDE / WIDE / (plane * PLANES)) {
+                let at = unit + comptime!(turn * plane * PLANES);
+                let of = at / comptime!(SIDE / WIDE);
+                let piece = at % comptime!(SIDE / WIDE);
+                let i = i0 + piece * WIDE;
+                let j = j0 + piece * WIDE;
+                let mut left = Piece::<F>::new(F::new(0.0));
+                let mut up = Piece::<F>::new(F::new(0.0));
+                if row + of < end {
                     if i < m {
-                        left = delta[r * delta_row + i];
+                        left = delta[((row + of) * delta_row + i) / WIDE];
                     }
                     if j < n {
-                        up = x[index[r] as usize * x_row + j];
+                        up = x[(index[row + of] as usize * x_row + j) / WIDE];
                     }
                 }
-                a[at] = left;
-                b[at] = up;
-                at += comptime!(plane * PLANES);
+                a[of * PIECES + piece] = left;
+                b[of * PIECES + piece] = up;
             }
             sync_cube();
-            #[unroll]
             for k in 0..comptime!(STEP / MATRIX_UNIT) {
+                let first = k * comptime!(MATRIX_UNIT * PIECES);
                 let mut left = Sequence::<cmma::Matrix<F>>::new();
                 #[unroll]
                 for i in 0..2usize {
                     // δᵀ: its columns are rows of the staged tile
-                    let from = down + comptime!(k * MATRIX_UNIT * SIDE + i * MATRIX_UNIT);
-                    left.push(cmma::Matrix::<F>::from_slice(
-                        cmma::MatrixIdent::A,
-                        MATRIX_UNIT,
-                        MATRIX_UNIT,
-                        MATRIX_UNIT,
-                        cmma::MatrixLayout::ColMajor,
-                        &a.slice(from, comptime!(STEP * SIDE)),
-                        comptime!(SIDE as u32),
-                    ));
+                    let from = first + (down + comptime!(i * MATRIX_UNIT)) / WIDE;
+                    left.push(factor::<F>(&a, from, cmma::MatrixIdent::A, cmma::MatrixLayout::ColMajor));
                 }
                 #[unroll]
                 for j in 0..4usize {
-                    let from = right + comptime!(k * MATRIX_UNIT * SIDE + j * MATRIX_UNIT);
-                    let up = cmma::Matrix::<F>::from_slice(
-                        cmma::MatrixIdent::B,
-                        MATRIX_UNIT,
-                        MATRIX_UNIT,
-                        MATRIX_UNIT,
-                        cmma::MatrixLayout::RowMajor,
-                        &b.slice(from, comptime!(STEP * SIDE)),
-                        comptime!(SIDE as u32),
-                    );
+                    let from = first + (right + comptime!(j * MATRIX_UNIT)) / WIDE;
+                    let up = factor::<F>(&b, from, cmma::MatrixIdent::B, cmma::MatrixLayout::RowMajor);
                     #[unroll]
                     for i in 0..2usize {
                         let sum = acc.index(comptime!(c * 8 + i * 4 + j));

@@ -2,7 +2,7 @@
 use super::cube::{PLANES, tile_gram, tile_gram_matrix_units};
 use super::strategy::Strategy;
 use super::{TileGram, many};
-use crate::on_chip::{array, ints, limits, on_devices, rows_as_they_are, width_of};
+use crate::on_chip::{array, ints, limits, loads_wide, on_devices, rows_as_they_are, width_of};
 use crate::pending::{Entry, Pending};
 use crate::{FloatTensor, RowSet, as_index};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
@@ -44,7 +44,8 @@ fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet,
         .flat_map(|range| [as_index(range.start), as_index(range.end)])
         .collect();
     let limits = limits(&client, delta.dtype);
-    let strategy = Strategy::choose([m, n], held, &limits);
+    let wide = loads_wide(m, &[&delta]) && loads_wide(n, &[&x]);
+    let strategy = Strategy::choose([m, n], held, wide, &limits);
     let [side_m, side_n] = strategy.tile();
     let (tiles_m, tiles_n, pairs) = (m.div_ceil(side_m), n.div_ceil(side_n), held * (held + 1) / 2);
     let len = tasks.len() * tiles_m * tiles_n * pairs;

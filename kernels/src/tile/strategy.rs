@@ -1,7 +1,7 @@
 //! How the gradient tiles of a parameter are multiplied on a device: a value, chosen from what the device offers, and refused
 //! where it lacks something.
-use super::cube::{PLANES, SIDE};
-use crate::on_chip::{Limits, Tile};
+use super::cube::{PLANES, SIDE, shared_bytes};
+use crate::on_chip::{Limits, Tile, WIDE};
 
 /// How a cube multiplies its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,10 +16,11 @@ pub(super) enum Strategy {
 }
 
 impl Strategy {
-    /// The fastest one that is not refused, for a gradient `[m, n]` and the cotangents that a cube holds at once.
-    pub fn choose(shape: [usize; 2], held: usize, limits: &Limits) -> Self {
+    /// The fastest one that is not refused, for a gradient `[m, n]`, the cotangents that a cube holds at once, and rows that can be
+    /// loaded wide or not.
+    pub fn choose(shape: [usize; 2], held: usize, wide: bool, limits: &Limits) -> Self {
         let by_matrix_units = limits.matrix_units.map(|plane| Self::MatrixUnits { plane });
-        let taken = by_matrix_units.filter(|strategy| strategy.check(shape, limits).is_ok());
+        let taken = by_matrix_units.filter(|strategy| strategy.check(shape, held, wide, limits).is_ok());
         taken.unwrap_or_else(|| Self::Units(tile(shape, held, limits.hardware)))
     }
 
@@ -27,11 +28,15 @@ impl Strategy {
     ///
     /// # Errors
     /// Says what is missing.
-    pub fn check(self, [m, n]: [usize; 2], limits: &Limits) -> Result<(), String> {
+    pub fn check(self, [m, n]: [usize; 2], held: usize, wide: bool, limits: &Limits) -> Result<(), String> {
         let (units, least) = match self {
             Self::Units(tile) => (tile.units(), 1),
             Self::MatrixUnits { plane } if limits.matrix_units != Some(plane) => {
                 return Err(format!("no matrix units for this type with {plane} units together"));
+            }
+            Self::MatrixUnits { .. } if !wide => return Err(format!("rows are not loaded {WIDE} values at once")),
+            Self::MatrixUnits { .. } if shared_bytes(held) > limits.shared => {
+                return Err(format!("{} bytes shared, and the device has {}", shared_bytes(held), limits.shared));
             }
             Self::MatrixUnits { plane } => (plane * PLANES, SIDE / 2),
         };
