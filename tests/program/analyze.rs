@@ -109,6 +109,66 @@ fn the_tables_have_the_documented_columns() {
     }
 }
 
+/// A model of our goldens with two experts a row in three blocks, and the pairs of its golden.
+fn with_experts(folder: &Path) -> (PathBuf, PathBuf) {
+    let model = repository("tests/golden/architectures/qwen3_5_moe_text");
+    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(model.join("golden.json")).unwrap()).unwrap();
+    let ids =
+        |pair: &serde_json::Value, name: &str| -> Vec<u32> { serde_json::from_value(pair[name].clone()).unwrap() };
+    let row = |pair: &serde_json::Value| {
+        let [prompt, chosen, rejected] = ["prompt_ids", "chosen_ids", "rejected_ids"].map(|name| ids(pair, name));
+        ids_row(&prompt, &chosen, &rejected)
+    };
+    let data = folder.join("pairs.jsonl");
+    std::fs::write(&data, golden["pairs"].as_array().unwrap().iter().map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    (model, data)
+}
+
+#[test]
+fn experts_are_counted_where_responses_are_predicted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = with_experts(folder.path());
+    let out = folder.path().join("out");
+    let summary = succeed(with(analyze(&model, &data, &out), &["--scope", "full", "--dtype", "f64"]));
+    assert!(summary.contains("routing overlap  0."), "{summary}");
+    assert!(!summary.contains("router ties"), "random weights in f64 have none: {summary}");
+    let frame = Table::at(&out, "routing.parquet").read(0).unwrap();
+    let names = ["pair", "layer", "expert", "rows_chosen", "rows_rejected", "ww", "wl", "ll"];
+    assert_eq!(frame.get_column_names().iter().map(|name| name.as_str()).collect::<Vec<_>>(), names);
+    // every token of a response goes to two experts of each of three blocks
+    for of in ["chosen", "rejected"] {
+        let rows: u32 = counts(&out, "routing.parquet", &format!("rows_{of}")).iter().sum();
+        let tokens: u32 = counts(&out, "pairs.parquet", &format!("{of}_tokens")).iter().sum();
+        assert_eq!(rows, tokens * 2 * 3, "{of}");
+    }
+    assert_eq!(counts(&out, "pairs.parquet", "router_ties"), [0, 0, 0]);
+    assert!(numbers(&out, "pairs.parquet", "routing_overlap").iter().all(|x| x.is_some_and(|x| x > 0.0 && x <= 1.0)));
+    // the experts' parts are those of the tensors that hold all of them
+    let sum = |values: Vec<Option<f64>>| -> f64 { values.into_iter().flatten().sum() };
+    let of_experts = texts(&out, "params.parquet", "param").into_iter().zip(numbers(&out, "params.parquet", "wl"));
+    let of_experts = of_experts.filter(|(name, _)| name.as_ref().unwrap().contains(".mlp.experts.")).map(|(_, wl)| wl);
+    let (of_experts, of_each) = (sum(of_experts.collect()), sum(numbers(&out, "routing.parquet", "wl")));
+    assert!((of_experts - of_each).abs() <= 1e-12 * of_experts.abs(), "{of_experts} {of_each}");
+    let table = succeed(["summarize", &out.display().to_string(), "--by", "expert", "--format", "csv"]);
+    assert!(table.lines().next().unwrap().ends_with("share_chosen,share_rejected,ww,wl,ll,wl_share"), "{table}");
+    assert_eq!(table.lines().count(), 1 + 3 * 5, "five experts a block");
+    // and in the page
+    let page = folder.path().join("report.html");
+    succeed(["report", &out.display().to_string(), "--out", &page.display().to_string()]);
+    assert!(std::fs::read_to_string(&page).unwrap().contains(r#""experts":{"leaf":[0,"#));
+}
+
+#[test]
+fn a_model_without_experts_has_no_rows_by_expert() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = inputs(folder.path(), &[ids_row(&[1, 2], &[3, 4], &[3, 5])]);
+    let out = folder.path().join("out");
+    succeed(analyze(&model, &data, &out));
+    let output = run(["summarize", &out.display().to_string(), "--by", "expert"]);
+    assert!(error_line(&output).contains("nothing to summarize"), "{}", error_line(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has no routing.parquet"));
+}
+
 /// Rows enough for several parts, of lengths that make different batches.
 fn many_rows() -> Vec<String> {
     let row = |i: u32| {

@@ -1,6 +1,7 @@
 //! What records amount to: medians with intervals, regimes, layers, relations, comparisons. Queries on the tables of
 //! `tanglescope_records`; nothing here computes with a model.
 mod comparison;
+mod experts;
 mod metrics;
 mod official;
 mod params;
@@ -10,6 +11,7 @@ mod summary;
 mod tokens;
 
 pub use comparison::{Comparison, compare};
+pub use experts::experts;
 pub use metrics::{derived, digest, metrics, outcomes, regimes};
 pub use official::official;
 pub use params::{By, means, params};

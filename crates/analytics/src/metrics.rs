@@ -8,7 +8,7 @@ use tanglescope_records::tables::{self, column, frame};
 use tanglescope_records::{Leaf, Records, Result};
 
 /// The metrics of a pair (docs/formats.md says what each is).
-pub const METRICS: [&str; 15] = [
+pub const METRICS: [&str; 16] = [
     "cosine",
     "wl_over_min",
     "norm_chosen",
@@ -24,6 +24,7 @@ pub const METRICS: [&str; 15] = [
     "gain_rejected",
     "gain_margin",
     "edit_distance",
+    "routing_overlap",
 ];
 
 /// Rows of objectives.parquet that are read at once: as many objectives as have them together.

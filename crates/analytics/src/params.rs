@@ -65,9 +65,7 @@ pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
             rows.push((key.clone(), Spread::of(found.cosines), found.undefined, found.gram));
         }
     }
-    let known = when(col("wl").is_not_nan()).then(col("wl")).otherwise(lit(0.0));
-    let total = records.collect(records.scan()?.select([known.sum().alias("wl")]))?;
-    let total = total.column("wl").and_then(|wl| Ok(wl.f64()?.get(0))).map_err(|e| records.blame(e))?.unwrap_or(0.0);
+    let total = total_wl(&records)?;
     let mut columns = vec![column("layer", &rows, |r| r.0.0)];
     if by == By::Module {
         columns.push(column("module", &rows, |r| r.0.1.clone()));
@@ -81,6 +79,14 @@ pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
         column("wl_share", &rows, |r| (total != 0.0).then(|| r.3.wl / total)),
     ]);
     Ok(Some(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect())))
+}
+
+/// The wl of all parameters, summed over the pairs.
+pub(crate) fn total_wl(params: &Records) -> Result<f64> {
+    let known = when(col("wl").is_not_nan()).then(col("wl")).otherwise(lit(0.0));
+    let total = params.collect(params.scan()?.select([known.sum().alias("wl")]))?;
+    let total = total.column("wl").and_then(|wl| Ok(wl.f64()?.get(0))).map_err(|e| params.blame(e))?;
+    Ok(total.unwrap_or(0.0))
 }
 
 /// The Gram of the mean gradients over all pairs, summed over the parameters; `None` where it was not recorded.

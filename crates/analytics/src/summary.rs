@@ -15,6 +15,10 @@ pub struct Summary {
     undefined: usize,
     regimes: Vec<Regime>,
     layers: BTreeMap<u32, Vec<f64>>,
+    /// Of models with experts: how alike responses are routed.
+    overlaps: Vec<f64>,
+    /// Rows whose choice of experts is within rounding of another, and the pairs that have some.
+    ties: [u64; 2],
     /// Regimes under each objective, in the order in which the objectives came.
     objectives: Vec<(String, Vec<Regime>)>,
 }
@@ -43,6 +47,12 @@ impl Summary {
             match cosine {
                 Some(cosine) => self.cosines.push(cosine),
                 None => self.undefined += 1,
+            }
+        }
+        if let (Ok(overlaps), Ok(ties)) = (pairs.column("routing_overlap"), pairs.column("router_ties")) {
+            self.overlaps.extend(overlaps.f64()?.iter().flatten());
+            for ties in ties.u32()?.iter().flatten() {
+                self.ties = [self.ties[0] + u64::from(ties), self.ties[1] + u64::from(ties > 0)];
             }
         }
         self.regimes.extend(pairs.column("regime_dpo")?.str()?.iter().flatten().filter_map(Regime::named));
@@ -96,14 +106,19 @@ impl Summary {
         };
         let layers = self.layers().into_iter().map(|(layer, cosine)| json!({"layer": layer, "cosine": cosine}));
         let objectives = self.objectives.iter().map(|(name, regimes)| (name.clone(), counts(regimes)));
-        json!({
+        let mut json = json!({
             "pairs": self.regimes.len(),
             "cosine_quartiles": self.quartiles(),
             "no_cosine": self.undefined,
             "regimes_dpo": counts(&self.regimes),
             "layers": layers.collect::<Vec<_>>(),
             "regimes": objectives.collect::<Map<_, _>>(),
-        })
+        });
+        if !self.overlaps.is_empty() {
+            json["routing_overlap"] = median(self.overlaps.clone()).into();
+            json["router_ties"] = json!({"rows": self.ties[0], "pairs": self.ties[1]});
+        }
+        json
     }
 
     /// Quartiles of the cosine: a quarter, the median, three quarters.
@@ -137,6 +152,14 @@ impl fmt::Display for Summary {
             self.layers().iter().take(3).map(|(layer, cosine)| format!("{layer} ({cosine:.4})")).collect();
         if !layers.is_empty() {
             writeln!(f, "highest layers   {} by median cosine", layers.join(", "))?;
+        }
+        if !self.overlaps.is_empty() {
+            writeln!(f, "routing overlap  {:.4} median", median(self.overlaps.clone()))?;
+        }
+        let [rows, pairs] = self.ties;
+        if rows > 0 {
+            let what = "have experts within rounding of others, whose gradients differ";
+            writeln!(f, "router ties      {rows} rows of {pairs} pairs {what}")?;
         }
         let width = self.objectives.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         if width > 0 {

@@ -376,6 +376,8 @@ pub enum SummaryBy {
     Layer,
     /// Each module of each layer.
     Module,
+    /// Each expert of a block with experts: rows that went to it of chosen and rejected responses, and its share of wl.
+    Expert,
     /// The Gram of the mean gradients over all pairs, where the run recorded it.
     Mean,
     /// Each measure of entanglement and property of the pairs: Spearman's correlation with its 95 % interval.

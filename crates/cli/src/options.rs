@@ -266,6 +266,7 @@ pub fn summarize(args: &Summarize) -> library::SummarizeOptions {
         SummaryBy::Objective => library::SummaryBy::Objective,
         SummaryBy::Layer => library::SummaryBy::Layer,
         SummaryBy::Module => library::SummaryBy::Module,
+        SummaryBy::Expert => library::SummaryBy::Expert,
         SummaryBy::Mean => library::SummaryBy::Mean,
         SummaryBy::Relation => library::SummaryBy::Relation,
         SummaryBy::Bin => library::SummaryBy::Bin,

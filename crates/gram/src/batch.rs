@@ -93,6 +93,8 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// Predictions of each group's branches.
     pub branches: Vec<Vec<Range<usize>>>,
+    /// Forward rows of each group: of its trunk, and of each branch's suffix.
+    pub rows: Vec<(Range<usize>, Vec<Range<usize>>)>,
     /// Predictions that the cotangents of each set weight.
     pub predictions: Vec<Range<usize>>,
     /// All backward rows; one set a group, or one for all groups of a joined batch.
@@ -184,6 +186,7 @@ impl Batch {
         self.active.sets.push(set);
         self.predictions.push(first_prediction..self.targets.len());
         self.branches.push(branches);
+        self.rows.push((start..start + trunk_len, suffixes));
     }
 
     /// The rows that run.

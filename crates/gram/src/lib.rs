@@ -9,6 +9,7 @@ mod mean;
 mod pass;
 pub mod plan;
 mod request;
+mod routed;
 mod schedule;
 mod sinks;
 mod token_matrix;
@@ -21,6 +22,7 @@ pub use pass::{
     Companions, GroupResult, grams, grams_across, grams_in_batches, run, token_logps, token_logps_in_batches,
 };
 pub use request::{Request, batches_of};
+pub use routed::{Routed, RoutedLayer};
 pub use schedule::Schedule;
 pub use sinks::{Detail, DirectionalSink, GradientSink};
 pub use token_matrix::{TokenMatrix, position_matrix, token_matrices, token_passes, token_rows};

@@ -2,8 +2,9 @@
 use crate::batch::{Batch, Group};
 use crate::plan;
 use crate::request::Request;
+use crate::routed::Routed;
 use crate::schedule::{Schedule, Turn, give_on_half_way};
-use crate::sinks::{Detail, GramSink};
+use crate::sinks::{ByExpert, Detail, GramSink};
 use tanglescope_kernels::{FloatTensor, Gram, HeadOutput, Kernels, TensorMetadata};
 use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Predictions, Sink, Trace};
 
@@ -19,6 +20,8 @@ pub struct Companions {
     pub renyi: Vec<Vec<f64>>,
     /// Place of each token among all by probability, from 1.
     pub ranks: Vec<Vec<u32>>,
+    /// What routers decided, where the model has experts.
+    pub routed: Option<Routed>,
 }
 
 /// What a run finds about one group.
@@ -32,6 +35,8 @@ pub struct GroupResult {
     pub companions: Companions,
     /// K×K Gram of each parameter in scope, in the scope's order; or one, their sum, where no more was asked for.
     pub grams: Vec<Gram>,
+    /// Where there is one for each parameter: the K×K Gram of all parameters of an expert together, by block and expert.
+    pub experts: Vec<((usize, usize), Gram)>,
 }
 
 impl GroupResult {
@@ -74,7 +79,7 @@ pub fn grams_in_batches<B: Kernels>(
         let pass = ForwardPass::new(model, scope, &batch, true);
         let forward: Vec<(Vec<Vec<f64>>, Companions)> = pass.token_logps().into_iter().zip(pass.companions()).collect();
         pass.backward_with(&mut sink, turn);
-        let found = results(&requests, forward, sink.finish());
+        let found = results(&requests, forward, sink.finish_by_expert());
         done(members);
         found
     })
@@ -84,12 +89,13 @@ pub fn grams_in_batches<B: Kernels>(
 pub(crate) fn results(
     requests: &[&Request<'_>],
     forward: Vec<(Vec<Vec<f64>>, Companions)>,
-    grams: Vec<Vec<Gram>>,
+    (grams, experts): (Vec<Vec<Gram>>, ByExpert),
 ) -> Vec<GroupResult> {
-    let all = forward.into_iter().zip(grams).zip(requests);
-    all.map(|(((token_logps, companions), grams), request)| {
+    let all = forward.into_iter().zip(grams).zip(requests).enumerate();
+    all.map(|(set, (((token_logps, companions), grams), request))| {
         let trunk_tokens = request.group.trunk_len();
-        GroupResult { trunk_tokens, token_logps, companions, grams }
+        let experts = experts.iter().map(|(expert, grams)| (*expert, grams[set].clone())).collect();
+        GroupResult { trunk_tokens, token_logps, companions, grams, experts }
     })
     .collect()
 }
@@ -193,8 +199,12 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
             group_sums.iter().flat_map(|a| group_sums.iter().map(move |b| dot(a, b))).collect()
         });
         let products: Vec<Gram> = products.collect();
-        let all = products.into_iter().zip(entropies).zip(renyi).zip(ranks);
-        all.map(|(((hidden, entropies), renyi), ranks)| Companions { hidden, entropies, renyi, ranks }).collect()
+        let all = products.into_iter().zip(entropies).zip(renyi).zip(ranks).enumerate();
+        let of = |(group, (((hidden, entropies), renyi), ranks))| {
+            let routed = Routed::of(self.trace.routed(), batch, group, self.model.dtype);
+            Companions { hidden, entropies, renyi, ranks, routed }
+        };
+        all.map(of).collect()
     }
 
     /// Carries all cotangents down, into a sink.

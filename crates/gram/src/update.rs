@@ -3,7 +3,7 @@ use crate::batch::Batch;
 use crate::pass::{Companions, ForwardPass, GroupResult, results};
 use crate::request::Request;
 use crate::schedule::{Schedule, Turn};
-use crate::sinks::{Detail, GradientSink, GramSink, SumSink, Tee};
+use crate::sinks::{ByExpert, Detail, GradientSink, GramSink, SumSink, Tee};
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels};
 use tanglescope_model::{Decoder, InScope, ParameterKind, Sink};
@@ -71,7 +71,8 @@ impl<B: Kernels> Step<'_, B> {
         let rates = self.model.rates;
         let mut gram = wants_grams.then(|| GramSink::new(self.scope, &batch.full.sets, rates, Detail::Parameters));
         let results = |token_logps: Vec<Vec<Vec<f64>>>, gram: Option<GramSink<'_, B>>| {
-            let grams = gram.map_or_else(|| vec![Vec::new(); self.requests.len()], GramSink::finish);
+            let none = || (vec![Vec::new(); self.requests.len()], ByExpert::new());
+            let grams = gram.map_or_else(none, GramSink::finish_by_expert);
             // training does not use hidden products, entropies or ranks
             let forward = token_logps.into_iter().map(|logps| (logps, Companions::default())).collect();
             results(&self.requests, forward, grams)

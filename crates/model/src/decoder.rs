@@ -1,6 +1,6 @@
 //! The decoder: embedding, blocks, final norm, head; one forward pass, and one backward pass for many cotangents.
 use crate::architectures::Description;
-use crate::layers::{Angles, Backward, BackwardRows, BlockTrace, Forward, Norm, Vector, scaled};
+use crate::layers::{Angles, Backward, BackwardRows, BlockTrace, Choices, Forward, Norm, Vector, scaled};
 use crate::needs::Needs;
 use crate::outline::{FusedMap, Map};
 use crate::residency::{OnDevice, Residence};
@@ -69,6 +69,16 @@ pub struct Trace<B: Kernels> {
     angles: Vec<Angles<B>>,
     /// Output of the last block, `[N, hidden]`.
     last: FloatTensor<B>,
+    /// What the routers of blocks with experts decided; of nothing where nothing is kept.
+    routed: Vec<(usize, Choices)>,
+}
+
+impl<B: Kernels> Trace<B> {
+    /// What the routers of blocks with experts decided, block by block.
+    #[must_use]
+    pub fn routed(&self) -> &[(usize, Choices)] {
+        &self.routed
+    }
 }
 
 /// Rows of tokens to run.
@@ -134,8 +144,12 @@ impl<B: Kernels> Decoder<B> {
         let angles = self.angles(positions, lengths);
         let pass = Forward { spans, angles: &angles };
         let mut blocks = Vec::with_capacity(self.blocks.len());
+        let mut routed = Vec::new();
         for layer in 0..self.blocks.len() {
             let (y, trace) = self.block(layer).forward(&x, &pass);
+            if keep != Keep::Nothing {
+                routed.extend(trace.choices().map(|choices| (layer, choices)));
+            }
             match keep {
                 Keep::Nothing => {}
                 Keep::Top(top) if self.blocks.len() - layer <= top => blocks.push(KeptBlock::Trace(Box::new(trace))),
@@ -143,7 +157,7 @@ impl<B: Kernels> Decoder<B> {
             }
             x = y;
         }
-        Trace { blocks, spans: spans.to_vec(), angles, last: x }
+        Trace { blocks, spans: spans.to_vec(), angles, last: x, routed }
     }
 
     /// Rows of a table, in the model's number type.
@@ -196,7 +210,7 @@ impl<B: Kernels> Decoder<B> {
             return;
         }
         let delta = &scaled::<B>(delta.clone(), self.description.logit_scale);
-        let Trace { blocks, spans, angles, last } = trace;
+        let Trace { blocks, spans, angles, last, .. } = trace;
         let mut pass = Backward { rows, angles: &angles, scope, sink };
         let Some(lowest) = needs.lowest() else {
             return self.final_norm.deliver(&last, delta, rows.here(), &mut pass);

@@ -26,7 +26,7 @@ pub use architectures::Reads;
 pub use config::{Config, MOST_LAYERS};
 pub use decoder::{Decoder, ForwardRows, Keep, Trace};
 pub use error::{Error, Result};
-pub use layers::BackwardRows;
+pub use layers::{BackwardRows, Choices};
 pub use needs::{BlockNeeds, LayerNeeds, Needs};
 pub use outline::{Map, Outline};
 pub use rope::Rope;

@@ -100,6 +100,13 @@ pub struct InScope {
     head_only: bool,
 }
 
+/// The expert that a name says: `….experts.3.gate_proj.weight`, or `….experts.gate_up_proj#3.0`.
+fn expert_in(name: &str) -> Option<usize> {
+    let (_, path) = name.split_once(".experts.")?;
+    let number = |text: &str| text.split('.').next().and_then(|number| number.parse().ok());
+    number(path).or_else(|| number(path.split_once('#')?.1))
+}
+
 impl InScope {
     /// Those of all parameters that a scope selects; `head` is the name of the output matrix.
     ///
@@ -132,6 +139,14 @@ impl InScope {
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.names.contains(whole(name))
+    }
+
+    /// Block and expert of a parameter of an expert, or of its part of a tensor of all experts.
+    #[must_use]
+    pub fn expert_of(&self, name: &str) -> Option<(usize, usize)> {
+        let expert = expert_in(name)?;
+        let parameter = self.parameters.iter().find(|parameter| parameter.name == whole(name))?;
+        Some((parameter.layer?, expert))
     }
 
     /// Whether the embedding part of a tied output matrix is left out.

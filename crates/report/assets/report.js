@@ -249,6 +249,27 @@
     });
   };
 
+  const experts = (leaf) => {
+    at("experts").hidden = !data.tables.experts.leaf?.length;
+    if (at("experts").hidden) return;
+    const table = of("experts", leaf).map((row) => ({ ...row, difference: row.share_chosen - row.share_rejected }));
+    const overlap = metric(leaf, "routing_overlap"), what = at("expert-value").value;
+    at("routing").textContent = overlap ? `Median overlap of a pair's two routings ${shown(overlap.median)} (${shown(overlap.low)} to ${shown(overlap.high)}).` : "";
+    const numbers = distinct(table.map((row) => row.expert)).sort((a, b) => a - b);
+    const levels = distinct(table.map((row) => row.layer)).sort((a, b) => a - b);
+    const filled = table.filter((row) => finite(number(row[what])));
+    const most = Math.max(1e-12, ...filled.map((row) => Math.abs(number(row[what]))));
+    at("c-experts").style.height = `${Math.max(260, 130 + 20 * levels.length)}px`;
+    draw("c-experts", !filled.length ? "no expert of these records has it" : {
+      tooltip: { formatter: (p) => { const row = p.data.row; return `layer ${row.layer}, expert ${row.expert}<br>${row.rows_chosen} rows of chosen (${shown(row.share_chosen)})<br>${row.rows_rejected} of rejected (${shown(row.share_rejected)})<br>share of wl ${shown(row.wl_share) || "–"}`; } },
+      grid: { left: 62, right: 90, top: 16, bottom: 60 },
+      xAxis: axis({ type: "category", data: numbers.map(String), name: "expert", splitArea: { show: false } }),
+      yAxis: axis({ type: "category", data: levels.map(String), name: "layer", nameGap: 46 }),
+      visualMap: { min: -most, max: most, calculable: false, text: [shown(most), shown(-most)], orient: "vertical", right: 0, top: "middle", inRange: { color: DIVERGING }, textStyle: { color: look().soft }, formatter: shown },
+      series: [{ type: "heatmap", name: what, data: filled.map((row) => ({ value: [numbers.indexOf(row.expert), levels.indexOf(row.layer), number(row[what])], row })) }],
+    });
+  };
+
   const histogram = (id, x, low, high, name) => {
     if (!x.length) return draw(id, "no values");
     const bins = 40, width = (high - low) / bins || 1;
@@ -539,6 +560,7 @@
     outcomes(leaf);
     sets();
     layers(leaf);
+    experts(leaf);
     distributions(leaf);
     bins(leaf);
     filter();
@@ -546,6 +568,7 @@
   for (const name of ["run", "step", "dataset"]) at(name).onchange = () => { chosen[name] = JSON.parse(at(name).value); show(); };
   at("bin-by").onchange = () => { chosen.against = JSON.parse(at("bin-by").value); bins(selected()); };
   at("layer-value").onchange = () => layers(selected());
+  at("expert-value").onchange = () => experts(selected());
   at("theme").onclick = () => {
     const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     document.documentElement.dataset.theme = dark ? "light" : "dark";

@@ -86,6 +86,7 @@ impl Report {
             ("outcomes", gather(&leaves, analytics::outcomes)?),
             ("layers", gather(&leaves, |leaf| analytics::params(leaf, By::Layer))?),
             ("modules", gather(&leaves, |leaf| analytics::params(leaf, By::Module))?),
+            ("experts", gather(&leaves, analytics::experts)?),
             ("relations", gather(&leaves, |leaf| analytics::relations(leaf).map(Some))?),
             ("bins", gather(&leaves, |leaf| analytics::bins(leaf).map(Some))?),
         ] {

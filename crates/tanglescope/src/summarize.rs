@@ -23,6 +23,8 @@ pub enum SummaryBy {
     Layer,
     /// Each module of each layer.
     Module,
+    /// Each expert of a block with experts: rows that went to it, and its share of wl.
+    Expert,
     /// The Gram of the mean gradients over all pairs, where the run recorded it.
     Mean,
     /// Each measure of entanglement and property of the pairs: Spearman's correlation with its 95 % interval.
@@ -108,6 +110,7 @@ fn summary(leaves: &[Leaf], by: SummaryBy, listener: &dyn Listener) -> Result<Da
             SummaryBy::Objective => analytics::outcomes(leaf)?,
             SummaryBy::Layer => analytics::params(leaf, By::Layer)?,
             SummaryBy::Module => analytics::params(leaf, By::Module)?,
+            SummaryBy::Expert => analytics::experts(leaf)?,
             SummaryBy::Mean => analytics::means(leaf)?,
             SummaryBy::Relation => Some(analytics::relations(leaf)?),
             SummaryBy::Bin => Some(analytics::bins(leaf)?),
@@ -116,6 +119,7 @@ fn summary(leaves: &[Leaf], by: SummaryBy, listener: &dyn Listener) -> Result<Da
     };
     let missing = match by {
         SummaryBy::Layer | SummaryBy::Module => "params.parquet",
+        SummaryBy::Expert => "routing.parquet, which models with experts have",
         SummaryBy::Mean => "means.parquet; analyze and sweep write it with option `mean_gradients`",
         _ => "objectives.parquet; analyze with option `objective` writes it",
     };

@@ -1,6 +1,6 @@
 //! The sink that reduces every parameter to the inner products of its gradients (docs/mathematics.md, section 4).
 use crate::sinks::{indices, width};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use tanglescope_kernels::cost::{self, Rates, Reduction};
 use tanglescope_kernels::{FloatTensor, Gram, Kernels, RowSet, TensorMetadata, as_index};
@@ -26,6 +26,9 @@ pub enum Detail {
     Total,
 }
 
+/// Grams of all parameters of each expert together, of every set, by block and expert.
+pub(crate) type ByExpert = BTreeMap<(usize, usize), Vec<Gram>>;
+
 /// What a sum over all parameters is kept under; no parameter has this name.
 const TOTAL: &str = "";
 
@@ -39,6 +42,7 @@ pub struct GramSink<'a, B: Kernels> {
     rates: Rates,
     detail: Detail,
     found: HashMap<String, Vec<Gram>>,
+    experts: ByExpert,
     /// Names and Grams that may still be sums on the device, and the bytes that they keep there.
     pending: (Vec<String>, Vec<B::Pending>, usize),
     tied: Option<TiedHead<B>>,
@@ -49,12 +53,18 @@ impl<'a, B: Kernels> GramSink<'a, B> {
     #[must_use]
     pub fn new(scope: &'a InScope, sets: &[Range<usize>], rates: Rates, detail: Detail) -> Self {
         let (found, pending) = (HashMap::new(), (Vec::new(), Vec::new(), 0));
-        Self { scope, sets: sets.to_vec(), rates, detail, found, pending, tied: None }
+        Self { scope, sets: sets.to_vec(), rates, detail, found, experts: BTreeMap::new(), pending, tied: None }
     }
 
     /// The Grams of every set, each in the scope's order of parameters.
     #[must_use]
-    pub fn finish(mut self) -> Vec<Vec<Gram>> {
+    pub fn finish(self) -> Vec<Vec<Gram>> {
+        self.finish_by_expert().0
+    }
+
+    /// The same, and the Grams of each expert's parameters together, by block and expert, where there is one for each parameter.
+    #[must_use]
+    pub(crate) fn finish_by_expert(mut self) -> (Vec<Vec<Gram>>, ByExpert) {
         self.collect();
         let zero = |set: &Range<usize>| vec![0.0; set.len() * set.len()];
         let names: Vec<&str> = match self.detail {
@@ -65,7 +75,7 @@ impl<'a, B: Kernels> GramSink<'a, B> {
             let found = |name: &&str| self.found.get(*name).map_or_else(|| zero(set), |grams| grams[b].clone());
             names.iter().map(found).collect()
         };
-        self.sets.iter().enumerate().map(|(b, set)| of(b, set)).collect()
+        (self.sets.iter().enumerate().map(|(b, set)| of(b, set)).collect(), self.experts)
     }
 
     fn add(&mut self, name: &str, grams: B::Pending) {
@@ -87,15 +97,26 @@ impl<'a, B: Kernels> GramSink<'a, B> {
     }
 
     fn add_known(&mut self, name: &str, grams: Vec<Gram>) {
-        // parts of one tensor have disjoint entries, so that their products add up
-        let name = if self.detail == Detail::Total { TOTAL } else { whole(name) };
-        if let Some(sum) = self.found.get_mut(name) {
-            for (sum, gram) in sum.iter_mut().zip(grams) {
-                sum.iter_mut().zip(gram).for_each(|(s, x)| *s += x);
-            }
-        } else {
-            self.found.insert(name.to_owned(), grams);
+        // parts of one tensor have disjoint entries, so that their products add up; so have the parameters of an expert
+        if let Some(expert) = self.scope.expert_of(name).filter(|_| self.detail == Detail::Parameters) {
+            add_to(self.experts.entry(expert).or_default(), &grams);
         }
+        let name = if self.detail == Detail::Total { TOTAL } else { whole(name) };
+        match self.found.get_mut(name) {
+            Some(sum) => add_to(sum, &grams),
+            None => drop(self.found.insert(name.to_owned(), grams)),
+        }
+    }
+}
+
+/// Adds Grams to sums, which are of nothing at first.
+fn add_to(sums: &mut Vec<Gram>, grams: &[Gram]) {
+    if sums.is_empty() {
+        sums.extend_from_slice(grams);
+        return;
+    }
+    for (sum, gram) in sums.iter_mut().zip(grams) {
+        sum.iter_mut().zip(gram).for_each(|(s, x)| *s += x);
     }
 }
 

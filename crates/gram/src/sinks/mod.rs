@@ -10,7 +10,7 @@ mod tee;
 pub use directional::DirectionalSink;
 pub use gradient::GradientSink;
 pub use gram::Detail;
-pub(crate) use gram::GramSink;
+pub(crate) use gram::{ByExpert, GramSink};
 pub(crate) use sum::SumSink;
 pub(crate) use tee::Tee;
 

@@ -1,6 +1,7 @@
 //! A transformer block: `x += mixer(norm(x)); x += mlp(norm(x))`, and the mirror image.
 use super::{
-    Backward, FeedForward, FeedForwardTrace, Forward, Layer, Mixer, MixerTrace, Norm, Sublayer, SublayerTrace, Visitor,
+    Backward, Choices, FeedForward, FeedForwardTrace, Forward, Layer, Mixer, MixerTrace, Norm, Sublayer, SublayerTrace,
+    Visitor,
 };
 use crate::needs::BlockNeeds;
 use tanglescope_kernels::{FloatTensor, Kernels};
@@ -22,6 +23,16 @@ pub struct Block<B: Kernels> {
 pub struct BlockTrace<B: Kernels> {
     mixer: SublayerTrace<B, MixerTrace<B>>,
     mlp: SublayerTrace<B, FeedForwardTrace<B>>,
+}
+
+impl<B: Kernels> BlockTrace<B> {
+    /// What the block's router decided, where it has one.
+    pub fn choices(&self) -> Option<Choices> {
+        match &self.mlp.layer {
+            FeedForwardTrace::Experts(trace) => Some(trace.choices()),
+            FeedForwardTrace::Mlp(_) => None,
+        }
+    }
 }
 
 impl<B: Kernels> Block<B> {

@@ -1,7 +1,7 @@
 //! A feed-forward layer of experts: each row goes through the few that its router chooses, `Σ_j w_j·E_j(x)`, and through a shared
 //! one where there is one (docs/mathematics.md, section 3). Rows are gathered by expert and multiplied in stretches.
 use super::linear::{deliver, input_of};
-use super::router::{BackwardRoutes, Routes, Routing};
+use super::router::{BackwardRoutes, Choices, Routes, Routing};
 use super::{Backward, Forward, Layer, Linear, Mlp, MlpTrace, Part, Visitor, dims};
 use crate::needs::LayerNeeds;
 use crate::sink::Factor;
@@ -157,6 +157,13 @@ pub struct ExpertsTrace<B: Kernels> {
     /// Outputs of the experts, `[N·k, hidden]`.
     outputs: FloatTensor<B>,
     shared: Option<SharedTrace<B>>,
+}
+
+impl<B: Kernels> ExpertsTrace<B> {
+    /// What the router decided.
+    pub fn choices(&self) -> Choices {
+        self.routes.choices()
+    }
 }
 
 #[derive(Debug)]

@@ -32,7 +32,7 @@ pub use mixer::{Mixer, MixerTrace};
 pub use mlp::{Mlp, MlpTrace};
 pub use norm::Norm;
 pub use projection::{Pieces, Projection};
-pub use router::{Routing, RoutingRule};
+pub use router::{Choices, Routing, RoutingRule};
 pub use sinks::Sinks;
 pub(crate) use sublayer::scaled;
 pub use sublayer::{Layer, Sublayer, SublayerTrace};

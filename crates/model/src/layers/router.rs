@@ -36,6 +36,28 @@ pub enum RoutingRule {
     },
 }
 
+/// What a router decided for some rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choices {
+    /// Number of experts.
+    pub experts: usize,
+    /// Experts of a row, k.
+    pub per_row: usize,
+    /// Experts of each row, the highest first, `[N, k]`.
+    pub chosen: Vec<u32>,
+    /// How far each row is from another choice: the lowest score that was chosen less the highest that was not, over the largest by
+    /// size, `[N]`; infinite where there is no other choice.
+    pub margins: Vec<f64>,
+}
+
+impl Choices {
+    /// Experts of a row.
+    #[must_use]
+    pub fn of(&self, row: usize) -> &[u32] {
+        &self.chosen[row * self.per_row..(row + 1) * self.per_row]
+    }
+}
+
 /// The experts of some rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Routes {
@@ -44,6 +66,8 @@ pub struct Routes {
     routing: Routing,
     /// Experts of each row, the highest first, `[N, k]`.
     chosen: Vec<u32>,
+    /// See [`Choices::margins`].
+    margins: Vec<f64>,
     /// Their weights, `[N, k]`.
     weights: Vec<f64>,
     /// The softmax over all experts, `[N, E]`, or one for each of the chosen, `[N, k, E]`, or the sigmoids of the chosen, `[N, k]`, where the weights depend on them.
@@ -84,19 +108,21 @@ impl Routing {
         let k = self.per_row;
         let rows = logits.len() / experts;
         let (mut chosen, mut weights) = (Vec::with_capacity(rows * k), Vec::with_capacity(rows * k));
-        let mut probabilities = Vec::new();
+        let (mut probabilities, mut margins) = (Vec::new(), Vec::with_capacity(rows));
         for z in logits.chunks_exact(experts) {
-            let order = match self.rule {
+            let (order, margin) = match self.rule {
                 RoutingRule::Sigmoid { groups, best_groups, .. } => {
                     let corrected = |(e, z): (usize, &f64)| sigmoid(*z) + correction.map_or(0.0, |of| of[e]);
                     let mut scores: Vec<f64> = z.iter().enumerate().map(corrected).collect();
-                    keep_groups(&mut scores, groups, best_groups);
-                    highest(&scores, k)
+                    let of_groups = keep_groups(&mut scores, groups, best_groups);
+                    let (order, margin) = highest(&scores, k);
+                    (order, margin.min(of_groups))
                 }
                 RoutingRule::Softmax | RoutingRule::SoftmaxOfChosen | RoutingRule::SoftmaxOfClose { .. } => {
                     highest(z, k)
                 }
             };
+            margins.push(margin);
             match self.rule {
                 RoutingRule::Softmax => {
                     let p = softmax(z.iter().copied());
@@ -124,7 +150,7 @@ impl Routing {
             chosen.extend(order);
         }
         let (offsets, places) = sorted(&chosen, experts);
-        Routes { experts, routing: self, chosen, weights, probabilities, places, offsets }
+        Routes { experts, routing: self, chosen, margins, weights, probabilities, places, offsets }
     }
 }
 
@@ -147,27 +173,36 @@ fn sorted(experts_of: &[u32], experts: usize) -> (Vec<usize>, Vec<u32>) {
 /// What transformers adds to a sum of sigmoids before it divides by it.
 const LEAST_SUM: f64 = 1e-20;
 
-/// The experts with the k highest scores, the highest first.
-fn highest(scores: &[f64], k: usize) -> Vec<u32> {
+/// The experts with the k highest scores, the highest first, and how far the next one is.
+fn highest(scores: &[f64], k: usize) -> (Vec<u32>, f64) {
     let mut order: Vec<u32> = (0..tanglescope_kernels::as_index(scores.len())).collect();
     order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+    let margin = match (&order[..k], order.get(k)) {
+        ([.., last], Some(next)) => {
+            let size = scores.iter().filter(|s| s.is_finite()).fold(f64::MIN_POSITIVE, |size, s| size.max(s.abs()));
+            (scores[*last as usize] - scores[*next as usize]) / size
+        }
+        _ => f64::INFINITY,
+    };
     order.truncate(k);
-    order
+    (order, margin)
 }
 
-/// Leaves the groups with the largest sums of their two highest scores, and makes the scores of the others the lowest.
-fn keep_groups(scores: &mut [f64], groups: usize, best: usize) {
+/// Leaves the groups with the largest sums of their two highest scores, and makes the scores of the others the lowest; how far the
+/// next group is.
+fn keep_groups(scores: &mut [f64], groups: usize, best: usize) -> f64 {
     if groups == best {
-        return;
+        return f64::INFINITY;
     }
     let size = scores.len() / groups;
-    let of_group = |group: &[f64]| highest(group, 2).iter().map(|&e| group[e as usize]).sum::<f64>();
-    let kept = highest(&scores.chunks_exact(size).map(of_group).collect::<Vec<_>>(), best);
+    let of_group = |group: &[f64]| highest(group, 2.min(size)).0.iter().map(|&e| group[e as usize]).sum::<f64>();
+    let (kept, margin) = highest(&scores.chunks_exact(size).map(of_group).collect::<Vec<_>>(), best);
     for (group, scores) in scores.chunks_exact_mut(size).enumerate() {
         if !kept.contains(&tanglescope_kernels::as_index(group)) {
             scores.fill(f64::NEG_INFINITY);
         }
     }
+    margin
 }
 
 fn sigmoid(z: f64) -> f64 {
@@ -197,6 +232,12 @@ impl Routes {
     /// Sorted rows of an expert.
     pub fn of_expert(&self, expert: usize) -> std::ops::Range<usize> {
         self.offsets[expert]..self.offsets[expert + 1]
+    }
+
+    /// What was decided.
+    pub fn choices(&self) -> Choices {
+        let Self { experts, routing, chosen, margins, .. } = self;
+        Choices { experts: *experts, per_row: routing.per_row, chosen: chosen.clone(), margins: margins.clone() }
     }
 
     /// First sorted row of each expert, and their number.
@@ -328,6 +369,11 @@ mod tests {
         let routing = Routing { per_row: 1, rule: RoutingRule::Softmax, scale: 1.0 };
         let at = |z: [f64; 3]| routing.routes(&z, 3, None).chosen[0];
         assert_eq!([at([1.0, 1.0, 0.0]), at([1.0, 1.0 + 1e-9, 0.0]), at([1.0, 1.0 - 1e-9, 0.0])], [0, 1, 0]);
+        let margin = |z: [f64; 3]| routing.routes(&z, 3, None).choices().margins[0];
+        assert_eq!(
+            [margin([1.0, 1.0, 0.0]), margin([-4.0, 1.0, 3.0])].map(f64::to_bits),
+            [0.0f64, 0.5].map(f64::to_bits)
+        );
     }
 
     /// A correction changes the choice and not the weights; experts of a group that is not among the best are not chosen.

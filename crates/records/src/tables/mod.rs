@@ -7,6 +7,7 @@ pub mod pairs;
 pub mod params;
 pub mod probes;
 pub mod responses;
+pub mod routing;
 pub mod tokens;
 pub mod training;
 
@@ -16,6 +17,8 @@ use polars_core::prelude::{Column, DataFrame};
 pub const PAIRS: &str = "pairs.parquet";
 /// One row a pair and parameter tensor.
 pub const PARAMS: &str = "params.parquet";
+/// One row a pair, block and expert that some row went to.
+pub const ROUTING: &str = "routing.parquet";
 /// One row a pair: its tokens.
 pub const RESPONSES: &str = "responses.parquet";
 /// One row a pair and objective.

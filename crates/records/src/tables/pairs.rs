@@ -59,6 +59,9 @@ pub struct Companions {
     pub rank: [f64; 2],
     /// Part of wl that the last block's parameters make; `None` where none of them is in scope or wl is zero.
     pub last_layer: Option<f64>,
+    /// How alike both responses' rows are spread over experts, 0 to 1, and the pair's rows whose choice of experts is within rounding of
+    /// another; `None` where the model has no experts.
+    pub routing: Option<(f64, u32)>,
 }
 
 impl Companions {
@@ -199,6 +202,10 @@ pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
         column("rank_chosen", rows, |r| r.companions.rank[0]),
         column("rank_rejected", rows, |r| r.companions.rank[1]),
     ]);
+    if rows.iter().any(|r| r.companions.routing.is_some()) {
+        columns.push(column("routing_overlap", rows, |r| r.companions.routing.map(|of| of.0)));
+        columns.push(column("router_ties", rows, |r| r.companions.routing.map(|of| of.1)));
+    }
     if rows.iter().any(|r| r.group.is_some()) {
         columns.push(column("group", rows, |r| r.group.map_or(r.pair, |(group, _)| group)));
         let of = |k: usize, r: &PairRow| r.group.map_or(u32::from(k == 1), |(_, responses)| responses[k]);

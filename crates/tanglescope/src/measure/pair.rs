@@ -1,13 +1,15 @@
 //! One pair of a row: its rows of the tables.
 use super::items::{Item, part_of};
+use std::collections::HashMap;
 use tanglescope_data::TextTokens;
-use tanglescope_gram::GroupResult;
+use tanglescope_gram::{GroupResult, RoutedLayer};
 use tanglescope_kernels::as_index;
 use tanglescope_model::InScope;
 use tanglescope_objectives::PairGram;
 use tanglescope_records::manifest::Beside;
 use tanglescope_records::tables::pairs::{Companions, PairLengths, PairRow, PartSums, TextSums};
 use tanglescope_records::tables::responses::{ResponseTokens, ResponsesRow};
+use tanglescope_records::tables::routing::RoutingRow;
 
 /// A pair of a row, and what is known of it beside the row's results.
 pub struct MeasuredPair<'a> {
@@ -74,6 +76,7 @@ impl MeasuredPair<'_> {
                 renyi: branches.map(|k| average(&result.companions.renyi[k])),
                 rank: branches.map(ranks),
                 last_layer: self.of_layer(result, scope, last, gram.wl),
+                routing: result.companions.routed.as_ref().map(|of| (of.overlap(*branches), of.ties_of(*branches))),
             },
             group: item.scores.as_ref().map(|_| (item.row, branches.map(|k| as_index(item.responses[k])))),
             contrast,
@@ -88,6 +91,25 @@ impl MeasuredPair<'_> {
         let of_layer = scope.parameters.iter().zip(&result.grams).filter(|(p, _)| p.layer == Some(layer));
         let parts: Vec<f64> = of_layer.map(|(_, gram)| part_of(gram, &self.branches)[1]).collect();
         (!parts.is_empty() && wl != 0.0).then(|| parts.iter().sum::<f64>() / wl)
+    }
+
+    /// Its rows of routing.parquet: every expert that a row went to, or that has a gradient.
+    pub fn routing(&self, result: &GroupResult) -> Vec<RoutingRow> {
+        let Some(routed) = &result.companions.routed else { return Vec::new() };
+        let grams: HashMap<(usize, usize), PairGram> =
+            result.experts.iter().map(|(of, gram)| (*of, PairGram::of(&part_of(gram, &self.branches)))).collect();
+        let of_layer = |layer: &RoutedLayer| -> Vec<RoutingRow> {
+            let [w, l] = self.branches.map(|branch| &layer.rows[branch]);
+            let of = |(expert, (w, l)): (usize, (&u32, &u32))| RoutingRow {
+                pair: self.number,
+                layer: as_index(layer.layer),
+                expert: as_index(expert),
+                rows: [*w, *l],
+                gram: grams.get(&(layer.layer, expert)).copied(),
+            };
+            w.iter().zip(l).enumerate().map(of).filter(|row| row.rows != [0, 0] || row.gram.is_some()).collect()
+        };
+        routed.layers.iter().flat_map(of_layer).collect()
     }
 
     /// Both responses, token by token.

@@ -20,6 +20,7 @@ use tanglescope_records::tables::pairs::{PairRow, TextSums};
 use tanglescope_records::tables::params::{MeanRow, ParamRow};
 use tanglescope_records::tables::probes::ProbeRow;
 use tanglescope_records::tables::responses::ResponsesRow;
+use tanglescope_records::tables::routing::RoutingRow;
 
 /// A model on a data set.
 pub struct Setup<'a, B: Kernels> {
@@ -46,6 +47,8 @@ pub struct Rows {
     pub pairs: Vec<PairRow>,
     /// Of params.parquet.
     pub params: Vec<ParamRow>,
+    /// Of routing.parquet.
+    pub routing: Vec<RoutingRow>,
     /// Of responses.parquet.
     pub responses: Vec<ResponsesRow>,
     /// Of groups.parquet.
@@ -121,6 +124,7 @@ impl<B: Kernels> Setup<'_, B> {
                     return Err(Error::overflow(item.row, "a log-probability or inner product"));
                 }
                 rows.pairs.push(row);
+                rows.routing.extend(pair.routing(result));
                 rows.responses.push(pair.responses(result, self.of.tokenizer));
                 for (parameter, gram) in self.scope.parameters.iter().zip(&result.grams) {
                     rows.params.push(ParamRow {

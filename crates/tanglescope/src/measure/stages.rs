@@ -12,7 +12,7 @@ use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
 use tanglescope_objectives::{Needs, Objective, Rounding};
 use tanglescope_records::Table;
-use tanglescope_records::tables::{self, groups, objectives, pairs, params, probes, responses};
+use tanglescope_records::tables::{self, groups, objectives, pairs, params, probes, responses, routing};
 
 /// Pairs of a part: few enough that little is lost when a run is killed, many enough that batches of like length fill.
 pub const ROWS_PER_PART: usize = 64;
@@ -64,7 +64,8 @@ fn rows(pairs: &[Pair]) -> usize {
 pub fn run<B: Kernels>(setup: &Setup<'_, B>, out: &Path) -> Result<Summary> {
     let (data, extras) = (setup.data, setup.of.extras);
     let rounding = Rounding::of(dtype_name(setup.model.dtype));
-    let measured = Measured::create(out, data.groups, !extras.probes.is_empty(), rounding)?;
+    let beside = [data.groups, !extras.probes.is_empty(), setup.model.description.experts.is_some()];
+    let measured = Measured::create(out, beside, rounding)?;
     let mut following = Following::create(out, setup, &measured)?;
     let windows: Vec<Range<usize>> = data.pairs.parts(ROWS_PER_PART).collect();
     let (mut summary, mut first) = (Summary::default(), 0);
@@ -86,6 +87,7 @@ pub fn run<B: Kernels>(setup: &Setup<'_, B>, out: &Path) -> Result<Summary> {
 struct Measured {
     groups: Option<Table>,
     probes: Option<Table>,
+    routing: Option<Table>,
     params: Table,
     responses: Table,
     pairs: Table,
@@ -94,12 +96,14 @@ struct Measured {
 }
 
 impl Measured {
-    fn create(out: &Path, groups: bool, probes: bool, rounding: Rounding) -> Result<Self> {
+    /// With a table of groups, of probes and of routing where those are wanted.
+    fn create(out: &Path, [groups, probes, routing]: [bool; 3], rounding: Rounding) -> Result<Self> {
         let [params, responses, pairs] = MEASURED.map(|name| Table::create(out, name));
         let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
         Ok(Self {
             groups: table(groups, tables::GROUPS)?,
             probes: table(probes, tables::PROBES)?,
+            routing: table(routing, tables::ROUTING)?,
             params: params?,
             responses: responses?,
             pairs: pairs?,
@@ -108,9 +112,10 @@ impl Measured {
     }
 
     fn has(&self, part: usize) -> bool {
-        let Self { groups, probes, params, responses, pairs, .. } = self;
-        let all = [Some(pairs), Some(responses), Some(params), groups.as_ref(), probes.as_ref()];
-        all.into_iter().flatten().all(|table| table.has(part))
+        let Self { groups, probes, routing, params, responses, pairs, .. } = self;
+        let beside = [groups, probes, routing].map(Option::as_ref);
+        let all = [Some(pairs), Some(responses), Some(params)].into_iter().chain(beside);
+        all.flatten().all(|table| table.has(part))
     }
 
     /// Writes a part; pairs.parquet, by which records are found, comes last.
@@ -120,6 +125,9 @@ impl Measured {
         }
         if let Some(table) = &self.probes {
             table.write(part, probes::table(&rows.probes))?;
+        }
+        if let Some(table) = &self.routing {
+            table.write(part, routing::table(&rows.routing))?;
         }
         self.params.write(part, params::table(&rows.params))?;
         self.responses.write(part, responses::table(&rows.responses))?;
