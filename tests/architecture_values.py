@@ -45,6 +45,9 @@ MODELS = {
     "falcon": dict(bias=True, alibi=False, ffn_hidden_size=40, **ROPE),
     "falcon-newer": dict(new_decoder_architecture=True, num_kv_heads=2, alibi=False, ffn_hidden_size=40, **ROPE),
     "falcon-sequential": dict(parallel_attn=False, multi_query=False, alibi=False, bias=True, **ROPE),
+    "gemma4_text": dict(head_dim=8, global_head_dim=16, num_global_key_value_heads=1, attention_k_eq_v=True, sliding_window=5,
+                        layer_types=["sliding_attention", "full_attention", "full_attention"], hidden_size_per_layer_input=0,
+                        vocab_size_per_layer_input=61, final_logit_softcapping=6.0),
 }
 PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
 
@@ -71,6 +74,9 @@ for seed, (name, more) in enumerate(MODELS.items()):
     for key, p in model.named_parameters():
         noise = torch.randn(p.shape)
         p.data = {True: 1 + 0.2 * noise, False: 0.25 * noise}[p.dim() == 1 and key.endswith("weight")]
+    for key, b in model.named_buffers():
+        if key.endswith("layer_scalar"):
+            b.data = 1 + 0.2 * torch.randn(b.shape)
     folder = OUT / name
     folder.mkdir(exist_ok=True)
     tied = set(model._tied_weights_keys or []) if config.tie_word_embeddings else set()
@@ -80,7 +86,14 @@ for seed, (name, more) in enumerate(MODELS.items()):
     json.dump(written, open(folder / "config.json", "w"), indent=1, sort_keys=True)
     torch.set_default_dtype(torch.float64)
     model = model.double().eval()
+    for scaled in [m for m in model.modules() if hasattr(m, "scalar_embed_scale")]:
+        scaled.embed_scale = torch.tensor(scaled.scalar_embed_scale)
     for rotary in [m.rotary_emb for m in model.modules() if hasattr(m, "rotary_emb")]:
+        if hasattr(rotary, "layer_types"):
+            for kind in rotary.layer_types:
+                inverse, _ = rotary.rope_init_fns[kind](config.per_layer_config[kind], None, layer_type=kind)
+                setattr(rotary, f"{kind}_inv_freq", inverse)
+            continue
         inverse, rotary.attention_scaling = rotary.compute_default_rope_parameters(config)
         rotary.inv_freq = rotary.original_inv_freq = inverse
     rows = []

@@ -256,7 +256,7 @@ fn small_architectures_meet_transformers() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/architectures");
     let mut folders: Vec<PathBuf> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert_eq!(folders.len(), 14);
+    assert_eq!(folders.len(), 15);
     for folder in folders {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let model = Decoder::<Flex>::load(&folder, &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();

@@ -217,12 +217,54 @@ fn the_documentation_prints_every_architecture() {
     );
 }
 
+/// Gemma 4's wider heads listed by layer, as transformers 5 writes them, or by one key for all without a window; and what its other
+/// sizes have.
+#[test]
+fn gemma_4_is_read_in_both_spellings_and_its_other_sizes_are_refused() {
+    let of = |keys: serde_json::Value| {
+        let least = json!({ "num_hidden_layers": 6, "hidden_size_per_layer_input": 0, "attention_k_eq_v": true });
+        let mut config = with("gemma4_text", least);
+        config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        config
+    };
+    let older = json!({ "global_head_dim": 128, "num_global_key_value_heads": 1 });
+    let newer = json!({ "per_layer_config": { "5": { "head_dim": 128, "num_key_value_heads": 1 } } });
+    let [older, newer] = [older, newer].map(|keys| read(&of(keys)).unwrap());
+    assert_eq!(older.formulas(), newer.formulas());
+    let widths = |layer: usize| {
+        let spec = older.attention_of(layer);
+        (spec.kv_heads, spec.head_dim, spec.window)
+    };
+    assert_eq!((widths(0), widths(5)), ((2, 8, Some(512)), (1, 128, None)));
+    for (key, value) in [
+        ("hidden_size_per_layer_input", json!(256)),
+        ("num_kv_shared_layers", json!(2)),
+        ("enable_moe_block", json!(true)),
+        ("num_global_key_value_heads", json!(3)),
+    ] {
+        refused(&of(json!({ key: value })), key);
+    }
+    refused(
+        &of(json!({ "per_layer_config": { "5": { "intermediate_size": 7 } } })),
+        "per_layer_config.5.intermediate_size",
+    );
+    refused(
+        &of(json!({ "per_layer_config": { "5": { "head_dim": 64 }, "2": { "head_dim": 32 } } })),
+        "per_layer_config",
+    );
+    refused(&with("gemma4_text", json!({})), "hidden_size_per_layer_input");
+}
+
 /// The least config, with few experts.
 fn documented(model_type: &str) -> Value {
     let keys = match model_type {
         "gpt_oss" | "mixtral" | "phimoe" => json!({ "num_local_experts": 8, "num_experts_per_tok": 2 }),
         "deepseek_v3" => {
             json!({ "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1 })
+        }
+        "gemma4_text" => {
+            json!({ "hidden_size_per_layer_input": 0, "attention_k_eq_v": true, "num_global_key_value_heads": 1,
+            "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] })
         }
         "glm4_moe" => json!({ "n_routed_experts": 8, "num_experts_per_tok": 3 }),
         "olmoe" | "qwen2_moe" | "qwen3_moe" | "qwen3_next" | "qwen3_5_moe_text" => {
@@ -255,5 +297,5 @@ const REFUSED: &str = "
 A config key that is not understood and not switched off is refused by its name; a key that would change the function in a way that is not computed is, too:
 `use_qk_norm` of `cohere`, `qk_layernorm` of `stablelm` and of `phi`, rotary types other than those of [the formats](formats.md), an activation that is not named above, a
 router that is not (`topk_method`, `scoring_func`), `moe_layer_freq` other than 1, `use_bidirectional_attention`, `is_encoder_decoder`, `add_cross_attention`, and a tied
-output matrix with a bias. Not supported yet: `gemma4_text`; of `opt` norms behind layers and embeddings of another width, of `falcon` ALiBi. Losses that balance experts are no part of log π, and are not computed.
+output matrix with a bias. Not supported yet: of `gemma4_text` inputs to each layer by token, shared keys and values, and experts (E2B, E4B and 26B-A4B); of `opt` norms behind layers and embeddings of another width, of `falcon` ALiBi. Losses that balance experts are no part of log π, and are not computed.
 ";

@@ -158,6 +158,55 @@ fn experts_are_counted_where_responses_are_predicted() {
     assert!(std::fs::read_to_string(&page).unwrap().contains(r#""experts":{"leaf":[0,"#));
 }
 
+/// Central differences through routers, experts, the gated delta rule and its convolutions, at rows of 1 to 20 tokens.
+#[test]
+fn verify_passes_through_routers_and_states() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = with_experts(folder.path());
+    let words = ["verify", "--scope", "full", "--device", "cpu", "--pairs", "3", "--model"].map(str::to_owned);
+    let paths = [model.display().to_string(), "--data".to_owned(), data.display().to_string()];
+    let said = succeed(words.into_iter().chain(paths));
+    assert!(said.contains("57 of 57 checks passed"), "{said}");
+}
+
+/// At a tie of all experts the first two are chosen, and the gradient is that of this choice: a step away another is, so that no
+/// difference agrees with it. Such rows are counted.
+#[test]
+fn at_a_tie_the_gradient_is_that_of_the_first_choice_and_the_rows_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, data) = with_experts(folder.path());
+    let model = folder.path().join("tied");
+    support::copy_folder(&from, &model);
+    let file = model.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = support::Tensors::new();
+    for (name, view) in stored.tensors() {
+        let values = view.data().chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+        tensors.insert(name, support::Tensor { shape: view.shape().to_vec(), values });
+    }
+    let router = tensors.get_mut("model.layers.0.mlp.gate.weight").unwrap();
+    let width = router.shape[1];
+    let first = router.values[..width].to_vec();
+    router.values.chunks_exact_mut(width).for_each(|row| row.copy_from_slice(&first));
+    support::write_tensors(&file, &tensors, safetensors::Dtype::F32);
+    let out = folder.path().join("out");
+    let summary = succeed(with(analyze(&model, &data, &out), &["--scope", "full", "--dtype", "f64"]));
+    assert!(summary.contains("rows of 3 pairs have experts within rounding of others"), "{summary}");
+    let of_first = |name: &str| -> Vec<u32> {
+        let layers = counts(&out, "routing.parquet", "layer");
+        let of = counts(&out, "routing.parquet", name);
+        of.into_iter().zip(layers).filter(|(_, layer)| *layer == 0).map(|(value, _)| value).collect()
+    };
+    let chosen = of_first("rows_chosen").into_iter().zip(of_first("expert"));
+    assert!(chosen.filter(|(rows, _)| *rows > 0).all(|(_, expert)| expert < 2), "the first two");
+    let words = ["verify", "--scope", "full", "--device", "cpu", "--model"].map(str::to_owned);
+    let paths = [model.display().to_string(), "--data".to_owned(), data.display().to_string()];
+    let output = run(words.into_iter().chain(paths));
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("FAIL"));
+}
+
 #[test]
 fn a_model_without_experts_has_no_rows_by_expert() {
     let folder = tempfile::tempdir().unwrap();

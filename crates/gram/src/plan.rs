@@ -20,10 +20,13 @@ pub const BATCHES_IN_FLIGHT_ON_DEVICE: usize = 1;
 
 /// Values that a block keeps of one forward row for its vjp, beside its input.
 fn kept(model: &Description) -> usize {
-    let (spec, names) = (model.attention, &model.names);
+    let specs = (0..model.layers()).map(|layer| model.attention_of(layer));
+    let widest = specs.max_by_key(|of| (of.heads + of.kv_heads) * of.head_dim);
+    let (spec, names) = (widest.unwrap_or(model.attention), &model.names);
     let attention = 2 * spec.heads + 2 * spec.kv_heads;
     // what norms of queries and keys, and norms after a layer, read
     let before_norms = if model.query_key_norm.is_some() { spec.heads + spec.kv_heads } else { 0 };
+    let before_norms = before_norms + if model.value_norm { spec.kv_heads } else { 0 };
     let outputs = usize::from(names.after_attention.is_some()) + usize::from(names.after_mlp.is_some());
     let dense = if model.blocks.iter().all(|block| block.sparse) { 0 } else { 2 * model.mlp_width };
     let feed_forward = model.experts.as_ref().map_or(0, |of| {

@@ -89,15 +89,19 @@ impl<'a, B: Kernels> Parts<'a, B> {
     fn attention(&mut self, layer: usize) -> Attention<B> {
         let source = match &self.of.latent {
             Some(latent) => Source::Latent(Box::new(self.latent(latent))),
-            None => Source::Input(self.qkv()),
+            None => Source::Input(self.qkv(layer)),
         };
         let of = self.of;
         let norms = of.names.query_key_norms;
-        let BlockKind { rope, .. } = of.blocks[layer];
+        let BlockKind { rope, keys_are_values, .. } = of.blocks[layer];
+        let head_dim = of.attention_of(layer).head_dim;
+        let value_norm = of.value_norm.then(|| without_parameters(head_dim, of.norm, self.dtype, self.device));
         Attention {
             source,
             gated: of.output_gate,
             query_key_norms: norms.and_then(|[q, k]| Some(Box::new([self.norm(Some(q))?, self.norm(Some(k))?]))),
+            value_norm: value_norm.map(Box::new),
+            keys_are_values,
             bound: of.qkv_bound,
             sinks: of.names.sinks.map(|name| Sinks { scores: self.vector(name) }),
             o: self.map(of.names.o),
@@ -107,16 +111,19 @@ impl<'a, B: Kernels> Parts<'a, B> {
         }
     }
 
-    fn qkv(&mut self) -> Projection<B> {
-        let (of, head_dim) = (self.of, self.of.attention.head_dim);
+    fn qkv(&mut self, layer: usize) -> Projection<B> {
+        let (of, spec) = (self.of, self.of.attention_of(layer));
+        let head_dim = spec.head_dim;
         let (maps, pieces) = match of.names.qkv {
             Qkv::Separate(names) => {
                 let queries = if of.output_gate { Pieces::ByHead(vec![head_dim; 2]) } else { Pieces::Whole };
-                (self.maps(&names), vec![queries, Pieces::Whole, Pieces::Whole])
+                let own = if of.blocks[layer].keys_are_values { &names[..2] } else { &names[..] };
+                let pieces = std::iter::once(queries).chain(vec![Pieces::Whole; own.len() - 1]).collect();
+                (self.maps(own), pieces)
             }
-            Qkv::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(of.qkv_widths().to_vec())]),
+            Qkv::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(of.qkv_widths(layer).to_vec())]),
             Qkv::ByHead(name) => {
-                let queries = of.attention.heads / of.attention.kv_heads * head_dim;
+                let queries = spec.heads / spec.kv_heads * head_dim;
                 (self.maps(&[name]), vec![Pieces::ByHead(vec![queries, head_dim, head_dim])])
             }
         };
@@ -217,6 +224,10 @@ pub(crate) fn block<B: Kernels>(
         None => FeedForward::Mlp(parts.mlp()),
     };
     one_rank(&feed_forward)?;
+    let scale = match names.output_scale {
+        Some(name) => loader.values(&format!("{}.{layer}.{name}", names.blocks), 1)?[0],
+        None => 1.0,
+    };
     Ok(Block {
         mixer: Sublayer {
             norm: parts.norm(names.attention_norm),
@@ -231,6 +242,7 @@ pub(crate) fn block<B: Kernels>(
             scale: of.residual_scale,
         },
         parallel: of.parallel,
+        scale,
     })
 }
 

@@ -83,6 +83,9 @@ pub(crate) struct RopeDefaults {
     pub sections: bool,
     /// Whether neighbours are rotated together, and not values half a head apart.
     pub neighbours: bool,
+    /// The part of a head that `proportional` rotates where nothing is said, for architectures that have this type; it is theirs where there
+    /// are no parameters at all.
+    pub proportional: Option<f64>,
     /// Keys that the architecture reads itself.
     pub others: &'static [&'static str],
 }
@@ -95,6 +98,7 @@ impl Default for RopeDefaults {
             long_by_other_names: false,
             sections: false,
             neighbours: false,
+            proportional: None,
             others: &[],
         }
     }
@@ -124,6 +128,9 @@ impl Rope {
         head_dim: usize,
         defaults: RopeDefaults,
     ) -> Result<Self> {
+        if let Some(rope) = Self::proportional(config, key, parameters, head_dim, defaults)? {
+            return Ok(rope);
+        }
         let (theta, dimensions) = base(config, key, parameters, head_dim, defaults)?;
         let rotated = if defaults.neighbours { Pairs::Neighbours } else { Pairs::Halves };
         let plain = Self { rotated, ..Self::fixed(inverse_frequencies(theta, dimensions)) };
@@ -134,6 +141,38 @@ impl Rope {
         let rope = Self { rotated, score_scale, ..rope };
         parameters.finish(|key| KNOWN.contains(&key) || defaults.others.contains(&key) || of_sections(key))?;
         Ok(rope)
+    }
+
+    /// Angles of whole heads of which a first part turns: frequencies are those of the head's width, and zero beyond the part.
+    fn proportional(
+        config: &Config,
+        key: &str,
+        parameters: Option<&Config>,
+        head_dim: usize,
+        defaults: RopeDefaults,
+    ) -> Result<Option<Self>> {
+        let Some(default) = defaults.proportional else { return Ok(None) };
+        let (mut theta, mut part, mut factor) = (defaults.theta.1, default, 1.0);
+        if let Some(parameters) = parameters {
+            let kind: Option<String> = parameters.get("rope_type")?;
+            if kind.as_deref() != Some("proportional") {
+                return Ok(None);
+            }
+            theta = parameters.get("rope_theta")?.unwrap_or(theta);
+            part = parameters.get("partial_rotary_factor")?.unwrap_or(1.0);
+            factor = parameters.get("factor")?.unwrap_or(factor);
+            parameters.finish(|key| KNOWN.contains(&key))?;
+        }
+        if !(theta > 0.0 && (0.0..=1.0).contains(&part) && factor > 0.0) {
+            let problem = format!(
+                "found θ {theta}, factor {factor} and a part of {part}, expected positive numbers and a part up to 1"
+            );
+            return Err(config.refuse(key, problem));
+        }
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most half of head_dim
+        let turning = (part * head_dim as f64 / 2.0).floor() as usize;
+        let inverse = inverse_frequencies(theta, head_dim).into_iter().enumerate();
+        Ok(Some(Self::fixed(inverse.map(|(i, f)| if i < turning { f / factor } else { 0.0 }).collect())))
     }
 
     /// Frequencies that are the same for sequences of every length.
@@ -147,6 +186,14 @@ impl Rope {
             rotated: Pairs::Halves,
             temperature: None,
             score_scale: 1.0,
+        }
+    }
+
+    /// Pairs whose angle is not zero everywhere.
+    pub(crate) fn turning(&self) -> usize {
+        match &self.frequencies {
+            Frequencies::Fixed(inverse) => inverse.iter().filter(|f| **f != 0.0).count(),
+            Frequencies::Dynamic { .. } | Frequencies::Long { .. } => self.pairs,
         }
     }
 

@@ -236,7 +236,7 @@ impl<B: Kernels> Decoder<B> {
 
     fn save_model(&self, base: &Path, folder: &Path) -> Result<()> {
         let mut stored = self.stored(|_| true);
-        stored.extend(self.corrections(base)?);
+        stored.extend(self.constants(base)?);
         write(&folder.join("model.safetensors"), stored)?;
         let mut config = read_json(&base.join("config.json"))?;
         // transformers loads weights in the type that the config names
@@ -266,7 +266,7 @@ impl<B: Kernels> Decoder<B> {
         };
         let mut weights = Weights::open(folder, stem)?;
         let all = *source == AdapterSource::None;
-        self.correction_names().iter().for_each(|name| weights.ignore(name));
+        self.constant_names().iter().for_each(|name| weights.ignore(name));
         let (mut read, device) = (Ok(()), self.device.clone());
         self.visit_stored(
             |parameter| all || parameter.kind != ParameterKind::Base,
@@ -285,17 +285,19 @@ impl<B: Kernels> Decoder<B> {
         weights.finish()
     }
 
-    /// Names of what is added to sigmoids of routers: no parameters, and a part of the model.
-    fn correction_names(&self) -> Vec<String> {
+    /// Names of what is added to sigmoids of routers, and of factors on blocks' outputs: no parameters, and a part of the model.
+    fn constant_names(&self) -> Vec<String> {
         let of = &self.description;
         let blocks = in_checkpoint(of, self.bare);
-        let name = |layer| Some(format!("{blocks}.{layer}.{}", of.experts_of(layer)?.correction?));
-        (0..of.layers()).filter_map(name).collect()
+        let correction = |layer| of.experts_of(layer).and_then(|experts| experts.correction);
+        let of_block =
+            |layer| correction(layer).into_iter().chain(of.names.output_scale).map(move |name| (layer, name));
+        (0..of.layers()).flat_map(of_block).map(|(layer, name)| format!("{blocks}.{layer}.{name}")).collect()
     }
 
     /// Those, as the folder has them that the model was loaded from.
-    fn corrections(&self, base: &Path) -> Result<Vec<(String, Stored<B>)>> {
-        let names = self.correction_names();
+    fn constants(&self, base: &Path) -> Result<Vec<(String, Stored<B>)>> {
+        let names = self.constant_names();
         if names.is_empty() {
             return Ok(Vec::new());
         }

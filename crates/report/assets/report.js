@@ -230,7 +230,8 @@
   };
 
   const layers = (leaf) => {
-    const table = of("modules", leaf);
+    // experts have a view of their own
+    const table = of("modules", leaf).filter((row) => !/(^|\.)experts\.\d+\./.test(row.module));
     const what = at("layer-value").value;
     const modules = distinct(table.map((row) => row.module));
     const outside = "outside";
@@ -250,8 +251,7 @@
   };
 
   const experts = (leaf) => {
-    at("experts").hidden = !data.tables.experts.leaf?.length;
-    if (at("experts").hidden) return;
+    if (!at("experts")) return;
     const table = of("experts", leaf).map((row) => ({ ...row, difference: row.share_chosen - row.share_rejected }));
     const overlap = metric(leaf, "routing_overlap"), what = at("expert-value").value;
     at("routing").textContent = overlap ? `Median overlap of a pair's two routings ${shown(overlap.median)} (${shown(overlap.low)} to ${shown(overlap.high)}).` : "";
@@ -568,7 +568,8 @@
   for (const name of ["run", "step", "dataset"]) at(name).onchange = () => { chosen[name] = JSON.parse(at(name).value); show(); };
   at("bin-by").onchange = () => { chosen.against = JSON.parse(at("bin-by").value); bins(selected()); };
   at("layer-value").onchange = () => layers(selected());
-  at("expert-value").onchange = () => experts(selected());
+  if (data.tables.experts.leaf?.length) at("expert-value").onchange = () => experts(selected());
+  else at("experts").remove();
   at("theme").onclick = () => {
     const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     document.documentElement.dataset.theme = dark ? "light" : "dark";

@@ -129,6 +129,7 @@ impl Description {
             out.extend(self.feed_forward_formulas(layer));
             out.push(format!("x = x + {}", add("f", names.after_mlp)));
         }
+        out.extend(names.output_scale.map(|name| format!("x = {name}·x")));
         out
     }
 
@@ -152,7 +153,10 @@ impl Description {
                 } else {
                     format!("q = {} u", map(q))
                 };
-                vec![format!("{q}, k = {} u, v = {} u", map(k), map(v))]
+                match block.keys_are_values {
+                    true => vec![format!("{q}, k = v = {} u", map(k))],
+                    false => vec![format!("{q}, k = {} u, v = {} u", map(k), map(v))],
+                }
             }
             (None, Qkv::Joined(name)) => vec![format!("q, k, v = {} u", map(name))],
             (None, Qkv::ByHead(name)) => vec![format!("q, k, v = {} u by key head", map(name))],
@@ -161,6 +165,9 @@ impl Description {
             let over = if over == QueryKeyNorm::Heads { " of each head" } else { "" };
             out.push(format!("q, k = {}, {}{over}", self.norm_text("q", Some(q)), self.norm_text("k", Some(k))));
         }
+        if self.value_norm {
+            out.push(format!("v = {} of each head", self.norm_text("v", Some("")).trim_end_matches('·')));
+        }
         if let Some(bound) = self.qkv_bound {
             out.push(format!("q, k, v cut at ±{bound}"));
         }
@@ -168,6 +175,9 @@ impl Description {
             let rope = &self.ropes[of_q];
             let pairs = if rope.rotated == Pairs::Neighbours { "neighbours" } else { "halves" };
             let part = match 2 * rope.pairs {
+                all if all == spec.head_dim && rope.turning() < rope.pairs => {
+                    format!(", the first {} of {} pairs", rope.turning(), rope.pairs)
+                }
                 all if all == spec.head_dim => String::new(),
                 part => format!(", {part} of a head's {} values", spec.head_dim),
             };

@@ -21,6 +21,7 @@ fn names() -> Names {
         final_norm: Cow::Borrowed("transformer.ln_f"),
         conv1d: true,
         buffers: &["attn.bias", "attn.masked_bias"],
+        output_scale: None,
         beside: &[],
         ..llama::names()
     }
@@ -66,6 +67,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         latent: None,
         delta: None,
         query_key_norm: None,
+        value_norm: false,
         parallel: false,
         mlp_width: config.get("n_inner")?.unwrap_or(4 * hidden),
         activation: activation(config, "activation_function", "gelu_new")?,

@@ -21,6 +21,7 @@ fn names() -> Names {
         final_norm: Cow::Borrowed("gpt_neox.final_layer_norm"),
         head: Cow::Borrowed("embed_out"),
         buffers: &["attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"],
+        output_scale: None,
         beside: &[],
         ..llama::names()
     }

@@ -27,6 +27,7 @@ pub(super) fn names() -> Names {
         head: Cow::Borrowed("lm_head"),
         conv1d: false,
         buffers: &["self_attn.rotary_emb.inv_freq"],
+        output_scale: None,
         beside: &[],
     }
 }
@@ -123,6 +124,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         latent: None,
         delta: None,
         query_key_norm: None,
+        value_norm: false,
         parallel: false,
         mlp_width: match defaults.width_elsewhere && !config.has("intermediate_size") {
             true => mlp_width,

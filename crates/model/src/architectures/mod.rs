@@ -8,6 +8,7 @@ mod formulas;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod glm4_moe;
 mod gpt2;
@@ -65,6 +66,7 @@ const TABLE: &[(&str, Describe)] = &[
     ("gemma", gemma::describe),
     ("gemma2", gemma2::describe),
     ("gemma3_text", gemma3::describe),
+    ("gemma4_text", gemma4::describe),
     ("glm4", glm4::describe),
     ("glm4_moe", glm4_moe::describe),
     ("gpt2", gpt2::describe),
@@ -143,6 +145,8 @@ pub struct Description {
     pub delta: Option<DeltaKind>,
     /// Over what the norms of queries and keys go, where there are any.
     pub query_key_norm: Option<QueryKeyNorm>,
+    /// Whether the values of each head are normalised, without a gain.
+    pub value_norm: bool,
     /// Whether the feed-forward layer reads the block's input, beside attention and not after it; where it has no norm of its own,
     /// it reads what attention reads.
     pub parallel: bool,
@@ -183,6 +187,10 @@ pub struct BlockKind {
     pub recurrent: bool,
     /// Whether its feed-forward layer is one of experts.
     pub sparse: bool,
+    /// Key-value heads and values a head, where they are not those of other blocks.
+    pub heads: Option<[usize; 2]>,
+    /// Whether its keys, before their norm, are its values too.
+    pub keys_are_values: bool,
 }
 
 /// A mixer by the gated delta rule, with its names inside the block.
@@ -404,6 +412,8 @@ pub struct Names {
     pub conv1d: bool,
     /// Tensors under a block that are no parameters.
     pub buffers: &'static [&'static str],
+    /// The one of them that is a number which the block's output is multiplied with.
+    pub output_scale: Option<&'static str>,
     /// How names begin of tensors that checkpoints have beside the model, for predicting further tokens.
     pub beside: &'static [&'static str],
 }
@@ -504,13 +514,16 @@ impl Description {
     /// Attention of a block, with its window.
     #[must_use]
     pub fn attention_of(&self, layer: usize) -> AttentionSpec {
-        AttentionSpec { window: self.blocks[layer].window, ..self.attention }
+        let BlockKind { window, heads, .. } = self.blocks[layer];
+        let [kv_heads, head_dim] = heads.unwrap_or([self.attention.kv_heads, self.attention.head_dim]);
+        AttentionSpec { window, kv_heads, head_dim, ..self.attention }
     }
 
-    /// Widths of the queries, keys and values of a row.
-    pub(crate) fn qkv_widths(&self) -> [usize; 3] {
-        let kv = self.attention.kv_heads * self.attention.head_dim;
-        [self.attention.heads * self.attention.head_dim, kv, kv]
+    /// Widths of the queries, keys and values of a row in a block.
+    pub(crate) fn qkv_widths(&self, layer: usize) -> [usize; 3] {
+        let of = self.attention_of(layer);
+        let kv = of.kv_heads * of.head_dim;
+        [of.heads * of.head_dim, kv, kv]
     }
 
     /// Paths inside a block of the linear maps that read one of its inputs.
@@ -554,7 +567,7 @@ impl Description {
         let mut parts: Vec<Part> = norm(names.attention_norm).into_iter().collect();
         match self.delta_of(layer) {
             Some(delta) => parts.extend(self.delta_parts(delta)),
-            None => parts.extend(self.attention_parts()),
+            None => parts.extend(self.attention_parts(layer)),
         }
         parts.extend(norm(names.after_attention));
         parts.extend(norm(names.mlp_norm));
@@ -614,22 +627,23 @@ impl Description {
         parts
     }
 
-    fn attention_parts(&self) -> Vec<Part> {
+    fn attention_parts(&self, layer: usize) -> Vec<Part> {
         if let Some(latent) = &self.latent {
             return self.latent_parts(latent);
         }
-        let (d, names, [q, kv, _]) = (self.hidden, &self.names, self.qkv_widths());
+        let (d, names, [q, kv, _]) = (self.hidden, &self.names, self.qkv_widths(layer));
         let mut parts = Vec::new();
         let of_queries = if self.output_gate { 2 * q } else { q };
         let qkv_map = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
         match names.qkv {
             Qkv::Separate([q_name, k_name, v_name]) => {
-                parts.extend([qkv_map(q_name, of_queries), qkv_map(k_name, kv), qkv_map(v_name, kv)]);
+                parts.extend([qkv_map(q_name, of_queries), qkv_map(k_name, kv)]);
+                parts.extend((!self.blocks[layer].keys_are_values).then(|| qkv_map(v_name, kv)));
             }
             Qkv::Joined(name) | Qkv::ByHead(name) => parts.push(qkv_map(name, q + 2 * kv)),
         }
         if let (Some(names), Some(over)) = (names.query_key_norms, self.query_key_norm) {
-            let widths = if over == QueryKeyNorm::Heads { [self.attention.head_dim; 2] } else { [q, kv] };
+            let widths = if over == QueryKeyNorm::Heads { [self.attention_of(layer).head_dim; 2] } else { [q, kv] };
             parts.extend(names.into_iter().zip(widths).map(|(name, features)| self.norm_of(name, features)));
         }
         parts.extend(names.sinks.map(|name| Part::Vector { name, shape: vec![self.attention.heads] }));
@@ -703,7 +717,9 @@ fn describe_as(model_type: &str, config: &Config, others: &[&str]) -> Result<Des
         }
     }
     for key in ["is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention", "pruned_heads"] {
-        if config.get(key)?.is_some_and(|value: serde_json::Value| !crate::config::is_off(&value)) {
+        // an image's tokens alone see each other both ways
+        let of_text = |value: &serde_json::Value| !crate::config::is_off(value) && value != "vision";
+        if config.get(key)?.is_some_and(|value: serde_json::Value| of_text(&value)) {
             return Err(config.refuse(key, "asks for something other than a causal decoder, which is not supported"));
         }
     }
@@ -813,8 +829,7 @@ fn with_ropes_by_type(
     let kind = |&windowed: &bool| BlockKind {
         window: window.filter(|_| windowed),
         rope: Some([usize::from(windowed); 2]),
-        recurrent: false,
-        sparse: false,
+        ..BlockKind::default()
     };
     let blocks = windowed.iter().map(kind).collect();
     Ok(Description { blocks, ropes: vec![global, local], max_positions, ..of })

@@ -15,6 +15,9 @@ const OF_IMAGES: &[&str] = &[
     "model.vision_tower.",
     "model.multi_modal_projector.",
     "model.image_newline",
+    "model.embed_vision.",
+    "model.audio_tower.",
+    "model.embed_audio.",
 ];
 
 /// Where checkpoints have the text part: the prefix of its `model.`, and of its `lm_head`.
@@ -38,6 +41,7 @@ const fn of(model_type: &'static str, text: Option<&'static str>, flat: bool) ->
 
 const TABLE: &[Wrapper] = &[
     of("gemma3", None, false),
+    of("gemma4", Some("gemma4_text"), false),
     of("llava", None, false),
     of("mistral3", None, false),
     of("qwen2_5_vl", Some("qwen2_5_vl_text"), true),

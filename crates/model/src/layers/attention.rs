@@ -17,6 +17,10 @@ pub struct Attention<B: Kernels> {
     pub gated: bool,
     /// Norms of queries and of keys, over each stretch of a row as long as their gain.
     pub query_key_norms: Option<Box<[Norm<B>; 2]>>,
+    /// Norm of the values of each head, without a gain.
+    pub value_norm: Option<Box<Norm<B>>>,
+    /// Whether keys, before their norm, are the values too.
+    pub keys_are_values: bool,
     /// What queries, keys and values are cut at, after the norms.
     pub bound: Option<f64>,
     /// A score for each head that no value belongs to.
@@ -99,6 +103,8 @@ impl<B: Kernels> Source<B> {
 pub struct AttentionTrace<B: Kernels> {
     /// Queries and keys before their norms, where they have any.
     projected: Option<[FloatTensor<B>; 2]>,
+    /// Values before their norm, where they have one.
+    values: Option<FloatTensor<B>>,
     /// Queries, keys and values before they were cut.
     uncut: Option<[FloatTensor<B>; 3]>,
     qkv: [FloatTensor<B>; 3],
@@ -126,6 +132,9 @@ impl<B: Kernels> Layer<B> for Attention<B> {
     ) -> (FloatTensor<B>, Self::Trace) {
         let (mut pieces, source) = self.source.forward(x);
         let gate = self.gated.then(|| pieces.remove(1));
+        if self.keys_are_values {
+            pieces.push(pieces[1].clone());
+        }
         let [mut q, mut k, mut v]: [FloatTensor<B>; 3] = match pieces.try_into() {
             Ok(qkv) => qkv,
             Err(_) => unreachable!("the projections are queries, keys and values"),
@@ -133,6 +142,11 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         let projected = self.query_key_norms.as_ref().map(|norms| {
             let before = [q.clone(), k.clone()];
             (q, k) = (norms[0].forward_in_parts(q.clone()), norms[1].forward_in_parts(k.clone()));
+            before
+        });
+        let values = self.value_norm.as_ref().map(|norm| {
+            let before = v.clone();
+            v = norm.forward_in_parts(before.clone());
             before
         });
         let uncut = self.bound.map(|bound| {
@@ -151,7 +165,21 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             ([attended, normaliser], sinks) = (with_sinks, Some(trace));
         }
         let (y, o_low) = self.o.forward(&self.output(&attended, gate.as_ref()), onto);
-        (y, AttentionTrace { projected, uncut, qkv: [q, k, v], source, attended, sinks, gate, normaliser, o_low })
+        (
+            y,
+            AttentionTrace {
+                projected,
+                values,
+                uncut,
+                qkv: [q, k, v],
+                source,
+                attended,
+                sinks,
+                gate,
+                normaliser,
+                o_low,
+            },
+        )
     }
 
     fn vjp(
@@ -201,7 +229,17 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             dq = norms[0].vjp_in_parts(q, dq, rows.full, pass);
             dk = norms[1].vjp_in_parts(k, dk, rows.full, pass);
         }
-        let deltas = std::iter::once(dq).chain(of_gate).chain([dk, dv]).collect();
+        if let (Some(norm), Some(values)) = (&self.value_norm, &trace.values) {
+            dv = norm.vjp_in_parts(values, dv, rows.full, pass);
+        }
+        let of_values = match self.keys_are_values {
+            true => {
+                dk = B::add_scaled(dk, &dv, 1.0);
+                None
+            }
+            false => Some(dv),
+        };
+        let deltas = std::iter::once(dq).chain(of_gate).chain([dk]).chain(of_values).collect();
         self.source.vjp(&trace.source, x, deltas, onto, needs, pass)
     }
 
@@ -236,6 +274,8 @@ impl<B: Kernels> Attention<B> {
             gated: self.gated,
             sinks: self.sinks.as_ref().map(|sinks| sinks.convert(f)),
             query_key_norms: norms.map(|norms| Box::new(norms.each_ref().map(|norm| norm.convert(f)))),
+            value_norm: self.value_norm.as_ref().map(|norm| Box::new(norm.convert(f))),
+            keys_are_values: self.keys_are_values,
             o: self.o.convert(f),
             bound: self.bound,
             spec: self.spec,

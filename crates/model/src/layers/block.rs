@@ -1,7 +1,7 @@
 //! A transformer block: `x += mixer(norm(x)); x += mlp(norm(x))`, and the mirror image.
 use super::{
     Backward, Choices, FeedForward, FeedForwardTrace, Forward, Layer, Mixer, MixerTrace, Norm, Sublayer, SublayerTrace,
-    Visitor,
+    Visitor, scaled,
 };
 use crate::needs::BlockNeeds;
 use tanglescope_kernels::{FloatTensor, Kernels};
@@ -16,6 +16,8 @@ pub struct Block<B: Kernels> {
     pub mlp: Sublayer<B, FeedForward<B>>,
     /// Whether the feed-forward layer reads the block's input.
     pub parallel: bool,
+    /// Factor on the output; no parameter that has a gradient.
+    pub scale: f64,
 }
 
 /// What a block's forward pass leaves for its vjp.
@@ -38,6 +40,12 @@ impl<B: Kernels> BlockTrace<B> {
 impl<B: Kernels> Block<B> {
     /// Forward pass over rows `x[N, hidden]`.
     pub fn forward(&self, x: &FloatTensor<B>, rows: &Forward<'_, B>) -> (FloatTensor<B>, BlockTrace<B>) {
+        let (y, trace) = self.sum(x, rows);
+        (scaled::<B>(y, self.scale), trace)
+    }
+
+    /// The residual stream and what both layers add to it.
+    fn sum(&self, x: &FloatTensor<B>, rows: &Forward<'_, B>) -> (FloatTensor<B>, BlockTrace<B>) {
         if let Some(norm) = self.shared_norm() {
             let normed = norm.forward(x);
             let (middle, mixer) = self.mixer.layer.forward(&normed, Some(x.clone()), rows);
@@ -59,6 +67,7 @@ impl<B: Kernels> Block<B> {
         needs: BlockNeeds,
         pass: &mut Backward<'_, B>,
     ) -> Option<FloatTensor<B>> {
+        let delta = scaled::<B>(delta, self.scale);
         if let Some(norm) = self.shared_norm() {
             return self.vjp_of_shared(norm, &trace, delta, needs, pass);
         }
@@ -112,11 +121,11 @@ impl<B: Kernels> Block<B> {
     /// The same block with its tensors elsewhere.
     pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Block<C> {
         let norm = |norm: &Option<Norm<B>>| norm.as_ref().map(|norm| norm.convert(f));
-        let Self { mixer, mlp, parallel } = self;
+        let Self { mixer, mlp, parallel, scale } = self;
         let (before, layer, after) = (norm(&mixer.norm), mixer.layer.convert(f), norm(&mixer.norm_after));
         let mixer = Sublayer { norm: before, layer, norm_after: after, scale: mixer.scale };
         let (before, layer, after) = (norm(&mlp.norm), mlp.layer.convert(f), norm(&mlp.norm_after));
         let mlp = Sublayer { norm: before, layer, norm_after: after, scale: mlp.scale };
-        Block { mixer, mlp, parallel: *parallel }
+        Block { mixer, mlp, parallel: *parallel, scale: *scale }
     }
 }

@@ -187,6 +187,8 @@ impl Parameters {
             query_key_norms,
             gated: false,
             sinks: None,
+            value_norm: None,
+            keys_are_values: false,
             bound: None,
             o,
             spec,
@@ -204,6 +206,6 @@ impl Parameters {
         let (norm_before, norm_after) = (norm(self, shape.before, "ln2"), norm(self, shape.after, "ln4"));
         let layer = FeedForward::Mlp(self.mlp(shape));
         let mlp = Sublayer { norm: norm_before, layer, norm_after, scale: shape.scale };
-        Block { mixer, mlp, parallel: shape.parallel }
+        Block { mixer, mlp, parallel: shape.parallel, scale: 1.0 }
     }
 }
