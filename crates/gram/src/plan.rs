@@ -1,10 +1,20 @@
 //! Which groups run together, and what is kept of them: by length, up to what memory allows.
 use tanglescope_kernels::DType;
 use tanglescope_model::Keep;
-use tanglescope_model::architectures::Description;
+use tanglescope_model::architectures::{Description, ExpertsKind};
 
 /// Forward rows beyond which a larger batch no longer runs faster on a processor (docs/benchmarks.md).
-pub const ENOUGH_ROWS: usize = 512;
+const ENOUGH_ROWS: usize = 512;
+
+/// Rows of an expert's beyond which its products no longer run much faster (docs/benchmarks.md).
+const ENOUGH_ROWS_OF_EXPERT: usize = 128;
+
+/// [`ENOUGH_ROWS`] of a model, of which each expert meets a part.
+#[must_use]
+pub fn enough_rows(model: &Description) -> usize {
+    let of_experts = |of: &ExpertsKind| ENOUGH_ROWS_OF_EXPERT * of.number / of.routing.per_row;
+    model.experts.as_ref().map_or(ENOUGH_ROWS, |experts| of_experts(experts).max(ENOUGH_ROWS))
+}
 
 /// The same on a device: rows that fill a large GPU's products several times over.
 pub const ENOUGH_ROWS_ON_DEVICE: usize = 8192;

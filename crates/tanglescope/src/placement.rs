@@ -50,8 +50,9 @@ impl Placement {
 
     /// Forward rows that a batch may have.
     pub(crate) fn rows_per_batch(&self, model: &Model, outline: &Outline) -> usize {
-        let enough = if model.device.is_cpu() { plan::ENOUGH_ROWS } else { plan::ENOUGH_ROWS_ON_DEVICE };
+        let of = &outline.description;
+        let enough = if model.device.is_cpu() { plan::enough_rows(of) } else { plan::ENOUGH_ROWS_ON_DEVICE };
         let bytes = self.activations.unwrap_or(usize::MAX);
-        (bytes / plan::bytes_per_row(&outline.description, model.dtype).max(1)).clamp(1, enough)
+        (bytes / plan::bytes_per_row(of, model.dtype).max(1)).clamp(1, enough)
     }
 }
