@@ -9,7 +9,7 @@ const ENOUGH_ROWS: usize = 512;
 /// Rows of an expert's beyond which its products no longer run much faster (docs/benchmarks.md).
 const ENOUGH_ROWS_OF_EXPERT: usize = 128;
 
-/// [`ENOUGH_ROWS`] of a model, of which each expert meets a part.
+/// Forward rows beyond which a larger batch of a model no longer runs much faster: each of its experts meets a part of them.
 #[must_use]
 pub fn enough_rows(model: &Description) -> usize {
     let of_experts = |of: &ExpertsKind| ENOUGH_ROWS_OF_EXPERT * of.number / of.routing.per_row;
