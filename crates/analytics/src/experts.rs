@@ -1,8 +1,8 @@
 //! routing.parquet by block and expert.
 use crate::metrics::keys;
-use crate::params::total_wl;
+use crate::params::{known, total_wl};
 use polars_core::prelude::{Column, DataFrame, DataType, PolarsResult, SortMultipleOptions};
-use polars_lazy::prelude::{Expr, col, lit, when};
+use polars_lazy::prelude::col;
 use std::collections::BTreeMap;
 use tanglescope_records::tables::{self, column, frame};
 use tanglescope_records::{Leaf, Result};
@@ -16,7 +16,6 @@ use tanglescope_records::{Leaf, Result};
 pub fn experts(leaf: &Leaf) -> Result<Option<DataFrame>> {
     let Some(routing) = leaf.table(tables::ROUTING)? else { return Ok(None) };
     let total = leaf.table(tables::PARAMS)?.map(|params| total_wl(&params)).transpose()?;
-    let known = |name: &str| -> Expr { when(col(name).is_not_nan()).then(col(name)).otherwise(lit(0.0)).sum() };
     let rows = |name: &str| col(name).cast(DataType::UInt64).sum();
     let query = routing
         .scan()?
@@ -25,9 +24,9 @@ pub fn experts(leaf: &Leaf) -> Result<Option<DataFrame>> {
             rows("rows_chosen"),
             rows("rows_rejected"),
             col("wl").count().alias("measured"),
-            known("ww").alias("ww"),
-            known("wl").alias("wl"),
-            known("ll").alias("ll"),
+            known("ww").sum(),
+            known("wl").sum(),
+            known("ll").sum(),
         ])
         .sort(["layer", "expert"], SortMultipleOptions::default());
     let found = routing.collect(query)?;

@@ -2,7 +2,7 @@
 use crate::metrics::{keys, spread_columns};
 use crate::statistics::Spread;
 use polars_core::prelude::{DataFrame, PolarsResult};
-use polars_lazy::prelude::{col, len, lit, when};
+use polars_lazy::prelude::{Expr, col, len, lit, when};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tanglescope_objectives::{PairGram, Rounding};
 use tanglescope_records::tables::{self, column, frame};
@@ -81,10 +81,14 @@ pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
     Ok(Some(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect())))
 }
 
+/// A column's values, zero for those that are not a number.
+pub(crate) fn known(name: &str) -> Expr {
+    when(col(name).is_not_nan()).then(col(name)).otherwise(lit(0.0)).alias(name)
+}
+
 /// The wl of all parameters, summed over the pairs.
 pub(crate) fn total_wl(params: &Records) -> Result<f64> {
-    let known = when(col("wl").is_not_nan()).then(col("wl")).otherwise(lit(0.0));
-    let total = params.collect(params.scan()?.select([known.sum().alias("wl")]))?;
+    let total = params.collect(params.scan()?.select([known("wl").sum()]))?;
     let total = total.column("wl").and_then(|wl| Ok(wl.f64()?.get(0))).map_err(|e| params.blame(e))?;
     Ok(total.unwrap_or(0.0))
 }

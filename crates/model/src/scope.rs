@@ -2,7 +2,7 @@
 use crate::error::{Error, Result, pattern_problem};
 use crate::layers::whole;
 use regex::Regex;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 /// A set of parameters, before it is known which a model has.
@@ -96,7 +96,8 @@ pub enum ParameterKind {
 pub struct InScope {
     /// In the model's order.
     pub parameters: Vec<Parameter>,
-    names: BTreeSet<String>,
+    /// Block of each, by name.
+    layers: BTreeMap<String, Option<usize>>,
     head_only: bool,
 }
 
@@ -131,22 +132,21 @@ impl InScope {
             };
             return Err(Error::Scope { scope: scope.to_string(), problem });
         }
-        let names = parameters.iter().map(|p| p.name.clone()).collect();
-        Ok(Self { parameters, names, head_only: matches!(scope, Scope::Head) })
+        let layers = parameters.iter().map(|p| (p.name.clone(), p.layer)).collect();
+        Ok(Self { parameters, layers, head_only: matches!(scope, Scope::Head) })
     }
 
     /// Whether a parameter is selected.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.names.contains(whole(name))
+        self.layers.contains_key(whole(name))
     }
 
     /// Block and expert of a parameter of an expert, or of its part of a tensor of all experts.
     #[must_use]
     pub fn expert_of(&self, name: &str) -> Option<(usize, usize)> {
         let expert = expert_in(name)?;
-        let parameter = self.parameters.iter().find(|parameter| parameter.name == whole(name))?;
-        Some((parameter.layer?, expert))
+        Some(((*self.layers.get(whole(name))?)?, expert))
     }
 
     /// Whether the embedding part of a tied output matrix is left out.

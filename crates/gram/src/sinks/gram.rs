@@ -98,10 +98,15 @@ impl<'a, B: Kernels> GramSink<'a, B> {
 
     fn add_known(&mut self, name: &str, grams: Vec<Gram>) {
         // parts of one tensor have disjoint entries, so that their products add up; so have the parameters of an expert
-        if let Some(expert) = self.scope.expert_of(name).filter(|_| self.detail == Detail::Parameters) {
-            add_to(self.experts.entry(expert).or_default(), &grams);
-        }
-        let name = if self.detail == Detail::Total { TOTAL } else { whole(name) };
+        let name = match self.detail {
+            Detail::Total => TOTAL,
+            Detail::Parameters => {
+                if let Some(expert) = self.scope.expert_of(name) {
+                    add_to(self.experts.entry(expert).or_default(), &grams);
+                }
+                whole(name)
+            }
+        };
         match self.found.get_mut(name) {
             Some(sum) => add_to(sum, &grams),
             None => drop(self.found.insert(name.to_owned(), grams)),

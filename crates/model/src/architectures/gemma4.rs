@@ -1,10 +1,10 @@
 //! `Gemma4ForCausalLM` without per-layer inputs, shared keys and experts: Gemma 3 with gains as they are, normalised values, scores that
 //! are not scaled, wider heads in the blocks without a window, whose keys may be their values, and a factor on each block's output.
 use super::llama::{self, Defaults};
-use super::{BlockKind, Description, Names, QueryKeyNorm, gemma2, soft_cap, window, windowed};
+use super::{BlockKind, Description, Names, QueryKeyNorm, gemma2, rope_of_type, soft_cap, window, windowed};
 use crate::config::Config;
 use crate::error::Result;
-use crate::rope::{Rope, RopeDefaults};
+use crate::rope::RopeDefaults;
 use tanglescope_kernels::AttentionSpec;
 
 fn names() -> Names {
@@ -91,34 +91,30 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         ..Defaults::default()
     };
     let of = llama::body(config, defaults)?;
-    let layers = of.layers();
-    let mut windowed = windowed(config, layers, |layer| !(layer + 1).is_multiple_of(6))?;
+    let mut windowed = windowed(config, of.layers(), |layer| !(layer + 1).is_multiple_of(6))?;
     // as transformers has it
-    windowed.iter_mut().last().into_iter().for_each(|last| *last = false);
+    if let Some(last) = windowed.last_mut() {
+        *last = false;
+    }
     let window = if config.has("sliding_window") { window(config)? } else { Some(512) };
     let keys_are_values = config.get("attention_k_eq_v")?.unwrap_or(false);
     let heads = heads(config, &of, &windowed, keys_are_values)?;
     let width = |of_windowed: bool| {
-        let first = windowed.iter().position(|windowed| *windowed == of_windowed);
         let mine = windowed.iter().zip(&heads).filter(|(windowed, _)| **windowed == of_windowed);
         let all: Vec<usize> =
             mine.map(|(_, heads)| heads.map_or(of.attention.head_dim, |[_, head_dim]| head_dim)).collect();
-        match first.map(|_| all[0]) {
-            Some(width) if all.iter().any(|other| *other != width) => Err(config.refuse(
+        match all.as_slice() {
+            [] => Ok(of.attention.head_dim),
+            [width, others @ ..] if others.iter().all(|other| other == width) => Ok(*width),
+            _ => Err(config.refuse(
                 "per_layer_config",
                 "found heads of several widths in layers of one type, which is not supported",
             )),
-            width => Ok(width.unwrap_or(of.attention.head_dim)),
         }
     };
     let parameters = config.object("rope_parameters")?;
-    let of_type = |kind: &str, head_dim: usize, defaults: RopeDefaults| -> Result<Rope> {
-        let own = match &parameters {
-            Some(parameters) => parameters.object(kind)?,
-            None => None,
-        };
-        Rope::of(config, kind, own.as_ref(), head_dim, defaults)
-    };
+    let of_type =
+        |kind, head_dim, defaults| rope_of_type(config, parameters.as_ref(), (kind, None), head_dim, defaults);
     let global = RopeDefaults { theta: ("rope_theta", 1e6), proportional: Some(0.25), ..RopeDefaults::default() };
     let local = RopeDefaults { theta: ("rope_local_base_freq", 1e4), ..RopeDefaults::default() };
     let ropes =

@@ -813,12 +813,8 @@ fn with_ropes_by_type(
     let parameters = config.object("rope_parameters")?;
     // transformers 4 scales the rotary embedding of the blocks without a window alone
     let older = config.object("rope_scaling")?;
-    let of_type = |kind: &str, older: Option<&Config>, defaults: RopeDefaults| -> Result<Rope> {
-        let newer = match &parameters {
-            Some(parameters) => parameters.object(kind)?,
-            None => None,
-        };
-        Rope::of(config, kind, newer.as_ref().or(older), of.attention.head_dim, defaults)
+    let of_type = |kind, older, defaults| {
+        rope_of_type(config, parameters.as_ref(), (kind, older), of.attention.head_dim, defaults)
     };
     let global = of_type("full_attention", older.as_ref(), global)?;
     let local = of_type("sliding_attention", None, local)?;
@@ -833,6 +829,21 @@ fn with_ropes_by_type(
     };
     let blocks = windowed.iter().map(kind).collect();
     Ok(Description { blocks, ropes: vec![global, local], max_positions, ..of })
+}
+
+/// The rotary embedding of a type of layers, whose parameters are listed by type, or are older ones.
+fn rope_of_type(
+    config: &Config,
+    parameters: Option<&Config>,
+    (kind, older): (&str, Option<&Config>),
+    head_dim: usize,
+    defaults: RopeDefaults,
+) -> Result<Rope> {
+    let newer = match parameters {
+        Some(parameters) => parameters.object(kind)?,
+        None => None,
+    };
+    Rope::of(config, kind, newer.as_ref().or(older), head_dim, defaults)
 }
 
 /// Paths of gate, up and down where experts are Llama's feed-forward layers.
