@@ -48,6 +48,13 @@ MODELS = {
     "gemma4_text": dict(head_dim=8, global_head_dim=16, num_global_key_value_heads=1, attention_k_eq_v=True, sliding_window=5,
                         layer_types=["sliding_attention", "full_attention", "full_attention"], hidden_size_per_layer_input=0,
                         vocab_size_per_layer_input=61, final_logit_softcapping=6.0),
+    "gemma4_text-experts": dict(head_dim=8, global_head_dim=12, sliding_window=5, enable_moe_block=True, num_experts=5, top_k_experts=2,
+                                moe_intermediate_size=10, hidden_size_per_layer_input=0, vocab_size_per_layer_input=61,
+                                layer_types=["sliding_attention", "full_attention", "full_attention"]),
+    "gemma4_text-small": dict(head_dim=8, global_head_dim=16, num_key_value_heads=1, attention_bias=True, sliding_window=4,
+                              num_hidden_layers=6, num_kv_shared_layers=3, hidden_size_per_layer_input=5, vocab_size_per_layer_input=70,
+                              layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention",
+                                           "sliding_attention", "full_attention"]),
 }
 PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
 
@@ -73,7 +80,7 @@ for seed, (name, more) in enumerate(MODELS.items()):
     # larger than at initialisation, so that attention is not flat, and biases and gains that are not 0 and 1
     for key, p in model.named_parameters():
         noise = torch.randn(p.shape)
-        p.data = {True: 1 + 0.2 * noise, False: 0.25 * noise}[p.dim() == 1 and key.endswith("weight")]
+        p.data = {True: 1 + 0.2 * noise, False: 0.25 * noise}[p.dim() == 1 and key.endswith(("weight", "scale"))]
     for key, b in model.named_buffers():
         if key.endswith("layer_scalar"):
             b.data = 1 + 0.2 * torch.randn(b.shape)

@@ -4,17 +4,19 @@
 //! (sums of 10⁵ terms at 1e-16, condition number included); in f32 1e-4, about 10 × ε₃₂ × the depth of the sums
 //! (some 100 rounded operations between an input and a gradient). Under the gated delta rule a sequence's first outputs `(q·k)·v` are nearly zero
 //! before their norm, so that roundings of q and k grow by |q||k|/|q·k| where the gradient is largest: 3e-4 in f32, three times as much (transformers
-//! itself, in f32, is off by 6e-5 on these).
+//! itself, in f32, is off by 6e-5 on these). The same for the golden with inputs by token, which is as steep: its wl moves by 2.4e-4 where every weight
+//! moves by half a unit in the last place of f32.
 mod support;
 
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use support::lavapipe::use_lavapipe;
+use support::small_models;
 use tanglescope_gram::{Batch, Group, GroupResult, Request, count, grams, token_matrices, token_rows};
 use tanglescope_kernels::device::{Vulkan, vulkan_devices};
 use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels, tally};
-use tanglescope_model::{AdapterSource, Decoder, Outline, Scope};
+use tanglescope_model::{AdapterSource, Decoder, FreshLora, Outline, Scope};
 
 /// Architectures with goldens.
 const ARCHITECTURES: &[&str] = &[
@@ -23,6 +25,7 @@ const ARCHITECTURES: &[&str] = &[
     "gemma",
     "gemma2",
     "gemma3",
+    "gemma4_text",
     "glm4",
     "glm4_moe",
     "gpt2",
@@ -142,8 +145,8 @@ fn check<B: Kernels>(device: &B::Device, dtype: DType, tolerance: f64, (spelling
                 let in_scope = model.in_scope(&wanted).unwrap();
                 let names: Vec<String> = in_scope.parameters.iter().map(|p| p.name.clone()).collect();
                 let results = grams(&model, &in_scope, &Request::all(&groups(&golden)));
-                let recurrent = model.description.delta.is_some() && dtype == DType::F32;
-                let tolerance = if recurrent { 3.0 * tolerance } else { tolerance };
+                let steep = model.description.delta.is_some() || model.description.per_layer.is_some();
+                let tolerance = if steep && dtype == DType::F32 { 3.0 * tolerance } else { tolerance };
                 for (i, (result, pair)) in results.iter().zip(golden["pairs"].as_array().unwrap()).enumerate() {
                     let (worst, at) = error(result, &names, pair, scope);
                     println!("{} {scope} pair {i}: {worst:.1e} at {at}", folder.display());
@@ -250,13 +253,11 @@ fn scaled_rotary_embeddings_meet_transformers() {
     }
 }
 
-/// Architectures that have no goldens elsewhere, against transformers' own code run in f64 (`tests/architecture_values.py`).
+/// The small models against transformers' own code run in f64 (`tests/architecture_values.py`).
 #[test]
 fn small_architectures_meet_transformers() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/architectures");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.sort();
-    assert_eq!(folders.len(), 15);
+    let folders = small_models();
+    assert_eq!(folders.len(), 17);
     for folder in folders {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let model = Decoder::<Flex>::load(&folder, &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
@@ -290,15 +291,22 @@ fn what_is_counted_is_what_runs() {
         r"\.1\..*dt_bias",
         "lora_B",
         r"\.0\..*norm|\.0\.ln_",
+        "per_layer_model_projection|per_expert_scale",
+        "embed_tokens_per_layer|router",
+        r"\.1\..*per_layer",
+        r"layers\.0\..*(k_proj|_norm)",
     ];
-    for folder in folders() {
+    for folder in folders().into_iter().chain(small_models()) {
         let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
         let groups = groups(&golden);
         let requests = Request::all(&groups);
-        let source = AdapterSource::Saved(folder.join("adapter"));
+        let source = match folder.join("adapter").is_dir() {
+            true => AdapterSource::Saved(folder.join("adapter")),
+            false => AdapterSource::Fresh(FreshLora { r: 3, lora_alpha: 6.0, targets: Vec::new(), seed: 1 }),
+        };
         let model_folder = model_folder(&folder, false);
         let outline = Outline::read(model_folder.path(), &source).unwrap();
-        let model = load::<Flex>(&folder, false, "lora", DType::F64, &FlexDevice);
+        let model = Decoder::<Flex>::load(model_folder.path(), &source, DType::F64, &FlexDevice, usize::MAX).unwrap();
         let mut seen = 0;
         for name in scopes {
             // not every model has a bias
@@ -325,6 +333,6 @@ fn what_is_counted_is_what_runs() {
                 assert!((counted.operations - ran.operations).abs() < 0.5, "{at}: {counted:?} counted, {ran:?} ran");
             }
         }
-        assert!(seen >= 10, "{}", folder.display());
+        assert!(seen >= 9, "{}", folder.display());
     }
 }

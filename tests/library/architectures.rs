@@ -217,10 +217,10 @@ fn the_documentation_prints_every_architecture() {
     );
 }
 
-/// Gemma 4's wider heads listed by layer, as transformers 5 writes them, or by one key for all without a window; and what its other
-/// sizes have.
+/// Gemma 4's wider heads listed by layer, as transformers 5 writes them, or by one key for all without a window; and what its sizes
+/// have beside that.
 #[test]
-fn gemma_4_is_read_in_both_spellings_and_its_other_sizes_are_refused() {
+fn gemma_4_is_read_in_both_spellings_and_in_all_its_sizes() {
     let of = |keys: serde_json::Value| {
         let least = json!({ "num_hidden_layers": 6, "hidden_size_per_layer_input": 0, "attention_k_eq_v": true });
         let mut config = with("gemma4_text", least);
@@ -237,13 +237,28 @@ fn gemma_4_is_read_in_both_spellings_and_its_other_sizes_are_refused() {
     };
     assert_eq!((widths(0), widths(5)), ((2, 8, Some(512)), (1, 128, None)));
     for (key, value) in [
-        ("hidden_size_per_layer_input", json!(256)),
-        ("num_kv_shared_layers", json!(2)),
-        ("enable_moe_block", json!(true)),
-        ("num_global_key_value_heads", json!(3)),
+        ("vocab_size_per_layer_input", json!({ "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 8 })),
+        ("num_kv_shared_layers", json!({ "num_kv_shared_layers": 6 })),
+        // no layer below has keys and values of the last one's type
+        ("num_kv_shared_layers", json!({ "num_kv_shared_layers": 1 })),
+        ("num_experts", json!({ "enable_moe_block": true })),
+        (
+            "top_k_experts",
+            json!({ "enable_moe_block": true, "num_experts": 4, "top_k_experts": 5, "moe_intermediate_size": 8 }),
+        ),
+        ("num_global_key_value_heads", json!({ "num_global_key_value_heads": 3 })),
     ] {
-        refused(&of(json!({ key: value })), key);
+        refused(&of(value), key);
     }
+    let shared = read(&of(json!({
+        "num_kv_shared_layers": 3, "use_double_wide_mlp": true, "layer_types": [
+            "sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention", "full_attention"
+        ],
+    })));
+    let shared = shared.unwrap();
+    let lenders: Vec<Option<usize>> = shared.blocks.iter().map(|block| block.lender).collect();
+    assert_eq!(lenders, [None, None, None, Some(2), Some(1), Some(1)]);
+    assert_eq!((shared.mlp_width_of(2) * 2, shared.mlp_width_of(3)), (shared.mlp_width * 2, shared.mlp_width * 2));
     refused(
         &of(json!({ "per_layer_config": { "5": { "intermediate_size": 7 } } })),
         "per_layer_config.5.intermediate_size",
@@ -252,7 +267,6 @@ fn gemma_4_is_read_in_both_spellings_and_its_other_sizes_are_refused() {
         &of(json!({ "per_layer_config": { "5": { "head_dim": 64 }, "2": { "head_dim": 32 } } })),
         "per_layer_config",
     );
-    refused(&with("gemma4_text", json!({})), "hidden_size_per_layer_input");
 }
 
 /// The least config, with few experts.
@@ -263,8 +277,9 @@ fn documented(model_type: &str) -> Value {
             json!({ "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1 })
         }
         "gemma4_text" => {
-            json!({ "hidden_size_per_layer_input": 0, "attention_k_eq_v": true, "num_global_key_value_heads": 1,
-            "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] })
+            json!({ "attention_k_eq_v": true, "num_global_key_value_heads": 1, "enable_moe_block": true, "num_experts": 8, "top_k_experts": 2,
+            "moe_intermediate_size": 16, "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"] })
         }
         "glm4_moe" => json!({ "n_routed_experts": 8, "num_experts_per_tok": 3 }),
         "olmoe" | "qwen2_moe" | "qwen3_moe" | "qwen3_next" | "qwen3_5_moe_text" => {
@@ -297,5 +312,5 @@ const REFUSED: &str = "
 A config key that is not understood and not switched off is refused by its name; a key that would change the function in a way that is not computed is, too:
 `use_qk_norm` of `cohere`, `qk_layernorm` of `stablelm` and of `phi`, rotary types other than those of [the formats](formats.md), an activation that is not named above, a
 router that is not (`topk_method`, `scoring_func`), `moe_layer_freq` other than 1, `use_bidirectional_attention`, `is_encoder_decoder`, `add_cross_attention`, and a tied
-output matrix with a bias. Not supported yet: of `gemma4_text` inputs to each layer by token, shared keys and values, and experts (E2B, E4B and 26B-A4B); of `opt` norms behind layers and embeddings of another width, of `falcon` ALiBi. Losses that balance experts are no part of log π, and are not computed.
+output matrix with a bias. Not supported yet: of `opt` norms behind layers and embeddings of another width, of `falcon` ALiBi. Losses that balance experts are no part of log π, and are not computed.
 ";

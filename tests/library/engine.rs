@@ -3,7 +3,7 @@
 //! Tolerance 1e-10 of √(Gram[i, i]·Gram[j, j]): two ways through the same sums, of some 10³ terms each, at 1.1e-16 a
 //! rounding, with a factor for the norms' divisions.
 use crate::support;
-use crate::support::{Tensors, VOCABULARY, gpt2, llama, write_model};
+use crate::support::{Tensors, VOCABULARY, gpt2, llama, small_models, write_model};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use tanglescope_gram::{
@@ -11,7 +11,7 @@ use tanglescope_gram::{
 };
 use tanglescope_kernels::cost::Rates;
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Memory, TensorData, TensorMetadata};
-use tanglescope_model::{AdapterSource, Decoder, FreshLora, InScope, Outline};
+use tanglescope_model::{AdapterSource, Decoder, FreshLora, InScope, Outline, Scope};
 
 const TOLERANCE: f64 = 1e-10;
 
@@ -292,10 +292,16 @@ fn less_memory_changes_no_bit() {
         Group::new(vec![1, 2, 3], vec![vec![4, 5, 6], vec![4, 7]]),
         Group::new(vec![9], vec![vec![2], vec![3, 3, 8, 1]]),
     ];
-    for (model, source) in [(llama(1, true), AdapterSource::None), (gpt2(3), fresh()), (llama(2, false), fresh())] {
+    let written = [(llama(1, true), AdapterSource::None), (gpt2(3), fresh()), (llama(2, false), fresh())];
+    let written = written.map(|(model, source)| {
         let folder = tempfile::tempdir().unwrap();
         write_model(folder.path(), &model);
-        let load = |resident| Decoder::<Flex>::load(folder.path(), &source, DType::F64, &FlexDevice, resident).unwrap();
+        (folder, source)
+    });
+    let small = small_models().into_iter().map(|folder| (folder, AdapterSource::None));
+    let all = written.iter().map(|(folder, source)| (folder.path().to_owned(), source.clone())).chain(small);
+    for (folder, source) in all {
+        let load = |resident| Decoder::<Flex>::load(&folder, &source, DType::F64, &FlexDevice, resident).unwrap();
         let run = |model: &Decoder<Flex>, scope: &InScope| -> Vec<Vec<Vec<f64>>> {
             grams(model, scope, &Request::all(&groups)).into_iter().map(|result| result.grams).collect()
         };
@@ -305,12 +311,12 @@ fn less_memory_changes_no_bit() {
         for bytes in [0, 4_000, 20_000] {
             let mut model = load(usize::MAX);
             model.activation_bytes = Some(bytes);
-            assert_eq!(run(&model, &scope), want, "{bytes} bytes of activations");
+            assert_eq!(run(&model, &scope), want, "{}: {bytes} bytes of activations", folder.display());
         }
         for resident in [0, 1] {
             let model = load(resident);
             assert_eq!(model.parameters(), all.parameters());
-            assert_eq!(run(&model, &scope), want, "{resident} resident blocks");
+            assert_eq!(run(&model, &scope), want, "{}: {resident} resident blocks", folder.display());
         }
     }
 }
@@ -324,6 +330,16 @@ fn an_outline_has_the_parameters_of_the_model() {
         let loaded = Decoder::<Flex>::load(folder.path(), &source, DType::F64, &FlexDevice, usize::MAX).unwrap();
         let outline = Outline::read(folder.path(), &source).unwrap();
         assert_eq!(outline.parameters(), loaded.parameters());
+    }
+    for folder in small_models() {
+        let everything =
+            FreshLora { r: 2, lora_alpha: 4.0, targets: vec!["per_layer_model_projection".to_owned()], seed: 3 };
+        let of_inputs = folder.file_name().is_some_and(|name| name == "gemma4_text-small");
+        let source = if of_inputs { AdapterSource::Fresh(everything) } else { fresh() };
+        let loaded = Decoder::<Flex>::load(&folder, &source, DType::F64, &FlexDevice, usize::MAX).unwrap();
+        let outline = Outline::read(&folder, &source).unwrap();
+        assert_eq!(outline.parameters(), loaded.parameters());
+        assert!(loaded.in_scope(&Scope::Lora).is_ok());
     }
 }
 

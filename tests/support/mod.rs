@@ -19,6 +19,14 @@ pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
+/// Small models of architectures, or of options, that the shared goldens do not have, in their order.
+pub fn small_models() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(repository("tests/golden/architectures")).unwrap();
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    folders
+}
+
 /// Model folder with tokenizer and chat template, and pairs as text, that the demo carries.
 pub fn demo() -> PathBuf {
     repository("crates/tanglescope/demo")

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use tanglescope_kernels::cost::{self, Cost, Rates};
 use tanglescope_kernels::head::{head_cost, head_gram_cost};
 use tanglescope_kernels::{DType, RowSet};
-use tanglescope_model::architectures::Description;
+use tanglescope_model::architectures::{Description, ExpertsKind};
 use tanglescope_model::{BlockNeeds, InScope, Map, Needs, Outline, Reads};
 
 /// The cost of a batch, by stage.
@@ -50,13 +50,15 @@ impl Count {
 }
 
 /// The inputs of a block's maps, in the order of the forward pass.
-const INPUTS: [Reads; 6] = [
+const INPUTS: [Reads; 8] = [
     Reads::MixerInput,
     Reads::QueryLatent,
     Reads::KeyLatent,
     Reads::AttentionOutput,
     Reads::MlpInput,
     Reads::MlpHidden,
+    Reads::BlockOutput,
+    Reads::PerLayerInput,
 ];
 
 /// Products of `rows` rows with a map, and with its adapter.
@@ -76,6 +78,10 @@ fn needed(needs: BlockNeeds, input: Reads) -> [bool; 2] {
         Reads::AttentionOutput => [needs.mixer.output, needs.mixer.hidden],
         Reads::MlpInput => [needs.mlp.hidden, needs.mlp.input],
         Reads::MlpHidden => [needs.mlp.output, needs.mlp.hidden],
+        Reads::BlockOutput => [needs.per_layer.hidden, needs.per_layer.input],
+        Reads::PerLayerInput => [needs.per_layer.output, needs.per_layer.hidden],
+        // beside the blocks
+        Reads::Embedded => [false; 2],
     }
 }
 
@@ -153,6 +159,11 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
     let of = &outline.description;
     let needs = Needs::of(of, scope);
     let mut count = Count::default();
+    for map in outline.maps.iter().filter(|map| map.reads == Reads::Embedded) {
+        count.forward += forward(map, batch.tokens.len(), dtype);
+        count.backward += backward(map, scope, [needs.by_token, needs.embeddings], batch.full.rows(), dtype);
+        count.reductions += reductions(&[map], scope, &batch.full, dtype, rates);
+    }
     for (layer, needs) in needs.blocks.iter().enumerate() {
         let here = if layer + 1 == of.layers() { batch.active.rows() } else { batch.full.rows() };
         let (forward_cost, vjp_cost) = match of.delta_of(layer) {
@@ -171,8 +182,11 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
             count.backward += of_sinks(of, here, dtype);
         }
         for input in INPUTS {
-            let (routed, maps): (Vec<&Map>, Vec<&Map>) =
-                outline.maps.iter().filter(|map| map.layer == layer && map.reads == input).partition(|map| map.routed);
+            let (routed, maps): (Vec<&Map>, Vec<&Map>) = outline
+                .maps
+                .iter()
+                .filter(|map| map.layer == Some(layer) && map.reads == input)
+                .partition(|map| map.routed);
             // at the top, rows whose cotangent is zero are left out until attention fills them
             let top = layer + 1 == of.layers() && !input.before_mixing();
             let rows = if top { &batch.active } else { &batch.full };
@@ -197,8 +211,9 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
         }
         if let Some(experts) = of.experts_of(layer).filter(|_| needs.mlp.hidden) {
             let router = format!("{}.{layer}.{}.weight", of.names.blocks, experts.router);
+            let factors = format!("{}.{layer}.{}", of.names.blocks, ExpertsKind::FACTORS);
             // how each weight, and what opens the shared expert, change the output along each row's cotangent
-            if needs.mlp.input || scope.contains(&router) {
+            if needs.mlp.input || scope.contains(&router) || scope.contains(&factors) {
                 count.backward += cost::product(here * experts.routing.per_row, of.hidden, 1, dtype);
             }
             if experts.shared.is_some_and(|shared| shared.gate.is_some()) {

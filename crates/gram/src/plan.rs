@@ -38,15 +38,36 @@ fn kept(model: &Description) -> usize {
     let before_norms = if model.query_key_norm.is_some() { spec.heads + spec.kv_heads } else { 0 };
     let before_norms = before_norms + if model.value_norm { spec.kv_heads } else { 0 };
     let outputs = usize::from(names.after_attention.is_some()) + usize::from(names.after_mlp.is_some());
-    let dense = if model.blocks.iter().all(|block| block.sparse) { 0 } else { 2 * model.mlp_width };
+    let everywhere = model.blocks.iter().all(|block| block.sparse) && !beside_mlp(model);
+    let dense = if everywhere { 0 } else { 2 * widest_mlp(model) };
     let feed_forward = model.experts.as_ref().map_or(0, |of| {
         let shared = of.shared.map_or(0, |shared| 2 * shared.width + model.hidden);
         of.routing.per_row * (2 * of.width + model.hidden) + shared + of.number
     });
+    // side by side, both are kept, and the output of each before its norm
+    let feed_forward =
+        if beside_mlp(model) { dense + feed_forward + 2 * model.hidden } else { dense.max(feed_forward) };
     // and what queries are multiplied with, or come from
     let gates = if model.output_gate || model.latent.is_some() { 2 * spec.heads } else { 0 };
     let attention = (attention + before_norms + gates) * spec.head_dim + spec.heads;
-    (1 + outputs) * model.hidden + attention.max(carried(model)) + dense.max(feed_forward)
+    // what reads a block's input by token: its input, its output before the norm, and its gate
+    let by_token = model.per_layer.map_or(0, |of| 2 * model.hidden + of.width);
+    (1 + outputs) * model.hidden + attention.max(carried(model)) + feed_forward + by_token
+}
+
+/// Whether experts stand beside a feed-forward layer for all rows.
+fn beside_mlp(model: &Description) -> bool {
+    model.experts.as_ref().is_some_and(|experts| experts.beside_mlp)
+}
+
+/// Width of the widest feed-forward layer that is none of experts.
+fn widest_mlp(model: &Description) -> usize {
+    (0..model.layers()).map(|layer| model.mlp_width_of(layer)).max().unwrap_or(model.mlp_width)
+}
+
+/// Values of a row that are kept for all blocks: what each reads of a token, before its norm and behind it, and its cotangent.
+fn for_all_blocks(model: &Description) -> usize {
+    model.per_layer.map_or(0, |of| 3 * of.width * model.layers())
 }
 
 /// Values of a row in a mixer by the gated delta rule: its channels and gates as they are, and what is carried, twice as wide on the CPU.
@@ -61,20 +82,20 @@ fn carried(model: &Description) -> usize {
 /// Values of one backward row on its way through the widest layer: δ of gate, up and down, and the residual stream.
 fn passing(model: &Description) -> usize {
     let experts = model.experts.as_ref().map_or(0, |of| of.routing.per_row * (3 * of.width + 2 * model.hidden));
-    (3 * model.mlp_width).max(experts).max(2 * carried(model)) + 4 * model.hidden
+    (3 * widest_mlp(model)).max(experts).max(2 * carried(model)) + 4 * model.hidden
 }
 
 /// Bytes that one forward row takes at the peak of a backward pass that computes nothing twice, for a pair that shares
 /// little of its prompt.
 #[must_use]
 pub fn bytes_per_row(model: &Description, dtype: DType) -> usize {
-    ((model.hidden + kept(model)) * model.layers() + 2 * passing(model)) * dtype.size()
+    ((model.hidden + kept(model)) * model.layers() + for_all_blocks(model) + 2 * passing(model)) * dtype.size()
 }
 
 /// Bytes that one forward row takes at the least: of each block only the input is kept.
 #[must_use]
 pub fn least_bytes_per_row(model: &Description, dtype: DType) -> usize {
-    (model.hidden * model.layers() + kept(model) + 2 * passing(model)) * dtype.size()
+    (model.hidden * model.layers() + kept(model) + for_all_blocks(model) + 2 * passing(model)) * dtype.size()
 }
 
 /// Bytes that one backward row takes at the peak of a pass over single tokens, whose forward rows are few beside it.
@@ -88,7 +109,8 @@ pub fn bytes_per_backward_row(model: &Description, dtype: DType) -> usize {
 #[must_use]
 pub fn keep(model: &Description, dtype: DType, forward: usize, backward: usize, bytes: Option<usize>) -> Keep {
     let Some(bytes) = bytes else { return Keep::Top(model.layers()) };
-    let least = forward * (model.hidden * model.layers() + kept(model)) + backward * passing(model);
+    let of_row = model.hidden * model.layers() + kept(model) + for_all_blocks(model);
+    let least = forward * of_row + backward * passing(model);
     let left = (bytes / dtype.size()).saturating_sub(least);
     Keep::Top((left / (forward * kept(model)).max(1)).min(model.layers()))
 }

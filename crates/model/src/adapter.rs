@@ -2,7 +2,7 @@
 use crate::architectures::{ExpertsKind, StackOrder, StoredExperts, Wrapper};
 use crate::config::{Config, is_off};
 use crate::error::{Error, Result, pattern_problem};
-use crate::layers::{Block, FusedLora, Lora, Part};
+use crate::layers::{Block, FusedLora, Linear, Lora, Part};
 use crate::weights::{Layout, Weights, file_hash};
 use fancy_regex::Regex;
 use rand::SeedableRng;
@@ -256,21 +256,23 @@ impl SavedAdapter {
 
     /// Whether it changes a module. PEFT means the fused experts by their names, and drops what is stored under those of single
     /// ones; adapters of its earlier versions have factors for each.
-    fn targets(&self, module: &str, layer: usize, routed: bool) -> bool {
+    fn targets(&self, module: &str, layer: Option<usize>, routed: bool) -> bool {
         let stored = ["lora_A.weight", "lora_A.default.weight"]
             .iter()
             .any(|factor| self.weights.has(&format!("base_model.model.{module}.{factor}")));
         if routed && !stored {
             return false;
         }
-        let in_layers = self.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
-        let in_pattern = self.layers.is_none()
-            || self.layers_pattern.is_empty()
-            || self.layers_pattern.iter().any(|p| module.contains(&format!("{p}.{layer}.")));
+        let listed = |layers: &Vec<usize>| {
+            let of_pattern = |layer: usize, p: &String| module.contains(&format!("{p}.{layer}."));
+            let in_pattern = |layer: usize| {
+                self.layers_pattern.is_empty() || self.layers_pattern.iter().any(|p| of_pattern(layer, p))
+            };
+            layer.is_some_and(|layer| layers.contains(&layer) && in_pattern(layer))
+        };
         self.targets.matches(module)
             && self.exclude.as_ref().is_none_or(|exclude| !exclude.matches(module))
-            && in_layers
-            && in_pattern
+            && self.layers.as_ref().is_none_or(listed)
     }
 
     /// A module's path as this adapter spells it: the text part of a multimodal model has several names.
@@ -312,8 +314,22 @@ impl SavedAdapter {
         Ok(Some(Lora { name: module.clone(), a, b, scale }))
     }
 
-    /// Gives the linear maps of a block their factors; `before` is what their names lack of the full architecture's.
+    /// Gives a linear map its factors; `before` is what its name lacks of the full architecture's.
     pub fn attach<B: Kernels>(
+        &mut self,
+        map: &mut Linear<B>,
+        before: &str,
+        place: Place,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<()> {
+        let shape = map.weight.shape();
+        map.lora = self.factors::<B>(&format!("{before}{}", map.name), place, [shape[0], shape[1]], dtype, device)?;
+        Ok(())
+    }
+
+    /// Gives the linear maps of a block their factors.
+    pub fn attach_to_block<B: Kernels>(
         &mut self,
         block: &mut Block<B>,
         before: &str,
@@ -328,16 +344,22 @@ impl SavedAdapter {
                 Part::Expert(map) => (map, true),
                 Part::Fused(_) | Part::Norm(_) | Part::Vector(_) => return,
             };
-            if attached.is_err() {
-                return;
-            }
-            let (shape, place) = (map.weight.shape(), Place { layer, attention: false, routed });
-            match self.factors::<B>(&format!("{before}{}", map.name), place, [shape[0], shape[1]], dtype, device) {
-                Ok(lora) => map.lora = lora,
-                Err(error) => attached = Err(error),
+            if attached.is_ok() {
+                let place = Place { layer: Some(layer), attention: false, routed };
+                attached = self.attach(map, before, place, dtype, device);
             }
         });
         attached
+    }
+
+    /// Marks factors of modules that the model no longer has, and that changed nothing where it had them.
+    pub fn ignore(&mut self, modules: &[String]) {
+        for module in modules {
+            let module = self.spelled(module);
+            for factor in ["lora_A", "lora_B"] {
+                self.weights.ignore(&format!("base_model.model.{module}.{factor}.weight"));
+            }
+        }
     }
 
     /// Whether it changes all experts of a layer as one matrix.
@@ -488,8 +510,8 @@ pub fn adapter_hash(folder: &Path) -> Result<String> {
 /// Where a linear map is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
-    /// Its block.
-    pub layer: usize,
+    /// Its block, where it is of one.
+    pub layer: Option<usize>,
     /// Whether it is a projection of attention.
     pub attention: bool,
     /// Whether it is one of many experts'.

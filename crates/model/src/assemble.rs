@@ -1,11 +1,11 @@
 //! From the parts of a block, as its description lists them, to its layers.
 use crate::architectures::{
-    self, BlockKind, DeltaKind, DeltaMaps, Description, ExpertsKind, LatentKind, Qkv, StoredExperts, Up,
+    self, BlockKind, DeltaKind, DeltaMaps, Description, ExpertsKind, LatentKind, PerLayerKind, Qkv, StoredExperts, Up,
 };
 use crate::error::Result;
 use crate::layers::{
-    Attention, Block, DeltaNet, Experts, FeedForward, Latent, Linear, Mixer, Mlp, Norm, Pieces, Projection,
-    SharedExpert, Sinks, Source, Sublayer, Vector,
+    Attention, Block, DeltaNet, ExpertNorms, Experts, FeedForward, Latent, Linear, Mixer, Mlp, MlpAndExperts, Norm,
+    PerLayer, Pieces, Projection, SharedExpert, Sinks, Source, Sublayer, Vector,
 };
 use crate::load::{Loader, Module, one_rank};
 use std::borrow::Cow;
@@ -47,7 +47,8 @@ impl<'a, B: Kernels> Parts<'a, B> {
                     let path = format!("{}.{layer}.{name}", names.blocks);
                     let stack = stack.filter(|_| routed);
                     let attention = reads.by_attention();
-                    let module = Module { path, layer, attention, bias, conv1d: names.conv1d, routed, stack };
+                    let module =
+                        Module { path, layer: Some(layer), attention, bias, conv1d: names.conv1d, routed, stack };
                     parts.maps.insert(name, loader.linear::<B>(&module, shape, device)?);
                 }
             }
@@ -92,16 +93,20 @@ impl<'a, B: Kernels> Parts<'a, B> {
             None => Source::Input(self.qkv(layer)),
         };
         let of = self.of;
-        let norms = of.names.query_key_norms;
-        let BlockKind { rope, keys_are_values, .. } = of.blocks[layer];
+        let BlockKind { rope, keys_are_values, lender, .. } = of.blocks[layer];
         let head_dim = of.attention_of(layer).head_dim;
-        let value_norm = of.value_norm.then(|| without_parameters(head_dim, of.norm, self.dtype, self.device));
+        let mut norm = |which: usize| of.names.query_key_norms.and_then(|names| self.norm(Some(names[which])));
+        let (query_norm, key_norm) = (norm(0).map(Box::new), lender.is_none().then(|| norm(1)).flatten().map(Box::new));
+        let normalised = of.value_norm && lender.is_none();
+        let value_norm = normalised.then(|| without_parameters(head_dim, of.norm, self.dtype, self.device));
         Attention {
             source,
             gated: of.output_gate,
-            query_key_norms: norms.and_then(|[q, k]| Some(Box::new([self.norm(Some(q))?, self.norm(Some(k))?]))),
+            query_norm,
+            key_norm,
             value_norm: value_norm.map(Box::new),
             keys_are_values,
+            borrows: lender.is_some(),
             bound: of.qkv_bound,
             sinks: of.names.sinks.map(|name| Sinks { scores: self.vector(name) }),
             o: self.map(of.names.o),
@@ -117,7 +122,11 @@ impl<'a, B: Kernels> Parts<'a, B> {
         let (maps, pieces) = match of.names.qkv {
             Qkv::Separate(names) => {
                 let queries = if of.output_gate { Pieces::ByHead(vec![head_dim; 2]) } else { Pieces::Whole };
-                let own = if of.blocks[layer].keys_are_values { &names[..2] } else { &names[..] };
+                let own = match of.blocks[layer] {
+                    BlockKind { lender: Some(_), .. } => &names[..1],
+                    BlockKind { keys_are_values: true, .. } => &names[..2],
+                    _ => &names[..],
+                };
                 let pieces = std::iter::once(queries).chain(vec![Pieces::Whole; own.len() - 1]).collect();
                 (self.maps(own), pieces)
             }
@@ -170,11 +179,11 @@ impl<'a, B: Kernels> Parts<'a, B> {
         [of(width.recip()), of(width.sqrt().recip())]
     }
 
-    fn mlp(&mut self) -> Mlp<B> {
+    fn mlp(&mut self, layer: usize) -> Mlp<B> {
         let (maps, pieces) = match self.of.names.up {
             Up::Plain(name) => (self.maps(&[name]), vec![Pieces::Whole]),
             Up::Gated(names) => (self.maps(&names), vec![Pieces::Whole; 2]),
-            Up::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(vec![self.of.mlp_width; 2])]),
+            Up::Joined(name) => (self.maps(&[name]), vec![Pieces::Columns(vec![self.of.mlp_width_of(layer); 2])]),
         };
         let up = Projection { maps, pieces };
         Mlp { up, down: self.map(self.of.names.down), activation: self.of.activation }
@@ -193,8 +202,25 @@ impl<'a, B: Kernels> Parts<'a, B> {
             let mlp = Mlp { up: Projection::of_whole(vec![gate, up]), down, activation };
             Box::new(SharedExpert { mlp, gate: shared.gate.map(|name| self.map(name)) })
         });
+        let [gain, factors] = ExpertsKind::ROUTER;
+        let norms = kind.beside_mlp.then(|| {
+            let Vector { name, values } = self.vector(gain);
+            let plain = without_parameters(self.of.hidden, self.of.norm, self.dtype, self.device);
+            Box::new(ExpertNorms {
+                router: Norm { gain_name: name, gain: values, ..plain },
+                router_scale: (self.of.hidden as f64).sqrt().recip(),
+                experts: self.norm_there(ExpertsKind::NORMS[1]),
+            })
+        });
+        let factors = kind.beside_mlp.then(|| self.vector(factors));
         let (routing, clamp) = (kind.routing, kind.clamp);
-        Experts { router, routing, correction: None, maps, activation, clamp, shared, fused: [None, None] }
+        let (correction, fused) = (None, [None, None]);
+        Experts { router, routing, correction, factors, norms, maps, activation, clamp, shared, fused }
+    }
+
+    /// A norm that the description has.
+    fn norm_there(&mut self, name: &'static str) -> Norm<B> {
+        there(self.norm(Some(name)), name)
     }
 }
 
@@ -219,9 +245,20 @@ pub(crate) fn block<B: Kernels>(
                 Some(name) => Some(loader.values(&format!("{}.{layer}.{name}", names.blocks), kind.number)?),
                 None => None,
             };
-            FeedForward::Experts(Experts { correction, fused, ..parts.experts(kind) })
+            let experts = Experts { correction, fused, ..parts.experts(kind) };
+            match kind.beside_mlp {
+                false => FeedForward::Experts(experts),
+                true => {
+                    let [behind_mlp, _, behind] = ExpertsKind::NORMS.map(|name| parts.norm(Some(name)));
+                    let (norm, layer) = (parts.norm(names.mlp_norm), parts.mlp(layer));
+                    FeedForward::MlpAndExperts(MlpAndExperts {
+                        mlp: Sublayer { norm, layer, norm_after: behind_mlp, scale: 1.0 },
+                        experts: Sublayer { norm: None, layer: experts, norm_after: behind, scale: 1.0 },
+                    })
+                }
+            }
         }
-        None => FeedForward::Mlp(parts.mlp()),
+        None => FeedForward::Mlp(parts.mlp(layer)),
     };
     one_rank(&feed_forward)?;
     let scale = match names.output_scale {
@@ -241,6 +278,11 @@ pub(crate) fn block<B: Kernels>(
             norm_after: parts.norm(names.after_mlp),
             scale: of.residual_scale,
         },
+        per_layer: of.per_layer.map(|_| {
+            let [gate, back] = PerLayerKind::MAPS.map(|name| parts.map(name));
+            let layer = PerLayer { gate, activation: of.activation, back };
+            Box::new(Sublayer { norm: None, layer, norm_after: parts.norm(Some(PerLayerKind::NORM)), scale: 1.0 })
+        }),
         parallel: of.parallel,
         scale,
     })
@@ -255,5 +297,5 @@ pub(crate) fn without_parameters<B: Kernels>(
 ) -> Norm<B> {
     let ones: FloatTensor<B> =
         B::upload(TensorData::new(vec![1.0f64; features], [features]).convert_dtype(dtype), device);
-    Norm { name: String::new(), gain: ones, bias: None, kind, gain_plus_one: false }
+    Norm { gain_name: String::new(), gain: ones, bias: None, kind, gain_plus_one: false }
 }

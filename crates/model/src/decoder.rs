@@ -1,12 +1,15 @@
 //! The decoder: embedding, blocks, final norm, head; one forward pass, and one backward pass for many cotangents.
 use crate::architectures::Description;
-use crate::layers::{Angles, Backward, BackwardRows, BlockTrace, Choices, Forward, Norm, Vector, scaled};
+use crate::layers::{
+    Angles, Backward, BackwardRows, Beside, BlockTrace, Choices, Forward, Norm, PerLayerInputs, PerLayerInputsTrace,
+    Vector, scaled, sums,
+};
 use crate::needs::Needs;
 use crate::outline::{FusedMap, Map};
 use crate::residency::{OnDevice, Residence};
 use crate::scope::InScope;
 use crate::sink::{Embedding, Sink, TableRows};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tanglescope_kernels::cost::Rates;
 use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, Segment, Span, TensorData, TensorMetadata, as_index};
 
@@ -29,12 +32,13 @@ pub struct Decoder<B: Kernels> {
     pub rates: Rates,
     pub(crate) embedding: Embedding<B>,
     pub(crate) positions: Option<Embedding<B>>,
+    pub(crate) per_layer: Option<Box<PerLayerInputs<B>>>,
     pub(crate) blocks: Vec<Residence<B>>,
     pub(crate) final_norm: Norm<B>,
     /// `None` where the head is the embedding.
     pub(crate) head: Option<Embedding<B>>,
     pub(crate) head_bias: Option<Vector<B>>,
-    /// The linear maps of all blocks, with the ranks of their adapter's factors.
+    /// All linear maps, with the ranks of their adapter's factors.
     pub(crate) maps: Vec<Map>,
     /// An adapter's changes of all experts of a layer.
     pub(crate) fused: Vec<FusedMap>,
@@ -67,6 +71,11 @@ pub struct Trace<B: Kernels> {
     /// What attends to what, for blocks that are computed again.
     spans: Vec<Span>,
     angles: Vec<Angles<B>>,
+    /// Keys and values that blocks lend to others, as they are attended to.
+    lent: BTreeMap<usize, [FloatTensor<B>; 2]>,
+    /// What each block reads of a token beside the residual stream, where it does.
+    by_token: Vec<FloatTensor<B>>,
+    per_layer: Option<PerLayerInputsTrace<B>>,
     /// Output of the last block, `[N, hidden]`.
     last: FloatTensor<B>,
     /// What the routers of blocks with experts decided; of nothing where nothing is kept.
@@ -137,16 +146,23 @@ impl<B: Kernels> Decoder<B> {
     /// Tokens and positions have to be within the model's vocabulary and positions.
     pub fn forward(&self, rows: ForwardRows<'_>, keep: Keep) -> Trace<B> {
         let ForwardRows { tokens, positions, lengths, spans } = rows;
-        let mut x = self.scaled(self.rows_of(&self.embedding, tokens));
+        let mut x = self.embedded(tokens);
+        let inputs = self.per_layer.as_ref().map(|of| of.forward(&x, self.rows_of(&of.table, tokens)));
+        let (by_token, per_layer) = inputs.map_or((Vec::new(), None), |(inputs, trace)| (inputs, Some(trace)));
         if let Some(table) = &self.positions {
             x = B::add_scaled(x, &self.rows_of(table, &self.position_rows(positions)), 1.0);
         }
         let angles = self.angles(positions, lengths);
-        let pass = Forward { spans, angles: &angles };
+        let mut lent = BTreeMap::new();
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut routed = Vec::new();
         for layer in 0..self.blocks.len() {
+            let pass =
+                self.beside(layer, Forward { spans, angles: &angles, lent: None, by_token: None }, &lent, &by_token);
             let (y, trace) = self.block(layer).forward(&x, &pass);
+            if self.description.lends(layer) {
+                lent.extend(trace.keys_and_values().map(|of| (layer, of)));
+            }
             if keep != Keep::Nothing {
                 routed.extend(trace.choices().map(|choices| (layer, choices)));
             }
@@ -157,7 +173,24 @@ impl<B: Kernels> Decoder<B> {
             }
             x = y;
         }
-        Trace { blocks, spans: spans.to_vec(), angles, last: x, routed }
+        Trace { blocks, spans: spans.to_vec(), angles, lent, by_token, per_layer, last: x, routed }
+    }
+
+    /// What a block sees, with what comes to it beside the residual stream.
+    fn beside<'a>(
+        &self,
+        layer: usize,
+        pass: Forward<'a, B>,
+        lent: &'a BTreeMap<usize, [FloatTensor<B>; 2]>,
+        by_token: &'a [FloatTensor<B>],
+    ) -> Forward<'a, B> {
+        let lender = self.description.blocks[layer].lender;
+        Forward { lent: lender.and_then(|lender| lent.get(&lender)), by_token: by_token.get(layer), ..pass }
+    }
+
+    /// Rows of the token embedding, as they are added to the residual stream.
+    fn embedded(&self, tokens: &[u32]) -> FloatTensor<B> {
+        self.scaled(self.rows_of(&self.embedding, tokens))
     }
 
     /// Rows of a table, in the model's number type.
@@ -210,37 +243,57 @@ impl<B: Kernels> Decoder<B> {
             return;
         }
         let delta = &scaled::<B>(delta.clone(), self.description.logit_scale);
-        let Trace { blocks, spans, angles, last, .. } = trace;
-        let mut pass = Backward { rows, angles: &angles, scope, sink };
+        let Trace { blocks, spans, angles, lent, by_token, per_layer, last, .. } = trace;
+        let mut pass = Backward { rows, angles: &angles, scope, sink, beside: Beside::default() };
         let Some(lowest) = needs.lowest() else {
             return self.final_norm.deliver(&last, delta, rows.here(), &mut pass);
         };
-        let mut delta = self.final_norm.vjp(&last, delta, rows.here(), None, &mut pass);
+        let mut stream = Some(self.final_norm.vjp(&last, delta, rows.here(), None, &mut pass));
         drop(last);
         let top = self.blocks.len() - 1;
         // below the top block every row's cotangent is filled by attention
         let filled: Vec<Segment> = rows.segments.iter().map(|s| Segment { active_from: 0, ..s.clone() }).collect();
         let below_top = BackwardRows { segments: &filled, active: None, ..rows };
+        let mut of_lent: BTreeMap<usize, [FloatTensor<B>; 2]> = BTreeMap::new();
+        let mut of_tokens = Vec::new();
         for (layer, kept) in blocks.into_iter().enumerate().skip(lowest).rev() {
+            let Some(delta) = stream.take() else { break };
             pass.rows = if layer == top { rows } else { below_top };
+            pass.beside = Beside { of_borrowers: of_lent.remove(&layer), ..Beside::default() };
             let block = self.block(layer);
             let trace = match kept {
                 KeptBlock::Trace(trace) => *trace,
-                KeptBlock::Input(x) => block.forward(&x, &Forward { spans: &spans, angles: &angles }).1,
+                KeptBlock::Input(x) => {
+                    let forward = Forward { spans: &spans, angles: &angles, lent: None, by_token: None };
+                    block.forward(&x, &self.beside(layer, forward, &lent, &by_token)).1
+                }
             };
-            match block.vjp(trace, delta, needs.blocks[layer], &mut pass) {
-                Some(next) => delta = next,
-                None => return,
+            stream = block.vjp(trace, delta, needs.blocks[layer], &mut pass);
+            of_tokens.extend(pass.beside.by_token.take().filter(|_| needs.by_token));
+            if let (Some(lender), Some(own)) = (self.description.blocks[layer].lender, pass.beside.to_lender.take()) {
+                let sum = match of_lent.remove(&lender) {
+                    Some(others) => sums::<B>(own, &others),
+                    None => own,
+                };
+                of_lent.insert(lender, sum);
             }
             passed(layer);
         }
-        if needs.embeddings && scope.contains(&self.embedding.name) {
+        pass.rows = below_top;
+        if let (Some(of), Some(trace), true) = (&self.per_layer, &per_layer, needs.by_token) {
+            of_tokens.reverse();
+            let source: (&dyn Fn() -> FloatTensor<B>, _) = (&|| self.embedded(forward.tokens), forward.tokens);
+            let trained = |delta: &FloatTensor<B>| self.without_padding(delta, forward.tokens, rows.full);
+            stream = of.vjp(trace, source, &of_tokens, (stream, needs.embeddings), &trained, &mut pass);
+        }
+        let Some(delta) = stream.filter(|_| needs.embeddings) else { return };
+        if scope.contains(&self.embedding.name) {
             let (delta, ids) = (self.scaled(delta.clone()), forward.tokens);
             let trained = self.without_padding(&delta, ids, rows.full);
             let taken = TableRows { delta: &delta, trained: trained.as_ref().unwrap_or(&delta), ids };
             pass.sink.embedding(&self.embedding, &taken, rows.full);
         }
-        if let Some(table) = self.positions.as_ref().filter(|table| needs.embeddings && scope.contains(&table.name)) {
+        if let Some(table) = self.positions.as_ref().filter(|table| scope.contains(&table.name)) {
             // positions are added as they are
             let ids = self.position_rows(forward.positions);
             let taken = TableRows { delta: &delta, trained: &delta, ids: &ids };

@@ -1,11 +1,11 @@
 //! From a Hugging Face folder to a decoder, and from one adapter to another.
 use crate::adapter::{Adapter, AdapterSource, Place, SavedAdapter};
-use crate::architectures::{self, Description, ExpertsKind, Wrapper};
+use crate::architectures::{self, Description, ExpertsKind, PerLayerKind, Wrapper};
 use crate::assemble;
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
-use crate::layers::{Block, FeedForward, Linear, Norm, Part, Vector, bias_of, weight_of, whole};
+use crate::layers::{Block, FeedForward, Linear, Norm, Part, PerLayerInputs, Vector, bias_of, weight_of, whole};
 use crate::outline::Outline;
 use crate::residency::Residence;
 use crate::sink::Embedding;
@@ -84,12 +84,12 @@ impl Loader<'_> {
         if !of.norm_gain {
             return Ok(assemble::without_parameters(features, of.norm, self.dtype, device));
         }
-        let gain = self.tensor::<B>(&format!("{module}.weight"), &[features], Layout::Same, device)?.1;
+        let (gain_name, gain) = self.tensor::<B>(&format!("{module}.weight"), &[features], Layout::Same, device)?;
         let bias = match of.norm_bias {
             true => Some(self.tensor::<B>(&format!("{module}.bias"), &[features], Layout::Same, device)?.1),
             false => None,
         };
-        Ok(Norm { name: self.name(module), gain, bias, kind: of.norm, gain_plus_one: of.gain_plus_one })
+        Ok(Norm { gain_name, gain, bias, kind: of.norm, gain_plus_one: of.gain_plus_one })
     }
 
     /// Numbers that are neither a norm's nor a map's, of a shape in the checkpoint.
@@ -128,10 +128,11 @@ impl Loader<'_> {
     }
 }
 
-/// A linear map of a block, before it is loaded.
+/// A linear map, before it is loaded.
 pub(crate) struct Module<'a> {
     pub path: String,
-    pub layer: usize,
+    /// Block, where it is of one.
+    pub layer: Option<usize>,
     pub attention: bool,
     pub bias: bool,
     pub conv1d: bool,
@@ -176,6 +177,7 @@ impl<B: Kernels> Decoder<B> {
                 Residence::Host(block) => without_adapter(block),
             }
         }
+        base.per_layer.iter_mut().for_each(|inputs| inputs.projection.lora = None);
         base.maps.iter_mut().for_each(|map| map.rank = None);
         base.fused.clear();
         Some(base)
@@ -194,15 +196,19 @@ impl<B: Kernels> Decoder<B> {
         for (layer, block) in model.blocks.iter_mut().enumerate() {
             match block {
                 Residence::Device(block) => {
-                    adapter.attach(block, before, layer, self.dtype, &self.device)?;
+                    adapter.attach_to_block(block, before, layer, self.dtype, &self.device)?;
                     one_rank(&block.mlp.layer)?;
                 }
                 Residence::Host(block) => {
-                    adapter.attach(block, before, layer, self.dtype, &FlexDevice)?;
+                    adapter.attach_to_block(block, before, layer, self.dtype, &FlexDevice)?;
                     one_rank(&block.mlp.layer)?;
                 }
             }
         }
+        if let Some(inputs) = &mut model.per_layer {
+            adapter.attach(&mut inputs.projection, before, OUTSIDE, self.dtype, &self.device)?;
+        }
+        adapter.ignore(&never_read(&self.description));
         adapter.finish()?;
         model.adapter_hash = Some(adapter.content_hash()?);
         model.maps = Outline::with(model.description.clone(), &mut Adapter::Saved(Box::new(adapter))).maps;
@@ -260,6 +266,27 @@ impl<B: Kernels> Decoder<B> {
             }
             None => None,
         };
+        let per_layer = match &description.per_layer {
+            Some(kind) => {
+                let [table, projection, norm] = PerLayerKind::OUTSIDE.map(|name| description.outside(name));
+                let width = description.layers() * kind.width;
+                let place = Module {
+                    path: projection,
+                    layer: OUTSIDE.layer,
+                    attention: OUTSIDE.attention,
+                    bias: false,
+                    conv1d: names.conv1d,
+                    routed: OUTSIDE.routed,
+                    stack: None,
+                };
+                Some(Box::new(PerLayerInputs {
+                    table: loader.embedding::<B>(&table, [kind.vocabulary, width], device)?,
+                    projection: loader.linear::<B>(&place, [description.hidden, width], device)?,
+                    norm: loader.norm::<B>(&norm, kind.width, &description, device)?,
+                }))
+            }
+            None => None,
+        };
         let mut blocks = Vec::with_capacity(description.layers());
         for layer in 0..description.layers() {
             blocks.push(match layer < resident {
@@ -277,6 +304,9 @@ impl<B: Kernels> Decoder<B> {
         };
         loader.base.finish()?;
         let saved = loader.saved;
+        if let Adapter::Saved(adapter) = &mut adapter {
+            adapter.ignore(&never_read(&description));
+        }
         adapter.finish()?;
         let Outline { description, maps, fused } = Outline::with(description, &mut adapter);
         Ok(Self {
@@ -289,6 +319,7 @@ impl<B: Kernels> Decoder<B> {
             rates: Rates::CPU,
             embedding,
             positions,
+            per_layer,
             blocks,
             final_norm,
             head,
@@ -303,7 +334,7 @@ impl<B: Kernels> Decoder<B> {
 
 /// Refuses an adapter whose factors differ in rank from one expert of a layer to another: they are multiplied together.
 pub(crate) fn one_rank<B: Kernels>(of: &FeedForward<B>) -> Result<()> {
-    let FeedForward::Experts(of) = of else { return Ok(()) };
+    let Some(of) = of.experts() else { return Ok(()) };
     for maps in &of.maps {
         let mut ranks = maps.iter().filter_map(|map| map.lora.as_ref().map(|lora| (lora, lora.a.shape()[1])));
         let Some((_, first)) = ranks.next() else { continue };
@@ -373,14 +404,29 @@ fn head<B: Kernels>(
     Ok(None)
 }
 
+/// Where a linear map beside the blocks is.
+const OUTSIDE: Place = Place { layer: None, attention: false, routed: false };
+
+/// Modules of blocks that borrow keys and values, which older checkpoints and adapters have tensors of.
+fn never_read(of: &Description) -> Vec<String> {
+    let of_block = |layer| of.borrowed(layer).into_iter().map(move |name| (layer, name));
+    let modules = (0..of.layers()).flat_map(of_block);
+    modules.map(|(layer, name)| format!("{}.{layer}.{name}", of.names.blocks)).collect()
+}
+
 /// Whether a stored tensor is one of the architecture's buffers, which are no parameters.
 fn is_buffer(name: &str, of: &Description, bare: bool) -> bool {
     // of the whole model, of its rotary embedding: transformers writes them anew
     let of_rope = !of.ropes.is_empty() && name.ends_with("rotary_emb.inv_freq");
     let further = of.layers()..of.layers() + of.further_blocks;
+    let never_read = |layer: usize, inside: &str| {
+        let module = inside.rsplit_once('.').map_or(inside, |(module, _)| module);
+        layer < of.layers() && of.borrowed(layer).contains(&module)
+    };
     of_rope
-        || names_inside(name, in_checkpoint(of, bare))
-            .is_some_and(|(layer, inside)| of.names.buffers.contains(&inside) || further.contains(&layer))
+        || names_inside(name, in_checkpoint(of, bare)).is_some_and(|(layer, inside)| {
+            of.names.buffers.contains(&inside) || further.contains(&layer) || never_read(layer, inside)
+        })
 }
 
 /// Layer and the rest of a name inside a list of blocks.

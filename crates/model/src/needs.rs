@@ -1,6 +1,6 @@
 //! What a backward pass has to compute for a scope: decided once, from the description and the parameters in scope, and read by
 //! the backward pass and by the count of its operations.
-use crate::architectures::{DeltaKind, Description, LatentKind, Reads};
+use crate::architectures::{DeltaKind, Description, ExpertsKind, LatentKind, PerLayerKind, Reads};
 use crate::layers::whole;
 use crate::scope::{InScope, Location};
 use std::collections::BTreeSet;
@@ -10,6 +10,8 @@ use std::collections::BTreeSet;
 pub struct Needs {
     /// Cotangents of the rows that the embeddings gave: one of their tables is in scope, and not as the output matrix alone.
     pub embeddings: bool,
+    /// Cotangents of what each block reads of a token beside the residual stream: the embedding is in scope, or what those come from.
+    pub by_token: bool,
     /// The final norm's gain or bias is in scope, or something below it is.
     pub final_norm: bool,
     /// Of each block.
@@ -23,6 +25,8 @@ pub struct BlockNeeds {
     pub mixer: LayerNeeds,
     /// Of the feed-forward layer, with the norms around it.
     pub mlp: LayerNeeds,
+    /// Of what it reads of each token beside the residual stream, with the norm behind it.
+    pub per_layer: LayerNeeds,
 }
 
 /// Which cotangents the vjp of a layer, with the norms around it, forms; each implies those before it.
@@ -60,7 +64,7 @@ impl LayerNeeds {
 impl BlockNeeds {
     /// Whether the block's vjp runs at all.
     pub(crate) fn any(self) -> bool {
-        self.mixer.output || self.mlp.output
+        self.mixer.output || self.mlp.output || self.per_layer.output
     }
 }
 
@@ -69,23 +73,25 @@ impl Needs {
     #[must_use]
     pub fn of(description: &Description, scope: &InScope) -> Self {
         let mut wanted: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); description.layers()];
-        let (mut embeddings, mut final_norm) = (false, false);
+        let (mut embeddings, mut by_token, mut final_norm) = (false, false, false);
         for parameter in &scope.parameters {
             match (parameter.location, parameter.layer) {
                 (Location::Block, Some(layer)) => drop(wanted[layer].insert(&parameter.module)),
                 (Location::Embedding, _) => embeddings |= !scope.head_only(),
+                (Location::PerLayerInputs, _) => by_token = true,
                 (Location::FinalNorm, _) => final_norm = true,
                 _ => {}
             }
         }
+        by_token |= embeddings && description.per_layer.is_some();
         let mut below = embeddings;
         let mut blocks = Vec::with_capacity(wanted.len());
         for (layer, wanted) in wanted.iter().enumerate() {
-            let needs = block_needs(description, layer, wanted, below);
+            let needs = block_needs(description, layer, wanted, (below, by_token));
             below |= needs.any();
             blocks.push(needs);
         }
-        Self { embeddings, final_norm: final_norm || below, blocks }
+        Self { embeddings, by_token, final_norm: final_norm || below, blocks }
     }
 
     /// The lowest block whose vjp runs.
@@ -94,8 +100,14 @@ impl Needs {
     }
 }
 
-/// The needs of one block: `wanted` are its modules in scope; `below` says whether a cotangent is needed below it.
-fn block_needs(description: &Description, layer: usize, wanted: &BTreeSet<&str>, below: bool) -> BlockNeeds {
+/// The needs of one block: `wanted` are its modules in scope; `below` says whether a cotangent is needed below it, `by_token` whether that of
+/// what it reads of each token is.
+fn block_needs(
+    description: &Description,
+    layer: usize,
+    wanted: &BTreeSet<&str>,
+    (below, by_token): (bool, bool),
+) -> BlockNeeds {
     let names = &description.names;
     let norm = |name: Option<&str>| name.is_some_and(|name| wanted.contains(name));
     let maps = |reads: Reads| {
@@ -123,8 +135,22 @@ fn block_needs(description: &Description, layer: usize, wanted: &BTreeSet<&str>,
         let wraps = |module: &str| module.is_empty() || module.starts_with(".base_layer");
         wanted.iter().any(|module| module.strip_prefix(experts.list).is_some_and(wraps))
     });
-    let (first, last) = (maps(Reads::MlpInput) || fused, maps(Reads::MlpHidden) || norm(names.after_mlp));
+    // beside a feed-forward layer for all rows, experts have norms of their own
+    let ([behind_mlp, before, behind], [gain, factors]) = (ExpertsKind::NORMS, ExpertsKind::ROUTER);
+    let any = |names: &[&str]| names.iter().any(|name| wanted.contains(name));
+    let first = maps(Reads::MlpInput) || fused || any(&[factors]);
+    let last = maps(Reads::MlpHidden) || norm(names.after_mlp) || any(&[behind_mlp, behind]);
     // side by side, both may read one norm
     let read = if description.parallel { names.mlp_norm.or(names.attention_norm) } else { names.mlp_norm };
-    BlockNeeds { mixer, mlp: LayerNeeds::new(below, norm(read), first, last) }
+    let mlp = LayerNeeds::new(below, norm(read) || any(&[before, gain]), first, last);
+    let per_layer = match description.per_layer {
+        None => LayerNeeds::default(),
+        Some(_) => LayerNeeds::new(
+            mixer.output || mlp.output,
+            false,
+            maps(Reads::BlockOutput) || by_token,
+            maps(Reads::PerLayerInput) || norm(Some(PerLayerKind::NORM)),
+        ),
+    };
+    BlockNeeds { mixer, mlp, per_layer }
 }

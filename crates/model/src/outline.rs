@@ -1,20 +1,20 @@
 //! The shape of a model without its weights: what it would cost to run, before anything is loaded.
 use crate::adapter::{Adapter, AdapterSource, Place};
-use crate::architectures::{self, Description, Part, Reads};
+use crate::architectures::{self, Description, Part, PerLayerKind, Reads};
 use crate::config::Config;
 use crate::error::Result;
 use crate::layers::{bias_of, weight_of, whole};
 use crate::scope::{InScope, Location, Parameter, ParameterKind, Scope};
 use std::path::Path;
 
-/// A linear map of a block.
+/// A linear map of a block, or of what blocks read of each token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map {
     /// Path of its module in the full architecture.
     pub path: String,
-    /// Block.
-    pub layer: usize,
-    /// Which of a block's inputs it reads.
+    /// Block, where it is of one.
+    pub layer: Option<usize>,
+    /// Which input it reads.
     pub reads: Reads,
     /// Values of its input and of its output, a row.
     pub shape: [usize; 2],
@@ -44,7 +44,7 @@ pub struct FusedMap {
 pub struct Outline {
     /// Dimensions and names.
     pub description: Description,
-    /// The linear maps of all blocks, in the order of the forward pass.
+    /// All linear maps, in the order of the forward pass.
     pub maps: Vec<Map>,
     /// An adapter's changes of all experts of a layer.
     pub fused: Vec<FusedMap>,
@@ -79,14 +79,24 @@ impl Outline {
     /// The outline of a model under an adapter that is open.
     pub(crate) fn with(description: Description, adapter: &mut Adapter) -> Self {
         let (mut maps, mut fused) = (Vec::new(), Vec::new());
+        let mut add =
+            |path: String, layer: Option<usize>, (reads, shape, bias, routed): (Reads, [usize; 2], bool, bool)| {
+                let rank = adapter.rank(&path, Place { layer, attention: reads.by_attention(), routed });
+                let adapter_path = adapter.spelled(&path);
+                maps.push(Map { path, layer, reads, shape, bias, rank, adapter_path, routed });
+            };
+        if let Some(kind) = &description.per_layer {
+            let shape = [description.hidden, description.layers() * kind.width];
+            add(description.outside(PerLayerKind::OUTSIDE[1]), None, (Reads::Embedded, shape, false, false));
+        }
         for layer in 0..description.layers() {
             for part in description.parts(layer) {
                 let Part::Map { name, reads, shape, bias, routed } = part else { continue };
                 let path = format!("{}.{layer}.{name}", description.names.blocks);
-                let rank = adapter.rank(&path, Place { layer, attention: reads.by_attention(), routed });
-                let adapter_path = adapter.spelled(&path);
-                maps.push(Map { path, layer, reads, shape, bias, rank, adapter_path, routed });
+                add(path, Some(layer), (reads, shape, bias, routed));
             }
+        }
+        for layer in 0..description.layers() {
             if let Some(experts) = description.experts_of(layer) {
                 let list = format!("{}.{layer}.{}", description.names.blocks, experts.list);
                 for path in adapter.fused_paths(&list).into_iter().flatten() {
@@ -119,8 +129,10 @@ impl Outline {
     /// such row.
     #[must_use]
     pub fn padding_row(&self, scope: &InScope) -> Option<u32> {
-        let table = format!("{}.weight", self.description.names.embedding);
-        let trains = !scope.head_only() && scope.parameters.iter().any(|parameter| parameter.name == table);
+        let of = &self.description;
+        let tables = [of.names.embedding.to_string(), of.outside(PerLayerKind::OUTSIDE[0])];
+        let is_table = |name: &str| name.strip_suffix(".weight").is_some_and(|name| tables.iter().any(|of| of == name));
+        let trains = !scope.head_only() && scope.parameters.iter().any(|parameter| is_table(&parameter.name));
         self.description.padding_row.filter(|_| trains)
     }
 
@@ -130,10 +142,15 @@ impl Outline {
         let of = &self.description;
         let tables = if of.tied { 1 } else { 2 };
         let positions = if of.names.positions.is_some() { of.first_position + of.max_positions } else { 0 };
-        let outside = (tables * of.vocabulary + positions + 2) * of.hidden;
+        let by_token = of.per_layer.map_or(0, |kind| kind.vocabulary * of.layers() * kind.width + kind.width);
+        let mut outside = (tables * of.vocabulary + positions + 2) * of.hidden + by_token;
         let mut blocks = vec![0; of.layers()];
         for map in &self.maps {
-            blocks[map.layer] += map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
+            let values = map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
+            match map.layer {
+                Some(layer) => blocks[layer] += values,
+                None => outside += values,
+            }
         }
         let values = |part: Part| match part {
             Part::Norm { features, .. } => 2 * features,
@@ -160,8 +177,18 @@ pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> 
     if let Some(positions) = of.names.positions {
         add(weight(positions), positions, Location::Embedding, None);
     }
+    let lora = |map: &Map| ["lora_A", "lora_B"].map(|factor| format!("{}.{factor}.weight", map.adapter_path));
+    if of.per_layer.is_some() {
+        let [table, projection, norm] = PerLayerKind::OUTSIDE.map(|name| of.outside(name));
+        let mut add = |name: String, module: &str| add(name, module, Location::PerLayerInputs, None);
+        add(weight(&table), &table);
+        add(weight(&projection), &projection);
+        let map = maps.iter().find(|map| map.path == projection && map.rank.is_some());
+        map.into_iter().flat_map(lora).for_each(|name| add(name, &projection));
+        norm_values().for_each(|tensor| add(format!("{norm}.{tensor}"), &norm));
+    }
     for layer in 0..of.layers() {
-        let mut maps = maps.iter().filter(|map| map.layer == layer);
+        let mut maps = maps.iter().filter(|map| map.layer == Some(layer));
         let mut add = |name: String, module: &str| add(name, module, Location::Block, Some(layer));
         for part in of.parts(layer) {
             match part {
@@ -181,10 +208,7 @@ pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> 
                     if bias {
                         add(whole(&bias_of(&path)).to_owned(), whole(&name));
                     }
-                    if let Some(map) = map.filter(|map| map.rank.is_some()) {
-                        add(format!("{}.lora_A.weight", map.adapter_path), &name);
-                        add(format!("{}.lora_B.weight", map.adapter_path), &name);
-                    }
+                    map.filter(|map| map.rank.is_some()).into_iter().flat_map(lora).for_each(|path| add(path, &name));
                 }
             }
         }

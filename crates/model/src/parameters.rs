@@ -42,6 +42,11 @@ impl<B: Kernels> Decoder<B> {
         if let Some(positions) = &mut self.positions {
             f(&positions.name, false, &mut positions.table);
         }
+        if let Some(inputs) = &mut self.per_layer {
+            f(&inputs.table.name, false, &mut inputs.table.table);
+            visit_linear(&mut inputs.projection, f);
+            visit_norm(&mut inputs.norm, f);
+        }
         let (dtype, device) = (self.dtype, &self.device);
         for block in &mut self.blocks {
             block.visit(dtype, device, &mut |part| match part {
@@ -103,11 +108,11 @@ fn visit_fused<B: Kernels>(fused: &mut FusedLora<B>, f: &mut impl FnMut(&str, bo
 }
 
 fn visit_norm<B: Kernels>(norm: &mut Norm<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
-    if norm.name.is_empty() {
+    if norm.gain_name.is_empty() {
         return;
     }
-    let (gain_name, bias_name) = (norm.gain_name(), norm.bias_name());
-    f(&gain_name, false, &mut norm.gain);
+    let bias_name = norm.bias_name();
+    f(&norm.gain_name, false, &mut norm.gain);
     if let Some(bias) = &mut norm.bias {
         f(&bias_name, false, bias);
     }

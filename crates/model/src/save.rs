@@ -1,6 +1,6 @@
 //! Checkpoints written as Hugging Face folders and PEFT adapters, and read back into a model that is loaded.
 use crate::adapter::{AdapterSource, FreshLora};
-use crate::architectures::Part;
+use crate::architectures::{Part, PerLayerKind};
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::layers::whole;
@@ -170,7 +170,8 @@ impl<B: Kernels> Decoder<B> {
             });
             return (shape.unwrap_or(kept), Layout::Same);
         }
-        let linear = parameter.layer.is_some() && kept.len() == 2;
+        let of_map = parameter.layer.is_some() || parameter.module.ends_with(PerLayerKind::OUTSIDE[1]);
+        let linear = of_map && kept.len() == 2;
         let as_stored = parameter.kind != ParameterKind::Lora && of.names.conv1d;
         match linear && !as_stored {
             true => (kept.into_iter().rev().collect(), Layout::Transposed),

@@ -72,6 +72,8 @@ pub struct Parameter {
 pub enum Location {
     /// Tokens or learned positions.
     Embedding,
+    /// What each block reads of a token beside the residual stream.
+    PerLayerInputs,
     /// A block.
     Block,
     /// The norm before the head.

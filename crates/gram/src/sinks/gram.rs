@@ -190,7 +190,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
         }
         let place: Vec<u32> = place.into_iter().map(as_index).collect();
         let by_id = B::scatter_add(delta, &place, total);
-        let tied = self.tied.take().filter(|head| head.name == table.name);
+        let tied = self.tied.take_if(|head| head.name == table.name);
         let (mut vectors, mut crosses, mut first) = (Vec::with_capacity(rows.cotangents()), Vec::new(), 0);
         for (b, (set, ids)) in rows.sets.iter().zip(&distinct).enumerate() {
             let (k, t) = (set.len(), ids.len());

@@ -1,6 +1,7 @@
 //! A description as formulas, for people: what a block computes, under the names of its tensors.
 use super::{
-    DeltaKind, DeltaMaps, Description, ExpertsKind, LatentKind, Part, Qkv, QueryKeyNorm, StackOrder, StoredExperts, Up,
+    DeltaKind, DeltaMaps, Description, ExpertsKind, LatentKind, Part, PerLayerKind, Qkv, QueryKeyNorm, StackOrder,
+    StoredExperts, Up,
 };
 use crate::layers::{RoutingRule, whole};
 use std::fmt::Write;
@@ -59,6 +60,11 @@ impl Description {
         let positions =
             names.positions.map_or_else(String::new, |name| format!(" + {}[{}position]", last(name), first));
         line(format!("x = {}{}[token]{positions}", times(self.embedding_scale), last(&names.embedding)));
+        if let Some(PerLayerKind { width, .. }) = self.per_layer {
+            let ([table, projection, norm], d) = (PerLayerKind::OUTSIDE, self.hidden);
+            let of_projection = self.norm_text(&format!("{projection} x/√{d}"), Some(norm));
+            line(format!("p = ({of_projection} + √{width}·{table}[token])/√2, {width} values of each block"));
+        }
         for (blocks, of) in self.kinds() {
             let which = if blocks.len() == self.layers() {
                 "every block".to_owned()
@@ -129,6 +135,11 @@ impl Description {
             out.extend(self.feed_forward_formulas(layer));
             out.push(format!("x = x + {}", add("f", names.after_mlp)));
         }
+        if self.per_layer.is_some() {
+            let ([gate, back], f) = (PerLayerKind::MAPS, function(self.activation));
+            let read = self.norm_text(&format!("{back} ({f}({gate} x) ∘ p)"), Some(PerLayerKind::NORM));
+            out.push(format!("x = x + {read}"));
+        }
         out.extend(names.output_scale.map(|name| format!("x = {name}·x")));
         out
     }
@@ -153,9 +164,10 @@ impl Description {
                 } else {
                     format!("q = {} u", map(q))
                 };
-                match block.keys_are_values {
-                    true => vec![format!("{q}, k = v = {} u", map(k))],
-                    false => vec![format!("{q}, k = {} u, v = {} u", map(k), map(v))],
+                match (block.lender, block.keys_are_values) {
+                    (Some(lender), _) => vec![format!("{q}, k and v of block {lender}")],
+                    (None, true) => vec![format!("{q}, k = v = {} u", map(k))],
+                    (None, false) => vec![format!("{q}, k = {} u, v = {} u", map(k), map(v))],
                 }
             }
             (None, Qkv::Joined(name)) => vec![format!("q, k, v = {} u", map(name))],
@@ -163,9 +175,12 @@ impl Description {
         };
         if let (Some([q, k]), Some(over)) = (names.query_key_norms, self.query_key_norm) {
             let over = if over == QueryKeyNorm::Heads { " of each head" } else { "" };
-            out.push(format!("q, k = {}, {}{over}", self.norm_text("q", Some(q)), self.norm_text("k", Some(k))));
+            out.push(match block.lender {
+                Some(_) => format!("q = {}{over}", self.norm_text("q", Some(q))),
+                None => format!("q, k = {}, {}{over}", self.norm_text("q", Some(q)), self.norm_text("k", Some(k))),
+            });
         }
-        if self.value_norm {
+        if self.value_norm && block.lender.is_none() {
             out.push(format!("v = {} of each head", self.norm_text("v", Some("")).trim_end_matches('·')));
         }
         if let Some(bound) = self.qkv_bound {
@@ -182,7 +197,8 @@ impl Description {
                 part => format!(", {part} of a head's {} values", spec.head_dim),
             };
             let apart = if of_q == of_k { "" } else { ", of queries times a factor by position" };
-            out.push(format!("q, k rotated ({pairs}{part}){apart}"));
+            let rotated = if block.lender.is_some() { "q" } else { "q, k" };
+            out.push(format!("{rotated} rotated ({pairs}{part}){apart}"));
         }
         let mut scores = format!("{:.4}·q·k", spec.scale);
         if let Some(cap) = spec.cap {
@@ -212,7 +228,8 @@ impl Description {
     }
 
     fn feed_forward_formulas(&self, layer: usize) -> Vec<String> {
-        if let Some(of) = self.experts_of(layer) {
+        let experts = self.experts_of(layer);
+        if let Some(of) = experts.filter(|of| !of.beside_mlp) {
             return expert_formulas(of, function(self.activation));
         }
         let map = |path: &str| self.map_text(layer, path);
@@ -222,7 +239,20 @@ impl Description {
             Up::Gated([gate, up]) => format!("{f}({} h) ∘ {} h", map(gate), map(up)),
             Up::Joined(name) => format!("{f}(a) ∘ b, a, b = {} h", map(name)),
         };
-        vec![format!("f = {}({hidden})", map(self.names.down))]
+        let mut out = vec![format!("f = {}({hidden})", map(self.names.down))];
+        if let Some(of) = experts {
+            let ([behind_mlp, before, behind], [gain, factors]) = (ExpertsKind::NORMS, ExpertsKind::ROUTER);
+            let norm = |of: &str, name| self.norm_text(of, Some(name));
+            out.push(format!("g = {}", norm("f", behind_mlp)));
+            out.push(format!("r = {}/√{}, h = {}", norm("x", gain), self.hidden, norm("x", before)));
+            out.extend(expert_formulas(of, f).into_iter().map(|line| {
+                let of_router = format!("z = {} ", last(of.router));
+                let line = line.replace(&format!("{of_router}h"), &format!("{of_router}r"));
+                line.replace("w_j·", &format!("{}_j·w_j·", last(factors)))
+            }));
+            out.push(format!("f = g + {}", norm("f", behind)));
+        }
+        out
     }
 }
 

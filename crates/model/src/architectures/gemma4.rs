@@ -1,9 +1,14 @@
-//! `Gemma4ForCausalLM` without per-layer inputs, shared keys and experts: Gemma 3 with gains as they are, normalised values, scores that
-//! are not scaled, wider heads in the blocks without a window, whose keys may be their values, and a factor on each block's output.
+//! `Gemma4ForCausalLM`: Gemma 3 with gains as they are, normalised values, scores that are not scaled, wider heads in the
+//! blocks without a window, whose keys may be their values, and a factor on each block's output. The smaller models give each block
+//! an input by token, and their last blocks attend to the keys and values of others; one has experts beside every feed-forward layer.
 use super::llama::{self, Defaults};
-use super::{BlockKind, Description, Names, QueryKeyNorm, gemma2, rope_of_type, soft_cap, window, windowed};
+use super::{
+    BlockKind, Description, ExpertsKind, Names, PerLayerKind, QueryKeyNorm, StackOrder, StoredExperts,
+    check_expert_numbers, gemma2, rope_of_type, soft_cap, window, windowed,
+};
 use crate::config::Config;
 use crate::error::Result;
+use crate::layers::{Routing, RoutingRule};
 use crate::rope::RopeDefaults;
 use tanglescope_kernels::AttentionSpec;
 
@@ -15,27 +20,68 @@ fn names() -> Names {
     }
 }
 
-/// What the smaller models of the family have, and this one's functions do not.
-fn refuse_others(config: &Config) -> Result<()> {
-    for (key, default, what) in [
-        ("hidden_size_per_layer_input", 256usize, "inputs to each layer by token"),
-        ("num_kv_shared_layers", 0, "layers with another layer's keys and values"),
-    ] {
-        let found: Option<usize> = config.get(key)?;
-        if found.unwrap_or(default) != 0 {
-            let problem = format!("found {}: {what} are not supported, expected 0", found.unwrap_or(default));
-            return Err(config.refuse(key, problem));
-        }
+/// Experts beside the feed-forward layer of every block.
+fn experts(config: &Config) -> Result<Option<ExpertsKind>> {
+    let width: Option<usize> = config.get("moe_intermediate_size")?;
+    let [number, per_row] = [config.get("num_experts")?, config.get("top_k_experts")?];
+    if !config.get("enable_moe_block")?.unwrap_or(false) {
+        return Ok(None);
     }
-    if config.get("enable_moe_block")?.unwrap_or(false) {
-        return Err(config.refuse("enable_moe_block", "found true: Gemma 4's experts are not supported"));
+    let needed = |key: &str, size: Option<usize>| match size {
+        Some(size) => config.checked_size(key, size),
+        None => Err(config.refuse(key, "missing; expected a number where `enable_moe_block` is true")),
+    };
+    let (number, per_row) = (needed("num_experts", number)?, needed("top_k_experts", per_row)?);
+    check_expert_numbers(config, ["num_experts", "top_k_experts"], [number, per_row])?;
+    Ok(Some(ExpertsKind {
+        number,
+        width: needed("moe_intermediate_size", width)?,
+        routing: Routing { per_row, rule: RoutingRule::SoftmaxOfChosen, scale: 1.0 },
+        router: "router.proj",
+        correction: None,
+        list: "experts",
+        stored: StoredExperts::Stacked { names: ["gate_up_proj", "down_proj"], order: StackOrder::Outputs },
+        router_bias: false,
+        clamp: None,
+        shared: None,
+        beside_mlp: true,
+    }))
+}
+
+/// What each block reads of a token beside the residual stream; the table's tokens are few enough for the vocabulary to be all of them.
+fn per_layer(config: &Config, vocabulary: usize) -> Result<Option<PerLayerKind>> {
+    let width = config.get("hidden_size_per_layer_input")?.unwrap_or(256);
+    let rows = config.get("vocab_size_per_layer_input")?.unwrap_or(262_144);
+    if width == 0 {
+        return Ok(None);
     }
-    // what those would be made of
-    for key in ["vocab_size_per_layer_input", "num_experts", "top_k_experts", "moe_intermediate_size"] {
-        let _size: Option<usize> = config.get(key)?;
+    if rows < vocabulary {
+        let problem = format!("found {rows}, expected at least the vocabulary, {vocabulary}");
+        return Err(config.refuse("vocab_size_per_layer_input", problem));
     }
-    let _of_shared: Option<bool> = config.get("use_double_wide_mlp")?;
-    Ok(())
+    let width = config.checked_size("hidden_size_per_layer_input", width)?;
+    Ok(Some(PerLayerKind { width, vocabulary: config.checked_size("vocab_size_per_layer_input", rows)? }))
+}
+
+/// The block whose keys and values each block attends to, where it has none of its own: the last ones borrow those of the last block of
+/// their kind that has its own.
+fn lenders(config: &Config, windowed: &[bool]) -> Result<Vec<Option<usize>>> {
+    let borrowers: usize = config.get("num_kv_shared_layers")?.unwrap_or(0);
+    let layers = windowed.len();
+    let Some(own) = layers.checked_sub(borrowers).filter(|own| *own > 0) else {
+        let problem = format!("found {borrowers}, expected fewer than the {layers} layers");
+        return Err(config.refuse("num_kv_shared_layers", problem));
+    };
+    let lender = |layer: usize| (0..own).rev().find(|lender| windowed[*lender] == windowed[layer]);
+    let of_layer = |layer: usize| match (layer < own, lender(layer)) {
+        (true, _) => Ok(None),
+        (false, Some(lender)) => Ok(Some(lender)),
+        (false, None) => Err(config.refuse(
+            "num_kv_shared_layers",
+            format!("found {borrowers}: layer {layer} has no layer of its type below that has keys and values"),
+        )),
+    };
+    (0..layers).map(of_layer).collect()
 }
 
 /// Key-value heads and values a head of each block where they are not the model's: listed by block, or the same for all without a
@@ -79,7 +125,6 @@ fn heads(
 }
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
-    refuse_others(config)?;
     let defaults = Defaults {
         sizes: [262_144, 2304, 30, 8, 9216],
         kv_heads: Some(4),
@@ -122,15 +167,19 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     if let Some(parameters) = &parameters {
         parameters.finish(|_| false)?;
     }
-    let blocks = windowed.iter().zip(heads).map(|(&windowed, heads)| BlockKind {
+    let lenders = lenders(config, &windowed)?;
+    let wide = config.get("use_double_wide_mlp")?.unwrap_or(false).then_some(2 * of.mlp_width);
+    let blocks = windowed.iter().zip(heads).zip(lenders).map(|((&windowed, heads), lender)| BlockKind {
         window: window.filter(|_| windowed),
         rope: Some([usize::from(windowed); 2]),
         heads,
         keys_are_values: keys_are_values && !windowed,
+        lender,
+        mlp_width: wide.filter(|_| lender.is_some()),
         ..BlockKind::default()
     });
     let bias = config.get("attention_bias")?.unwrap_or(false);
-    Ok(Description {
+    let of = Description {
         embedding_scale: (of.hidden as f64).sqrt(),
         attention: AttentionSpec { scale: 1.0, ..of.attention },
         qkv_bias: bias,
@@ -138,9 +187,14 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         query_key_norm: Some(QueryKeyNorm::Heads),
         value_norm: true,
         logit_cap: soft_cap(config, "final_logit_softcapping", None)?,
+        per_layer: per_layer(config, of.vocabulary)?,
         names: names(),
         blocks: blocks.collect(),
         ropes,
         ..of
+    };
+    Ok(match experts(config)? {
+        Some(experts) => of.with_experts(experts, &vec![true; windowed.len()]),
+        None => of,
     })
 }

@@ -78,6 +78,7 @@ fn experts(config: &Config, numbers: [usize; 2], width: usize) -> Result<Experts
         stored: StoredExperts::Each(EXPERT_MAPS),
         router_bias: false,
         clamp: None,
+        beside_mlp: false,
         shared: Some(SharedKind {
             width: config.checked_size("n_shared_experts", width * shared)?,
             maps: ["mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj", "mlp.shared_experts.down_proj"],

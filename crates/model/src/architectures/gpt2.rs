@@ -75,6 +75,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         o_bias: true,
         mlp_bias: true,
         experts: None,
+        per_layer: None,
         tied: config.get("tie_word_embeddings")?.unwrap_or(true),
         head_bias: false,
         logit_cap: None,

@@ -46,6 +46,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router_bias: true,
         clamp: Some(Clamp { limit, alpha: factor_or(config, "swiglu_alpha", 1.702)? }),
         shared: None,
+        beside_mlp: false,
     };
     let window = if config.has("sliding_window") { window(config)? } else { Some(128) };
     let windowed = windowed(config, of.layers(), |layer| (layer + 1) % 2 == 1)?;

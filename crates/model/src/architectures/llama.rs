@@ -135,6 +135,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         o_bias: false,
         mlp_bias: false,
         experts: None,
+        per_layer: None,
         tied: config.get("tie_word_embeddings")?.unwrap_or(defaults.tied),
         head_bias: false,
         logit_cap: None,

@@ -31,6 +31,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router_bias: false,
         clamp: None,
         shared: None,
+        beside_mlp: false,
     };
     let all = vec![true; of.layers()];
     Ok(llama::with_windows(of, window(config)?, &all).with_experts(experts, &all))

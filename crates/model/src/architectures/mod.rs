@@ -162,6 +162,8 @@ pub struct Description {
     pub mlp_bias: bool,
     /// The experts of [sparse](BlockKind::sparse) blocks.
     pub experts: Option<ExpertsKind>,
+    /// What each block reads of a token beside the residual stream, where it does.
+    pub per_layer: Option<PerLayerKind>,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
     /// Whether the logits have a bias.
@@ -191,6 +193,29 @@ pub struct BlockKind {
     pub heads: Option<[usize; 2]>,
     /// Whether its keys, before their norm, are its values too.
     pub keys_are_values: bool,
+    /// The block whose keys and values it attends to, where it has none of its own.
+    pub lender: Option<usize>,
+    /// Width of its feed-forward layer, where it is not that of other blocks.
+    pub mlp_width: Option<usize>,
+}
+
+/// What each block reads of a token beside the residual stream (Gemma's per-layer inputs).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerLayerKind {
+    /// Values of a block's input.
+    pub width: usize,
+    /// Rows of its table.
+    pub vocabulary: usize,
+}
+
+impl PerLayerKind {
+    /// The table, the projection of the embedding, and the norm of that, beside the blocks.
+    pub(crate) const OUTSIDE: [&str; 3] =
+        ["embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm"];
+    /// Maps to a block's input's width and back, inside the block.
+    pub(crate) const MAPS: [&str; 2] = ["per_layer_input_gate", "per_layer_projection"];
+    /// Norm of what they add.
+    pub(crate) const NORM: &str = "post_per_layer_input_norm";
 }
 
 /// A mixer by the gated delta rule, with its names inside the block.
@@ -287,6 +312,8 @@ pub struct ExpertsKind {
     pub clamp: Option<Clamp>,
     /// An expert that every row goes through.
     pub shared: Option<SharedKind>,
+    /// Whether they stand beside a feed-forward layer for all rows, with norms of their own and a factor on each expert's weight (Gemma 4).
+    pub beside_mlp: bool,
 }
 
 /// Where the matrices of experts are.
@@ -324,6 +351,14 @@ pub struct SharedKind {
 }
 
 impl ExpertsKind {
+    /// Beside a feed-forward layer for all rows: the norm behind that, before the experts, and behind them.
+    pub(crate) const NORMS: [&str; 3] =
+        ["post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2"];
+    /// There: the gain of the norm of what the router reads, and the factors on the experts' weights.
+    pub(crate) const ROUTER: [&str; 2] = ["router.scale", Self::FACTORS];
+    /// The factors on the experts' weights.
+    pub const FACTORS: &str = "router.per_expert_scale";
+
     /// Path of an expert's gate, up and down inside the block; what stands before `#` is a tensor that holds those of all.
     pub(crate) fn paths(&self, expert: usize) -> [String; 3] {
         let list = self.list;
@@ -455,6 +490,12 @@ pub enum Reads {
     MlpInput,
     /// The feed-forward layer's hidden values.
     MlpHidden,
+    /// The residual stream behind the feed-forward layer.
+    BlockOutput,
+    /// A block's input by token, gated.
+    PerLayerInput,
+    /// The embedding, beside the blocks.
+    Embedded,
 }
 
 impl Reads {
@@ -482,7 +523,7 @@ pub enum Part {
         /// Whether rows are multiplied with one plus the gain.
         plus_one: bool,
     },
-    /// Other numbers, of the mixer.
+    /// Other numbers.
     Vector {
         /// Path of the tensor inside the block.
         name: &'static str,
@@ -524,6 +565,31 @@ impl Description {
         let of = self.attention_of(layer);
         let kv = of.kv_heads * of.head_dim;
         [of.heads * of.head_dim, kv, kv]
+    }
+
+    /// Width of a block's feed-forward layer.
+    #[must_use]
+    pub fn mlp_width_of(&self, layer: usize) -> usize {
+        self.blocks[layer].mlp_width.unwrap_or(self.mlp_width)
+    }
+
+    /// Whether other blocks attend to a block's keys and values.
+    pub(crate) fn lends(&self, layer: usize) -> bool {
+        self.blocks.iter().any(|block| block.lender == Some(layer))
+    }
+
+    /// Paths of modules that a block would have for the keys and values that it borrows; older checkpoints have them, and do not use them.
+    pub(crate) fn borrowed(&self, layer: usize) -> Vec<&'static str> {
+        let Qkv::Separate([_, k, v]) = self.names.qkv else { return Vec::new() };
+        match self.blocks[layer].lender {
+            Some(_) => [k, v].into_iter().chain(self.names.query_key_norms.map(|[_, of_keys]| of_keys)).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Path of a module beside the blocks.
+    pub(crate) fn outside(&self, name: &str) -> String {
+        format!("{}{name}", self.names.prefix)
     }
 
     /// Paths inside a block of the linear maps that read one of its inputs.
@@ -571,19 +637,24 @@ impl Description {
         }
         parts.extend(norm(names.after_attention));
         parts.extend(norm(names.mlp_norm));
-        match self.experts_of(layer) {
-            Some(experts) => parts.extend(self.expert_parts(experts)),
-            None => {
-                let up_map = |name, width| map(name, Reads::MlpInput, [d, width], self.mlp_bias);
-                match names.up {
-                    Up::Plain(name) => parts.push(up_map(name, self.mlp_width)),
-                    Up::Gated(names) => parts.extend(names.map(|name| up_map(name, self.mlp_width))),
-                    Up::Joined(name) => parts.push(up_map(name, 2 * self.mlp_width)),
-                }
-                parts.push(map(names.down, Reads::MlpHidden, [self.mlp_width, d], self.mlp_bias));
-            }
+        let experts = self.experts_of(layer);
+        if experts.is_none_or(|experts| experts.beside_mlp) {
+            parts.extend(self.mlp_parts(layer));
+        }
+        if let Some(experts) = experts {
+            let [behind_mlp, before, behind] =
+                ExpertsKind::NORMS.map(|name| norm(Some(name).filter(|_| experts.beside_mlp)));
+            parts.extend(behind_mlp.into_iter().chain(before));
+            parts.extend(self.expert_parts(experts));
+            parts.extend(behind);
         }
         parts.extend(norm(names.after_mlp));
+        if let Some(PerLayerKind { width, .. }) = self.per_layer {
+            let [gate, back] = PerLayerKind::MAPS;
+            parts.push(map(gate, Reads::BlockOutput, [d, width], false));
+            parts.push(map(back, Reads::PerLayerInput, [width, d], false));
+            parts.extend(norm(Some(PerLayerKind::NORM)));
+        }
         parts
     }
 
@@ -637,17 +708,32 @@ impl Description {
         let qkv_map = |name, width| map(name, Reads::MixerInput, [d, width], self.qkv_bias);
         match names.qkv {
             Qkv::Separate([q_name, k_name, v_name]) => {
-                parts.extend([qkv_map(q_name, of_queries), qkv_map(k_name, kv)]);
-                parts.extend((!self.blocks[layer].keys_are_values).then(|| qkv_map(v_name, kv)));
+                let BlockKind { lender, keys_are_values, .. } = self.blocks[layer];
+                parts.push(qkv_map(q_name, of_queries));
+                parts.extend(lender.is_none().then(|| qkv_map(k_name, kv)));
+                parts.extend((lender.is_none() && !keys_are_values).then(|| qkv_map(v_name, kv)));
             }
             Qkv::Joined(name) | Qkv::ByHead(name) => parts.push(qkv_map(name, q + 2 * kv)),
         }
         if let (Some(names), Some(over)) = (names.query_key_norms, self.query_key_norm) {
             let widths = if over == QueryKeyNorm::Heads { [self.attention_of(layer).head_dim; 2] } else { [q, kv] };
-            parts.extend(names.into_iter().zip(widths).map(|(name, features)| self.norm_of(name, features)));
+            let own = if self.blocks[layer].lender.is_some() { 1 } else { 2 };
+            parts.extend(names.into_iter().zip(widths).take(own).map(|(name, features)| self.norm_of(name, features)));
         }
         parts.extend(names.sinks.map(|name| Part::Vector { name, shape: vec![self.attention.heads] }));
         parts.push(map(names.o, Reads::AttentionOutput, [q, d], self.o_bias));
+        parts
+    }
+
+    fn mlp_parts(&self, layer: usize) -> Vec<Part> {
+        let (d, names, width) = (self.hidden, &self.names, self.mlp_width_of(layer));
+        let up_map = |name, width| map(name, Reads::MlpInput, [d, width], self.mlp_bias);
+        let mut parts = match names.up {
+            Up::Plain(name) => vec![up_map(name, width)],
+            Up::Gated(names) => names.map(|name| up_map(name, width)).to_vec(),
+            Up::Joined(name) => vec![up_map(name, 2 * width)],
+        };
+        parts.push(map(names.down, Reads::MlpHidden, [width, d], self.mlp_bias));
         parts
     }
 
@@ -656,6 +742,10 @@ impl Description {
         let reads = [Reads::MlpInput, Reads::MlpInput, Reads::MlpHidden];
         let shapes = |width| [[d, width], [d, width], [width, d]];
         let mut parts = vec![map(of.router, Reads::MlpInput, [d, of.number], of.router_bias)];
+        if of.beside_mlp {
+            let vectors = ExpertsKind::ROUTER.into_iter().zip([d, of.number]);
+            parts.extend(vectors.map(|(name, values)| Part::Vector { name, shape: vec![values] }));
+        }
         for expert in 0..of.number {
             let maps = of.paths(expert).into_iter().zip(reads).zip(shapes(of.width));
             parts.extend(maps.map(|((name, reads), shape)| Part::Map {
@@ -855,14 +945,20 @@ fn expert_numbers(config: &Config, keys: [&str; 2], defaults: [usize; 2]) -> Res
     let number = config.checked_size(keys[0], first.or(second).unwrap_or(defaults[0]))?;
     let per_row =
         config.checked_size("num_experts_per_tok", config.get("num_experts_per_tok")?.unwrap_or(defaults[1]))?;
+    check_expert_numbers(config, [keys[0], "num_experts_per_tok"], [number, per_row])?;
+    Ok([number, per_row])
+}
+
+/// Refuses more experts than a layer has, and those of a row that are more than there are.
+fn check_expert_numbers(config: &Config, keys: [&str; 2], [number, per_row]: [usize; 2]) -> Result<()> {
     if number > MOST_EXPERTS {
         return Err(config.refuse(keys[0], format!("found {number}, expected at most {MOST_EXPERTS}")));
     }
     if per_row > number {
         let problem = format!("found {per_row}, expected at most the number of experts, {number}");
-        return Err(config.refuse("num_experts_per_tok", problem));
+        return Err(config.refuse(keys[1], problem));
     }
-    Ok([number, per_row])
+    Ok(())
 }
 
 /// Most experts of a layer; the widest model has some hundreds.

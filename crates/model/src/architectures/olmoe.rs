@@ -37,6 +37,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router_bias: false,
         clamp: None,
         shared: None,
+        beside_mlp: false,
     };
     let (sparse, query_key_norm) = (vec![true; of.layers()], Some(QueryKeyNorm::Whole));
     let of = Description {

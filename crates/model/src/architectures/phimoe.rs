@@ -46,6 +46,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router_bias: false,
         clamp: None,
         shared: None,
+        beside_mlp: false,
     };
     let bias = config.get("attention_bias")?.unwrap_or(false);
     let all = vec![true; of.layers()];

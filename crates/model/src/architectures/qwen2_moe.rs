@@ -32,6 +32,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         stored: StoredExperts::Each(EXPERT_MAPS),
         router_bias: false,
         clamp: None,
+        beside_mlp: false,
         shared: Some(SharedKind {
             width: size("shared_expert_intermediate_size", 5632)?,
             maps: ["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj"],

@@ -31,6 +31,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         router_bias: false,
         clamp: None,
         shared: None,
+        beside_mlp: false,
     };
     let sparse = qwen2_moe::sparse(config, of.layers())?;
     let asked: bool = config.get("use_sliding_window")?.unwrap_or(false);

@@ -49,6 +49,7 @@ pub(super) fn experts(config: &Config, numbers: [usize; 2], rule: crate::layers:
         stored: StoredExperts::Each(EXPERT_MAPS),
         router_bias: false,
         clamp: None,
+        beside_mlp: false,
         shared: Some(SharedKind {
             width: size("shared_expert_intermediate_size")?,
             maps: ["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj"],

@@ -4,7 +4,7 @@ use super::latent::{LatentTrace, narrowed, widened};
 use super::linear::{deliver, input_of};
 use super::projection::Low;
 use super::sinks::SinksTrace;
-use super::{Backward, Forward, Latent, LatentDims, Layer, Linear, Norm, Part, Projection, Sinks, Visitor};
+use super::{Backward, Forward, Latent, LatentDims, Layer, Linear, Norm, Part, Projection, Sinks, Visitor, sums};
 use crate::needs::LayerNeeds;
 use tanglescope_kernels::{Activation, AttentionSpec, FloatTensor, Kernels, Pairs};
 
@@ -15,12 +15,16 @@ pub struct Attention<B: Kernels> {
     pub source: Source<B>,
     /// Whether there are.
     pub gated: bool,
-    /// Norms of queries and of keys, over each stretch of a row as long as their gain.
-    pub query_key_norms: Option<Box<[Norm<B>; 2]>>,
+    /// Norm of queries, over each stretch of a row as long as its gain.
+    pub query_norm: Option<Box<Norm<B>>>,
+    /// Norm of keys, over each stretch of a row as long as its gain.
+    pub key_norm: Option<Box<Norm<B>>>,
     /// Norm of the values of each head, without a gain.
     pub value_norm: Option<Box<Norm<B>>>,
     /// Whether keys, before their norm, are the values too.
     pub keys_are_values: bool,
+    /// Whether keys and values are those of another block, as it attends to them.
+    pub borrows: bool,
     /// What queries, keys and values are cut at, after the norms.
     pub bound: Option<f64>,
     /// A score for each head that no value belongs to.
@@ -101,13 +105,11 @@ impl<B: Kernels> Source<B> {
 /// What attention's forward pass leaves.
 #[derive(Debug)]
 pub struct AttentionTrace<B: Kernels> {
-    /// Queries and keys before their norms, where they have any.
-    projected: Option<[FloatTensor<B>; 2]>,
-    /// Values before their norm, where they have one.
-    values: Option<FloatTensor<B>>,
+    /// Queries, keys and values before their norms, where they have any.
+    projected: [Option<FloatTensor<B>>; 3],
     /// Queries, keys and values before they were cut.
     uncut: Option<[FloatTensor<B>; 3]>,
-    qkv: [FloatTensor<B>; 3],
+    pub(super) qkv: [FloatTensor<B>; 3],
     source: SourceTrace<B>,
     /// `[N, heads·head_dim]`, with sinks and without gates.
     attended: FloatTensor<B>,
@@ -135,19 +137,18 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         if self.keys_are_values {
             pieces.push(pieces[1].clone());
         }
+        if self.borrows {
+            pieces.extend(rows.lent.into_iter().flatten().cloned());
+        }
         let [mut q, mut k, mut v]: [FloatTensor<B>; 3] = match pieces.try_into() {
             Ok(qkv) => qkv,
             Err(_) => unreachable!("the projections are queries, keys and values"),
         };
-        let projected = self.query_key_norms.as_ref().map(|norms| {
-            let before = [q.clone(), k.clone()];
-            (q, k) = (norms[0].forward_in_parts(q.clone()), norms[1].forward_in_parts(k.clone()));
-            before
-        });
-        let values = self.value_norm.as_ref().map(|norm| {
-            let before = v.clone();
-            v = norm.forward_in_parts(before.clone());
-            before
+        let before = [(&self.query_norm, &mut q), (&self.key_norm, &mut k), (&self.value_norm, &mut v)];
+        let projected = before.map(|(norm, x)| {
+            let norm = norm.as_ref()?;
+            let normed = norm.forward_in_parts(x.clone());
+            Some(std::mem::replace(x, normed))
         });
         let uncut = self.bound.map(|bound| {
             let before = [q.clone(), k.clone(), v.clone()];
@@ -156,7 +157,9 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         });
         if let Some([of_q, of_k]) = self.rope.map(|rope| rope.map(|of| &rows.angles[of])) {
             q = B::rotary(q, &of_q.0, &of_q.1, None, (self.spec.head_dim, self.rotated), false);
-            k = B::rotary(k, &of_k.0, &of_k.1, None, (self.spec.head_dim, self.rotated), false);
+            if !self.borrows {
+                k = B::rotary(k, &of_k.0, &of_k.1, None, (self.spec.head_dim, self.rotated), false);
+            }
         }
         let (mut attended, mut normaliser) = B::attend(&q, &k, &v, rows.spans, self.spec);
         let mut sinks = None;
@@ -165,21 +168,8 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             ([attended, normaliser], sinks) = (with_sinks, Some(trace));
         }
         let (y, o_low) = self.o.forward(&self.output(&attended, gate.as_ref()), onto);
-        (
-            y,
-            AttentionTrace {
-                projected,
-                values,
-                uncut,
-                qkv: [q, k, v],
-                source,
-                attended,
-                sinks,
-                gate,
-                normaliser,
-                o_low,
-            },
-        )
+        let qkv = [q, k, v];
+        (y, AttentionTrace { projected, uncut, qkv, source, attended, sinks, gate, normaliser, o_low })
     }
 
     fn vjp(
@@ -215,31 +205,37 @@ impl<B: Kernels> Layer<B> for Attention<B> {
         let forward = (&trace.attended, &trace.normaliser);
         let [mut dq, mut dk, mut dv] = B::attend_vjp([q, k, v], forward, &attended, rows.segments, self.spec);
         drop(attended);
+        if let Some(of_borrowers) = pass.beside.of_borrowers.take() {
+            [dk, dv] = sums::<B>([dk, dv], &of_borrowers);
+        }
         if let Some([of_q, of_k]) = self.rope.map(|rope| rope.map(|of| &pass.angles[of])) {
             let index = Some(rows.full.index.as_slice());
             dq = B::rotary(dq, &of_q.0, &of_q.1, index, (self.spec.head_dim, self.rotated), true);
-            dk = B::rotary(dk, &of_k.0, &of_k.1, index, (self.spec.head_dim, self.rotated), true);
+            if !self.borrows {
+                dk = B::rotary(dk, &of_k.0, &of_k.1, index, (self.spec.head_dim, self.rotated), true);
+            }
         }
         if let (Some(bound), Some([q, k, v])) = (self.bound, &trace.uncut) {
             let index = rows.full.index.as_slice();
             let cut = |x, delta| B::cut_vjp(x, [-bound, bound], delta, index);
             (dq, dk, dv) = (cut(q, dq), cut(k, dk), cut(v, dv));
         }
-        if let (Some(norms), Some([q, k])) = (&self.query_key_norms, &trace.projected) {
-            dq = norms[0].vjp_in_parts(q, dq, rows.full, pass);
-            dk = norms[1].vjp_in_parts(k, dk, rows.full, pass);
-        }
-        if let (Some(norm), Some(values)) = (&self.value_norm, &trace.values) {
-            dv = norm.vjp_in_parts(values, dv, rows.full, pass);
-        }
-        let of_values = match self.keys_are_values {
-            true => {
-                dk = B::add_scaled(dk, &dv, 1.0);
-                None
-            }
-            false => Some(dv),
+        let mut before = |norm: &Option<Box<Norm<B>>>, x: &Option<FloatTensor<B>>, delta| match (norm, x) {
+            (Some(norm), Some(x)) => norm.vjp_in_parts(x, delta, rows.full, pass),
+            _ => delta,
         };
-        let deltas = std::iter::once(dq).chain(of_gate).chain([dk]).chain(of_values).collect();
+        let [q, k, v] = &trace.projected;
+        dq = before(&self.query_norm, q, dq);
+        (dk, dv) = (before(&self.key_norm, k, dk), before(&self.value_norm, v, dv));
+        let of_own = match (self.borrows, self.keys_are_values) {
+            (true, _) => {
+                pass.beside.to_lender = Some([dk, dv]);
+                vec![]
+            }
+            (false, true) => vec![B::add_scaled(dk, &dv, 1.0)],
+            (false, false) => vec![dk, dv],
+        };
+        let deltas = std::iter::once(dq).chain(of_gate).chain(of_own).collect();
         self.source.vjp(&trace.source, x, deltas, onto, needs, pass)
     }
 
@@ -248,7 +244,7 @@ impl<B: Kernels> Layer<B> for Attention<B> {
             Source::Input(of) => of.visit(f),
             Source::Latent(of) => of.visit(f),
         }
-        self.query_key_norms.iter_mut().flat_map(|norms| norms.iter_mut()).for_each(|norm| f(Part::Norm(norm)));
+        [&mut self.query_norm, &mut self.key_norm].into_iter().flatten().for_each(|norm| f(Part::Norm(norm)));
         self.sinks.iter_mut().for_each(|sinks| f(Part::Vector(&mut sinks.scores)));
         f(Part::Linear(&mut self.o));
     }
@@ -265,7 +261,7 @@ impl<B: Kernels> Attention<B> {
     }
 
     pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Attention<C> {
-        let norms = self.query_key_norms.as_ref();
+        let norm = |norm: &Option<Box<Norm<B>>>| norm.as_ref().map(|norm| Box::new(norm.convert(f)));
         Attention {
             source: match &self.source {
                 Source::Input(of) => Source::Input(of.convert(f)),
@@ -273,9 +269,11 @@ impl<B: Kernels> Attention<B> {
             },
             gated: self.gated,
             sinks: self.sinks.as_ref().map(|sinks| sinks.convert(f)),
-            query_key_norms: norms.map(|norms| Box::new(norms.each_ref().map(|norm| norm.convert(f)))),
-            value_norm: self.value_norm.as_ref().map(|norm| Box::new(norm.convert(f))),
+            query_norm: norm(&self.query_norm),
+            key_norm: norm(&self.key_norm),
+            value_norm: norm(&self.value_norm),
             keys_are_values: self.keys_are_values,
+            borrows: self.borrows,
             o: self.o.convert(f),
             bound: self.bound,
             spec: self.spec,

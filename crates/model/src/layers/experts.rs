@@ -2,7 +2,7 @@
 //! one where there is one (docs/mathematics.md, section 3). Rows are gathered by expert and multiplied in stretches.
 use super::linear::{deliver, input_of};
 use super::router::{BackwardRoutes, Choices, Routes, Routing};
-use super::{Backward, Forward, Layer, Linear, Mlp, MlpTrace, Part, Visitor, dims};
+use super::{Backward, Forward, Layer, Linear, Mlp, MlpTrace, Norm, Part, Vector, Visitor, dims, scaled};
 use crate::needs::LayerNeeds;
 use crate::sink::Factor;
 use tanglescope_kernels::{Activation, FloatTensor, Kernels, RowSet, Stretch, as_index};
@@ -16,6 +16,10 @@ pub struct Experts<B: Kernels> {
     pub routing: Routing,
     /// What is added to sigmoids where they decide which experts are chosen; no parameter that has a gradient.
     pub correction: Option<Vec<f64>>,
+    /// A factor on the weight of each expert.
+    pub factors: Option<Vector<B>>,
+    /// What router and experts read, where they read the residual stream each through a norm.
+    pub norms: Option<Box<ExpertNorms<B>>>,
     /// Gate, up and down of each expert, of one rank where they have adapters.
     pub maps: [Vec<Linear<B>>; 3],
     /// f.
@@ -26,6 +30,24 @@ pub struct Experts<B: Kernels> {
     pub shared: Option<Box<SharedExpert<B>>>,
     /// What an adapter of all experts as one matrix changes of gate and up together, and of down.
     pub fused: [Option<FusedLora<B>>; 2],
+}
+
+/// Norms of what router and experts read.
+#[derive(Clone, Debug)]
+pub struct ExpertNorms<B: Kernels> {
+    /// Of what the router reads.
+    pub router: Norm<B>,
+    /// Factor on that.
+    pub router_scale: f64,
+    /// Of what the experts read.
+    pub experts: Norm<B>,
+}
+
+impl<B: Kernels> ExpertNorms<B> {
+    /// What the router reads.
+    fn of_router(&self, x: &FloatTensor<B>) -> FloatTensor<B> {
+        scaled::<B>(self.router.forward(x), self.router_scale)
+    }
 }
 
 /// gpt-oss's gate: `min(a, limit)·σ(α·min(a, limit))·(clamp(b, ±limit) + 1)`.
@@ -353,6 +375,16 @@ fn cotangent_offsets(rows: &[u32], offsets: &[usize]) -> Vec<usize> {
 }
 
 impl<B: Kernels> Experts<B> {
+    /// What the router reads.
+    fn of_router(&self, x: &FloatTensor<B>) -> FloatTensor<B> {
+        self.norms.as_ref().map_or_else(|| x.clone(), |norms| norms.of_router(x))
+    }
+
+    /// What the experts read.
+    fn of_experts(&self, x: &FloatTensor<B>) -> FloatTensor<B> {
+        self.norms.as_ref().map_or_else(|| x.clone(), |norms| norms.experts.forward(x))
+    }
+
     /// What `down` reads.
     fn activated(&self, up: &[FloatTensor<B>; 2]) -> FloatTensor<B> {
         match self.clamp {
@@ -385,6 +417,11 @@ impl<B: Kernels> Experts<B> {
             router: self.router.convert(f),
             routing: self.routing,
             correction: self.correction.clone(),
+            factors: self.factors.as_ref().map(|factors| factors.convert(f)),
+            norms: self.norms.as_ref().map(|norms| {
+                let (router, experts) = (norms.router.convert(f), norms.experts.convert(f));
+                Box::new(ExpertNorms { router, router_scale: norms.router_scale, experts })
+            }),
             maps: self.maps.each_ref().map(|maps| maps.iter().map(|map| map.convert(f)).collect()),
             activation: self.activation,
             clamp: self.clamp,
@@ -456,9 +493,15 @@ impl<B: Kernels> Layer<B> for Experts<B> {
         onto: Option<FloatTensor<B>>,
         rows: &Forward<'_, B>,
     ) -> (FloatTensor<B>, Self::Trace) {
-        let (logits, router_low) = self.router.forward(x, None);
-        let routes = self.routing.routes(&B::download(&logits), self.maps[0].len(), self.correction.as_deref());
-        let sorted = B::gather(x, &routes.rows(), None);
+        let (logits, router_low) = self.router.forward(&self.of_router(x), None);
+        let factors = self.factors.as_ref().map(|factors| B::download(&factors.values));
+        let experts = self.maps[0].len();
+        let routes = self.routing.routes(&B::download(&logits), experts, self.correction.as_deref());
+        let routes = match factors {
+            Some(factors) => routes.times(&factors),
+            None => routes,
+        };
+        let sorted = B::gather(&self.of_experts(x), &routes.rows(), None);
         let [gate, up, down] = &self.maps;
         let (gate, gate_low) = forward(gate, &sorted, routes.offsets());
         let (up, up_low) = forward(up, &sorted, routes.offsets());
@@ -546,7 +589,7 @@ impl<B: Kernels> Layer<B> for Experts<B> {
         let gate = Cotangent::new(gate, da, trace.low[0].as_ref(), (needs.input, offsets), pass);
         let up = Cotangent::new(up, db, trace.low[1].as_ref(), (needs.input, offsets), pass);
         if wants(&self.maps[0], pass) || wants(&self.maps[1], pass) {
-            let sorted = B::gather(&x(), &trace.routes.rows(), None);
+            let sorted = B::gather(&self.of_experts(&x()), &trace.routes.rows(), None);
             deliver_experts(&[&gate, &up], &sorted, &trace.routes, &routes, pass);
         }
         let fused_up = self.fused[0].as_ref().zip(trace.fused_low[0].as_ref());
@@ -554,12 +597,13 @@ impl<B: Kernels> Layer<B> for Experts<B> {
             let deltas = [&gate.delta, &up.delta];
             let low_delta = fused.low_delta(&deltas, offsets);
             if fused.in_scope(pass) != [false; 2] {
-                let sorted = B::gather(&x(), &trace.routes.rows(), None);
+                let sorted = B::gather(&self.of_experts(&x()), &trace.routes.rows(), None);
                 deliver_fused(fused, (&sorted, low), (&low_delta, &deltas), (&trace.routes, &routes), pass);
             }
             (fused, low_delta)
         });
-        if !needs.input && !in_scope(&self.router, pass) {
+        let factors = self.factors.as_ref().filter(|factors| pass.scope.contains(&factors.name));
+        if !needs.input && !in_scope(&self.router, pass) && factors.is_none() {
             return None;
         }
         // how each weight changes the output along δ
@@ -567,10 +611,14 @@ impl<B: Kernels> Layer<B> for Experts<B> {
             (B::gather(delta, &routes.rows, None), B::gather(&trace.outputs, &routes.places, None));
         let slopes = row_products::<B>(of_delta, of_output);
         let slopes: Vec<f64> = routes.of_row.iter().map(|&place| slopes[place as usize]).collect();
-        let experts = self.maps[0].len();
-        let dz = B::upload_like(trace.routes.vjp(index, &slopes), &[index.len(), experts], delta);
+        let shape = [index.len(), self.maps[0].len()];
+        if let Some(factors) = factors {
+            let terms = B::upload_like(trace.routes.factor_terms(index, &slopes), &shape, delta);
+            factors.deliver(|| terms, rows.here(), pass);
+        }
+        let dz = B::upload_like(trace.routes.vjp(index, &slopes), &shape, delta);
         let router = [self.router.cotangent(&dz, trace.router_low.as_ref(), needs.input, pass)];
-        deliver(&router, x, rows.here(), pass);
+        deliver(&router, || self.of_router(&x()), rows.here(), pass);
         if !needs.input {
             return None;
         }
@@ -579,20 +627,28 @@ impl<B: Kernels> Layer<B> for Experts<B> {
             sorted = fused.input(low_delta, sorted, offsets);
         }
         let k = self.routing.per_row;
-        let mut dx = input_of(&router, shared);
-        for j in 0..k {
-            let places: Vec<u32> = routes.of_row.iter().skip(j).step_by(k).copied().collect();
-            let part = B::gather(&sorted, &places, None);
-            dx = Some(match dx {
-                Some(dx) => B::add_scaled(dx, &part, 1.0),
-                None => part,
-            });
-        }
-        dx
+        let of_rows = |onto| {
+            (0..k).fold(onto, |sum, j| {
+                let places: Vec<u32> = routes.of_row.iter().skip(j).step_by(k).copied().collect();
+                let part = B::gather(&sorted, &places, None);
+                Some(match sum {
+                    Some(sum) => B::add_scaled(sum, &part, 1.0),
+                    None => part,
+                })
+            })
+        };
+        let Some(norms) = &self.norms else { return of_rows(input_of(&router, shared)) };
+        let (x, here) = (x(), rows.here());
+        let of_router = scaled::<B>(input_of(&router, None)?, norms.router_scale);
+        let dx = norms.router.vjp(&x, &of_router, here, shared, pass);
+        Some(norms.experts.vjp(&x, &of_rows(None)?, here, Some(dx), pass))
     }
 
     fn visit(&mut self, f: &mut Visitor<'_, B>) {
+        self.norms.iter_mut().for_each(|norms| f(Part::Norm(&mut norms.router)));
         f(Part::Linear(&mut self.router));
+        self.factors.iter_mut().for_each(|factors| f(Part::Vector(factors)));
+        self.norms.iter_mut().for_each(|norms| f(Part::Norm(&mut norms.experts)));
         let [gate, up, down] = &mut self.maps;
         for ((gate, up), down) in gate.iter_mut().zip(up).zip(down) {
             [gate, up, down].into_iter().for_each(|map| f(Part::Expert(map)));

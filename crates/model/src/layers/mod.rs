@@ -12,8 +12,11 @@ mod latent;
 mod linear;
 mod mixer;
 mod mlp;
+mod mlp_and_experts;
 mod norm;
 mod one_of;
+mod per_layer;
+mod per_layer_inputs;
 mod projection;
 mod router;
 mod sinks;
@@ -23,14 +26,17 @@ mod vector;
 pub use attention::{Attention, AttentionTrace, Source};
 pub use block::{Block, BlockTrace};
 pub use delta_net::{DeltaNet, DeltaNetTrace};
-pub use experts::{Clamp, Experts, ExpertsTrace, FusedLora, SharedExpert};
+pub use experts::{Clamp, ExpertNorms, Experts, ExpertsTrace, FusedLora, SharedExpert};
 pub use feed_forward::{FeedForward, FeedForwardTrace};
 pub use latent::{Latent, LatentDims};
 pub use linear::{Linear, Lora, whole};
 pub(crate) use linear::{bias_of, weight_of};
 pub use mixer::{Mixer, MixerTrace};
 pub use mlp::{Mlp, MlpTrace};
+pub use mlp_and_experts::{MlpAndExperts, MlpAndExpertsTrace};
 pub use norm::Norm;
+pub use per_layer::{PerLayer, PerLayerTrace};
+pub use per_layer_inputs::{PerLayerInputs, PerLayerInputsTrace};
 pub use projection::{Pieces, Projection};
 pub use router::{Choices, Routing, RoutingRule};
 pub use sinks::Sinks;
@@ -45,12 +51,33 @@ use tanglescope_kernels::{FloatTensor, Kernels, RowSet, Segment, Span, TensorMet
 /// cos and sin of the forward rows' rotary angles, `[N, rotated pairs]` each.
 pub type Angles<B> = (FloatTensor<B>, FloatTensor<B>);
 
-/// What all layers of a forward pass see.
+/// What the layers of a block see in a forward pass.
 pub struct Forward<'a, B: Kernels> {
     /// What attends to what.
     pub spans: &'a [Span],
     /// Of each of the model's rotary embeddings.
     pub angles: &'a [Angles<B>],
+    /// Keys and values of the block that this one borrows them from, as they are attended to.
+    pub lent: Option<&'a [FloatTensor<B>; 2]>,
+    /// What the block reads of each row's token beside the residual stream, `[N, width]`.
+    pub by_token: Option<&'a FloatTensor<B>>,
+}
+
+/// Cotangents that reach a block beside the residual stream, and leave it.
+#[derive(Debug)]
+pub struct Beside<B: Kernels> {
+    /// Of its keys and values as they are attended to, from the blocks that borrow them, `[R, width]`.
+    pub of_borrowers: Option<[FloatTensor<B>; 2]>,
+    /// Of the keys and values that it borrows, `[R, width]`.
+    pub to_lender: Option<[FloatTensor<B>; 2]>,
+    /// Of what it reads of each row's token, `[R, width]`.
+    pub by_token: Option<FloatTensor<B>>,
+}
+
+impl<B: Kernels> Default for Beside<B> {
+    fn default() -> Self {
+        Self { of_borrowers: None, to_lender: None, by_token: None }
+    }
 }
 
 /// Rows of a backward pass at one block.
@@ -98,6 +125,16 @@ pub struct Backward<'a, B: Kernels> {
     pub scope: &'a InScope,
     /// Where to.
     pub sink: &'a mut dyn Sink<B>,
+    /// What comes and goes beside the residual stream.
+    pub beside: Beside<B>,
+}
+
+/// Sums of the cotangents of keys, and of those of values.
+pub(crate) fn sums<B: Kernels>(
+    [keys, values]: [FloatTensor<B>; 2],
+    others: &[FloatTensor<B>; 2],
+) -> [FloatTensor<B>; 2] {
+    [B::add_scaled(keys, &others[0], 1.0), B::add_scaled(values, &others[1], 1.0)]
 }
 
 /// A parameter-holding part of a layer.

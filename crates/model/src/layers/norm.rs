@@ -5,8 +5,8 @@ use tanglescope_kernels::{FloatTensor, Kernels, NormKind, RowSet, TensorMetadata
 /// RMS norm or `LayerNorm` with a learned gain, and a bias.
 #[derive(Clone, Debug)]
 pub struct Norm<B: Kernels> {
-    /// Name of the module in the checkpoint; empty where the norm has no parameters, and its gain is one.
-    pub name: String,
+    /// Name of the gain in the checkpoint; empty where the norm has no parameters, and its gain is one.
+    pub gain_name: String,
     /// `[features]`.
     pub gain: FloatTensor<B>,
     /// `[features]`.
@@ -18,14 +18,9 @@ pub struct Norm<B: Kernels> {
 }
 
 impl<B: Kernels> Norm<B> {
-    /// Name of the gain.
-    pub(crate) fn gain_name(&self) -> String {
-        format!("{}.weight", self.name)
-    }
-
     /// Name of the bias.
     pub(crate) fn bias_name(&self) -> String {
-        format!("{}.bias", self.name)
+        format!("{}.bias", self.gain_name.trim_end_matches(".weight"))
     }
 
     /// What normalised rows are multiplied with, in their type.
@@ -60,9 +55,9 @@ impl<B: Kernels> Norm<B> {
         rows: &RowSet,
         pass: &mut Backward<'_, B>,
     ) {
-        if pass.scope.contains(&self.gain_name()) {
+        if pass.scope.contains(&self.gain_name) {
             let terms = B::norm_gain_terms(x, self.kind, delta, &rows.index);
-            pass.sink.vector(&self.gain_name(), &B::cast(terms, self.gain.dtype()), rows);
+            pass.sink.vector(&self.gain_name, &B::cast(terms, self.gain.dtype()), rows);
         }
         if self.bias.is_some() && pass.scope.contains(&self.bias_name()) {
             pass.sink.vector(&self.bias_name(), delta, rows);
@@ -105,7 +100,7 @@ impl<B: Kernels> Norm<B> {
     }
 
     pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Norm<C> {
-        let (name, gain, bias) = (self.name.clone(), f(&self.gain), self.bias.as_ref().map(f));
-        Norm { name, gain, bias, kind: self.kind, gain_plus_one: self.gain_plus_one }
+        let (gain_name, gain, bias) = (self.gain_name.clone(), f(&self.gain), self.bias.as_ref().map(f));
+        Norm { gain_name, gain, bias, kind: self.kind, gain_plus_one: self.gain_plus_one }
     }
 }

@@ -68,8 +68,10 @@ pub struct Routes {
     chosen: Vec<u32>,
     /// See [`Choices::margins`].
     margins: Vec<f64>,
-    /// Their weights, `[N, k]`.
+    /// Their weights, `[N, k]`, without the factors.
     weights: Vec<f64>,
+    /// A factor on the weight of each row's experts, `[N, k]`; of nothing where there is none.
+    factors: Vec<f64>,
     /// The softmax over all experts, `[N, E]`, or one for each of the chosen, `[N, k, E]`, or the sigmoids of the chosen, `[N, k]`, where the weights depend on them.
     probabilities: Vec<f64>,
     /// Place of each row's experts among the rows sorted by expert, `[N, k]`.
@@ -150,7 +152,8 @@ impl Routing {
             chosen.extend(order);
         }
         let (offsets, places) = sorted(&chosen, experts);
-        Routes { experts, routing: self, chosen, margins, weights, probabilities, places, offsets }
+        let factors = Vec::new();
+        Routes { experts, routing: self, chosen, margins, weights, factors, probabilities, places, offsets }
     }
 }
 
@@ -229,6 +232,17 @@ fn softmax_of_close(z: &[f64], taken: &[u32], top: f64, tolerance: f64) -> Vec<f
 }
 
 impl Routes {
+    /// The same with a factor on the weight of each expert.
+    #[must_use]
+    pub fn times(self, factors: &[f64]) -> Self {
+        Self { factors: self.chosen.iter().map(|&e| factors[e as usize]).collect(), ..self }
+    }
+
+    /// Weight of a row's expert, by its place in `[N, k]`.
+    fn weight(&self, at: usize) -> f64 {
+        self.weights[at] * self.factors.get(at).unwrap_or(&1.0)
+    }
+
     /// Sorted rows of an expert.
     pub fn of_expert(&self, expert: usize) -> std::ops::Range<usize> {
         self.offsets[expert]..self.offsets[expert + 1]
@@ -261,7 +275,7 @@ impl Routes {
         let k = self.routing.per_row;
         (
             self.places.iter().skip(j).step_by(k).copied().collect(),
-            self.weights.iter().skip(j).step_by(k).copied().collect(),
+            (j..self.weights.len()).step_by(k).map(|at| self.weight(at)).collect(),
         )
     }
 
@@ -282,7 +296,20 @@ impl Routes {
             let from = index[at / k] as usize * k + at % k;
             out.rows[place as usize] = tanglescope_kernels::as_index(at / k);
             out.places[place as usize] = self.places[from];
-            out.weights[place as usize] = self.weights[from];
+            out.weights[place as usize] = self.weight(from);
+        }
+        out
+    }
+
+    /// How each row's output changes with the factor of each expert, `[R, experts]`, from the slopes that [`vjp`](Self::vjp) takes.
+    pub fn factor_terms(&self, index: &[u32], slopes: &[f64]) -> Vec<f64> {
+        let (k, experts) = (self.routing.per_row, self.experts);
+        let mut out = vec![0.0; index.len() * experts];
+        for ((&row, slopes), out) in index.iter().zip(slopes.chunks_exact(k)).zip(out.chunks_exact_mut(experts)) {
+            for (j, slope) in slopes.iter().enumerate() {
+                let at = row as usize * k + j;
+                out[self.chosen[at] as usize] = slope * self.weights[at];
+            }
         }
         out
     }
@@ -293,7 +320,15 @@ impl Routes {
         let mut out = vec![0.0; index.len() * experts];
         for ((&row, slopes), out) in index.iter().zip(slopes.chunks_exact(k)).zip(out.chunks_exact_mut(experts)) {
             let of = row as usize * k..(row as usize + 1) * k;
-            let (chosen, weights) = (&self.chosen[of.clone()], &self.weights[of]);
+            let (chosen, weights) = (&self.chosen[of.clone()], &self.weights[of.clone()]);
+            let with_factors: Vec<f64>;
+            let slopes = match self.factors.get(of) {
+                None => slopes,
+                Some(factors) => {
+                    with_factors = slopes.iter().zip(factors).map(|(s, f)| s * f).collect();
+                    &with_factors
+                }
+            };
             let mean: f64 = slopes.iter().zip(weights).map(|(s, w)| s * w).sum();
             match self.routing.rule {
                 RoutingRule::Softmax => {

@@ -76,22 +76,30 @@ impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {
         onto: &FloatTensor<B>,
         rows: &Forward<'_, B>,
     ) -> (FloatTensor<B>, SublayerTrace<B, L::Trace>) {
-        let (stream, layer, output) = match &self.norm_after {
+        let (stream, layer) = match &self.norm_after {
             None if scales(self.scale) => {
                 let (output, layer) = self.layer.forward(&self.input(x), None, rows);
-                (B::add_scaled(onto.clone(), &output, self.scale), layer, None)
+                (B::add_scaled(onto.clone(), &output, self.scale), layer)
             }
-            None => {
-                let (stream, layer) = self.layer.forward(&self.input(x), Some(onto.clone()), rows);
-                (stream, layer, None)
-            }
+            None => self.layer.forward(&self.input(x), Some(onto.clone()), rows),
             Some(norm) => {
-                let (output, layer) = self.layer.forward(&self.input(x), None, rows);
-                let normed = scaled::<B>(norm.forward(&output), self.scale);
-                (B::add_scaled(normed, onto, 1.0), layer, Some(output))
+                let (normed, trace) = self.normed(norm, x, rows);
+                return (B::add_scaled(normed, onto, 1.0), trace);
             }
         };
-        (stream, SublayerTrace { x: x.clone(), layer, output })
+        (stream, SublayerTrace { x: x.clone(), layer, output: None })
+    }
+
+    /// `scale·norm_after(layer(norm(x)))`, `[N, hidden]`, for the norm behind the layer.
+    pub(crate) fn normed(
+        &self,
+        after: &Norm<B>,
+        x: &FloatTensor<B>,
+        rows: &Forward<'_, B>,
+    ) -> (FloatTensor<B>, SublayerTrace<B, L::Trace>) {
+        let (output, layer) = self.layer.forward(&self.input(x), None, rows);
+        let normed = scaled::<B>(after.forward(&output), self.scale);
+        (normed, SublayerTrace { x: x.clone(), layer, output: Some(output) })
     }
 
     /// What the layer reads.
@@ -103,7 +111,7 @@ impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {
     /// where none is given, where it is needed.
     pub(crate) fn vjp(
         &self,
-        trace: SublayerTrace<B, L::Trace>,
+        trace: &SublayerTrace<B, L::Trace>,
         delta: FloatTensor<B>,
         residual: Option<FloatTensor<B>>,
         needs: LayerNeeds,
@@ -134,6 +142,16 @@ impl<B: Kernels, L: Layer<B>> Sublayer<B, L> {
             return None;
         }
         Some(norm.vjp(&trace.x, &dx, below, Some(spread(residual.unwrap_or(delta))), pass))
+    }
+
+    /// The same around the layer's copy elsewhere.
+    pub(crate) fn convert<C: Kernels, M>(
+        &self,
+        layer: M,
+        f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>,
+    ) -> Sublayer<C, M> {
+        let norm = |norm: &Option<Norm<B>>| norm.as_ref().map(|norm| norm.convert(f));
+        Sublayer { norm: norm(&self.norm), layer, norm_after: norm(&self.norm_after), scale: self.scale }
     }
 
     pub(crate) fn visit(&mut self, f: &mut Visitor<'_, B>) {

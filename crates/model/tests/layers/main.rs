@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use tanglescope_kernels::{
     DType, Flex, FlexDevice, FloatTensor, Memory, Product, RowSet, Rows, Segment, Span, TensorData,
 };
-use tanglescope_model::layers::{Attention, Backward, BackwardRows, Block, BlockTrace, Forward, Layer, Mlp};
+use tanglescope_model::layers::{Attention, Backward, BackwardRows, Beside, Block, BlockTrace, Forward, Layer, Mlp};
 use tanglescope_model::{
     BlockNeeds, Embedding, Factor, HeadRows, InScope, LayerNeeds, Location, Parameter, ParameterKind, Scope, Sink,
     TableRows,
@@ -146,7 +146,8 @@ impl Tested for Block<Flex> {
         delta: FloatTensor<Flex>,
         pass: &mut Backward<'_, Flex>,
     ) -> FloatTensor<Flex> {
-        Block::vjp(self, trace, delta, BlockNeeds { mixer: ALL, mlp: ALL }, pass).unwrap()
+        Block::vjp(self, trace, delta, BlockNeeds { mixer: ALL, mlp: ALL, per_layer: LayerNeeds::default() }, pass)
+            .unwrap()
     }
 
     fn written(&self, written: &Written<'_>, x: &Tensor<Auto, 2>, angles: &[f64]) -> Tensor<Auto, 2> {
@@ -200,13 +201,13 @@ fn check<L: Tested>(shape: &Shape, seed: u64, layer: impl Fn(&mut Parameters, &S
     let of = |f: fn(f64) -> f64| flex(&angles.iter().map(|a| f(*a)).collect::<Vec<_>>(), vec![n, shape.half]);
     let angles_of: Vec<_> = shape.rotary.then(|| (of(f64::cos), of(f64::sin))).into_iter().collect();
     let input = flex(&x, vec![n, d]);
-    let (y, trace) = layer.forward(&input, &Forward { spans: &spans, angles: &angles_of });
+    let (y, trace) = layer.forward(&input, &Forward { spans: &spans, angles: &angles_of, lent: None, by_token: None });
     let y = Flex::download(&y);
     let rows = BackwardRows { full: &full, segments: &segments, active: Some(&active) };
     let mut recorder = Recorder::default();
     let delta_rows = flex(&delta, vec![active.rows(), d]);
     let scope = everything(&parameters);
-    let mut pass = Backward { rows, angles: &angles_of, scope: &scope, sink: &mut recorder };
+    let mut pass = Backward { rows, angles: &angles_of, scope: &scope, sink: &mut recorder, beside: Beside::default() };
     let dx = layer.vjp(trace, &input, delta_rows, &mut pass);
     let dx = Flex::download(&dx);
 

@@ -148,7 +148,7 @@ impl Parameters {
 
     fn norm(&mut self, name: &str, features: usize, shape: &Shape) -> Norm<Flex> {
         Norm {
-            name: name.to_owned(),
+            gain_name: format!("{name}.weight"),
             gain: self.vector(&format!("{name}.weight"), features),
             bias: shape.bias.then(|| self.vector(&format!("{name}.bias"), features)),
             kind: NormKind { centred: shape.centred, eps: 1e-5 },
@@ -175,20 +175,22 @@ impl Parameters {
                 (vec![self.linear("qkv", [d, qw + 2 * kw], shape)], pieces)
             }
         };
-        let query_key_norms = (shape.query_key > 0).then(|| {
-            let widths = if shape.query_key == 1 { [h, h] } else { [qw, kw] };
-            Box::new([self.norm("qn", widths[0], shape), self.norm("kn", widths[1], shape)])
-        });
+        let [of_queries, of_keys] = if shape.query_key == 1 { [h, h] } else { [qw, kw] };
+        let mut norm =
+            |name: &str, width: usize| (shape.query_key > 0).then(|| Box::new(self.norm(name, width, shape)));
+        let (query_norm, key_norm) = (norm("qn", of_queries), norm("kn", of_keys));
         let o = self.linear("o", [qw, d], shape);
         let heads = kv_heads * shape.repeat;
         let spec = AttentionSpec { heads, kv_heads, head_dim: h, scale: 0.3, cap: None, window: None };
         Attention {
             source: Source::Input(Projection { maps, pieces }),
-            query_key_norms,
+            query_norm,
+            key_norm,
             gated: false,
             sinks: None,
             value_norm: None,
             keys_are_values: false,
+            borrows: false,
             bound: None,
             o,
             spec,
@@ -206,6 +208,6 @@ impl Parameters {
         let (norm_before, norm_after) = (norm(self, shape.before, "ln2"), norm(self, shape.after, "ln4"));
         let layer = FeedForward::Mlp(self.mlp(shape));
         let mlp = Sublayer { norm: norm_before, layer, norm_after, scale: shape.scale };
-        Block { mixer, mlp, parallel: shape.parallel, scale: 1.0 }
+        Block { mixer, mlp, per_layer: None, parallel: shape.parallel, scale: 1.0 }
     }
 }

@@ -267,7 +267,7 @@ impl BenchOnDevice<'_> {
         let outline = &self.planned.outline;
         let (of, batch) = (&outline.description, Batch::new(&Request::all(&self.groups)));
         let mut maps: Vec<(&str, [usize; 2])> = Vec::new();
-        for map in outline.maps.iter().filter(|map| map.layer == 0) {
+        for map in outline.maps.iter().filter(|map| map.layer == Some(0)) {
             if maps.iter().all(|(_, shape)| *shape != map.shape) {
                 maps.push((map.path.rsplit('.').next().unwrap_or(&map.path), map.shape));
             }
