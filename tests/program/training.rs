@@ -642,3 +642,24 @@ proptest! {
         }
     }
 }
+
+/// PEFT has the experts of a layer in one matrix, and drops factors of single ones.
+#[test]
+fn factors_of_single_experts_are_said_to_be_left_out_by_peft() {
+    let model = support::repository("../shared/golden/olmoe");
+    // where the shared goldens lie beside the checkout
+    if !model.is_dir() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let data = folder.path().join("pairs.jsonl");
+    std::fs::write(&data, ids_row(&[1, 2], &[3, 4], &[5]) + "\n").unwrap();
+    let paths = [("--model", &model), ("--data", &data), ("--out", &out)];
+    let paths = paths.into_iter().flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()]);
+    let more = ["--objective", "dpo", "--lora-targets", "experts.1.up_proj", "--max-steps", "1", "--device", "cpu"];
+    let output = run(["train".to_owned()].into_iter().chain(paths).chain(more.map(str::to_owned)));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("factors for each expert by itself"), "{said}");
+}

@@ -19,7 +19,7 @@ use examples::Examples;
 use std::path::PathBuf;
 use tanglescope_gram::Group;
 use tanglescope_kernels::{DType, Kernels, TensorMetadata};
-use tanglescope_model::{AdapterSource, InScope, Map as LinearMap, Outline, ParameterKind, Scope};
+use tanglescope_model::{AdapterSource, InScope, Map as LinearMap, Outline, Parameter, ParameterKind, Scope};
 use tanglescope_objectives::Objective;
 use tanglescope_records::{Schedule, Settings, lock};
 use tanglescope_train::checkpoint::{self, CheckpointPaths};
@@ -374,4 +374,11 @@ fn note_parameters<B: Kernels>(trainer: &Trainer<'_, B>, scope: &InScope, listen
         scope.parameters.len(),
         if base { "; checkpoints hold the whole model" } else { "; checkpoints hold the adapter" }
     ));
+    let of_expert = |p: &Parameter| p.kind == ParameterKind::Lora && scope.expert_of(&p.name).is_some();
+    if scope.parameters.iter().any(of_expert) {
+        listener.note(
+            "checkpoints have factors for each expert by itself, as PEFT had them before experts were one matrix; PEFT 0.21 with \
+             transformers 5 loads such an adapter without them, and does not say so",
+        );
+    }
 }
