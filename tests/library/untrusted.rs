@@ -7,10 +7,11 @@ use rand_chacha::ChaCha8Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tanglescope_checkpoint::Tensors;
 use tanglescope_data::{ChatTemplate, Dataset, Form, Limits, Message, Reading, Recipe, Setting, TextTokens, parse_row};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::architectures::describe;
-use tanglescope_model::{AdapterSource, Config, Decoder, Weights, adapter_hash};
+use tanglescope_model::{AdapterSource, Config, Decoder, adapter_hash};
 
 fn cases(default: u64) -> u64 {
     std::env::var("TANGLESCOPE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
@@ -253,9 +254,9 @@ fn safetensors_and_adapters() {
     let header = 8 + usize::try_from(u64::from_le_bytes(whole[..8].try_into().unwrap())).unwrap();
     survive("safetensors headers", &[whole[..header].to_vec()], cases(6000), |bytes| {
         std::fs::write(&path, [bytes, &whole[header..]].concat()).unwrap();
-        if let Ok(weights) = Weights::open(folder.path(), "model") {
+        if let Ok(weights) = Tensors::open(folder.path(), "model") {
             let names: Vec<String> = weights.names().map(str::to_owned).collect();
-            names.iter().for_each(|name| drop(weights.shape(name).map(<[usize]>::to_vec)));
+            names.iter().for_each(|name| drop(weights.get(name).map(|of| of.shape().to_vec())));
             let load = |source: &AdapterSource| {
                 Decoder::<Flex>::load(folder.path(), source, DType::F32, &FlexDevice, usize::MAX)
             };

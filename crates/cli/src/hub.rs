@@ -10,8 +10,8 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
+use tanglescope_checkpoint::shards;
 use tanglescope_data::wanted;
-use tanglescope_model::shards;
 
 /// A repository that cannot be used as it was named.
 fn refused(id: &Id, problem: impl std::fmt::Display) -> Error {

@@ -3,13 +3,14 @@ use crate::architectures::{ExpertsKind, StackOrder, StoredExperts, Wrapper};
 use crate::config::{Config, is_off};
 use crate::error::{Error, Result, pattern_problem};
 use crate::layers::{Block, FusedLora, Linear, Lora, Part};
-use crate::weights::{Layout, Weights, file_hash};
+use crate::weights::Weights;
 use fancy_regex::Regex;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Uniform};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use tanglescope_checkpoint::{Layout, file_hash};
 use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels, Memory, TensorData, TensorMetadata};
 
 /// Where the low-rank factors come from.
@@ -152,7 +153,7 @@ fn pattern_table<T: serde::de::DeserializeOwned>(config: &Config, key: &str) -> 
     if patterns > MOST_PATTERNS {
         return Err(config.refuse(key, format!("has {patterns} patterns, expected at most {MOST_PATTERNS}")));
     }
-    let of = |name: &String| {
+    let of = |name: &String| -> Result<ModuleName> {
         Ok(match plain(name) {
             true => ModuleName::Plain(name.clone()),
             false => ModuleName::Pattern(pattern(config, key, &format!(r"^(?:.*\.)?(?:{name})$"))?),

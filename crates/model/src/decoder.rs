@@ -26,6 +26,8 @@ pub struct Decoder<B: Kernels> {
     pub content_hash: String,
     /// SHA-256 of a saved adapter's config and weights.
     pub adapter_hash: Option<String>,
+    /// Ways in which some of the base's weights are stored quantised: their values are the model's.
+    pub quantised: BTreeSet<&'static str>,
     /// Bytes that the activations of a batch may take; no bound where there is none.
     pub activation_bytes: Option<usize>,
     /// What the device does in a second: decides between the two Gram reductions of a map.

@@ -61,6 +61,15 @@ pub enum Error {
 /// Results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl From<tanglescope_checkpoint::Error> for Error {
+    fn from(error: tanglescope_checkpoint::Error) -> Self {
+        match error {
+            tanglescope_checkpoint::Error::File { path, problem } => Self::File { path, problem },
+            tanglescope_checkpoint::Error::Tensor { path, tensor, problem } => Self::Tensor { path, tensor, problem },
+        }
+    }
+}
+
 impl Error {
     pub(crate) fn file(path: &Path, problem: impl ToString) -> Self {
         Self::File { path: path.to_owned(), problem: problem.to_string() }

@@ -33,4 +33,4 @@ pub use rope::Rope;
 pub use save::{read_tensors, write_tensors};
 pub use scope::{InScope, Location, Parameter, ParameterKind, Scope};
 pub use sink::{Embedding, Factor, HeadRows, Predictions, Sink, TableRows};
-pub use weights::{Layout, Weights, content_hash, file_hash, shards, text_hash};
+pub use weights::content_hash;

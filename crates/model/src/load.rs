@@ -9,9 +9,10 @@ use crate::layers::{Block, FeedForward, Linear, Norm, Part, PerLayerInputs, Vect
 use crate::outline::Outline;
 use crate::residency::Residence;
 use crate::sink::Embedding;
-use crate::weights::{Layout, Weights, content_hash};
+use crate::weights::{Weights, content_hash};
 use std::collections::BTreeSet;
 use std::path::Path;
+use tanglescope_checkpoint::Layout;
 use tanglescope_kernels::cost::Rates;
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorMetadata};
 
@@ -108,7 +109,7 @@ impl Loader<'_> {
         let (layer, shape) = (module.layer, [inputs, outputs]);
         let place = Place { layer, attention: module.attention, routed: module.routed };
         if let Some(experts) = module.stack {
-            let mut part = |name: String, kept: &[usize]| {
+            let mut part = |name: String, kept: &[usize]| -> Result<FloatTensor<B>> {
                 let (shape, layout) = experts.place(&name, kept);
                 Ok(self.tensor::<B>(whole(&name), &shape, layout, device)?.1)
             };
@@ -159,7 +160,7 @@ impl<B: Kernels> Decoder<B> {
             return Err(Error::file(folder, "no such folder; expected a Hugging Face model folder with config.json"));
         }
         let description = architectures::describe(&Config::read(&config_path)?)?;
-        let base = Weights::open(folder, "model")?;
+        let base = Weights::open(folder, "model")?.put_together(description.fp8_block)?;
         Self::build(base, content_hash(folder)?, description, folder, source, dtype, device, resident)
     }
 
@@ -242,6 +243,7 @@ impl<B: Kernels> Decoder<B> {
         resident: usize,
     ) -> Result<Self> {
         let description = description.located(folder, |name| base.has(name))?;
+        let quantised = base.quantised();
         let names = &description.names;
         let bare = !base.has(&format!("{}.weight", names.embedding));
         let mut adapter = Adapter::open(source)?;
@@ -315,6 +317,7 @@ impl<B: Kernels> Decoder<B> {
             device: device.clone(),
             content_hash,
             adapter_hash,
+            quantised,
             activation_bytes: None,
             rates: Rates::CPU,
             embedding,

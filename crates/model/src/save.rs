@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::layers::whole;
 use crate::load::in_checkpoint;
 use crate::scope::{Parameter, ParameterKind};
-use crate::weights::{Layout, Weights};
+use crate::weights::Weights;
 use half::{bf16, f16};
 use safetensors::{Dtype, View};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::Path;
+use tanglescope_checkpoint::Layout;
 use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorData, TensorMetadata};
 
 /// Files of a model folder, beside its weights, that a copy of the model needs.
@@ -240,6 +241,9 @@ impl<B: Kernels> Decoder<B> {
         stored.extend(self.constants(base)?);
         write(&folder.join("model.safetensors"), stored)?;
         let mut config = read_json(&base.join("config.json"))?;
+        // what is written is not quantised
+        let parts = [config.as_object_mut()].into_iter().flatten();
+        parts.for_each(|of| drop(of.shift_remove("quantization_config")));
         // transformers loads weights in the type that the config names
         let dtype = if self.dtype == DType::F64 { "float64" } else { "float32" };
         let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|key| config.get(key).is_some()).collect();

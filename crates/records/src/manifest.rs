@@ -264,6 +264,9 @@ pub struct AnalysisManifest {
     /// Folder of the adapter.
     #[serde(serialize_with = "lossy_option")]
     pub adapter: Option<PathBuf>,
+    /// Ways in which weights of the model are stored quantised: what is measured is the function of their values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quantised: Vec<String>,
     /// The data file.
     #[serde(serialize_with = "lossy")]
     pub data: PathBuf,

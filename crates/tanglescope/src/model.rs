@@ -129,6 +129,12 @@ impl Model {
                 wrapper.model_type
             ));
         }
+        if !model.quantised.is_empty() {
+            let ways = model.quantised.iter().copied().collect::<Vec<_>>().join(", ");
+            listener.note(&format!(
+                "model: weights are stored as {ways}; what is measured is the function of the values that those stand for"
+            ));
+        }
         if resident < model.description.layers() {
             let layers = model.description.layers();
             listener.fell_back(&format!(

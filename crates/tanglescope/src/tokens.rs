@@ -188,7 +188,7 @@ impl TokensOnDevice<'_> {
             backward_rows_per_pass,
             rates: rates::stored(model.rates),
         };
-        let mut manifest = open(out, asked, data, identity, plan, (&[], &options.command))?;
+        let mut manifest = open(out, (asked, &model.quantised), data, identity, plan, (&[], &options.command))?;
         model.rates = rates::read(manifest.plan.rates);
         // a folder of `analyze` has no such number yet
         if manifest.plan.backward_rows_per_pass.is_none() {

@@ -82,5 +82,6 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         names: names(),
         further_blocks: 0,
         wrapper: None,
+        fp8_block: None,
     })
 }

@@ -142,6 +142,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         names: names(),
         further_blocks: 0,
         wrapper: None,
+        fp8_block: None,
     })
 }
 

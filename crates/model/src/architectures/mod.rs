@@ -44,12 +44,12 @@ mod wrapper;
 pub use wrapper::Wrapper;
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use crate::layers::{Clamp, LatentDims, Routing, RoutingRule};
 use crate::rope::{Rope, RopeDefaults};
-use crate::weights::Layout;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
+use tanglescope_checkpoint::Layout;
 use tanglescope_kernels::{Activation, AttentionSpec, DeltaSpec, NormKind, SoftCap};
 
 /// Reads a config of one architecture.
@@ -176,6 +176,8 @@ pub struct Description {
     pub further_blocks: usize,
     /// The multimodal model that this is the text part of.
     pub wrapper: Option<Wrapper>,
+    /// Rows and columns that share a factor of stored 8-bit floating point numbers, where it is not all of a matrix.
+    pub fp8_block: Option<[usize; 2]>,
 }
 
 /// What one block does differently from others.
@@ -780,17 +782,19 @@ pub fn model_types() -> (Vec<&'static str>, Vec<&'static str>) {
 /// # Errors
 /// Where the architecture is unknown or a key asks for something that is not computed.
 pub fn describe(config: &Config) -> Result<Description> {
-    refuse_quantised(config)?;
     let model_type: String = config.need("model_type")?;
     if let Some(wrapper) = Wrapper::named(&model_type) {
-        return wrapper.describe(config);
+        // that of the whole model is of its text part too
+        let fp8_block = quantisation(config)?;
+        let of = wrapper.describe(config)?;
+        return Ok(Description { fp8_block: of.fp8_block.or(fp8_block), ..of });
     }
     describe_as(&model_type, config, &[])
 }
 
 /// Reads a config as one of an architecture; `others` are keys of what is around it.
 fn describe_as(model_type: &str, config: &Config, others: &[&str]) -> Result<Description> {
-    refuse_quantised(config)?;
+    let fp8_block = quantisation(config)?;
     let Some((_, describe)) = TABLE.iter().find(|(name, _)| *name == model_type) else {
         let known = TABLE.iter().map(|(name, _)| *name).chain(Wrapper::types()).collect::<Vec<_>>().join(", ");
         return Err(config.refuse("model_type", format!("`{model_type}` is not supported; supported: {known}")));
@@ -818,23 +822,37 @@ fn describe_as(model_type: &str, config: &Config, others: &[&str]) -> Result<Des
         let problem = "found true; an output matrix that is the embedding and has a bias is not supported";
         return Err(config.refuse("tie_word_embeddings", problem));
     }
-    Ok(description)
+    Ok(Description { fp8_block, ..description })
 }
 
-/// Refuses weights that are stored quantised.
-fn refuse_quantised(config: &Config) -> Result<()> {
-    if let Some(quantization) = config.object("quantization_config")? {
-        let method: Option<String> = quantization.get("quant_method")?;
-        return Err(config.refuse(
+/// How weights are quantised, where it is in a way that is read: rows and columns that share a factor of 8-bit floating point numbers.
+fn quantisation(config: &Config) -> Result<Option<[usize; 2]>> {
+    let Some(of) = config.object("quantization_config")? else { return Ok(None) };
+    let method: Option<String> = of.get("quant_method")?;
+    match method.as_deref() {
+        Some("bitsandbytes" | "mxfp4") => Ok(None),
+        Some("fp8") => {
+            let format: Option<String> = of.get("fmt")?;
+            if let Some(format) = format.filter(|format| format != "e4m3") {
+                return Err(of.refuse("fmt", format!("`{}` is not supported; supported: e4m3", brief(&format))));
+            }
+            match of.get::<Vec<usize>>("weight_block_size")?.as_deref() {
+                None => Ok(None),
+                Some(&[rows, columns]) if rows > 0 && columns > 0 => Ok(Some([rows, columns])),
+                Some(found) => {
+                    Err(of.refuse("weight_block_size", format!("found {found:?}, expected two positive numbers")))
+                }
+            }
+        }
+        other => Err(config.refuse(
             "quantization_config",
             format!(
-                "the weights are quantised ({}); gradients need plain ones. Dequantise the checkpoint first and save it \
-                 with `save_pretrained`",
-                method.as_deref().unwrap_or("unknown method")
+                "the weights are quantised ({}), in a way that is not read; read: bitsandbytes (nf4, fp4, int8), fp8 and mxfp4. \
+                 Dequantise the checkpoint first and save it with `save_pretrained`",
+                brief(other.unwrap_or("unknown method"))
             ),
-        ));
+        )),
     }
-    Ok(())
 }
 
 /// The activation that a config names.

@@ -1,6 +1,6 @@
 //! What is measured beside pairs of the best and the worst response.
+use tanglescope_checkpoint::text_hash;
 use tanglescope_gram::Group;
-use tanglescope_model::text_hash;
 use tanglescope_objectives::GroupObjective;
 
 /// What is measured beside pairs of the best and the worst response.

@@ -18,7 +18,7 @@ use crate::rates;
 use crate::records::make_folder;
 use crate::reference::{LoadedReference, Objectives};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use tanglescope_analytics::Summary;
 use tanglescope_data::{Dataset, TextTokens};
@@ -83,7 +83,7 @@ impl<B: Kernels> Measurement<'_, B> {
             backward_rows_per_pass: None,
             rates: rates::stored(model.rates),
         };
-        let manifest = open(out, asked, data, identity, plan, (&objectives.names(), self.command))?;
+        let manifest = open(out, (asked, &model.quantised), data, identity, plan, (&objectives.names(), self.command))?;
         model.rates = rates::read(manifest.plan.rates);
         let setup = part::Setup {
             of: self,
@@ -137,7 +137,7 @@ pub fn same_run(there: &AnalysisManifest, now: &AnalysisIdentity, out: &Path) ->
 /// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
 pub fn open(
     out: &Path,
-    asked: &Model,
+    (asked, quantised): (&Model, &BTreeSet<&'static str>),
     data: &Dataset,
     identity: AnalysisIdentity,
     plan: BatchPlan,
@@ -181,6 +181,7 @@ pub fn open(
                 .filter_map(|(what, path)| Some((what.to_owned(), hub_source(path?)?)))
                 .collect(),
                 adapter: adapter.map(absolute),
+                quantised: quantised.iter().map(|&way| way.to_owned()).collect(),
                 data: absolute(&data.path),
                 pairs: data.pairs.len(),
                 skipped: data::skipped(data),

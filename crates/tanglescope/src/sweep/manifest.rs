@@ -5,8 +5,9 @@ use crate::device::dtype_name;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tanglescope_checkpoint::file_hash;
 use tanglescope_data::Pair;
-use tanglescope_model::file_hash;
 use tanglescope_records::manifest::{self, SampledRow, SweepManifest, SweptData, SweptRun};
 use tanglescope_records::{absolute, wait_for_lock};
 
@@ -20,7 +21,8 @@ pub fn write(options: &SweepOptions, template: &Model, runs: &[Prepared<'_>]) ->
         let row = |pair: Pair| SampledRow { row: pair.row, id: pair.id };
         let rows = || of.pairs.iter().map(|pair| pair.map(row)).collect::<tanglescope_data::Result<_>>();
         let sample = options.pairs.map(|_| rows()).transpose()?;
-        let files = of.files.iter().map(|file| file_hash(file)).collect::<Result<Vec<_>, _>>()?;
+        let hash = |file: &PathBuf| file_hash(file).map_err(tanglescope_model::Error::from);
+        let files = of.files.iter().map(hash).collect::<Result<Vec<_>, _>>()?;
         data.insert(name.clone(), SweptData { path: absolute(&of.path), file: files.join("+"), sample });
     }
     let runs = runs.iter().map(|of| {

@@ -1,0 +1,22 @@
+//! Checkpoints as files have them: names, shapes and values of tensors, in every format that trainers leave, plain or quantised.
+//!
+//! ```text
+//! folder → files → tensors by name → values in the number type and the order that a model keeps
+//! ```
+//!
+//! Files are not trusted: nothing in them is run, and what is not understood is named.
+mod error;
+mod hash;
+mod layout;
+mod number;
+mod quantised;
+mod stored;
+mod tensors;
+mod torch;
+
+pub use error::{Error, Result};
+pub use hash::{file_hash, text_hash};
+pub use layout::Layout;
+pub use number::{Float, Number};
+pub use stored::Stored;
+pub use tensors::{Format, Tensors, shards};

@@ -1,0 +1,70 @@
+//! Four-bit floating point numbers in blocks of 32 with a power of two each (OCP microscaling formats, 2023), as gpt-oss stores its experts:
+//! `[experts, out, in/32, 16]` bytes for a tensor `[experts, in, out]`.
+use super::{ByName, Quantised, Raw, ending, put, take};
+use crate::number::Number;
+use rayon::prelude::*;
+use std::ops::Range;
+use std::path::PathBuf;
+
+/// The numbers that four bits stand for.
+const TABLE: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Values of a block.
+const BLOCK: usize = 32;
+
+/// `table[code]·2^(scale − 127)`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Mxfp4 {
+    /// Two a byte, the lower bits first.
+    pub blocks: Raw,
+    scales: Raw,
+    /// Outputs and inputs of an expert.
+    shape: [usize; 2],
+}
+
+pub(super) fn put_together(tensors: &mut ByName) -> Result<(), (String, String)> {
+    for name in ending(tensors, "_blocks") {
+        if !tensors.contains_key(&format!("{name}_scales")) {
+            continue;
+        }
+        let blocks = take(tensors, &format!("{name}_blocks"), &name)?;
+        let scales = take(tensors, &format!("{name}_scales"), &name)?;
+        let (&[experts, outputs, across, half], &[of_experts, of_outputs, of_across]) =
+            (blocks.shape.as_slice(), scales.shape.as_slice())
+        else {
+            return Err((name, format!("has blocks {:?} and scales {:?}", blocks.shape, scales.shape)));
+        };
+        let alike = [experts, outputs, across] == [of_experts, of_outputs, of_across] && half == BLOCK / 2;
+        let inputs = across.checked_mul(BLOCK);
+        match inputs.filter(|_| alike && blocks.number == Number::U8 && scales.number == Number::U8) {
+            Some(inputs) => {
+                let of = Mxfp4 { blocks, scales, shape: [outputs, inputs] };
+                put(tensors, &name, vec![experts, inputs, outputs], Quantised::Mxfp4(of));
+            }
+            None => return Err((name, format!("has blocks {:?} and scales {:?}", blocks.shape, scales.shape))),
+        }
+    }
+    Ok(())
+}
+
+impl Mxfp4 {
+    /// Whole experts: what stands in a row is a column of what is stored.
+    pub fn read(&self, files: &[PathBuf], range: &Range<usize>) -> Result<Vec<f32>, String> {
+        let [outputs, inputs] = self.shape;
+        let expert = outputs * inputs;
+        if !range.start.is_multiple_of(expert) || !range.end.is_multiple_of(expert) {
+            return Err("is read by whole experts only".to_owned());
+        }
+        let codes = self.blocks.bytes(files, range.start / 2..range.end / 2)?;
+        let scales = self.scales.bytes(files, range.start / BLOCK..range.end / BLOCK)?;
+        let factors: Vec<f32> = (0..=u8::MAX).map(|scale| 2f32.powi(i32::from(scale) - 127)).collect();
+        let value = |at: usize| {
+            let (of_expert, inside) = (at / expert, at % expert);
+            let stored = of_expert * expert + inside % outputs * inputs + inside / outputs;
+            let byte = codes[stored / 2];
+            let code = if stored.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
+            TABLE[usize::from(code)] * factors[usize::from(scales[stored / BLOCK])]
+        };
+        Ok((0..range.len()).into_par_iter().with_min_len(4096).map(value).collect())
+    }
+}

@@ -1,0 +1,326 @@
+//! The tensors of a checkpoint by name: one file, the shards of an index, or the parts of several ranks.
+//!
+//! Files are mapped and described when a checkpoint is opened; values are read one tensor at a time.
+use crate::error::{Error, Result};
+use crate::hash::{file_hash, hash_of_hashes};
+use crate::layout::Layout;
+use crate::number::{Float, Number};
+use crate::quantised;
+use crate::stored::{Encoding, Piece, Place, Stored, map};
+use crate::torch::{self, distributed};
+use rayon::prelude::*;
+use safetensors::SafeTensors;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+
+/// Names that torch.compile, FSDP and activation checkpointing put between those of the modules that they wrap.
+const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// What DataParallel puts before every name.
+const REPLICA: &str = "module.";
+
+/// The tensors of a checkpoint.
+#[derive(Debug, Default)]
+pub struct Tensors {
+    folder: PathBuf,
+    files: Vec<PathBuf>,
+    by_name: BTreeMap<String, Stored>,
+    format: Format,
+}
+
+/// In what files a checkpoint is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// safetensors.
+    #[default]
+    Safetensors,
+    /// What `torch.save` writes.
+    Torch,
+    /// What `torch.distributed.checkpoint` writes.
+    Distributed,
+}
+
+/// Index of a sharded checkpoint.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The files of a sharded checkpoint, with the tensors that each has, as an index names them.
+///
+/// # Errors
+/// Where the file is no index, or one of its names is no file's.
+pub fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let text = std::fs::read(index).map_err(|e| Error::file(index, e))?;
+    let parsed: Index = serde_json::from_slice(&text).map_err(|e| Error::file(index, e))?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in parsed.weight_map {
+        shards.entry(shard).or_default().push(tensor);
+    }
+    match shards.keys().find(|name| Path::new(name).components().count() != 1) {
+        None => Ok(shards),
+        Some(name) => Err(Error::file(index, format!("names the shard `{name}`, which is no file's name"))),
+    }
+}
+
+/// Names that trainers give to files of `torch.save` that hold no weights.
+const NO_WEIGHTS: [&str; 6] = ["optimizer", "scheduler", "scaler", "training_args", "rng_state", "trainer_state"];
+
+/// How names of files of `torch.save` end.
+const TORCH_ENDS: [&str; 3] = [".bin", ".pt", ".pth"];
+
+/// What torch's files of a stem are called: `pytorch_model` of models.
+fn torch_stem(stem: &str) -> &str {
+    if stem == "model" { "pytorch_model" } else { stem }
+}
+
+impl Tensors {
+    /// Opens the checkpoint of a folder: `STEM.safetensors` or the shards that `STEM.safetensors.index.json` names; else what
+    /// `torch.save` wrote as `pytorch_model.bin` or `STEM.bin`, its shards, or the one `.pt` or `.pth` file; else the folder of
+    /// `torch.distributed.checkpoint` inside.
+    ///
+    /// # Errors
+    /// Where there is none, or a file is not what it should be.
+    pub fn open(folder: &Path, stem: &str) -> Result<Self> {
+        let torch = torch_stem(stem);
+        let mut tensors = Self { folder: folder.to_owned(), ..Self::default() };
+        let single = folder.join(format!("{stem}.safetensors"));
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        let (binary, binary_index) =
+            (folder.join(format!("{torch}.bin")), folder.join(format!("{torch}.bin.index.json")));
+        if single.is_file() {
+            tensors.add(single, None)?;
+        } else if index.is_file() {
+            tensors.add_shards(&index)?;
+        } else if binary.is_file() {
+            tensors.add(binary, None)?;
+        } else if binary_index.is_file() {
+            tensors.add_shards(&binary_index)?;
+        } else if let Some(file) = only_torch_file(folder)? {
+            tensors.add(file, None)?;
+        } else if let Some(inside) = distributed_folder(folder) {
+            tensors.add_distributed(&inside)?;
+        } else {
+            let problem = format!(
+                "no {stem}.safetensors, no {torch}.bin, no index of shards of either, no single .pt or .pth, and no folder of \
+                 torch.distributed.checkpoint in this folder"
+            );
+            return Err(Error::file(folder, problem));
+        }
+        tensors.unwrap_names()?;
+        Ok(tensors)
+    }
+
+    /// The same with quantised tensors put together from what they are stored as. `fp8_block` is how many rows and columns share a factor
+    /// of 8-bit floating point numbers, where it is not all of them.
+    ///
+    /// # Errors
+    /// Names a tensor whose parts do not fit each other.
+    pub fn put_together(mut self, fp8_block: Option<[usize; 2]>) -> Result<Self> {
+        let folder = &self.folder;
+        quantised::put_together(&mut self.by_name, &self.files, fp8_block)
+            .map_err(|(tensor, problem)| Error::tensor(folder, &tensor, problem))?;
+        Ok(self)
+    }
+
+    /// Takes the names of wrappers out of tensors' names.
+    fn unwrap_names(&mut self) -> Result<()> {
+        let all_begin = !self.by_name.is_empty() && self.by_name.keys().all(|name| name.starts_with(REPLICA));
+        let plain = |name: &str| -> String {
+            let name = if all_begin { &name[REPLICA.len()..] } else { name };
+            let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
+            parts.collect::<Vec<_>>().join(".")
+        };
+        let mut unwrapped = BTreeMap::new();
+        for (name, stored) in std::mem::take(&mut self.by_name) {
+            let path = &self.files[stored.file()];
+            let plain = plain(&name);
+            if unwrapped.insert(plain.clone(), stored).is_some() {
+                let problem = format!("is `{plain}` inside a wrapper, and there is another tensor of that name");
+                return Err(Error::tensor(path, &name, problem));
+            }
+        }
+        self.by_name = unwrapped;
+        Ok(())
+    }
+
+    fn add_shards(&mut self, index: &Path) -> Result<()> {
+        for (shard, tensors) in shards(index)? {
+            let path = self.folder.join(&shard);
+            if !path.is_file() {
+                let problem = format!("names the shard `{shard}`, which is not in the folder; copy it there");
+                return Err(Error::file(index, problem));
+            }
+            self.add(path, Some(&tensors))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the tensors of a file, or those of it that are wanted.
+    fn add(&mut self, path: PathBuf, wanted: Option<&[String]>) -> Result<()> {
+        let map = map(&path, 0, None)?;
+        let file = self.files.len();
+        let found = match path.extension().is_some_and(|end| end == "safetensors") {
+            true => of_safetensors(&map, file).map_err(|problem| Error::file(&path, problem))?,
+            false => {
+                self.format = Format::Torch;
+                let found = torch::tensors(&map).map_err(|problem| Error::file(&path, problem))?;
+                found.into_iter().map(|(name, of)| (name, of_torch(of, file))).collect()
+            }
+        };
+        let listed = wanted.map(|wanted| wanted.iter().map(String::as_str).collect::<HashSet<_>>());
+        let listed = |name: &str| listed.as_ref().is_none_or(|listed| listed.contains(name));
+        self.by_name.extend(found.into_iter().filter(|(name, _)| listed(name)));
+        if let Some(missing) = wanted.unwrap_or_default().iter().find(|name| !self.by_name.contains_key(*name)) {
+            return Err(Error::tensor(&path, missing, "the index says that it is in this file, which lacks it"));
+        }
+        self.files.push(path);
+        Ok(())
+    }
+
+    /// Adds the tensors of a folder of `torch.distributed.checkpoint`.
+    fn add_distributed(&mut self, folder: &Path) -> Result<()> {
+        self.format = Format::Distributed;
+        let metadata = folder.join(distributed::METADATA);
+        let described = map(&metadata, 0, None)?;
+        let found = distributed::tensors(&described).map_err(|problem| Error::file(&metadata, problem))?;
+        let names: BTreeSet<&str> = found.iter().flat_map(|of| &of.parts).map(|part| part.file.as_str()).collect();
+        let mut maps = BTreeMap::new();
+        for name in names {
+            let path = folder.join(name);
+            if !path.is_file() {
+                let problem =
+                    format!("names the file `{name}`, which is not in the folder; copy the files of every rank there");
+                return Err(Error::file(&metadata, problem));
+            }
+            maps.insert(name.to_owned(), (self.files.len(), map(&path, 0, None)?));
+            self.files.push(path);
+        }
+        // a trainer's state dict is one of several things in such a checkpoint
+        let model = "model.";
+        let inside =
+            found.iter().any(|of| of.name.starts_with("model.model.") || of.name.starts_with("model.lm_head."));
+        for of in &found {
+            let name = if inside { of.name.strip_prefix(model) } else { Some(of.name.as_str()) };
+            let Some(name) = name else { continue };
+            let (mut pieces, mut number) = (Vec::new(), None);
+            for part in &of.parts {
+                let (file, bytes) = &maps[&part.file];
+                let path = &self.files[*file];
+                let tensor =
+                    distributed::part(bytes, part).map_err(|problem| Error::tensor(path, &of.name, problem))?;
+                if *number.get_or_insert(tensor.number) != tensor.number {
+                    return Err(Error::tensor(path, &of.name, "has parts of several types"));
+                }
+                let place = Place { file: *file, start: tensor.start };
+                pieces.push(Piece { place, at: part.at.clone(), shape: tensor.shape, strides: tensor.strides });
+            }
+            let Some(number) = number else { continue };
+            let stored = Stored { shape: of.shape.clone(), encoding: Encoding::Pieces { number, pieces } };
+            self.by_name.insert(name.to_owned(), stored);
+        }
+        Ok(())
+    }
+
+    /// The folder that was opened.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// In what files they are.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+
+    /// A tensor.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Stored> {
+        self.by_name.get(name)
+    }
+
+    /// The file that a tensor is in, or the folder for one that is in none.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> &Path {
+        self.by_name.get(name).map_or(&self.folder, |stored| &self.files[stored.file()])
+    }
+
+    /// Reads the values of a tensor that a layout keeps, in its order.
+    ///
+    /// # Errors
+    /// Where there is none of the name, or it is of a type that is not read, or has a value that is not finite.
+    pub fn read<E: Float>(&self, name: &str, layout: Layout) -> Result<Vec<E>> {
+        match self.by_name.get(name) {
+            Some(stored) => stored.read(&self.files, name, layout),
+            None => Err(Error::tensor(&self.folder, name, "missing")),
+        }
+    }
+
+    /// SHA-256 over the contents of all files, in the order of their names.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    pub fn content_hash(&self) -> Result<String> {
+        let mut files: Vec<&PathBuf> = self.files.iter().collect();
+        files.sort();
+        let hashes: Vec<String> = files.par_iter().map(|path| file_hash(path)).collect::<Result<_>>()?;
+        Ok(hash_of_hashes(hashes))
+    }
+}
+
+/// The tensors of a safetensors file.
+fn of_safetensors(bytes: &[u8], file: usize) -> Result<Vec<(String, Stored)>, String> {
+    let (header, metadata) = SafeTensors::read_metadata(bytes)
+        .map_err(|e| format!("not a complete safetensors file ({e}); copy or download it again"))?;
+    let of = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+        let place = Place { file, start: (8 + header + info.data_offsets.0) as u64 };
+        let encoding = Encoding::Plain { number: Number::of_safetensors(info.dtype), place };
+        (name, Stored { shape: info.shape.clone(), encoding })
+    };
+    Ok(metadata.tensors().into_iter().map(of).collect())
+}
+
+/// A tensor of a file of `torch.save`.
+fn of_torch(of: torch::Strided, file: usize) -> Stored {
+    let (number, place) = (of.number, Place { file, start: of.start });
+    let encoding = match of.is_plain() {
+        true => Encoding::Plain { number, place },
+        false => {
+            let at = vec![0; of.shape.len()];
+            Encoding::Pieces { number, pieces: vec![Piece { place, at, shape: of.shape.clone(), strides: of.strides }] }
+        }
+    };
+    Stored { shape: of.shape, encoding }
+}
+
+/// The one file of `torch.save` in a folder that may hold weights.
+fn only_torch_file(folder: &Path) -> Result<Option<PathBuf>> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(None) };
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    found.retain(|path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        TORCH_ENDS.iter().any(|end| name.ends_with(end)) && !NO_WEIGHTS.iter().any(|start| name.starts_with(start))
+    });
+    found.sort();
+    match found.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        [first, second, ..] => {
+            let names = [first, second].map(|path| path.file_name().unwrap_or_default().display().to_string());
+            let problem = format!("holds `{}`, `{}` and no index that says what is in them", names[0], names[1]);
+            Err(Error::file(folder, problem))
+        }
+    }
+}
+
+/// The folder of `torch.distributed.checkpoint`: this one, or the one inside that trainers write the model to.
+fn distributed_folder(folder: &Path) -> Option<PathBuf> {
+    let candidates = [".", "pytorch_model_fsdp_0", "model", "pytorch_model", "dist_model", "distcp"];
+    candidates.iter().map(|name| folder.join(name)).find(|inside| inside.join(distributed::METADATA).is_file())
+}
