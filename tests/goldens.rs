@@ -253,6 +253,33 @@ fn scaled_rotary_embeddings_meet_transformers() {
     }
 }
 
+/// The same numbers from checkpoints in other files, and from quantised ones, whose goldens are those of the dequantised weights.
+#[test]
+fn other_files_and_quantised_weights_meet_the_goldens() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let folders = ["golden_formats", "golden_quantised"].map(|root| shared.join(root));
+    let entries = folders.iter().filter_map(|root| std::fs::read_dir(root).ok()).flatten();
+    for folder in entries.map(|entry| entry.unwrap().path()) {
+        let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        for scope in ["full", "lora", "lora_experts"] {
+            let adapter = adapter_of(scope).map(|of| folder.join(of));
+            if adapter.as_ref().is_some_and(|adapter| !adapter.is_dir()) {
+                continue;
+            }
+            let source = adapter.map_or(AdapterSource::None, AdapterSource::Saved);
+            let model = Decoder::<Flex>::load(&folder, &source, DType::F64, &FlexDevice, usize::MAX).unwrap();
+            let wanted = if scope == "full" { Scope::Full } else { Scope::Lora };
+            let in_scope = model.in_scope(&wanted).unwrap();
+            let names: Vec<String> = in_scope.parameters.iter().map(|p| p.name.clone()).collect();
+            let results = grams(&model, &in_scope, &Request::all(&groups(&golden)));
+            for (i, (result, pair)) in results.iter().zip(golden["pairs"].as_array().unwrap()).enumerate() {
+                let (worst, at) = error(result, &names, pair, scope);
+                assert!(worst <= 1e-9, "{} {scope} pair {i}: {worst:e} at {at}", folder.display());
+            }
+        }
+    }
+}
+
 /// The small models against transformers' own code run in f64 (`tests/architecture_values.py`).
 #[test]
 fn small_architectures_meet_transformers() {

@@ -1,13 +1,13 @@
 //! Files that nobody vouches for: whatever they hold, reading them ends, in an error or in rows, without a panic and within bounds of
 //! memory. Inputs are made from valid ones by reproducible changes (the seeds are the case numbers); `TANGLESCOPE_CASES` is how many of
 //! each kind, a few thousand where it is not set.
-use crate::support::{demo, llama, repository, write_model};
+use crate::support::{copy_folder, demo, llama, repository, write_model};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tanglescope_checkpoint::Tensors;
+use tanglescope_checkpoint::{Layout, Tensors};
 use tanglescope_data::{ChatTemplate, Dataset, Form, Limits, Message, Reading, Recipe, Setting, TextTokens, parse_row};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::architectures::describe;
@@ -277,4 +277,39 @@ fn safetensors_and_adapters() {
             drop(adapter_hash(&adapter));
         },
     );
+}
+
+/// What torch writes, as an archive and before that, and the descriptions of distributed and quantised checkpoints.
+#[test]
+fn torch_files_and_quantised_tensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let seed = |path: &str| std::fs::read(repository("tests/golden/checkpoints").join(path)).unwrap();
+    let open = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+        if let Ok(tensors) = Tensors::open(folder.path(), "model").and_then(|of| of.put_together(Some([128, 128]))) {
+            let names: Vec<String> = tensors.names().map(str::to_owned).collect();
+            for name in names {
+                // a model reads shapes that it expects, and no others
+                let values = tensors
+                    .get(&name)
+                    .map_or(0, |of| of.shape().iter().fold(1usize, |n, size| n.saturating_mul(*size)));
+                if values < 1 << 20 {
+                    let _values = tensors.read::<f32>(&name, Layout::Same);
+                }
+            }
+        }
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    };
+    let torch = [seed("legacy/pytorch_model.bin"), seed("zip/pytorch_model.bin"), seed("nested/model.pt")];
+    survive("files of torch.save", &torch, cases(20_000), |bytes| open("pytorch_model.bin", bytes));
+    let quantised =
+        [seed("eight_bits/model.safetensors"), seed("four_bits/model.safetensors"), seed("fp8/model.safetensors")];
+    survive("quantised tensors", &quantised, cases(2_000), |bytes| open("model.safetensors", bytes));
+    let distributed = repository("../shared/golden_formats/dcp_llama/pytorch_model_fsdp_0");
+    // where the shared goldens lie beside the checkout
+    if distributed.is_dir() {
+        copy_folder(&distributed, folder.path());
+        let metadata = std::fs::read(distributed.join(".metadata")).unwrap();
+        survive("descriptions of distributed checkpoints", &[metadata], cases(5_000), |bytes| open(".metadata", bytes));
+    }
 }

@@ -162,9 +162,9 @@ const MODEL: &[Case] = &[
         &["a.safetensors", "lm_head.weight"],
     ),
     Case(
-        "pickled weights",
+        "weights that are none of torch's",
         |i| std::fs::rename(i.weights(), i.model.join("pytorch_model.bin")).unwrap(),
-        &["pytorch_model.bin", "safe_serialization"],
+        &["pytorch_model.bin", "neither an archive nor what torch wrote before 1.6"],
     ),
     Case("a missing tensor", |i| i.tensors(|t| drop(t.remove("model.norm.weight"))), &["model.norm.weight", "missing"]),
     Case(

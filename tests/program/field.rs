@@ -26,7 +26,7 @@ const EXPECTED: [(&str, Outcome); 51] = [
     ("w05_tied_stored_twice", Loads),
     ("w06_tied_flag_but_two_matrices", Refused("tie_word_embeddings")),
     ("w08_inv_freq_buffers", Same),
-    ("w09_fp8_block", Refused("quantised (fp8)")),
+    ("w09_fp8_block", Refused("stored as F8_E4M3")),
     ("c01_head_dim_null", Same),
     ("c02_no_kv_heads", Refused("k_proj.weight`: found shape")),
     ("c03_torch_dtype", Same),

@@ -195,7 +195,7 @@ fn repositories(folder: &Path) -> Files {
         ("models/org/model".to_owned(), model_files),
         ("models/org/sharded".to_owned(), read_folder(&sharded)),
         ("models/org/adapter".to_owned(), read_folder(&adapter)),
-        ("models/org/pickled".to_owned(), [("config.json".to_owned(), b"{}".to_vec())].into()),
+        ("models/org/bare".to_owned(), [("config.json".to_owned(), b"{}".to_vec())].into()),
         ("datasets/org/pairs".to_owned(), data),
     ])
 }
@@ -329,7 +329,7 @@ fn refusals_say_what_to_do() {
     let data = ["--data", "pairs.jsonl"];
     refuse("org/nothing", &data, "no repository or revision");
     refuse("org/model@v9", &data, "org/model@v9");
-    refuse("org/pickled", &data, "pickled");
+    refuse("org/bare", &data, "has no model.safetensors and no pytorch_model.bin");
     refuse("org/adapter", &data, "config.json");
     refuse("model", &["--data", "org/pairs", "--split", "dev"], "`dev`");
     case.server.set(|state| state.token = Some("secret".to_owned()));

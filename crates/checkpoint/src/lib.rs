@@ -19,4 +19,4 @@ pub use hash::{file_hash, text_hash};
 pub use layout::Layout;
 pub use number::{Float, Number};
 pub use stored::Stored;
-pub use tensors::{Format, Tensors, shards};
+pub use tensors::{Format, Tensors, file_names, shards};

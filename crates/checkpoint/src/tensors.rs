@@ -69,9 +69,14 @@ const NO_WEIGHTS: [&str; 6] = ["optimizer", "scheduler", "scaler", "training_arg
 /// How names of files of `torch.save` end.
 const TORCH_ENDS: [&str; 3] = [".bin", ".pt", ".pth"];
 
-/// What torch's files of a stem are called: `pytorch_model` of models.
-fn torch_stem(stem: &str) -> &str {
-    if stem == "model" { "pytorch_model" } else { stem }
+/// Names of the files that a checkpoint of a stem may be in, in the order in which they are looked for: one file, or the index of its shards.
+#[must_use]
+pub fn file_names(stem: &str) -> [[String; 2]; 2] {
+    let torch = if stem == "model" { "pytorch_model" } else { stem };
+    [format!("{stem}.safetensors"), format!("{torch}.bin")].map(|single| {
+        let index = format!("{single}.index.json");
+        [single, index]
+    })
 }
 
 impl Tensors {
@@ -82,27 +87,18 @@ impl Tensors {
     /// # Errors
     /// Where there is none, or a file is not what it should be.
     pub fn open(folder: &Path, stem: &str) -> Result<Self> {
-        let torch = torch_stem(stem);
         let mut tensors = Self { folder: folder.to_owned(), ..Self::default() };
-        let single = folder.join(format!("{stem}.safetensors"));
-        let index = folder.join(format!("{stem}.safetensors.index.json"));
-        let (binary, binary_index) =
-            (folder.join(format!("{torch}.bin")), folder.join(format!("{torch}.bin.index.json")));
-        if single.is_file() {
-            tensors.add(single, None)?;
-        } else if index.is_file() {
-            tensors.add_shards(&index)?;
-        } else if binary.is_file() {
-            tensors.add(binary, None)?;
-        } else if binary_index.is_file() {
-            tensors.add_shards(&binary_index)?;
+        let named = file_names(stem).map(|names| names.map(|name| folder.join(name)));
+        if let Some([single, index]) = named.iter().find(|[single, index]| single.is_file() || index.is_file()) {
+            if single.is_file() { tensors.add(single.clone(), None)? } else { tensors.add_shards(index)? }
         } else if let Some(file) = only_torch_file(folder)? {
             tensors.add(file, None)?;
         } else if let Some(inside) = distributed_folder(folder) {
             tensors.add_distributed(&inside)?;
         } else {
+            let [[safetensors, _], [torch, _]] = file_names(stem);
             let problem = format!(
-                "no {stem}.safetensors, no {torch}.bin, no index of shards of either, no single .pt or .pth, and no folder of \
+                "no {safetensors}, no {torch}, no index of shards of either, no single .pt or .pth, and no folder of \
                  torch.distributed.checkpoint in this folder"
             );
             return Err(Error::file(folder, problem));

@@ -10,7 +10,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
-use tanglescope_checkpoint::shards;
+use tanglescope_checkpoint::{file_names, shards};
 use tanglescope_data::wanted;
 
 /// A repository that cannot be used as it was named.
@@ -159,7 +159,7 @@ impl Hub {
         for name in &first {
             self.file(id, &remote, &cached, &snapshot, name)?;
         }
-        if let Some(index) = first.iter().find(|name| name.ends_with(".safetensors.index.json")) {
+        if let Some(index) = first.iter().find(|name| name.ends_with(".index.json")) {
             let named = shards(&snapshot.join(index)).map_err(|e| Error::Failed(e.to_string()))?;
             for name in named.keys() {
                 self.file(id, &remote, &cached, &snapshot, name)?;
@@ -172,11 +172,10 @@ impl Hub {
     /// The files that are wanted of those that there are; shards are named by the index among them.
     fn first(&self, id: &Id, kind: RepositoryKind<'_>, names: &BTreeSet<String>) -> Result<Vec<String>> {
         let weights = |stem: &str| {
-            let either = [format!("{stem}.safetensors"), format!("{stem}.safetensors.index.json")];
-            either.into_iter().find(|name| names.contains(name)).ok_or_else(|| {
-                let problem = format!("has no {stem}.safetensors; pickled weights can run code and are not read");
-                refused(id, problem)
-            })
+            let [[safetensors, _], [torch, _]] = file_names(stem);
+            let problem =
+                || refused(id, format!("has no {safetensors} and no {torch}, nor an index of shards of either"));
+            file_names(stem).into_iter().flatten().find(|name| names.contains(name)).ok_or_else(problem)
         };
         let (config, stem) = match kind {
             RepositoryKind::Model => ("config.json", "model"),
@@ -278,9 +277,8 @@ impl Cached<'_> {
         let snapshot = self.folder.join("snapshots").join(commit);
         let has = |name: &str| snapshot.join(name).exists();
         let weights = |stem: &str| {
-            has(&format!("{stem}.safetensors"))
-                || shards(&snapshot.join(format!("{stem}.safetensors.index.json")))
-                    .is_ok_and(|named| named.keys().all(|name| has(name)))
+            let all = |index: &str| shards(&snapshot.join(index)).is_ok_and(|named| named.keys().all(|name| has(name)));
+            file_names(stem).iter().any(|[single, index]| has(single) || all(index))
         };
         let whole = match kind {
             RepositoryKind::Model => has("config.json") && weights("model"),

@@ -12,7 +12,6 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use std::collections::HashMap;
-use std::path::Path;
 use tanglescope_gram::{Batch, GradientSink, Group, GroupResult, Request, grams, run as run_batch, token_logps};
 use tanglescope_kernels::{
     DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData, TensorMetadata, as_index,
@@ -134,11 +133,13 @@ fn working_tolerance(dtype: DType) -> f64 {
 /// Where an option, the model, the adapter or a row cannot be used, or the device fails. A check that fails is no error.
 pub fn verify(options: &VerifyOptions, listener: &dyn Listener) -> Result<Verification> {
     let model = options.checked(listener)?;
-    let stored = weights_bytes(&model.folder)?;
+    let outline = model.outline()?;
+    let (outside, of_block) = outline.values();
+    let values = outside.saturating_add(of_block.saturating_mul(outline.description.layers())) as u64;
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    // weights of at least 2 bytes become 8; the model, a moved copy, two gradients, and as much again in passing
-    let needed = stored.saturating_mul(4 * 6);
+    // 8 bytes a value; the model, a moved copy, two gradients, and as much again in passing
+    let needed = values.saturating_mul(8 * 6);
     let exact = if needed < system.available_memory() {
         F64
     } else {
@@ -326,14 +327,6 @@ fn slopes(
     let at = |steps: f64| logps(&model.moved(scope, direction, steps * step), group);
     let (m2, m1, p1, p2) = (at(-2.0), at(-1.0), at(1.0), at(2.0));
     [0, 1].map(|b| (8.0 * (p1[b] - m1[b]) - (p2[b] - m2[b])) / (12.0 * step))
-}
-
-/// Bytes of a model's weights on the disk, of all shards.
-fn weights_bytes(folder: &Path) -> Result<u64> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::output(folder, e))?.flatten();
-    let weights = entries.filter(|entry| entry.path().extension().is_some_and(|end| end == "safetensors"));
-    // a link of the hub's cache counts as what it points to
-    Ok(weights.filter_map(|entry| std::fs::metadata(entry.path()).ok()).map(|file| file.len()).sum())
 }
 
 /// Refuses an objective that is not one of a pair.

@@ -1,0 +1,119 @@
+//! Stored tensors against the values that torch and bitsandbytes make of them, to the bit (`tests/checkpoint_values.py`); and pickles that are
+//! refused by name.
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use tanglescope_checkpoint::{Layout, Tensors};
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/checkpoints").join(name)
+}
+
+/// The bits of every value, by name, in the order of rows and in that of columns.
+fn bits(tensors: &Tensors, name: &str, layout: Layout) -> Vec<u32> {
+    tensors.read::<f32>(name, layout).unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+fn same(name: &str) {
+    let tensors = Tensors::open(&folder(name), "model").unwrap().put_together(Some([128, 128])).unwrap();
+    let values = Tensors::open(&folder(name), "values").unwrap();
+    let names = |of: &Tensors| of.names().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(names(&tensors), names(&values));
+    for tensor in values.names() {
+        let (of, want) = (tensors.get(tensor).unwrap(), values.get(tensor).unwrap());
+        assert_eq!(of.shape(), want.shape(), "{name} {tensor}");
+        let layouts = if want.shape().len() == 2 { &[Layout::Same, Layout::Transposed][..] } else { &[Layout::Same] };
+        for &layout in layouts {
+            let (got, want) = (bits(&tensors, tensor, layout), bits(&values, tensor, layout));
+            let apart = got.iter().zip(&want).position(|(got, want)| got != want);
+            let found = apart.map(|at| (at, f32::from_bits(got[at]), f32::from_bits(want[at])));
+            assert!(found.is_none() && got.len() == want.len(), "{name} {tensor} {layout:?}: {found:?}");
+        }
+        // one matrix, or row, of a stack by itself
+        if let [first, rest @ ..] = want.shape()
+            && !rest.is_empty()
+        {
+            let all = bits(&values, tensor, Layout::Same);
+            let one = Layout::Part { index: first - 1, first: 0, every: 1 };
+            assert!(bits(&tensors, tensor, one) == all[all.len() / first * (first - 1)..], "{name} {tensor}");
+        }
+    }
+}
+
+#[test]
+fn what_torch_saves() {
+    ["zip", "legacy", "nested"].into_iter().for_each(same);
+}
+
+#[test]
+fn what_bitsandbytes_quantises() {
+    ["four_bits", "eight_bits"].into_iter().for_each(same);
+}
+
+#[test]
+fn eight_bits_of_floating_point() {
+    same("fp8");
+}
+
+/// The message for a folder whose `pytorch_model.bin` is some pickle behind what torch wrote before 1.6.
+fn refusal(pickle: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.";
+    std::fs::write(folder.path().join("pytorch_model.bin"), [magic, pickle, b"\x80\x02]q\x00."].concat()).unwrap();
+    Tensors::open(folder.path(), "model").unwrap_err().to_string()
+}
+
+/// What a pickle would call is named and not called, whatever the protocol and wherever the call stands.
+#[test]
+fn pickles_that_call_are_refused_by_name() {
+    for (pickle, name) in [
+        (&b"cos\nsystem\n(S'touch /tmp/pickled'\ntR."[..], "`os.system`"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x0c__import__()\x85R.", "`builtins.eval`"),
+        (b"\x80\x02c__builtin__\nexec\nX\x01\x00\x00\x00a\x85R.", "`builtins.exec`"),
+        (b"\x80\x02}X\x01\x00\x00\x00acsubprocess\nPopen\n]\x85Rs.", "`subprocess.Popen`"),
+        (b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81}b.", "`torch.nn.modules.linear.Linear`"),
+        (b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n)Rs.", "`torch._utils._rebuild_tensor_v2`"),
+        (
+            b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n(NK\x00K\x01K\x01\x89NtRs.",
+            "`torch._utils._rebuild_tensor_v2`",
+        ),
+        (b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_parameter\n)Rs.", "`torch._utils._rebuild_parameter`"),
+        (b"(S'a'\nios\nsystem\n.", "0x69"),
+        (b"\x80\x02\x82\x01.", "0x82"),
+    ] {
+        let problem = refusal(pickle);
+        assert!(problem.contains(name), "{name}: {problem}");
+    }
+    assert!(!Path::new("/tmp/pickled").exists());
+}
+
+/// A tensor does not reach beyond its storage, whatever its sizes and strides say.
+#[test]
+fn a_tensor_ends_with_its_storage() {
+    let tensor = |offset: &str, size: &str, stride: &str| {
+        let storage = "((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04NtQ";
+        format!(
+            "\u{80}\x02}}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n{storage}{offset}{size}{stride}\u{89}}}tRs."
+        )
+    };
+    for (offset, size, stride) in [
+        ("K\x01", "K\x04\u{85}", "K\x01\u{85}"),
+        ("K\0", "K\x02\u{85}", "J\u{ff}\u{ff}\u{ff}\x7f\u{85}"),
+        ("J\u{ff}\u{ff}\u{ff}\u{ff}", "K\x01\u{85}", "K\x01\u{85}"),
+        (
+            "K\0",
+            "\u{8a}\x08\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\x7f\u{85}",
+            "\u{8a}\x08\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\x7f\u{85}",
+        ),
+    ] {
+        // each character below 256 is a byte
+        let pickle: Vec<u8> =
+            tensor(offset, size, stride).chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.";
+        let keys = b"\x80\x02]X\x01\0\0\x000a.\x04\0\0\0\0\0\0\0";
+        let file = [magic, pickle.as_slice(), keys, &[0; 16]].concat();
+        std::fs::write(folder.path().join("pytorch_model.bin"), file).unwrap();
+        let problem = Tensors::open(folder.path(), "model").unwrap_err().to_string();
+        assert!(problem.contains("beyond its storage") || problem.contains("with arguments that"), "{problem}");
+    }
+}
