@@ -91,6 +91,8 @@ impl Tensors {
         let named = file_names(stem).map(|names| names.map(|name| folder.join(name)));
         if let Some([single, index]) = named.iter().find(|[single, index]| single.is_file() || index.is_file()) {
             if single.is_file() { tensors.add(single.clone(), None)? } else { tensors.add_shards(index)? }
+        } else if let Some(problem) = unconverted(folder) {
+            return Err(Error::file(folder, problem));
         } else if let Some(file) = only_torch_file(folder)? {
             tensors.add(file, None)?;
         } else if let Some(inside) = distributed_folder(folder) {
@@ -313,6 +315,31 @@ fn only_torch_file(folder: &Path) -> Result<Option<PathBuf>> {
             Err(Error::file(folder, problem))
         }
     }
+}
+
+/// What to do about a training state that its own trainer has to convert.
+fn unconverted(folder: &Path) -> Option<String> {
+    let begins = |folder: &Path, start: &str, end: &str| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.any(|name| name.starts_with(start) && name.ends_with(end))
+    };
+    let beside = if folder.ends_with("huggingface") { folder.parent().unwrap_or(folder) } else { folder };
+    if begins(beside, "model_world_size_", ".pt") {
+        return Some(format!(
+            "holds verl's state of every rank. Convert it with `python -m verl.model_merger merge --backend fsdp --local_dir {} \
+             --target_dir OUT`, and use OUT",
+            beside.display()
+        ));
+    }
+    let states = |folder: &Path| begins(folder, "", "_model_states.pt");
+    let inside = || std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| states(&entry.path()));
+    (states(folder) || inside()).then(|| {
+        format!(
+            "holds DeepSpeed's state of every rank. Convert it with `python zero_to_fp32.py {} OUT`, and use OUT",
+            folder.display()
+        )
+    })
 }
 
 /// The folder of `torch.distributed.checkpoint`: this one, or the one inside that trainers write the model to.

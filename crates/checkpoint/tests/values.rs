@@ -117,3 +117,24 @@ fn a_tensor_ends_with_its_storage() {
         assert!(problem.contains("beyond its storage") || problem.contains("with arguments that"), "{problem}");
     }
 }
+
+/// States that a trainer has to convert are named with its command.
+#[test]
+fn states_of_ranks_are_named_with_their_converter() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |path: &str| {
+        let file = folder.path().join(path);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, "").unwrap();
+    };
+    let refusal = |path: &str| Tensors::open(&folder.path().join(path), "model").unwrap_err().to_string();
+    write("actor/model_world_size_2_rank_0.pt");
+    write("actor/model_world_size_2_rank_1.pt");
+    write("actor/huggingface/config.json");
+    for at in ["actor", "actor/huggingface"] {
+        assert!(refusal(at).contains("python -m verl.model_merger merge"), "{}", refusal(at));
+    }
+    write("checkpoint-5/global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt");
+    write("checkpoint-5/zero_to_fp32.py");
+    assert!(refusal("checkpoint-5").contains("python zero_to_fp32.py"), "{}", refusal("checkpoint-5"));
+}

@@ -326,8 +326,8 @@ pub struct Rows {
 /// Options of `sweep`.
 #[derive(Args, Clone, Debug)]
 pub struct Sweep {
-    /// Runs: folders with `checkpoint-N` folders in them, or single checkpoints; adapters and whole models. NAME=FOLDER
-    /// gives a run another name than its folder's
+    /// Runs: folders of checkpoints as trainers leave them (`checkpoint-N`, `global_stepN_hf`, `global_step_N`, `step_N`, `epoch_N`), or
+    /// single checkpoints; adapters and whole models. NAME=FOLDER gives a run another name than its folder's
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<String>,
     /// Preference data: JSONL, JSON, CSV, parquet or arrow, a file or a folder of files, or org/name or org/name@revision on the hub

@@ -1,5 +1,6 @@
 //! What a path is, for those who gave it in the wrong place.
 use crate::error::{Error, Result};
+use crate::sweep::trainers;
 use std::io::ErrorKind;
 use std::path::Path;
 use tanglescope_records::{Manifest, tables};
@@ -62,7 +63,7 @@ fn what_is(path: &Path) -> Option<(Option<Kind>, &'static str)> {
     if has("config.json") {
         return Some((Some(Kind::Model), "a model, for option `model`"));
     }
-    if begins("checkpoint-") {
+    if trainers::checkpoints(path).is_ok_and(|found| found.is_some()) {
         return Some((None, TRAINING_RUN));
     }
     if has("dataset_info.json") || has("dataset_dict.json") || has("state.json") {

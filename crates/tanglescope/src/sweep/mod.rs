@@ -4,6 +4,7 @@ mod jobs;
 mod manifest;
 mod runs;
 mod shard;
+pub(crate) mod trainers;
 
 pub use runs::named;
 pub use shard::Shard;
@@ -30,8 +31,8 @@ use tanglescope_model::{AdapterSource, Decoder};
 /// Options of [`sweep`].
 #[derive(Clone, Debug)]
 pub struct SweepOptions {
-    /// Runs by name: folders with `checkpoint-N` folders in them, or single checkpoints; adapters and whole models. Without a name
-    /// a run is called by its folder.
+    /// Runs by name: folders of checkpoints as trainers leave them (docs/formats.md), or single checkpoints; adapters and whole models.
+    /// Without a name a run is called by its folder.
     pub runs: Vec<(Option<String>, PathBuf)>,
     /// Preference data by name.
     pub data: Vec<(String, PathBuf)>,
@@ -136,6 +137,12 @@ fn prepared<T>(
     let reading = Reading { sample, ..reading(&options.rows)? };
     let prepared = prepare(options, &runs, &template, &reading, listener)?;
     listener.note(&format!("device: {}, {}", template.device, dtype_name(template.dtype)));
+    for run in &runs {
+        if let Some(trainer) = run.trainer {
+            let (number, pattern) = (run.checkpoints.len(), trainer.pattern());
+            listener.note(&format!("run {}: {number} checkpoints, {pattern} as of {}", run.name, trainer.name));
+        }
+    }
     let jobs = options.shard.of(jobs(&prepared, &options.out));
     work(&template, &prepared, &jobs)
 }

@@ -1,9 +1,9 @@
-//! Runs of checkpoints as training programs leave them: `checkpoint-N` folders with whole models or adapters in them.
+//! Runs of checkpoints: folders as training programs leave them, with whole models or adapters in them.
+use super::trainers::{self, Trainer};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 use tanglescope_model::base_named_by;
 use tanglescope_records::{Manifest, absolute};
-use tanglescope_train::checkpoint;
 
 /// A training run.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub struct Run {
     pub folder: PathBuf,
     /// By step.
     pub checkpoints: Vec<Checkpoint>,
+    /// Who lays out runs so; nobody for a checkpoint by itself.
+    pub trainer: Option<&'static Trainer>,
     /// What training started from, where the run's manifest.json says so.
     pub start: Option<Start>,
 }
@@ -101,19 +103,20 @@ impl Run {
         if !folder.is_dir() {
             return refuse("no such folder".to_owned());
         }
-        let steps = checkpoint::steps(&folder)?;
-        let mut checkpoints: Vec<Checkpoint> =
-            steps.into_iter().map(|step| Checkpoint { step, folder: checkpoint::folder(&folder, step) }).collect();
+        let (trainer, mut checkpoints) = match trainers::checkpoints(&folder)? {
+            Some((trainer, checkpoints)) => (Some(trainer), checkpoints),
+            None => (None, Vec::new()),
+        };
         let mut manifest_at = folder.clone();
         if checkpoints.is_empty() {
             let whole = absolute(&folder);
-            let own = name.strip_prefix("checkpoint-").and_then(|step| step.parse().ok());
+            let own = trainers::step_of(&name);
             let alone = Checkpoint { step: own.unwrap_or(0), folder: folder.clone() };
             if alone.kind().is_err() {
-                return refuse(
-                    "has no checkpoint-N folders, and is no checkpoint itself (config.json or adapter_config.json)"
-                        .to_owned(),
-                );
+                return refuse(format!(
+                    "has no folders of checkpoints ({}), and is no checkpoint itself (config.json or adapter_config.json)",
+                    trainers::patterns()
+                ));
             }
             if let (Some(_), Some(parent)) = (own, whole.parent()) {
                 parent.clone_into(&mut manifest_at);
@@ -122,7 +125,7 @@ impl Run {
             checkpoints.push(alone);
         }
         let start = start(&manifest_at);
-        Ok(Self { name, folder, checkpoints, start })
+        Ok(Self { name, folder, checkpoints, trainer, start })
     }
 
     /// The model under the run's adapters.
