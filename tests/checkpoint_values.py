@@ -1,9 +1,11 @@
 """Makes tests/golden/checkpoints: tensors as torch and as quantising libraries store them, each beside the values that those libraries read or
 dequantise them to.
 
-    python tests/checkpoint_values.py       (torch 2.15.0, bitsandbytes 0.50.2, safetensors)
+    python tests/checkpoint_values.py       (torch 2.15.0, bitsandbytes 0.50.2, gguf 0.19.0, safetensors)
 """
 import json, pathlib, shutil
+import gguf
+import numpy as np
 import torch
 import bitsandbytes.functional as bnb
 from safetensors.torch import save_file
@@ -77,5 +79,61 @@ for name, shape, blocks in [("blocks", (200, 150), (128, 128)), ("all", (24, 40)
     spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: shape[0], : shape[1]] if blocks else scale
     values[f"{name}.weight"] = weight.float() * spread
 save_file(kept, folder("fp8", values) / "model.safetensors")
+# GGUF: blocks of every kind that are bytes at random, with factors that are small numbers; rows of Llama's queries and keys in llama.cpp's order
+numbers = np.random.default_rng(4)
+KINDS = {of.name: of for of in gguf.GGMLQuantizationType}
+
+
+def blocks(rows, columns, kind):
+    """Bytes at random, but for the 16-bit factors at their places."""
+    values, size = gguf.GGML_QUANT_SIZES[KINDS[kind]]
+    raw = numbers.integers(0, 256, (rows, columns // values, size), dtype=np.uint8)
+    at = {"Q4_0": [0], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [size - 2]}[kind]
+    for place in at:
+        raw[..., place : place + 2] = numbers.uniform(0.001, 0.01, (rows, columns // values, 1)).astype(np.float16).view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def order_of_transformers(weight, heads):
+    return weight.reshape(heads, weight.shape[0] // heads // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+for name, architecture in [("gguf", "llama"), ("gguf_gemma", "gemma2")]:
+    (OUT / name).mkdir()
+    writer = gguf.GGUFWriter(str(OUT / name / "model.gguf"), architecture)
+    for key, value in dict(embedding_length=256, block_count=1, feed_forward_length=512, context_length=128).items():
+        writer.add_uint32(f"{architecture}.{key}", value)
+    writer.add_uint32(f"{architecture}.attention.head_count", 4)
+    writer.add_uint32(f"{architecture}.attention.head_count_kv", 2)
+    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "c"])
+    values = {}
+    for own, of, kind, shape in [
+        ("token_embd", "model.embed_tokens", "Q6_K", (9, 256)), ("output_norm", "model.norm", "F32", (256,)),
+        ("blk.0.attn_q", "model.layers.0.self_attn.q_proj", "Q4_K", (64, 256)),
+        ("blk.0.attn_k", "model.layers.0.self_attn.k_proj", "F16", (32, 256)),
+        ("blk.0.attn_v", "model.layers.0.self_attn.v_proj", "Q5_K", (32, 256)),
+        ("blk.0.attn_output", "model.layers.0.self_attn.o_proj", "Q8_0", (256, 64)),
+        ("blk.0.ffn_gate", "model.layers.0.mlp.gate_proj", "Q4_0", (64, 256)),
+        ("blk.0.ffn_up", "model.layers.0.mlp.up_proj", "BF16", (64, 256)),
+    ]:
+        if kind in ("F32", "F16", "BF16"):
+            x = numbers.standard_normal(shape).astype(np.float32)
+            raw = gguf.quants.quantize(x, KINDS[kind]) if kind == "BF16" else x.astype({"F32": np.float32, "F16": np.float16}[kind])
+            x = gguf.quants.dequantize(raw, KINDS[kind]) if kind == "BF16" else raw.astype(np.float32)
+        else:
+            raw = blocks(*shape, kind)
+            x = gguf.quants.dequantize(raw, KINDS[kind])
+        writer.add_tensor(f"{own}.weight", raw, raw_dtype=KINDS[kind])
+        if architecture == "llama" and own.endswith(("attn_q", "attn_k")):
+            x = order_of_transformers(x, 4 if own.endswith("q") else 2)
+        if architecture == "gemma2" and own.endswith("norm"):
+            x = x - np.float32(1)
+        values[f"{of}.weight"] = torch.from_numpy(np.ascontiguousarray(x))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file(values, OUT / name / "values.safetensors")
 for path in sorted(OUT.glob("*/*")):
     print(path.relative_to(OUT), path.stat().st_size)

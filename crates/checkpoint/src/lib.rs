@@ -6,6 +6,7 @@
 //!
 //! Files are not trusted: nothing in them is run, and what is not understood is named.
 mod error;
+mod gguf;
 mod hash;
 mod layout;
 mod number;
@@ -19,4 +20,4 @@ pub use hash::{file_hash, text_hash};
 pub use layout::Layout;
 pub use number::{Float, Number};
 pub use stored::Stored;
-pub use tensors::{Format, Tensors, file_names, shards};
+pub use tensors::{Format, Tensors, file_names, gguf_config, shards};

@@ -2,6 +2,7 @@
 //!
 //! Files are mapped and described when a checkpoint is opened; values are read one tensor at a time.
 use crate::error::{Error, Result};
+use crate::gguf;
 use crate::hash::{file_hash, hash_of_hashes};
 use crate::layout::Layout;
 use crate::number::{Float, Number};
@@ -38,6 +39,8 @@ pub enum Format {
     Torch,
     /// What `torch.distributed.checkpoint` writes.
     Distributed,
+    /// llama.cpp's.
+    Gguf,
 }
 
 /// Index of a sharded checkpoint.
@@ -81,8 +84,8 @@ pub fn file_names(stem: &str) -> [[String; 2]; 2] {
 
 impl Tensors {
     /// Opens the checkpoint of a folder: `STEM.safetensors` or the shards that `STEM.safetensors.index.json` names; else what
-    /// `torch.save` wrote as `pytorch_model.bin` or `STEM.bin`, its shards, or the one `.pt` or `.pth` file; else the folder of
-    /// `torch.distributed.checkpoint` inside.
+    /// `torch.save` wrote as `pytorch_model.bin` or `STEM.bin` or its shards; else the one GGUF file; else the one `.pt` or `.pth` file; else the
+    /// folder of `torch.distributed.checkpoint` inside.
     ///
     /// # Errors
     /// Where there is none, or a file is not what it should be.
@@ -91,6 +94,8 @@ impl Tensors {
         let named = file_names(stem).map(|names| names.map(|name| folder.join(name)));
         if let Some([single, index]) = named.iter().find(|[single, index]| single.is_file() || index.is_file()) {
             if single.is_file() { tensors.add(single.clone(), None)? } else { tensors.add_shards(index)? }
+        } else if let Some(file) = gguf_in(folder)? {
+            tensors.add(file, None)?;
         } else if let Some(problem) = unconverted(folder) {
             return Err(Error::file(folder, problem));
         } else if let Some(file) = only_torch_file(folder)? {
@@ -100,7 +105,7 @@ impl Tensors {
         } else {
             let [[safetensors, _], [torch, _]] = file_names(stem);
             let problem = format!(
-                "no {safetensors}, no {torch}, no index of shards of either, no single .pt or .pth, and no folder of \
+                "no {safetensors}, no {torch}, no index of shards of either, no single .gguf, .pt or .pth, and no folder of \
                  torch.distributed.checkpoint in this folder"
             );
             return Err(Error::file(folder, problem));
@@ -158,14 +163,18 @@ impl Tensors {
     fn add(&mut self, path: PathBuf, wanted: Option<&[String]>) -> Result<()> {
         let map = map(&path, 0, None)?;
         let file = self.files.len();
-        let found = match path.extension().is_some_and(|end| end == "safetensors") {
-            true => of_safetensors(&map, file).map_err(|problem| Error::file(&path, problem))?,
-            false => {
+        let found = match path.extension().and_then(|end| end.to_str()) {
+            Some("safetensors") => of_safetensors(&map, file),
+            Some("gguf") => {
+                self.format = Format::Gguf;
+                gguf::tensors(&map, file)
+            }
+            _ => {
                 self.format = Format::Torch;
-                let found = torch::tensors(&map).map_err(|problem| Error::file(&path, problem))?;
-                found.into_iter().map(|(name, of)| (name, of_torch(of, file))).collect()
+                torch::tensors(&map).map(|of| of.into_iter().map(|(name, of)| (name, of_torch(of, file))).collect())
             }
         };
+        let found: Vec<(String, Stored)> = found.map_err(|problem| Error::file(&path, problem))?;
         let listed = wanted.map(|wanted| wanted.iter().map(String::as_str).collect::<HashSet<_>>());
         let listed = |name: &str| listed.as_ref().is_none_or(|listed| listed.contains(name));
         self.by_name.extend(found.into_iter().filter(|(name, _)| listed(name)));
@@ -315,6 +324,37 @@ fn only_torch_file(folder: &Path) -> Result<Option<PathBuf>> {
             Err(Error::file(folder, problem))
         }
     }
+}
+
+/// The one GGUF file of a folder.
+fn gguf_in(folder: &Path) -> Result<Option<PathBuf>> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(None) };
+    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    found.retain(|path| path.extension().is_some_and(|end| end == "gguf"));
+    found.sort();
+    match found.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        many => {
+            let names = many.iter().filter_map(|path| path.file_name()).map(|name| format!("`{}`", name.display()));
+            let names = names.collect::<Vec<_>>().join(", ");
+            Err(Error::file(
+                folder,
+                format!("holds several GGUF files: {names}; put the one to be read into a folder of its own"),
+            ))
+        }
+    }
+}
+
+/// The config that the one GGUF file of a folder stands for, as transformers writes it, with the file; `None` where there is no such file.
+///
+/// # Errors
+/// Where it cannot be read, or its config cannot be made from it.
+pub fn gguf_config(folder: &Path) -> Result<Option<(PathBuf, serde_json::Value)>> {
+    let Some(path) = gguf_in(folder)? else { return Ok(None) };
+    let map = map(&path, 0, None)?;
+    let config = gguf::config(&map).map_err(|problem| Error::file(&path, problem))?;
+    Ok(Some((path, config)))
 }
 
 /// What to do about a training state that its own trainer has to convert.

@@ -54,6 +54,27 @@ fn eight_bits_of_floating_point() {
     same("fp8");
 }
 
+#[test]
+fn what_llama_cpp_writes() {
+    ["gguf", "gguf_gemma"].into_iter().for_each(same);
+}
+
+/// What a GGUF file says of its model, as a config.
+#[test]
+fn a_gguf_file_has_a_config() {
+    let (_, config) = tanglescope_checkpoint::gguf_config(&folder("gguf")).unwrap().unwrap();
+    for (key, want) in [
+        ("model_type", serde_json::json!("llama")),
+        ("hidden_size", 256.into()),
+        ("num_key_value_heads", 2.into()),
+        ("vocab_size", 9.into()),
+        ("rms_norm_eps", 1e-5.into()),
+        ("tie_word_embeddings", true.into()),
+    ] {
+        assert_eq!(config[key], want, "{key}");
+    }
+}
+
 /// The message for a folder whose `pytorch_model.bin` is some pickle behind what torch wrote before 1.6.
 fn refusal(pickle: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 //! trainer's library dequantises to, to the bit.
 mod bitsandbytes;
 mod fp8;
+pub(crate) mod ggml;
 mod mxfp4;
 
 use crate::error::Result;
@@ -59,6 +60,7 @@ pub(crate) enum Quantised {
     EightBits(bitsandbytes::EightBits),
     Fp8(fp8::Fp8),
     Mxfp4(mxfp4::Mxfp4),
+    Ggml(ggml::Ggml),
 }
 
 impl Quantised {
@@ -69,6 +71,7 @@ impl Quantised {
             Self::EightBits(_) => "int8",
             Self::Fp8(_) => "fp8",
             Self::Mxfp4(_) => "mxfp4",
+            Self::Ggml(of) => of.kind.name(),
         }
     }
 
@@ -76,7 +79,7 @@ impl Quantised {
     pub fn fits_bf16(&self) -> bool {
         match self {
             Self::FourBits(of) => of.fits_bf16(),
-            Self::EightBits(_) | Self::Fp8(_) => false,
+            Self::EightBits(_) | Self::Fp8(_) | Self::Ggml(_) => false,
             Self::Mxfp4(_) => true,
         }
     }
@@ -88,6 +91,7 @@ impl Quantised {
             Self::EightBits(of) => of.values.place.file,
             Self::Fp8(of) => of.values.place.file,
             Self::Mxfp4(of) => of.blocks.place.file,
+            Self::Ggml(of) => of.place.file,
         }
     }
 
@@ -98,6 +102,7 @@ impl Quantised {
             Self::EightBits(of) => of.read(files, range),
             Self::Fp8(of) => of.read(files, range),
             Self::Mxfp4(of) => of.read(files, range),
+            Self::Ggml(of) => of.read(files, range),
         }
     }
 }
