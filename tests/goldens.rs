@@ -280,6 +280,42 @@ fn other_files_and_quantised_weights_meet_the_goldens() {
     }
 }
 
+/// A GGUF file beside a config is that model; by itself it is the one that its header says, to the bit.
+#[test]
+fn a_gguf_file_is_the_model_that_it_was_made_from() {
+    let carried = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let (golden, gguf) = (carried.join("llama3_tied"), carried.join("checkpoints/gguf_model/llama.gguf"));
+    let pairs: Value = serde_json::from_slice(&std::fs::read(golden.join("golden.json")).unwrap()).unwrap();
+    let run = |files: &[(&Path, &str)], config: Option<&Value>| {
+        let folder = tempfile::tempdir().unwrap();
+        for (from, name) in files {
+            std::fs::copy(from, folder.path().join(name)).unwrap();
+        }
+        if let Some(config) = config {
+            std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        }
+        let none = AdapterSource::None;
+        let model = Decoder::<Flex>::load(folder.path(), &none, DType::F64, &FlexDevice, usize::MAX).unwrap();
+        let scope = model.in_scope(&Scope::Full).unwrap();
+        let names: Vec<String> = scope.parameters.iter().map(|p| p.name.clone()).collect();
+        (grams(&model, &scope, &Request::all(&groups(&pairs))), names)
+    };
+    let mut config: Value = serde_json::from_slice(&std::fs::read(golden.join("config.json")).unwrap()).unwrap();
+    let (results, names) = run(&[(&gguf, "llama.gguf")], Some(&config));
+    for (result, pair) in results.iter().zip(pairs["pairs"].as_array().unwrap()) {
+        let (worst, at) = error(result, &names, pair, "full");
+        assert!(worst <= 1e-9, "{worst:e} at {at}");
+    }
+    // the header has the base of the angles, and not how they are scaled
+    config["rope_parameters"] = serde_json::json!({ "rope_type": "default", "rope_theta": 10000.0 });
+    let (alone, _) = run(&[(&gguf, "llama.gguf")], None);
+    let (plain, _) = run(&[(&golden.join("model.safetensors"), "model.safetensors")], Some(&config));
+    let bits = |results: &[GroupResult]| -> Vec<u64> {
+        results.iter().flat_map(|result| result.grams.iter().flatten().map(|x| x.to_bits())).collect()
+    };
+    assert!(bits(&alone) == bits(&plain));
+}
+
 /// The small models against transformers' own code run in f64 (`tests/architecture_values.py`).
 #[test]
 fn small_architectures_meet_transformers() {

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use tanglescope_checkpoint::gguf_config;
 
 /// A JSON object read from a file. It remembers which of its keys were asked for.
 #[derive(Clone, Debug)]
@@ -48,6 +49,25 @@ impl Config {
             return Err(Error::file(path, format!("{found}; expected a JSON file of at most {LARGEST} bytes")));
         }
         Self::parse(path, &std::fs::read(path).map_err(|e| Error::file(path, e))?)
+    }
+
+    /// The config of a model's folder: config.json, or what its GGUF file says where there is none.
+    ///
+    /// # Errors
+    /// Where there is neither, or it cannot be read.
+    pub(crate) fn of_model(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        if !path.exists()
+            && let Some((path, value)) = gguf_config(folder)?
+        {
+            return Self::parse(&path, value.to_string().as_bytes());
+        }
+        Self::read(&path)
+    }
+
+    /// All of it.
+    pub(crate) fn into_value(self) -> Value {
+        Value::Object(self.object)
     }
 
     /// Reads JSON text whose top level is an object; `path` is what complaints call it.

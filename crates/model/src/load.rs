@@ -155,11 +155,10 @@ impl<B: Kernels> Decoder<B> {
         device: &B::Device,
         resident: usize,
     ) -> Result<Self> {
-        let config_path = folder.join("config.json");
         if !folder.is_dir() {
             return Err(Error::file(folder, "no such folder; expected a Hugging Face model folder with config.json"));
         }
-        let description = architectures::describe(&Config::read(&config_path)?)?;
+        let description = architectures::describe(&Config::of_model(folder)?)?;
         let base = Weights::open(folder, "model")?.put_together(description.fp8_block)?;
         Self::build(base, content_hash(folder)?, description, folder, source, dtype, device, resident)
     }

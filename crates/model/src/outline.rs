@@ -64,7 +64,7 @@ impl Outline {
     /// # Errors
     /// Where a config cannot be read or asks for something that is not computed.
     pub fn read(folder: &Path, source: &AdapterSource) -> Result<Self> {
-        let description = architectures::describe(&Config::read(&folder.join("config.json"))?)?;
+        let description = architectures::describe(&Config::of_model(folder)?)?;
         Self::new(description, source)
     }
 

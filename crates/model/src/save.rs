@@ -1,6 +1,7 @@
 //! Checkpoints written as Hugging Face folders and PEFT adapters, and read back into a model that is loaded.
 use crate::adapter::{AdapterSource, FreshLora};
 use crate::architectures::{Part, PerLayerKind};
+use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::layers::whole;
@@ -240,7 +241,7 @@ impl<B: Kernels> Decoder<B> {
         let mut stored = self.stored(|_| true);
         stored.extend(self.constants(base)?);
         write(&folder.join("model.safetensors"), stored)?;
-        let mut config = read_json(&base.join("config.json"))?;
+        let mut config = Config::of_model(base)?.into_value();
         // what is written is not quantised
         let parts = [config.as_object_mut()].into_iter().flatten();
         parts.for_each(|of| drop(of.shift_remove("quantization_config")));

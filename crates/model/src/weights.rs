@@ -157,5 +157,8 @@ fn brief_shape(shape: &[usize]) -> String {
 /// Where a file cannot be read.
 pub fn content_hash(folder: &Path) -> Result<String> {
     let weights = Weights::open(folder, "model")?.content_hash()?;
-    Ok(format!("{weights}+{}", tanglescope_checkpoint::file_hash(&folder.join("config.json"))?))
+    let config = folder.join("config.json");
+    // without a config of its own, the file of the weights says what the model is
+    let config = if config.exists() { tanglescope_checkpoint::file_hash(&config)? } else { "gguf".to_owned() };
+    Ok(format!("{weights}+{config}"))
 }

@@ -60,7 +60,8 @@ fn what_is(path: &Path) -> Option<(Option<Kind>, &'static str)> {
     if has("adapter_config.json") {
         return Some((Some(Kind::Adapter), "a PEFT adapter, for option `adapter`; its base is option `model`"));
     }
-    if has("config.json") {
+    let is_gguf = |entry: std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "gguf");
+    if has("config.json") || std::fs::read_dir(path).into_iter().flatten().flatten().any(is_gguf) {
         return Some((Some(Kind::Model), "a model, for option `model`"));
     }
     if trainers::checkpoints(path).is_ok_and(|found| found.is_some()) {
