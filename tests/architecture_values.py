@@ -1,13 +1,13 @@
 """Makes tests/golden/architectures: small models of the architectures that have no goldens elsewhere, with exact float64
 log-probabilities and gradients of every parameter.
 
-    python tests/architecture_values.py [NAME …]       (torch 2.15.0, transformers 5.24.0, safetensors)
+    python tests/architecture_values.py [NAME …]       (torch 2.15.0, transformers 5.24.0, peft 0.21.2, safetensors)
 
 transformers computes rotary tables, norms and softmax in float32 whatever the model's type; here its own code runs with
 float64 in their place, so that what is stored is exact.
 """
-import importlib, json, pathlib, sys, types
-import torch, transformers
+import copy, importlib, json, pathlib, sys, types
+import peft, torch, transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, modeling_rope_utils
 
@@ -56,7 +56,30 @@ MODELS = {
                               layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention",
                                            "sliding_attention", "full_attention"]),
 }
+# adapters on some of them, by PEFT: what is trained beside A and B
+ADAPTERS = {"starcoder2": {"all_biases": dict(bias="all"), "lora_biases": dict(bias="lora_only")}}
 PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
+
+
+
+def values(model, kind, pair, plain):
+    """Log-probabilities of a pair and the inner products of their gradients, in all and for each parameter that is trained."""
+    prompt, chosen, rejected = pair
+    logps, gradients = [], []
+    for response in (chosen, rejected):
+        model.zero_grad()
+        logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1:-1]
+        logp = logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)].sum()
+        logp.backward()
+        logps.append(logp.item())
+        gradients.append({plain(k): p.grad.detach().clone() for k, p in model.named_parameters() if p.requires_grad})
+    dot = lambda i, j, k: (gradients[i][k] * gradients[j][k]).sum().item()
+    per_param = {k: [dot(0, 0, k), dot(1, 1, k), dot(0, 1, k)] for k in gradients[0]}
+    total = [sum(of[i] for of in per_param.values()) for i in range(3)]
+    of_model = dict(prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected) if kind == "full" else {}
+    logp = "logp_base" if kind == "full" else f"logp_{kind}"
+    return of_model | {logp: dict(logp_w=logps[0], logp_l=logps[1]), kind: dict(ww=total[0], ll=total[1], wl=total[2], per_param=per_param)}
+
 
 OUT.mkdir(parents=True, exist_ok=True)
 random = torch.Generator().manual_seed(2)
@@ -103,21 +126,25 @@ for seed, (name, more) in enumerate(MODELS.items()):
             continue
         inverse, rotary.attention_scaling = rotary.compute_default_rope_parameters(config)
         rotary.inv_freq = rotary.original_inv_freq = inverse
+    adapted = {}
+    for kind, how in ADAPTERS.get(name, {}).items():
+        torch.set_default_dtype(torch.float32)
+        under = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(
+            r=3, lora_alpha=6, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "c_proj"], **how))
+        for key, p in under.named_parameters():
+            if p.requires_grad:
+                p.data = (p.data + 0.1 * torch.randn(p.shape)).float().double()
+        under.save_pretrained(folder / f"adapter_{kind}")
+        (folder / f"adapter_{kind}" / "README.md").unlink()
+        torch.set_default_dtype(torch.float64)
+        adapted[kind] = under.double().eval()
+    plain = lambda key: key.removeprefix("base_model.model.").replace(".base_layer", "").replace(".default", "")
     rows = []
     for prompt, chosen, rejected in pairs:
-        logps, gradients = [], []
-        for response in (chosen, rejected):
-            model.zero_grad()
-            logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1:-1]
-            logp = logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)].sum()
-            logp.backward()
-            logps.append(logp.item())
-            gradients.append({k: p.grad.detach().clone() for k, p in model.named_parameters()})
-        dot = lambda i, j, k: (gradients[i][k] * gradients[j][k]).sum().item()
-        per_param = {k: [dot(0, 0, k), dot(1, 1, k), dot(0, 1, k)] for k in gradients[0]}
-        total = [sum(of[i] for of in per_param.values()) for i in range(3)]
-        rows.append(dict(prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected, logp_base=dict(logp_w=logps[0], logp_l=logps[1]),
-                         full=dict(ww=total[0], ll=total[1], wl=total[2], per_param=per_param)))
+        row = {}
+        for kind, of in [("full", model), *adapted.items()]:
+            row |= values(of, kind, (prompt, chosen, rejected), plain)
+        rows.append(row)
     meta = dict(torch=torch.__version__, transformers=transformers.__version__, linear_params=[])
     json.dump(dict(meta=meta, pairs=rows), open(folder / "golden.json", "w"), indent=1)
     print(name, [round(row["full"]["wl"], 3) for row in rows])

@@ -102,7 +102,7 @@ fn error(result: &GroupResult, names: &[String], pair: &Value, scope: &str) -> (
     let want = &pair[scope];
     let number = |v: &Value| v.as_f64().unwrap();
     let size = (number(&want["ww"]) * number(&want["ll"])).sqrt();
-    let logp = &pair[adapter_of(scope).map_or("logp_base".to_owned(), |_| format!("logp_{scope}"))];
+    let logp = pair.get(format!("logp_{scope}")).unwrap_or(&pair["logp_base"]);
     let mut errors = Vec::new();
     for (branch, key) in ["logp_w", "logp_l"].into_iter().enumerate() {
         errors.push(((result.logp(branch) / number(&logp[key]) - 1.0).abs(), key.to_owned()));
@@ -277,6 +277,35 @@ fn other_files_and_quantised_weights_meet_the_goldens() {
                 assert!(worst <= 1e-9, "{} {scope} pair {i}: {worst:e} at {at}", folder.display());
             }
         }
+    }
+}
+
+/// Adapters that train biases beside A and B, against PEFT.
+#[test]
+fn trained_biases_meet_peft() {
+    let folder = small_models().into_iter().find(|folder| folder.ends_with("starcoder2")).unwrap();
+    let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    for kind in ["all_biases", "lora_biases"] {
+        let adapter = folder.join(format!("adapter_{kind}"));
+        let source = AdapterSource::Saved(adapter.clone());
+        let model = Decoder::<Flex>::load(&folder, &source, DType::F64, &FlexDevice, usize::MAX).unwrap();
+        let scope = model.in_scope(&Scope::Trainable).unwrap();
+        let names: Vec<String> = scope.parameters.iter().map(|p| p.name.clone()).collect();
+        let results = grams(&model, &scope, &Request::all(&groups(&golden)));
+        for (i, (result, pair)) in results.iter().zip(golden["pairs"].as_array().unwrap()).enumerate() {
+            let (worst, at) = error(result, &names, pair, kind);
+            assert!(worst <= 1e-9, "{kind} pair {i}: {worst:e} at {at}");
+        }
+        // what is written has the names that PEFT has
+        let written = tempfile::tempdir().unwrap();
+        model.save(&folder, &source, written.path()).unwrap();
+        let stored = |folder: &Path| {
+            let tensors = tanglescope_checkpoint::Tensors::open(folder, "adapter_model").unwrap();
+            tensors.names().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(stored(written.path()), stored(&adapter));
+        let mut restored = model.clone();
+        restored.restore(&source, written.path()).unwrap();
     }
 }
 

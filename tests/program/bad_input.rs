@@ -221,7 +221,7 @@ const ADAPTER: &[Case] = &[
     ),
     Case("an unknown type", |i| i.adapter(|c, _| c["peft_type"] = "IA3".into()), &["adapter_config.json", "`IA3`"]),
     Case("DoRA", |i| i.adapter(|c, _| c["use_dora"] = true.into()), &["use_dora"]),
-    Case("trained biases", |i| i.adapter(|c, _| c["bias"] = "lora_only".into()), &["`bias`", "lora_only"]),
+    Case("biases of some other kind", |i| i.adapter(|c, _| c["bias"] = "some".into()), &["`bias`", "`some`"]),
     Case("lora_bias", |i| i.adapter(|c, _| c["lora_bias"] = true.into()), &["lora_bias"]),
     Case(
         "PiSSA",

@@ -1,7 +1,7 @@
 //! LoRA adapters: a PEFT folder, or a fresh one as PEFT would start it.
 use crate::architectures::{ExpertsKind, StackOrder, StoredExperts, Wrapper};
 use crate::config::{Config, is_off};
-use crate::error::{Error, Result, pattern_problem};
+use crate::error::{Error, Result, brief, pattern_problem};
 use crate::layers::{Block, FusedLora, Linear, Lora, Part};
 use crate::weights::Weights;
 use fancy_regex::Regex;
@@ -64,6 +64,8 @@ pub(crate) struct SavedAdapter {
     rank_pattern: Vec<(ModuleName, usize)>,
     alpha_pattern: Vec<(ModuleName, f64)>,
     modules_to_save: Vec<String>,
+    /// Whether it has its own copies of biases.
+    biases: bool,
     ensure_weight_tying: bool,
 }
 
@@ -200,11 +202,14 @@ impl SavedAdapter {
             return Err(config.refuse("peft_type", format!("`{kind}` is not supported; supported: LORA")));
         }
         let bias: Option<String> = config.get("bias")?;
-        if let Some(bias) = bias.filter(|bias| bias != "none") {
-            return Err(
-                config.refuse("bias", format!("`{bias}` trains biases, which is not supported; expected `none`"))
-            );
-        }
+        let biases = match bias.as_deref() {
+            None | Some("none") => false,
+            Some("all" | "lora_only") => true,
+            Some(other) => {
+                let problem = format!("`{}` is not supported; supported: none, all, lora_only", brief(other));
+                return Err(config.refuse("bias", problem));
+            }
+        };
         if let Some(Value::String(init)) = config.get::<Value>("init_lora_weights")? {
             let keeps_base = ["gaussian", "eva", "orthogonal", "default", "kaiming", "true", "false"];
             if !keeps_base.contains(&init.to_lowercase().as_str()) {
@@ -243,6 +248,7 @@ impl SavedAdapter {
             rank_pattern: pattern_table(&config, "rank_pattern")?,
             alpha_pattern: pattern_table(&config, "alpha_pattern")?,
             modules_to_save: config.get("modules_to_save")?.unwrap_or_default(),
+            biases,
             ensure_weight_tying: config.get("ensure_weight_tying")?.unwrap_or(false),
             weights: Weights::open(folder, "adapter_model")?,
             config_path,
@@ -440,9 +446,9 @@ impl SavedAdapter {
         Ok(found)
     }
 
-    /// Whether it has its own copies of some of the base's modules.
-    pub fn saves_modules(&self) -> bool {
-        !self.modules_to_save.is_empty()
+    /// Whether it has its own copies of some of the base's parameters.
+    pub fn saves_parameters(&self) -> bool {
+        !self.modules_to_save.is_empty() || self.biases
     }
 
     /// Whether its copy of the embedding is the output matrix too, where those of the model are one.
@@ -450,9 +456,15 @@ impl SavedAdapter {
         self.ensure_weight_tying
     }
 
-    /// Name under which the adapter stores its own copy of a base parameter, for `modules_to_save`.
+    /// Name under which the adapter stores its own copy of a base parameter: of `modules_to_save`, or a bias that it trains, which is inside
+    /// the module that PEFT wraps where that has factors too.
     pub fn saved(&self, parameter: &str) -> Option<String> {
-        let (module, _) = parameter.rsplit_once('.')?;
+        let (module, tensor) = parameter.rsplit_once('.')?;
+        if self.biases && tensor == "bias" {
+            let spellings = [format!("{module}.base_layer.bias"), parameter.to_owned()];
+            let stored = spellings.map(|name| format!("base_model.model.{name}"));
+            return stored.into_iter().find(|name| self.weights.has(name));
+        }
         // PEFT wraps every module whose path ends with the name, be it in the middle of a word
         if !self.modules_to_save.iter().any(|name| module.ends_with(name.as_str())) {
             return None;

@@ -190,7 +190,7 @@ impl<B: Kernels> Decoder<B> {
     /// Names the file, key or tensor of the adapter that cannot be used.
     pub fn adapted(&self, folder: &Path) -> Result<Option<Self>> {
         let mut adapter = SavedAdapter::open(folder)?;
-        let as_a_whole = adapter.saves_modules() || adapter.changes_all_experts();
+        let as_a_whole = adapter.saves_parameters() || adapter.changes_all_experts();
         let Some(mut model) = self.base().filter(|_| !as_a_whole) else { return Ok(None) };
         let before = if self.bare { &*self.description.names.prefix } else { "" };
         for (layer, block) in model.blocks.iter_mut().enumerate() {

@@ -1,5 +1,5 @@
 //! Checkpoints written as Hugging Face folders and PEFT adapters, and read back into a model that is loaded.
-use crate::adapter::{AdapterSource, FreshLora};
+use crate::adapter::{AdapterSource, FreshLora, SavedAdapter};
 use crate::architectures::{Part, PerLayerKind};
 use crate::config::Config;
 use crate::decoder::Decoder;
@@ -232,7 +232,8 @@ impl<B: Kernels> Decoder<B> {
             AdapterSource::Saved(adapter) => read_json(&adapter.join("adapter_config.json"))?,
         };
         let adapter = self.stored(|parameter| parameter.kind != ParameterKind::Base);
-        let named = adapter.into_iter().map(|(name, stored)| (format!("base_model.model.{name}"), stored)).collect();
+        let name_of = adapter_names(source)?;
+        let named = adapter.into_iter().map(|(name, stored)| (name_of(&name), stored)).collect();
         write(&folder.join("adapter_model.safetensors"), named)?;
         write_json(&folder.join("adapter_config.json"), &config)
     }
@@ -266,10 +267,8 @@ impl<B: Kernels> Decoder<B> {
     /// # Errors
     /// Where a tensor is missing, of another shape, or not finite.
     pub fn restore(&mut self, source: &AdapterSource, folder: &Path) -> Result<()> {
-        let (stem, prefix) = match source {
-            AdapterSource::None => ("model", ""),
-            _ => ("adapter_model", "base_model.model."),
-        };
+        let stem = if *source == AdapterSource::None { "model" } else { "adapter_model" };
+        let name_of = adapter_names(source)?;
         let mut weights = Weights::open(folder, stem)?;
         let all = *source == AdapterSource::None;
         self.constant_names().iter().for_each(|name| weights.ignore(name));
@@ -280,7 +279,7 @@ impl<B: Kernels> Decoder<B> {
                 if read.is_err() {
                     return;
                 }
-                let path = format!("{prefix}{}", whole(name));
+                let path = name_of(whole(name));
                 match weights.take::<B>(&path, &shape, layout, tensor.dtype(), &device) {
                     Ok(found) => *tensor = B::reshape(found, tensor.shape()),
                     Err(error) => read = Err(error),
@@ -315,6 +314,17 @@ impl<B: Kernels> Decoder<B> {
         };
         names.into_iter().map(&mut read).collect()
     }
+}
+
+/// What a file of an adapter calls a parameter, or of a whole model.
+fn adapter_names(source: &AdapterSource) -> Result<impl Fn(&str) -> String> {
+    let adapter = match source {
+        AdapterSource::Saved(folder) => Some(SavedAdapter::open(folder)?),
+        AdapterSource::None | AdapterSource::Fresh(_) => None,
+    };
+    let prefix = if *source == AdapterSource::None { "" } else { "base_model.model." };
+    let saved = move |name: &str| adapter.as_ref().and_then(|adapter| adapter.saved(name));
+    Ok(move |name: &str| saved(name).unwrap_or_else(|| format!("{prefix}{name}")))
 }
 
 fn read_json(path: &Path) -> Result<Value> {
