@@ -1,6 +1,7 @@
 //! What is for shells and programs: completions, manual pages, JSON, exit codes.
-use crate::support::{analyze, ids_row, llama, run, succeed, write_model};
-use serde_json::Value;
+use crate::support::{analyze, demo, ids_row, llama, repository, run, succeed, write_model};
+use serde_json::{Value, json};
+use std::path::Path;
 
 #[test]
 fn every_command_that_prints_prints_json_where_that_is_asked_for() {
@@ -64,4 +65,38 @@ fn exit_codes_tell_bad_input_from_anything_else() {
     assert_eq!(code(vec!["analyze".to_owned(), "--nothing".to_owned()]), Some(2));
     // the output folder is a file
     assert_eq!(code(analyze(&model, &data, &data)), Some(1));
+}
+
+/// What folders are, as text and as JSON; what cannot be measured is said, and is no failure.
+#[test]
+fn inspect_says_what_a_folder_is() {
+    let of = |path: &Path| -> Value {
+        serde_json::from_str(&succeed(["--json", "inspect", &path.display().to_string()])).unwrap()
+    };
+    let demo = demo();
+    let model = of(&demo);
+    assert_eq!(model["model"]["model_type"], "llama");
+    assert_eq!(model["model"]["stored"].as_object().unwrap().len(), 1);
+    assert_eq!((&model["model"]["tokenizer"], &model["refused"]), (&json!(true), &json!([])));
+    let costs = model["costs"].as_array().unwrap();
+    assert!(costs.len() >= 2 && costs.iter().all(|cost| cost["seconds"].as_f64().unwrap() > 0.0), "{costs:?}");
+    let small = repository("tests/golden/architectures");
+    let adapter = of(&small.join("starcoder2/adapter_all_biases"));
+    assert!(adapter["adapter"]["tensors"].as_u64().unwrap() > 0 && adapter["adapter"]["base_is_here"] == false);
+    let gguf = of(&repository("tests/golden/checkpoints/gguf_model"));
+    assert_eq!((&gguf["model"]["stored"], &gguf["model"]["parameters"]), (&json!({ "F32": 20 }), &json!(110_912)));
+    assert!(gguf["refused"][0].as_str().unwrap().contains("no tokenizer.json"));
+    // a run, and a model that is not supported
+    let folder = tempfile::tempdir().unwrap();
+    for step in ["global_step8_hf", "global_step16_hf"] {
+        let at = folder.path().join(step);
+        std::fs::create_dir(&at).unwrap();
+        std::fs::write(at.join("config.json"), r#"{"model_type": "mamba"}"#).unwrap();
+    }
+    let run = of(folder.path());
+    assert_eq!((&run["run"]["trainer"], &run["run"]["steps"]), (&json!("OpenRLHF"), &json!([8, 16])));
+    let unknown = of(&folder.path().join("global_step8_hf"));
+    assert!(unknown["refused"][0].as_str().unwrap().contains("`mamba` is not supported"), "{unknown}");
+    let text = succeed(["inspect", &demo.display().to_string()]);
+    assert!(text.contains("a pair of 512 tokens takes"), "{text}");
 }

@@ -269,7 +269,7 @@ fn what_cannot_be_swept_is_refused_before_anything_is_written() {
     let renamed = format!("whole={}", runs.text("adapters"));
     let cases: Vec<(Vec<String>, &str)> = vec![
         (runs.sweep(&["nowhere"], "x", &[]), "no such folder"),
-        (runs.sweep(&["empty"], "x", &[]), "no checkpoint-N folders"),
+        (runs.sweep(&["empty"], "x", &[]), "no folders of checkpoints (checkpoint-N"),
         (runs.sweep(&["whole", "whole"], "x", &[]), "two are called `whole`"),
         (
             [vec!["sweep".to_owned(), renamed], runs.sweep(&["whole"], "x", &[])[1..].to_vec()].concat(),

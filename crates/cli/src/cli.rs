@@ -26,6 +26,8 @@ pub enum Command {
     Sweep(Sweep),
     /// Inner products of the gradients of single response tokens: which tokens entangle a pair
     Tokens(Tokens),
+    /// What a folder is: architecture, size and stored types, adapter, steps; what can be measured, what is refused and why, what a pair takes
+    Inspect(Inspect),
     /// What will be measured: the text and the tokens of every row, where responses begin, what is cut or left out
     Rows(Rows),
     /// Summarise records: medians, intervals, regimes, layers, correlations of entanglement with pair properties
@@ -604,6 +606,13 @@ pub enum Format {
     Table,
     /// For programs.
     Json,
+}
+
+/// Options of `inspect`.
+#[derive(Args, Clone, Debug)]
+pub struct Inspect {
+    /// A folder of a model, an adapter or a run, or org/name or org/name@revision on the hub
+    pub path: PathBuf,
 }
 
 /// Options of `devices`.

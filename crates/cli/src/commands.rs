@@ -2,6 +2,7 @@
 use crate::cli::{self, Cli, Command, Format, TableFormat};
 use crate::console::{Console, print, print_json, print_text};
 use crate::error::{Error, Result};
+use crate::hub::{self, RepositoryKind};
 use crate::print::line;
 use crate::{demo, options, print, table};
 use clap::CommandFactory;
@@ -24,6 +25,13 @@ pub fn run(Cli { json, command }: Cli) -> Result<()> {
             say(json, &format_args!("{}\n", report.display()), || serde_json::json!({"report": report}))
         }
         Command::Objectives => print_text(|out| print::objectives(out, json)),
+        Command::Inspect(args) => {
+            // a repository without a model may be one of an adapter
+            let path = hub::resolve(&args.path, RepositoryKind::Model)
+                .or_else(|problem| hub::resolve(&args.path, RepositoryKind::Adapter).map_err(|_| problem))?;
+            let found = tanglescope::inspect(&path)?;
+            print_text(|out| print::inspection(out, &found, json))
+        }
         Command::Devices(args) => {
             let found = tanglescope::devices();
             print_text(|out| print::devices(out, &found, json || args.format == Format::Json))

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use tanglescope::{
-    BenchReport, Devices, Estimate, Lengths, PassTime, RowToken, SweepEstimate, TokensEstimate, TrainEstimate,
-    Verification,
+    BenchReport, Devices, Estimate, Inspection, Lengths, PassTime, RowToken, SweepEstimate, TokensEstimate,
+    TrainEstimate, Verification,
 };
 use tanglescope_objectives::{Definition, all};
 
@@ -240,6 +240,64 @@ pub fn devices(out: &mut String, of: &Devices, json: bool) {
         line!(out, "{problem}");
     }
     line!(out, "used without --device: {}", of.default);
+}
+
+/// What a path is.
+pub fn inspection(out: &mut String, of: &Inspection, json: bool) {
+    if json {
+        line!(out, "{:#}", json!(of));
+        return;
+    }
+    line!(out, "{}: {}", of.path.display(), of.what);
+    if let Some(model) = &of.model {
+        let experts = model.experts.map_or_else(String::new, |experts| format!(", {experts} experts"));
+        line!(
+            out,
+            "model       {}: {} blocks of width {}{experts}, {} tokens, {} positions",
+            model.model_type,
+            model.layers,
+            model.hidden,
+            model.vocabulary,
+            model.max_positions
+        );
+        let stored = model.stored.iter().map(|(kind, tensors)| format!("{tensors} tensors of {kind}"));
+        line!(out, "weights     {} values: {}", model.parameters, stored.collect::<Vec<_>>().join(", "));
+        let tokenizer = if model.tokenizer { "tokenizer.json" } else { "none" };
+        let template = if model.chat_template { ", with a chat template" } else { "" };
+        line!(out, "tokenizer   {tokenizer}{template}");
+    }
+    if let Some(adapter) = &of.adapter {
+        let base = adapter.base.as_deref().unwrap_or("none named");
+        let here = if adapter.base_is_here { "" } else { ", which is no folder of a model here: give it with --model" };
+        line!(out, "base        {base}{here}");
+        let maps = adapter.maps.map_or_else(String::new, |maps| format!(", which change {maps} linear maps"));
+        line!(out, "factors     {} tensors{maps}", adapter.tensors);
+    }
+    if let Some(run) = &of.run {
+        let steps = run.steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        line!(out, "run         of {}", run.trainer);
+        line!(out, "steps       {steps}: {} adapters, {} whole models", run.adapters, run.steps.len() - run.adapters);
+    }
+    for problem in &of.refused {
+        line!(out, "refused     {problem}");
+    }
+    if !of.costs.is_empty() {
+        line!(out, "a pair of 512 tokens takes at the least:");
+    }
+    let width = of.costs.iter().map(|cost| cost.device.chars().count()).max().unwrap_or(0);
+    for cost in &of.costs {
+        let rates = if cost.measured { "measured" } else { "typical; `bench` measures them" };
+        line!(
+            out,
+            "  {:<width$} {:<4} scope {:<5} {:>8.2} GiB of weights, {:>6.2} GiB of activations, {:>9.3} s (rates: {rates})",
+            cost.device,
+            cost.dtype,
+            cost.scope,
+            cost.weights_gib,
+            cost.activations_gib,
+            cost.seconds
+        );
+    }
 }
 
 /// The catalogue of objectives.

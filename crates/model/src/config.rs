@@ -65,6 +65,14 @@ impl Config {
         Self::read(&path)
     }
 
+    /// `model_type` of a model's folder.
+    ///
+    /// # Errors
+    /// Where its config is not there, cannot be read, or does not say.
+    pub fn model_type(folder: &Path) -> Result<String> {
+        Self::of_model(folder)?.need("model_type")
+    }
+
     /// All of it.
     pub(crate) fn into_value(self) -> Value {
         Value::Object(self.object)

@@ -22,7 +22,7 @@ pub enum Kind {
 const TRAINING_RUN: &str = "a training run: sweep measures its checkpoints, and each of them is a model or an adapter";
 
 /// What a path is, and where it goes; `None` where nothing tells.
-fn what_is(path: &Path) -> Option<(Option<Kind>, &'static str)> {
+pub fn what_is(path: &Path) -> Option<(Option<Kind>, &'static str)> {
     let has = |name: &str| path.join(name).exists();
     let begins = |start: &str| {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();

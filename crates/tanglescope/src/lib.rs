@@ -5,6 +5,7 @@
 //! | call | what it does |
 //! |---|---|
 //! | [`analyze()`] | log-probabilities and inner products of every pair |
+//! | [`inspect()`] | what a folder is, and what of it can be measured |
 //! | [`tokens()`] | inner products of the gradients of single response tokens |
 //! | [`sweep()`] | every checkpoint of runs on data sets |
 //! | [`train()`] | training on any objective, with every step's entanglement |
@@ -42,6 +43,7 @@ mod device;
 mod error;
 mod estimate;
 mod folder;
+mod inspect;
 mod listener;
 mod measure;
 mod model;
@@ -63,6 +65,7 @@ pub use bench::{BenchOptions, BenchReport, KernelTime, PassTime, ShapeName, benc
 pub use device::{DeviceName, DeviceReport, Devices, Precision, device_in_use, devices};
 pub use error::{Error, Result};
 pub use estimate::Estimate;
+pub use inspect::{AdapterFound, Inspection, ModelFound, PairCost, RunFound, inspect};
 pub use listener::{Amount, Listener};
 pub use options::{DataOptions, Measured, ModelOptions, ObjectiveChoice, PaddingRow, ReferenceModel, RowOptions};
 pub use placement::Placement;

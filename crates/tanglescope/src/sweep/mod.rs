@@ -21,7 +21,7 @@ use crate::records::make_folder;
 use crate::reference::{LoadedReference, Reference};
 use finished::{Hashes, finished};
 use jobs::{Job, Prepared, jobs, prepare};
-use runs::Run;
+pub(crate) use runs::{Checkpoint, CheckpointKind, Run};
 use std::path::PathBuf;
 use tanglescope_data::{Reading, Sample};
 use tanglescope_gram::Group;
