@@ -38,7 +38,8 @@ impl Error {
 }
 
 /// A name or a value of a file's, in few characters.
-pub(crate) fn brief(text: &str) -> String {
+#[must_use]
+pub fn brief(text: &str) -> String {
     const MOST: usize = 120;
     match text.char_indices().nth(MOST) {
         None => text.to_owned(),

@@ -1,6 +1,5 @@
 //! GGUF, llama.cpp's files: a header of keys and values, a list of tensors, and their blocks
 //! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Tensors are given the names, and rows the order, that transformers has.
-use crate::number::Number;
 use crate::quantised::Quantised;
 use crate::quantised::ggml::{Ggml, Kind};
 use crate::stored::{Encoding, Place, Stored};
@@ -308,16 +307,4 @@ pub(crate) fn config(bytes: &[u8]) -> Result<Value, String> {
         config.insert("attention_bias".to_owned(), json!(true));
     }
     Ok(Value::Object(config))
-}
-
-/// Kinds that are numbers as they are.
-impl Kind {
-    fn plain(self) -> Option<Number> {
-        match self {
-            Self::F32 => Some(Number::F32),
-            Self::F16 => Some(Number::F16),
-            Self::Bf16 => Some(Number::BF16),
-            _ => None,
-        }
-    }
 }

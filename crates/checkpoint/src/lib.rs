@@ -15,9 +15,9 @@ mod stored;
 mod tensors;
 mod torch;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, brief};
 pub use hash::{file_hash, text_hash};
 pub use layout::Layout;
 pub use number::{Float, Number};
 pub use stored::Stored;
-pub use tensors::{Format, Tensors, file_names, gguf_config, shards};
+pub use tensors::{Tensors, file_names, gguf_config, shards};

@@ -125,7 +125,12 @@ impl Stored {
                 self.plain(*number, &bytes, layout).ok_or_else(|| no_weights(path, name, *number))?
             }
             Encoding::Pieces { number, pieces } => {
-                let values = read_pieces::<E>(files, *number, pieces, &self.shape, &range)?;
+                let values = match number {
+                    Number::F64 | Number::F32 | Number::F16 | Number::BF16 => {
+                        read_pieces::<E>(files, *number, pieces, &self.shape, &range)?
+                    }
+                    Number::F8E4M3 | Number::I8 | Number::U8 | Number::Other(..) => None,
+                };
                 layout.arrange(&values.ok_or_else(|| no_weights(path, name, *number))?, &self.shape, |value| value)
             }
             Encoding::Quantised(of) => {

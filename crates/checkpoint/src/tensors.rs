@@ -26,21 +26,6 @@ pub struct Tensors {
     folder: PathBuf,
     files: Vec<PathBuf>,
     by_name: BTreeMap<String, Stored>,
-    format: Format,
-}
-
-/// In what files a checkpoint is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// safetensors.
-    #[default]
-    Safetensors,
-    /// What `torch.save` writes.
-    Torch,
-    /// What `torch.distributed.checkpoint` writes.
-    Distributed,
-    /// llama.cpp's.
-    Gguf,
 }
 
 /// Index of a sharded checkpoint.
@@ -165,14 +150,8 @@ impl Tensors {
         let file = self.files.len();
         let found = match path.extension().and_then(|end| end.to_str()) {
             Some("safetensors") => of_safetensors(&map, file),
-            Some("gguf") => {
-                self.format = Format::Gguf;
-                gguf::tensors(&map, file)
-            }
-            _ => {
-                self.format = Format::Torch;
-                torch::tensors(&map).map(|of| of.into_iter().map(|(name, of)| (name, of_torch(of, file))).collect())
-            }
+            Some("gguf") => gguf::tensors(&map, file),
+            _ => torch::tensors(&map).map(|of| of.into_iter().map(|(name, of)| (name, of_torch(of, file))).collect()),
         };
         let found: Vec<(String, Stored)> = found.map_err(|problem| Error::file(&path, problem))?;
         let listed = wanted.map(|wanted| wanted.iter().map(String::as_str).collect::<HashSet<_>>());
@@ -187,7 +166,6 @@ impl Tensors {
 
     /// Adds the tensors of a folder of `torch.distributed.checkpoint`.
     fn add_distributed(&mut self, folder: &Path) -> Result<()> {
-        self.format = Format::Distributed;
         let metadata = folder.join(distributed::METADATA);
         let described = map(&metadata, 0, None)?;
         let found = distributed::tensors(&described).map_err(|problem| Error::file(&metadata, problem))?;
@@ -233,12 +211,6 @@ impl Tensors {
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
-    }
-
-    /// In what files they are.
-    #[must_use]
-    pub fn format(&self) -> Format {
-        self.format
     }
 
     /// Names of all tensors.

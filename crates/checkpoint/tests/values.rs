@@ -75,12 +75,31 @@ fn a_gguf_file_has_a_config() {
     }
 }
 
-/// The message for a folder whose `pytorch_model.bin` is some pickle behind what torch wrote before 1.6.
-fn refusal(pickle: &[u8]) -> String {
+/// A folder whose `pytorch_model.bin` is some pickle behind what torch wrote before 1.6, with one storage of four values behind it where
+/// their bytes are given.
+fn legacy(pickle: &[u8], storage: &[u8]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.";
-    std::fs::write(folder.path().join("pytorch_model.bin"), [magic, pickle, b"\x80\x02]q\x00."].concat()).unwrap();
-    Tensors::open(folder.path(), "model").unwrap_err().to_string()
+    let keys: &[u8] = match storage {
+        [] => b"\x80\x02]q\x00.",
+        _ => b"\x80\x02]X\x01\0\0\x000a.\x04\0\0\0\0\0\0\0",
+    };
+    std::fs::write(folder.path().join("pytorch_model.bin"), [magic, pickle, keys, storage].concat()).unwrap();
+    folder
+}
+
+/// The same for one tensor `a` of the storage, of a type, by pickles of its offset, its size and its stride.
+fn one_tensor(kind: &str, [offset, size, stride]: [&str; 3], storage: &[u8]) -> tempfile::TempDir {
+    let of = format!("((X\x07\0\0\0storagectorch\n{kind}\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04NtQ");
+    let text =
+        format!("\u{80}\x02}}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n{of}{offset}{size}{stride}\u{89}}}tRs.");
+    // each character below 256 is a byte
+    let pickle: Vec<u8> = text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
+    legacy(&pickle, storage)
+}
+
+fn refusal(pickle: &[u8]) -> String {
+    Tensors::open(legacy(pickle, &[]).path(), "model").unwrap_err().to_string()
 }
 
 /// What a pickle would call is named and not called, whatever the protocol and wherever the call stands.
@@ -110,12 +129,6 @@ fn pickles_that_call_are_refused_by_name() {
 /// A tensor does not reach beyond its storage, whatever its sizes and strides say.
 #[test]
 fn a_tensor_ends_with_its_storage() {
-    let tensor = |offset: &str, size: &str, stride: &str| {
-        let storage = "((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04NtQ";
-        format!(
-            "\u{80}\x02}}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n{storage}{offset}{size}{stride}\u{89}}}tRs."
-        )
-    };
     for (offset, size, stride) in [
         ("K\x01", "K\x04\u{85}", "K\x01\u{85}"),
         ("K\0", "K\x02\u{85}", "J\u{ff}\u{ff}\u{ff}\x7f\u{85}"),
@@ -126,14 +139,7 @@ fn a_tensor_ends_with_its_storage() {
             "\u{8a}\x08\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\u{ff}\x7f\u{85}",
         ),
     ] {
-        // each character below 256 is a byte
-        let pickle: Vec<u8> =
-            tensor(offset, size, stride).chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect();
-        let folder = tempfile::tempdir().unwrap();
-        let magic = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00.";
-        let keys = b"\x80\x02]X\x01\0\0\x000a.\x04\0\0\0\0\0\0\0";
-        let file = [magic, pickle.as_slice(), keys, &[0; 16]].concat();
-        std::fs::write(folder.path().join("pytorch_model.bin"), file).unwrap();
+        let folder = one_tensor("FloatStorage", [offset, size, stride], &[0; 16]);
         let problem = Tensors::open(folder.path(), "model").unwrap_err().to_string();
         assert!(problem.contains("beyond its storage") || problem.contains("with arguments that"), "{problem}");
     }
@@ -158,4 +164,15 @@ fn states_of_ranks_are_named_with_their_converter() {
     write("checkpoint-5/global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt");
     write("checkpoint-5/zero_to_fp32.py");
     assert!(refusal("checkpoint-5").contains("python zero_to_fp32.py"), "{}", refusal("checkpoint-5"));
+}
+
+/// Whole numbers are no weights, whether they lie side by side or apart.
+#[test]
+fn whole_numbers_are_no_weights() {
+    for stride in ["K\x01\u{85}", "K\x02\u{85}"] {
+        let folder = one_tensor("CharStorage", ["K\0", "K\x02\u{85}", stride], &[1; 4]);
+        let tensors = Tensors::open(folder.path(), "model").unwrap();
+        let problem = tensors.read::<f32>("a", Layout::Same).unwrap_err().to_string();
+        assert!(problem.contains("stored as I8"), "{problem}");
+    }
 }

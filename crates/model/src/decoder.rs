@@ -159,8 +159,7 @@ impl<B: Kernels> Decoder<B> {
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut routed = Vec::new();
         for layer in 0..self.blocks.len() {
-            let pass =
-                self.beside(layer, Forward { spans, angles: &angles, lent: None, by_token: None }, &lent, &by_token);
+            let pass = self.seen_by(layer, (spans, &angles), &lent, &by_token);
             let (y, trace) = self.block(layer).forward(&x, &pass);
             if self.description.lends(layer) {
                 lent.extend(trace.keys_and_values().map(|of| (layer, of)));
@@ -179,15 +178,16 @@ impl<B: Kernels> Decoder<B> {
     }
 
     /// What a block sees, with what comes to it beside the residual stream.
-    fn beside<'a>(
+    fn seen_by<'a>(
         &self,
         layer: usize,
-        pass: Forward<'a, B>,
+        (spans, angles): (&'a [Span], &'a [Angles<B>]),
         lent: &'a BTreeMap<usize, [FloatTensor<B>; 2]>,
         by_token: &'a [FloatTensor<B>],
     ) -> Forward<'a, B> {
         let lender = self.description.blocks[layer].lender;
-        Forward { lent: lender.and_then(|lender| lent.get(&lender)), by_token: by_token.get(layer), ..pass }
+        let lent = lender.and_then(|lender| lent.get(&lender));
+        Forward { spans, angles, lent, by_token: by_token.get(layer) }
     }
 
     /// Rows of the token embedding, as they are added to the residual stream.
@@ -265,10 +265,7 @@ impl<B: Kernels> Decoder<B> {
             let block = self.block(layer);
             let trace = match kept {
                 KeptBlock::Trace(trace) => *trace,
-                KeptBlock::Input(x) => {
-                    let forward = Forward { spans: &spans, angles: &angles, lent: None, by_token: None };
-                    block.forward(&x, &self.beside(layer, forward, &lent, &by_token)).1
-                }
+                KeptBlock::Input(x) => block.forward(&x, &self.seen_by(layer, (&spans, &angles), &lent, &by_token)).1,
             };
             stream = block.vjp(trace, delta, needs.blocks[layer], &mut pass);
             of_tokens.extend(pass.beside.by_token.take().filter(|_| needs.by_token));

@@ -1,5 +1,6 @@
 //! What can be wrong with a model folder or an adapter, said to the user who passed it.
 use std::path::{Path, PathBuf};
+pub(crate) use tanglescope_checkpoint::brief;
 
 /// A problem with a file, a key of a config, a tensor, or a scope.
 #[derive(Debug, thiserror::Error)]
@@ -85,15 +86,6 @@ impl Error {
 
     pub(crate) fn tensor(path: &Path, tensor: &str, problem: impl ToString) -> Self {
         Self::Tensor { path: path.to_owned(), tensor: brief(tensor), problem: problem.to_string() }
-    }
-}
-
-/// A name or a value of a file's, in few characters.
-pub(crate) fn brief(text: &str) -> String {
-    const MOST: usize = 120;
-    match text.char_indices().nth(MOST) {
-        None => text.to_owned(),
-        Some((at, _)) => format!("{}…", &text[..at]),
     }
 }
 

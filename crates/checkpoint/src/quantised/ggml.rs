@@ -1,5 +1,6 @@
 //! llama.cpp's blocks: a few bits a value with a factor for each block, or for parts of it whose factors are a few bits themselves
 //! (`ggml-quants.c`; `gguf.quants` says the same in numpy).
+use crate::number::Number;
 use crate::stored::{Place, map};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -45,6 +46,16 @@ impl Kind {
 
     pub fn name(self) -> &'static str {
         KINDS.iter().find(|(_, kind, _)| *kind == self).map_or("", |(_, _, name)| name)
+    }
+
+    /// The number type of a kind whose blocks are one number as it is.
+    pub fn plain(self) -> Option<Number> {
+        match self {
+            Self::F32 => Some(Number::F32),
+            Self::F16 => Some(Number::F16),
+            Self::Bf16 => Some(Number::BF16),
+            Self::Q4_0 | Self::Q8_0 | Self::Q4K | Self::Q5K | Self::Q6K => None,
+        }
     }
 
     /// Values and bytes of a block.

@@ -3,6 +3,7 @@
 //! A pickle is a program for a stack machine whose instructions can name any function of Python and call it. Here a call is a value
 //! of its own, [`Value::Call`], and a name that is not one of tensors or plain containers ends the reading
 //! (protocols 0 to 5, <https://github.com/python/cpython/blob/3.13/Lib/pickletools.py>).
+use crate::error::brief;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -579,9 +580,4 @@ const NO_VALUE: &str = "the pickle takes a value that it has not made";
 fn parsed(text: &[u8]) -> Result<i64, String> {
     let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     number.ok_or_else(|| "holds a number that is none".to_owned())
-}
-
-/// A name of a file's, in few characters.
-fn brief(text: &str) -> String {
-    text.chars().take(120).collect()
 }

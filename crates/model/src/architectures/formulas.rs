@@ -241,15 +241,11 @@ impl Description {
         };
         let mut out = vec![format!("f = {}({hidden})", map(self.names.down))];
         if let Some(of) = experts {
-            let ([behind_mlp, before, behind], [gain, factors]) = (ExpertsKind::NORMS, ExpertsKind::ROUTER);
+            let ([behind_mlp, before, behind], [gain, _]) = (ExpertsKind::NORMS, ExpertsKind::ROUTER);
             let norm = |of: &str, name| self.norm_text(of, Some(name));
             out.push(format!("g = {}", norm("f", behind_mlp)));
             out.push(format!("r = {}/√{}, h = {}", norm("x", gain), self.hidden, norm("x", before)));
-            out.extend(expert_formulas(of, f).into_iter().map(|line| {
-                let of_router = format!("z = {} ", last(of.router));
-                let line = line.replace(&format!("{of_router}h"), &format!("{of_router}r"));
-                line.replace("w_j·", &format!("{}_j·w_j·", last(factors)))
-            }));
+            out.extend(expert_formulas(of, f));
             out.push(format!("f = g + {}", norm("f", behind)));
         }
         out
@@ -300,6 +296,11 @@ fn expert_formulas(of: &ExpertsKind, f: &str) -> Vec<String> {
         }
     };
     let scale = times(routing.scale);
+    // beside a feed-forward layer for all rows, the router has an input of its own
+    let (read, factor) = match of.beside_mlp {
+        true => ("r", format!("{}_j·", last(ExpertsKind::FACTORS))),
+        false => ("h", String::new()),
+    };
     let (gate, up, down) = match of.stored {
         StoredExperts::Each([gate, up, down]) => (format!("{gate}_j h"), format!("{up}_j h"), format!("{down}_j")),
         StoredExperts::Stacked { names: [gate_up, down], order } => {
@@ -319,8 +320,10 @@ fn expert_formulas(of: &ExpertsKind, f: &str) -> Vec<String> {
             )
         }
     };
-    let mut out =
-        vec![format!("z = {}{bias} h, {chosen}", last(of.router)), format!("f = {scale}Σ_j w_j·{down}({hidden})")];
+    let mut out = vec![
+        format!("z = {}{bias} {read}, {chosen}", last(of.router)),
+        format!("f = {scale}Σ_j {factor}w_j·{down}({hidden})"),
+    ];
     if let Some(shared) = of.shared {
         let [gate, up, down] = shared.maps.map(|path| path.trim_start_matches("mlp."));
         let open = shared.gate.map_or_else(String::new, |name| format!("σ({} h)·", last(name)));

@@ -54,7 +54,7 @@ impl Trainer {
     }
 }
 
-/// The step of a checkpoint by itself, and who called it so.
+/// The step in the name of a checkpoint by itself, whoever called it so.
 pub fn step_of(name: &str) -> Option<usize> {
     TRAINERS.iter().find_map(|trainer| trainer.step(name))
 }
