@@ -56,8 +56,25 @@ MODELS = {
                               layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention",
                                            "sliding_attention", "full_attention"]),
 }
-# adapters on some of them, by PEFT: what is trained beside A and B
-ADAPTERS = {"starcoder2": {"all_biases": dict(bias="all"), "lora_biases": dict(bias="lora_only")}}
+# adapters on some of them, by PEFT: what is trained beside A and B of some projections, or otherwise
+ADAPTERS = {
+    "starcoder2": {"all_biases": dict(bias="all"), "lora_biases": dict(bias="lora_only")},
+    "arcee": {
+        "dora": dict(use_dora=True, target_modules=["q_proj", "o_proj", "up_proj", "down_proj"]),
+        "embedding": dict(target_modules=["k_proj", "embed_tokens"]),
+        "head": dict(target_modules=["k_proj", "lm_head"]),
+        "tokens": dict(trainable_token_indices=[40, 3, 27, 55, 8, 12]),
+        "tokens_apart": dict(trainable_token_indices={"embed_tokens": [40, 3, 27, 8], "lm_head": [55, 12]}),
+        "modules": dict(modules_to_save=["mlp", "norm"]),
+        "pissa": dict(init_lora_weights="pissa"),
+        "olora": dict(init_lora_weights="olora"),
+    },
+    "phi": {"head": dict(target_modules=["q_proj", "lm_head"]), "dora": dict(use_dora=True, target_modules="all-linear", use_rslora=True)},
+    "stablelm": {"tokens": dict(trainable_token_indices={"embed_tokens": [40, 3, 27, 8], "lm_head": [55, 12, 3]}),
+                 "both": dict(target_modules=["v_proj", "embed_tokens", "lm_head"])},
+    "gemma4_text": {"embedding": dict(target_modules=["q_proj", "embed_tokens"]), "head": dict(target_modules=["q_proj", "lm_head"]),
+                    "tokens": dict(trainable_token_indices=[40, 3, 27, 55, 8, 12])},
+}
 PAIRS = [(5, 4, 7), (1, 1, 3), (9, 12, 12)]
 
 
@@ -129,8 +146,10 @@ for seed, (name, more) in enumerate(MODELS.items()):
     adapted = {}
     for kind, how in ADAPTERS.get(name, {}).items():
         torch.set_default_dtype(torch.float32)
-        under = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(
-            r=3, lora_alpha=6, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "c_proj"], **how))
+        # what takes the base apart does so in float32
+        base = copy.deepcopy(model).to(torch.float32) if "init_lora_weights" in how else copy.deepcopy(model)
+        under = peft.get_peft_model(base, peft.LoraConfig(
+            r=3, lora_alpha=6, task_type="CAUSAL_LM", **{**dict(target_modules=["q_proj", "v_proj", "c_proj"]), **how}))
         for key, p in under.named_parameters():
             if p.requires_grad:
                 p.data = (p.data + 0.1 * torch.randn(p.shape)).float().double()
@@ -138,7 +157,8 @@ for seed, (name, more) in enumerate(MODELS.items()):
         (folder / f"adapter_{kind}" / "README.md").unlink()
         torch.set_default_dtype(torch.float64)
         adapted[kind] = under.double().eval()
-    plain = lambda key: key.removeprefix("base_model.model.").replace(".base_layer", "").replace(".default", "")
+    plain = lambda key: (key.removeprefix("base_model.model.").replace(".base_layer", "").replace(".modules_to_save", "")
+                         .replace(".default", "").replace("magnitude_vector.weight", "magnitude_vector"))
     rows = []
     for prompt, chosen, rejected in pairs:
         row = {}

@@ -2,6 +2,7 @@
 //!
 //! Forward rows are a group's trunk followed by its suffixes; backward rows are, for each cotangent, its own copy of
 //! the rows that it reaches (docs/mathematics.md, section 2).
+use crate::as_index;
 use std::ops::Range;
 
 /// Consecutive forward rows that attend to all of `prefix` and causally to themselves.
@@ -72,6 +73,31 @@ impl RowSet {
     #[must_use]
     pub fn of_set(&self, set: &Range<usize>) -> Range<usize> {
         self.offsets[set.start]..self.offsets[set.end]
+    }
+
+    /// The rows that the same cotangents have here and elsewhere, where forward rows are counted on from `first`; and the places of either
+    /// among them.
+    #[must_use]
+    pub fn and(&self, other: &Self, first: usize) -> (Self, [Vec<u32>; 2]) {
+        let mut rows = Self { index: Vec::new(), offsets: vec![0], sets: self.sets.clone() };
+        let (mut own, mut others) = (Vec::with_capacity(self.rows()), Vec::with_capacity(other.rows()));
+        for k in 0..self.cotangents() {
+            let (a, b, start) = (&self.index[self.of(k)], &other.index[other.of(k)], rows.index.len());
+            own.extend((start..start + a.len()).map(as_index));
+            others.extend((start + a.len()..start + a.len() + b.len()).map(as_index));
+            rows.index.extend_from_slice(a);
+            rows.index.extend(b.iter().map(|row| row + as_index(first)));
+            rows.offsets.push(rows.index.len());
+        }
+        (rows, [own, others])
+    }
+
+    /// The same cotangents with as many rows each, row i of cotangent k of forward row `index(k, i)`.
+    #[must_use]
+    pub fn with_each(&self, each: usize, index: impl Fn(usize, usize) -> usize) -> Self {
+        let k = self.cotangents();
+        let index = (0..k * each).map(|at| as_index(index(at / each, at % each))).collect();
+        Self { index, offsets: (0..=k).map(|k| k * each).collect(), sets: self.sets.clone() }
     }
 
     /// Stretches of backward rows of cotangent `k` over which the forward row goes up by one.

@@ -6,7 +6,7 @@ use std::path::Path;
 use tanglescope_gram::{Group, Request, grams};
 use tanglescope_kernels::{DType, Flex, FlexDevice, SoftCap};
 use tanglescope_model::architectures::{BlockKind, Description, QueryKeyNorm, describe, model_types};
-use tanglescope_model::{AdapterSource, Config, Decoder, Error};
+use tanglescope_model::{AdapterSource, Config, Decoder, Error, Places};
 
 /// The least that a config of an architecture has, in three blocks.
 fn config(model_type: &str) -> Value {
@@ -132,7 +132,7 @@ fn defaults_are_those_of_transformers() {
 /// ww, wl, wl, ll over every parameter.
 fn gram(folder: &Path, adapter: Option<&Path>) -> Result<Vec<f64>, Error> {
     let source = adapter.map_or(AdapterSource::None, |adapter| AdapterSource::Saved(adapter.to_owned()));
-    let model = Decoder::<Flex>::load(folder, &source, DType::F64, &FlexDevice, usize::MAX)?;
+    let model = Decoder::<Flex>::load(folder, &source, DType::F64, &FlexDevice, Places::DEVICE)?;
     let scope = model.in_scope(&(if adapter.is_some() { "lora" } else { "full" }).parse()?)?;
     let group = Group::new(vec![1, 2, 3], vec![vec![4, 5, 6], vec![4, 7]]);
     Ok(grams(&model, &scope, &[Request::log_probabilities(&group)]).remove(0).total())

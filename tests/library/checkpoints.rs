@@ -10,11 +10,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use tanglescope_gram::{Group, Request, grams, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice, Memory};
-use tanglescope_model::{AdapterSource, Decoder, Error, Scope};
+use tanglescope_model::{AdapterSource, Decoder, Error, Places, Scope};
 
 fn load(folder: &Path, adapter: Option<&Path>) -> Result<Decoder<Flex>, Error> {
     let source = adapter.map_or(AdapterSource::None, |folder| AdapterSource::Saved(folder.to_owned()));
-    Decoder::load(folder, &source, DType::F64, &FlexDevice, usize::MAX)
+    Decoder::load(folder, &source, DType::F64, &FlexDevice, Places::DEVICE)
 }
 
 fn pair() -> Group {
@@ -391,11 +391,11 @@ fn a_saved_model_is_the_model() {
     folders.extend(["deepseek_v3", "gpt_oss", "phimoe"].map(|name| root.join("../shared/golden").join(name)));
     for folder in folders.into_iter().filter(|folder| folder.is_dir()) {
         let load = |folder: &Path| {
-            Decoder::<Flex>::load(folder, &AdapterSource::None, DType::F32, &FlexDevice, usize::MAX).unwrap()
+            Decoder::<Flex>::load(folder, &AdapterSource::None, DType::F32, &FlexDevice, Places::DEVICE).unwrap()
         };
         let tensors = |model: &Decoder<Flex>| {
             let mut all = Vec::new();
-            model.clone().visit(&mut |name, _, tensor| all.push((name.to_owned(), Flex::download(tensor))));
+            model.clone().visit(&|_| true, &mut |name, _, tensor| all.push((name.to_owned(), Flex::download(tensor))));
             all
         };
         let (model, written) = (load(&folder), tempfile::tempdir().unwrap());

@@ -6,19 +6,20 @@ use crate::support;
 use crate::support::{Tensors, VOCABULARY, gpt2, llama, small_models, write_model};
 use proptest::prelude::*;
 use std::collections::HashMap;
+use std::path::Path;
 use tanglescope_gram::{
     Batch, Cotangent, Detail, GradientSink, Group, GroupResult, Request, count, grams, grams_across, run, token_logps,
 };
 use tanglescope_kernels::cost::Rates;
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Memory, TensorData, TensorMetadata};
-use tanglescope_model::{AdapterSource, Decoder, FreshLora, InScope, Outline, Scope};
+use tanglescope_kernels::{Arithmetic, DType, Flex, FlexDevice, FloatTensor, Memory, TensorData, TensorMetadata};
+use tanglescope_model::{AdapterSource, Decoder, FreshLora, InScope, Outline, Places, Scope};
 
 const TOLERANCE: f64 = 1e-10;
 
 fn load(model: &(serde_json::Value, Tensors), adapter: &AdapterSource) -> Decoder<Flex> {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), model);
-    Decoder::load(folder.path(), adapter, DType::F64, &FlexDevice, usize::MAX).unwrap()
+    Decoder::load(folder.path(), adapter, DType::F64, &FlexDevice, Places::DEVICE).unwrap()
 }
 
 /// One model of each kind: tied and untied rotary, learned positions; the scope with every parameter.
@@ -215,7 +216,7 @@ proptest! {
                 run(&model, &scope, &Batch::new(&[Request::log_probabilities(&group)]), &mut sink);
                 let mut random = support::Random::new(seed);
                 let mut direction: HashMap<String, FloatTensor<Flex>> = HashMap::new();
-                model.clone().visit(&mut |name, _, tensor| {
+                model.clone().visit(&|_| true, &mut |name, _, tensor| {
                     if scope.contains(name) {
                         let shape: Vec<usize> = tensor.shape().to_vec();
                         let noise = random.tensor(&shape, 1.0);
@@ -298,25 +299,45 @@ fn less_memory_changes_no_bit() {
         write_model(folder.path(), &model);
         (folder, source)
     });
-    let small = small_models().into_iter().map(|folder| (folder, AdapterSource::None));
+    let adapters = |folder: &Path| -> Vec<AdapterSource> {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_dir()).map(AdapterSource::Saved).collect()
+    };
+    let small = small_models().into_iter().flat_map(|folder| {
+        let sources = adapters(&folder).into_iter().chain([AdapterSource::None]);
+        sources.map(move |source| (folder.clone(), source)).collect::<Vec<_>>()
+    });
     let all = written.iter().map(|(folder, source)| (folder.path().to_owned(), source.clone())).chain(small);
     for (folder, source) in all {
-        let load = |resident| Decoder::<Flex>::load(&folder, &source, DType::F64, &FlexDevice, resident).unwrap();
+        let load = |places| Decoder::<Flex>::load(&folder, &source, DType::F64, &FlexDevice, places).unwrap();
         let run = |model: &Decoder<Flex>, scope: &InScope| -> Vec<Vec<Vec<f64>>> {
             grams(model, scope, &Request::all(&groups)).into_iter().map(|result| result.grams).collect()
         };
-        let all = load(usize::MAX);
-        let scope = all.in_scope(&".*".parse().unwrap()).unwrap();
+        let all = load(Places::DEVICE);
+        // rows that stand for a table's are no parameters together with it
+        let scope = all.in_scope(&".*".parse().unwrap()).or_else(|_| all.in_scope(&Scope::Trainable)).unwrap();
         let want = run(&all, &scope);
         for bytes in [0, 4_000, 20_000] {
-            let mut model = load(usize::MAX);
+            let mut model = load(Places::DEVICE);
             model.activation_bytes = Some(bytes);
             assert_eq!(run(&model, &scope), want, "{}: {bytes} bytes of activations", folder.display());
         }
-        for resident in [0, 1] {
-            let model = load(resident);
+        for (device, host) in [(0, usize::MAX), (1, 1), (0, 0), (1, 0)] {
+            let places = Places { device, host };
+            let model = load(places);
             assert_eq!(model.parameters(), all.parameters());
-            assert_eq!(run(&model, &scope), want, "{}: {resident} resident blocks", folder.display());
+            assert_eq!(run(&model, &scope), want, "{}: {places:?}", folder.display());
+            // what is changed stays changed, wherever it was
+            let name = scope.parameters.last().unwrap().name.clone();
+            let doubled = |mut model: Decoder<Flex>| {
+                model.visit(&|wanted| wanted == name, &mut |of, _, x| {
+                    if of == name {
+                        *x = Flex::times_number(Flex::cast(x.clone(), DType::F64), 2.0);
+                    }
+                });
+                run(&model, &scope)
+            };
+            assert_eq!(doubled(model), doubled(all.clone()), "{}: {places:?}, changed", folder.display());
         }
     }
 }
@@ -327,7 +348,7 @@ fn an_outline_has_the_parameters_of_the_model() {
     for (model, source) in [(llama(1, true), AdapterSource::None), (llama(2, false), fresh()), (gpt2(3), fresh())] {
         let folder = tempfile::tempdir().unwrap();
         write_model(folder.path(), &model);
-        let loaded = Decoder::<Flex>::load(folder.path(), &source, DType::F64, &FlexDevice, usize::MAX).unwrap();
+        let loaded = Decoder::<Flex>::load(folder.path(), &source, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
         let outline = Outline::read(folder.path(), &source).unwrap();
         assert_eq!(outline.parameters(), loaded.parameters());
     }
@@ -336,7 +357,7 @@ fn an_outline_has_the_parameters_of_the_model() {
             FreshLora { r: 2, lora_alpha: 4.0, targets: vec!["per_layer_model_projection".to_owned()], seed: 3 };
         let of_inputs = folder.file_name().is_some_and(|name| name == "gemma4_text-small");
         let source = if of_inputs { AdapterSource::Fresh(everything) } else { fresh() };
-        let loaded = Decoder::<Flex>::load(&folder, &source, DType::F64, &FlexDevice, usize::MAX).unwrap();
+        let loaded = Decoder::<Flex>::load(&folder, &source, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
         let outline = Outline::read(&folder, &source).unwrap();
         assert_eq!(outline.parameters(), loaded.parameters());
         assert!(loaded.in_scope(&Scope::Lora).is_ok());

@@ -11,7 +11,7 @@ use tanglescope_checkpoint::{Layout, Tensors};
 use tanglescope_data::{ChatTemplate, Dataset, Form, Limits, Message, Reading, Recipe, Setting, TextTokens, parse_row};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
 use tanglescope_model::architectures::describe;
-use tanglescope_model::{AdapterSource, Config, Decoder, adapter_hash};
+use tanglescope_model::{AdapterSource, Config, Decoder, Places, adapter_hash};
 
 fn cases(default: u64) -> u64 {
     std::env::var("TANGLESCOPE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
@@ -258,7 +258,7 @@ fn safetensors_and_adapters() {
             let names: Vec<String> = weights.names().map(str::to_owned).collect();
             names.iter().for_each(|name| drop(weights.get(name).map(|of| of.shape().to_vec())));
             let load = |source: &AdapterSource| {
-                Decoder::<Flex>::load(folder.path(), source, DType::F32, &FlexDevice, usize::MAX)
+                Decoder::<Flex>::load(folder.path(), source, DType::F32, &FlexDevice, Places::DEVICE)
             };
             drop(load(&AdapterSource::None));
         }

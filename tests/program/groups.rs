@@ -9,7 +9,7 @@ use tanglescope_gram::{
     Batch, Detail, DirectionalSink, GradientSink, Group, Request, grams, grams_across, run as run_batch, token_logps,
 };
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor};
-use tanglescope_model::{AdapterSource, Decoder, InScope};
+use tanglescope_model::{AdapterSource, Decoder, InScope, Places};
 
 fn analyze(model: &Path, data: &Path, out: &Path, more: &[&str]) -> String {
     let paths = [model, data, out].map(|path| path.to_str().unwrap().to_owned());
@@ -139,7 +139,8 @@ fn group_objectives_predict_a_step() {
     let (d, delta) =
         (column(&at("out"), "group_objectives.parquet", "d"), column(&at("out"), "group_objectives.parquet", "delta"));
     assert_eq!(d.len(), 6);
-    let model = Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
+    let model =
+        Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
     let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
     let group = Group::new(prompt, responses);
     let mut sink = GradientSink::<Flex>::new(3);
@@ -185,7 +186,8 @@ fn probes_predict_what_a_step_on_a_pair_does_to_other_texts() {
     let delta = column(&at("out"), "probe_objectives.parquet", "delta");
     let [d_w, d_l] = ["d_w", "d_l"].map(|name| column(&at("out"), "objectives.parquet", name));
     assert_eq!(delta.len(), 4);
-    let model = Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
+    let model =
+        Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
     let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
     for (n, (prompt, responses)) in pairs.iter().enumerate() {
         let group = Group::new(prompt.clone(), responses.clone());
@@ -222,7 +224,7 @@ fn companion_measures_meet_transformers() {
         std::fs::copy(golden.join(name), folder.path().join(name)).unwrap();
     }
     let model =
-        Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
+        Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
     let scope = model.in_scope(&"head".parse().unwrap()).unwrap();
     let ids = |pair: &Value, key: &str| -> Vec<u32> { serde_json::from_value(pair[key].clone()).unwrap() };
     for (pair, want) in pairs.iter().zip(wanted.as_array().unwrap()) {
@@ -252,7 +254,8 @@ fn mean_gradients_are_the_means_over_all_pairs() {
         .collect();
     write(&at("data"), &rows);
     analyze(&at("model"), &at("data"), &at("out"), &["--mean-gradients"]);
-    let model = Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, usize::MAX).unwrap();
+    let model =
+        Decoder::<Flex>::load(&at("model"), &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
     let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
     let ids = |row: &Value, key: &str| -> Vec<u32> { serde_json::from_value(row[key].clone()).unwrap() };
     let group =

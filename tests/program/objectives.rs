@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tanglescope_gram::{Batch, Cotangent, GradientSink, Group, Request, run as run_batch, token_logps};
 use tanglescope_kernels::{DType, Flex, FlexDevice};
-use tanglescope_model::{AdapterSource, Decoder, InScope};
+use tanglescope_model::{AdapterSource, Decoder, InScope, Places};
 use tanglescope_objectives::{Lengths, Needs, Objective, PairGram, PairLogps, all, contrast};
 use tanglescope_records::Table;
 
@@ -289,7 +289,7 @@ fn the_first_order_law_holds_for_every_objective() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), &llama(4, true));
     let load = |source: &AdapterSource| -> Decoder<Flex> {
-        Decoder::load(folder.path(), source, DType::F64, &FlexDevice, usize::MAX).unwrap()
+        Decoder::load(folder.path(), source, DType::F64, &FlexDevice, Places::DEVICE).unwrap()
     };
     let model = load(&AdapterSource::None);
     let scope: InScope = model.in_scope(&"full".parse().unwrap()).unwrap();

@@ -21,7 +21,7 @@ const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_w
 const REPLICA: &str = "module.";
 
 /// The tensors of a checkpoint.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tensors {
     folder: PathBuf,
     files: Vec<PathBuf>,

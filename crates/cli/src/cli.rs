@@ -120,8 +120,11 @@ pub struct Measured {
     pub seed: u64,
     /// Whether the gradient of the embedding's row of `pad_token_id` leaves out its places in a sequence, as torch's embedding does
     /// (trainer), or is the function's derivative (exact)
-    #[arg(long, value_enum, default_value_t = PaddingRow::Trainer)]
-    pub padding_row: PaddingRow,
+    #[arg(long, value_enum, default_value_t = Derivative::Trainer)]
+    pub padding_row: Derivative,
+    /// Whether gradients of a DoRA adapter leave out the norms of its columns, as PEFT does (trainer), or go through them (exact)
+    #[arg(long, value_enum, default_value_t = Derivative::Trainer)]
+    pub dora_norm: Derivative,
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
@@ -134,12 +137,12 @@ pub struct Measured {
     pub memory: Option<f64>,
 }
 
-/// Rows of the padding token.
+/// Which derivative is taken where trainers take one that is not the function's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PaddingRow {
-    /// As torch.
+pub enum Derivative {
+    /// The trainers'.
     Trainer,
-    /// As the function.
+    /// The function's.
     Exact,
 }
 
@@ -662,8 +665,8 @@ pub struct Bench {
     pub lora_targets: Vec<String>,
     /// Whether the gradient of the embedding's row of `pad_token_id` leaves out its places in a sequence, as torch's embedding does
     /// (trainer), or is the function's derivative (exact)
-    #[arg(long, value_enum, default_value_t = PaddingRow::Trainer)]
-    pub padding_row: PaddingRow,
+    #[arg(long, value_enum, default_value_t = Derivative::Trainer)]
+    pub padding_row: Derivative,
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,

@@ -1,6 +1,6 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    Analyze, Bench, Compat, DataArgs, Measured, ModelArgs, OnBadRow, PaddingRow, PairMeasures, Precision, Report,
+    Analyze, Bench, Compat, DataArgs, Derivative, Measured, ModelArgs, OnBadRow, PairMeasures, Precision, Report,
     ReportFormat, RowArgs, Rows, ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, TokenArgs, Tokens, Train,
     Verify,
 };
@@ -40,6 +40,13 @@ fn scope(text: &str) -> Result<library::Scope> {
     Ok(text.parse::<library::Scope>().map_err(library::Error::from)?)
 }
 
+fn derivative(of: Derivative) -> library::Derivative {
+    match of {
+        Derivative::Trainer => library::Derivative::Trainer,
+        Derivative::Exact => library::Derivative::Exact,
+    }
+}
+
 fn measured(args: &Measured) -> Result<library::Measured> {
     Ok(library::Measured {
         scope: scope(&args.scope)?,
@@ -47,10 +54,8 @@ fn measured(args: &Measured) -> Result<library::Measured> {
         lora_alpha: args.lora_alpha,
         lora_targets: args.lora_targets.clone(),
         seed: args.seed,
-        padding_row: match args.padding_row {
-            PaddingRow::Trainer => library::PaddingRow::Trainer,
-            PaddingRow::Exact => library::PaddingRow::Exact,
-        },
+        padding_row: derivative(args.padding_row),
+        dora_norm: derivative(args.dora_norm),
         dtype: precision(args.dtype),
         device: device(args.device.as_deref())?,
         memory: args.memory,

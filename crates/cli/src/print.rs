@@ -49,14 +49,20 @@ fn estimate(out: &mut String, of: &Estimate, passes: &str, rows: &str) {
     ] {
         line!(out, "  {stage:<13} {:.3e}", cost.operations);
     }
-    line!(
-        out,
-        "weights         {:.2} GiB, {} of {} blocks {}",
-        gib(of.placement.weights),
-        of.placement.resident,
-        of.layers,
-        if of.device.starts_with("cpu") { "in memory" } else { "stay on the device" }
-    );
+    let placement = &of.placement;
+    let blocks = [
+        (placement.places.device, if of.device.starts_with("cpu") { "in memory" } else { "on the device" }),
+        (placement.places.host, "in the host's memory"),
+        (placement.in_files(of.layers), "read from the files when they are used"),
+    ];
+    let blocks = blocks.iter().filter(|(number, _)| *number > 0);
+    let blocks: Vec<String> =
+        blocks.map(|(number, place)| format!("{number} of {} blocks {place}", of.layers)).collect();
+    let held = match placement.held < placement.weights {
+        true => format!(" ({:.2} GiB at a time)", gib(placement.held)),
+        false => String::new(),
+    };
+    line!(out, "weights         {:.2} GiB{held}, {}", gib(placement.weights), blocks.join(", "));
     line!(
         out,
         "activations     {:.2} GiB at the most, {} of {} blocks keep theirs",
@@ -93,7 +99,9 @@ pub fn estimate_json(of: &Estimate) -> Value {
         "response_tokens": of.response_tokens, "forward_rows": of.forward_rows, "backward_rows": of.backward_rows,
         "passes": of.passes, "rows_per_pass": of.rows_per_pass, "parameters": of.parameters, "scope": of.scope,
         "operations": of.count.total().operations, "operations_by_stage": operations, "weight_bytes": of.placement.weights,
-        "resident_blocks": of.placement.resident, "blocks": of.layers, "kept_blocks": of.kept_layers,
+        "resident_blocks": of.placement.places.device, "host_blocks": of.placement.places.host,
+        "file_blocks": of.placement.in_files(of.layers), "held_weight_bytes": of.placement.held,
+        "blocks": of.layers, "kept_blocks": of.kept_layers,
         "activation_bytes": of.activation_bytes, "operations_per_second": of.rates.operations,
         "bytes_per_second": of.rates.bytes, "rates_measured": of.measured, "seconds": of.seconds,
     })

@@ -195,6 +195,12 @@ impl Batch {
         ForwardRows { tokens, positions, lengths, spans }
     }
 
+    /// The predictions of each cotangent, as rows of the head's inputs, and their weights in it.
+    pub(crate) fn of_predictions(&self) -> (RowSet, Vec<f64>) {
+        let (index, weights) = self.sources.iter().copied().unzip();
+        (RowSet { index, offsets: self.active.offsets.clone(), sets: self.active.sets.clone() }, weights)
+    }
+
     /// The cotangents as the head takes them.
     pub(crate) fn head_cotangents(&self) -> HeadCotangents<'_> {
         HeadCotangents { weights: &self.weights, sets: &self.full.sets, set_rows: &self.predictions }

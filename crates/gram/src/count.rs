@@ -5,7 +5,7 @@ use tanglescope_kernels::cost::{self, Cost, Rates};
 use tanglescope_kernels::head::{head_cost, head_gram_cost};
 use tanglescope_kernels::{DType, RowSet};
 use tanglescope_model::architectures::{Description, ExpertsKind};
-use tanglescope_model::{BlockNeeds, InScope, Map, Needs, Outline, Reads};
+use tanglescope_model::{BlockNeeds, InScope, LowRank, Map, Needs, Outline, Reads, TablesOutline};
 
 /// The cost of a batch, by stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -142,15 +142,59 @@ fn thinned(rows: &RowSet, part: f64) -> RowSet {
 
 /// The cross terms of a tied output matrix: logits of the tokens that the rows of a set of cotangents have, and the head's rows against their sums
 /// of cotangents, for each cotangent.
-fn tied(batch: &Batch, hidden: usize, dtype: DType) -> Cost {
+fn tied(batch: &Batch, [hidden, width]: [usize; 2], dtype: DType) -> Cost {
     let set_cost = |(cotangents, predictions): (&std::ops::Range<usize>, &std::ops::Range<usize>)| {
         let rows = &batch.full.index[batch.full.of_set(cotangents)];
         let tokens = rows.iter().map(|&row| batch.tokens[row as usize]).collect::<BTreeSet<_>>().len();
-        let product = |n: usize| cost::product(predictions.len(), hidden, n, dtype);
-        product(tokens) + product(cotangents.len() * tokens)
+        let product = |width: usize, n: usize| cost::product(predictions.len(), width, n, dtype);
+        product(width, tokens) + product(hidden, cotangents.len() * tokens)
     };
     let sets = batch.full.sets.iter().zip(&batch.predictions);
     sets.map(set_cost).fold(Cost::default(), |sum, cost| sum + cost)
+}
+
+/// Products and reductions of an adapter's changes of the embedding and of the output matrix, beside the head's own.
+fn of_tables(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, rates: &Rates) -> Count {
+    let (of, mut count) = (&outline.description, Count::default());
+    let TablesOutline { embedding, head, embedding_tokens, head_tokens } = &outline.tables;
+    let has = |low_rank: &LowRank| [0, 1].map(|at| scope.contains(&low_rank.names[at]));
+    let (predictions, of_predictions) = (batch.targets.len(), batch.of_predictions().0);
+    if let Some(low_rank) = embedding {
+        let (r, [a, b]) = (low_rank.rank, has(low_rank));
+        count.forward += cost::product(batch.tokens.len(), r, of.hidden, dtype);
+        if a {
+            count.backward += cost::product(batch.full.rows(), of.hidden, r, dtype);
+        }
+        if b {
+            count.reductions += cost::reductions(r, &[of.hidden], &batch.full, dtype, rates);
+        }
+    }
+    if let Some(low_rank) = head {
+        let (r, [a, b]) = (low_rank.rank, has(low_rank));
+        // the logits' own, and one where each Gram of a part of them is wanted; the inputs of B where it is
+        let wanted = outline.logit_matrices().filter(|name| scope.contains(name)).count();
+        for _ in 0..1 + wanted + usize::from(b) {
+            count.forward += cost::product(predictions, of.hidden, r, dtype);
+        }
+        count.backward += cost::product(predictions, r, of.hidden, dtype);
+        if a {
+            count.reductions += cost::reductions(of.hidden, &[r], &of_predictions, dtype, rates);
+        }
+    }
+    for own in [embedding_tokens, head_tokens].into_iter().flatten().filter(|own| scope.contains(&own.name)) {
+        let (n, is_embedding) = (own.tokens.len(), Some(own) == embedding_tokens.as_ref());
+        let rows = match (is_embedding, own.of_head) {
+            (true, true) => batch.full.and(&of_predictions, batch.tokens.len()).0,
+            (true, false) => batch.full.clone(),
+            (false, _) => of_predictions.clone(),
+        };
+        if own.of_head {
+            let width = of.hidden + head.as_ref().map_or(0, |head| head.rank) + usize::from(of.head_bias);
+            count.backward += cost::product(predictions, width, n, dtype);
+        }
+        count.reductions += cost::reductions(n, &[of.hidden], &rows, dtype, rates);
+    }
+    count
 }
 
 /// The cost of a batch. `scope` is the outline's own.
@@ -221,19 +265,19 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
             }
         }
     }
-    let width = of.hidden + usize::from(of.head_bias);
-    count.head = head_cost(batch.targets.len(), width, of.vocabulary, dtype);
-    let head = if of.tied { &of.names.embedding } else { &of.names.head };
-    let wanted = ["bias", "weight"].map(|tensor| scope.contains(&format!("{head}.{tensor}")));
-    for _ in wanted.into_iter().filter(|wanted| *wanted) {
+    count = count.plus(&of_tables(outline, scope, batch, dtype, rates));
+    let low = outline.tables.head.as_ref().map(|head| head.rank);
+    let width = of.hidden + low.unwrap_or(0) + usize::from(of.head_bias);
+    count.head += head_cost(batch.targets.len(), width, of.vocabulary, dtype);
+    for _ in outline.logit_matrices().filter(|name| scope.contains(name)) {
         count.head += head_gram_cost(&batch.predictions, of.vocabulary, dtype);
-        // beside a bias, each Gram is a pass of its own
-        if of.head_bias {
+        // where the logits have several parts, the Gram of each is a pass of its own
+        if low.is_some() || of.head_bias {
             count.head += head_cost(batch.targets.len(), width, of.vocabulary, dtype);
         }
     }
-    if wanted[1] && of.tied && !scope.head_only() {
-        count.head += tied(batch, of.hidden, dtype);
+    if scope.contains(&outline.head_name()) && of.tied && !scope.head_only() {
+        count.head += tied(batch, [of.hidden, width], dtype);
     }
     count
 }

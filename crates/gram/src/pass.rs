@@ -6,7 +6,7 @@ use crate::routed::Routed;
 use crate::schedule::{Schedule, Turn, give_on_half_way};
 use crate::sinks::{ByExpert, Detail, GramSink};
 use tanglescope_kernels::{FloatTensor, Gram, HeadOutput, Kernels, TensorMetadata};
-use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, Predictions, Sink, Trace};
+use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, LogitPart, Predictions, Sink, Trace};
 
 /// What a forward pass says of the branches of a group beside log-probabilities.
 #[derive(Clone, Debug, Default)]
@@ -138,12 +138,11 @@ pub(crate) struct ForwardPass<'a, B: Kernels> {
     /// Whose product is the logits.
     scores: [FloatTensor<B>; 2],
     head: HeadOutput<FloatTensor<B>, B::Pending>,
-    /// Gram of the logits' bias, where it was wanted.
-    bias_gram: Option<B::Pending>,
+    /// Gram of the matrix of each part of the logits, where it was wanted, in their order.
+    grams: Vec<Option<B::Pending>>,
+    /// Cotangents of what B of the output matrix's change reads, where there is one.
+    low: Option<FloatTensor<B>>,
 }
-
-/// What one of two parts of the logits' inputs is scaled with, so that it has no part in a Gram of the whole: 2⁻⁶⁰ of it is below any rounding.
-const NO_PART: f64 = 1.0 / (1u64 << 30) as f64;
 
 impl<'a, B: Kernels> ForwardPass<'a, B> {
     /// Runs a batch up to its log-probabilities, with the Gram of the output matrix where that is in scope and its Gram is
@@ -156,22 +155,25 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
         let (cotangents, cap) = (batch.head_cotangents(), model.description.logit_cap);
         let wanted = |name: &str| (head_gram && scope.contains(name)).then_some(&cotangents);
         let run = |[y, w]: &[FloatTensor<B>; 2], wanted| B::head(y, w, &batch.targets, cap, wanted);
-        let scores = model.scores(&y, [1.0, 1.0]);
-        let Some(bias) = model.head_bias_name() else {
-            let head = run(&scores, wanted(model.head_name()));
-            return Self { model, scope, batch, trace, y, scores, head, bias_gram: None };
+        let scores = model.scores(&y, None);
+        let parts = model.logit_parts();
+        let (mut head, grams) = match &parts[..] {
+            [(_, name)] => {
+                let mut head = run(&scores, wanted(name));
+                let gram = head.gram.take();
+                (head, vec![gram])
+            }
+            parts => {
+                let gram_of = |(part, name): &(LogitPart, &str)| {
+                    let wanted = wanted(name)?;
+                    run(&model.scores(&y, Some(*part)), Some(wanted)).gram
+                };
+                (run(&scores, None), parts.iter().map(gram_of).collect())
+            }
         };
-        let mut head = run(&scores, None);
-        let width = y.shape()[1];
-        let back = B::split_columns(&B::cast(head.back, y.dtype()), &[width, 1]).swap_remove(0);
-        let gram_of = |name: &str, factors| {
-            let wanted = wanted(name)?;
-            run(&model.scores(&y, factors), Some(wanted)).gram
-        };
-        let bias_gram = gram_of(bias, [NO_PART, 1.0]);
-        head.gram = gram_of(model.head_name(), [1.0, NO_PART]);
+        let (back, low) = model.head_cotangents(head.back, y.dtype());
         head.back = back;
-        Self { model, scope, batch, trace, y, scores, head, bias_gram }
+        Self { model, scope, batch, trace, y, scores, head, grams, low }
     }
 
     /// Log-probability of each token of each group's branches.
@@ -214,28 +216,27 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
 
     /// The same by a batch that has the turn, which it gives on when half of its time is over.
     pub fn backward_with(self, sink: &mut dyn Sink<B>, turn: Option<Turn<'_>>) {
-        let Self { model, scope, batch, trace, y, scores, mut head, bias_gram } = self;
+        let Self { model, scope, batch, trace, y, scores, mut head, grams, low } = self;
         let predictions = Predictions {
             targets: batch.targets.clone(),
             log_normaliser: std::mem::take(&mut head.log_normaliser),
             cap: model.description.logit_cap,
         };
-        let rows = |y| HeadRows { y, predictions: &predictions, scores: &scores, cotangents: batch.head_cotangents() };
-        let ones;
-        if let Some(name) = model.head_bias_name().filter(|name| scope.contains(name)) {
-            let n = batch.targets.len();
-            ones = B::upload_like(vec![1.0; n], &[n, 1], &y);
-            sink.head(name, &rows(&ones), bias_gram);
+        for ((part, name), gram) in model.logit_parts().into_iter().zip(grams) {
+            if scope.contains(name) {
+                let (y, cotangents) = (&model.logit_inputs(part, &y), batch.head_cotangents());
+                sink.head(name, &HeadRows { y, predictions: &predictions, scores: &scores, cotangents }, gram);
+            }
         }
-        if scope.contains(model.head_name()) {
-            sink.head(model.head_name(), &rows(&y), head.gram.take());
-        }
+        let (of_cotangents, weights) = batch.of_predictions();
+        let delta: FloatTensor<B> = B::gather(&head.back, &of_cotangents.index, Some(&weights));
+        let read = (&y, low.as_ref());
+        let (found, rows) = ((&scores, &predictions), (&of_cotangents, weights.as_slice()));
+        let predicted = model.deliver_head(read, found, rows, (scope, &mut *sink));
         drop(scores);
-        let (source, weight): (Vec<u32>, Vec<f64>) = batch.sources.iter().copied().unzip();
-        let delta: FloatTensor<B> = B::gather(&head.back, &source, Some(&weight));
         let rows = BackwardRows { full: &batch.full, segments: &batch.segments, active: Some(&batch.active) };
         let mut passed = give_on_half_way(turn, model.description.layers());
-        model.backward(trace, &delta, batch.forward_rows(), rows, (scope, sink), &mut passed);
+        model.backward(trace, &delta, batch.forward_rows(), rows, (scope, sink), predicted, &mut passed);
     }
 }
 
@@ -245,7 +246,7 @@ pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec
     let batch = Batch::new(&requests);
     let trace = model.forward(batch.forward_rows(), Keep::Nothing);
     let y = model.head_inputs(&trace, &batch.predicting);
-    let [y, w] = model.scores(&y, [1.0, 1.0]);
+    let [y, w] = model.scores(&y, None);
     by_branch(&batch, &B::head(&y, &w, &batch.targets, model.description.logit_cap, None).logp)
 }
 

@@ -19,6 +19,9 @@ pub fn enough_rows(model: &Description) -> usize {
 /// The same on a device: rows that fill a large GPU's products several times over.
 pub const ENOUGH_ROWS_ON_DEVICE: usize = 8192;
 
+/// The same where blocks are read from files: the reading of a pass is then a small part of it (docs/benchmarks.md).
+pub const ENOUGH_ROWS_OF_FILES: usize = 16_384;
+
 /// Backward rows beyond which a larger pass over single tokens no longer runs faster.
 pub const ENOUGH_BACKWARD_ROWS: usize = 32_768;
 
@@ -49,10 +52,15 @@ fn kept(model: &Description) -> usize {
         if beside_mlp(model) { dense + feed_forward + 2 * model.hidden } else { dense.max(feed_forward) };
     // and what queries are multiplied with, or come from
     let gates = if model.output_gate || model.latent.is_some() { 2 * spec.heads } else { 0 };
+    // outputs of maps, before lengths of columns that an adapter has learned
+    let units = model.column_norms.map_or(0, |_| {
+        let kv = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+        kv * if model.output_gate { 2 } else { 1 } + 2 * model.hidden + 2 * widest_mlp(model)
+    });
     let attention = (attention + before_norms + gates) * spec.head_dim + spec.heads;
     // what reads a block's input by token: its input, its output before the norm, and its gate
     let by_token = model.per_layer.map_or(0, |of| 2 * model.hidden + of.width);
-    (1 + outputs) * model.hidden + attention.max(carried(model)) + feed_forward + by_token
+    (1 + outputs) * model.hidden + attention.max(carried(model)) + feed_forward + by_token + units
 }
 
 /// Whether experts stand beside a feed-forward layer for all rows.

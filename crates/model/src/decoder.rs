@@ -1,4 +1,5 @@
 //! The decoder: embedding, blocks, final norm, head; one forward pass, and one backward pass for many cotangents.
+use crate::adapter::TablesOutline;
 use crate::architectures::Description;
 use crate::layers::{
     Angles, Backward, BackwardRows, Beside, BlockTrace, Choices, Forward, Norm, PerLayerInputs, PerLayerInputsTrace,
@@ -6,9 +7,10 @@ use crate::layers::{
 };
 use crate::needs::Needs;
 use crate::outline::{FusedMap, Map};
-use crate::residency::{OnDevice, Residence};
+use crate::residency::Residence;
 use crate::scope::InScope;
-use crate::sink::{Embedding, Sink, TableRows};
+use crate::sink::{Embedding, Factor, LinearRows, Predictions, Sink, TableRows};
+use crate::tables::{TableChanges, TokenRows};
 use std::collections::{BTreeMap, BTreeSet};
 use tanglescope_kernels::cost::Rates;
 use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, Segment, Span, TensorData, TensorMetadata, as_index};
@@ -30,6 +32,8 @@ pub struct Decoder<B: Kernels> {
     pub quantised: BTreeSet<&'static str>,
     /// Bytes that the activations of a batch may take; no bound where there is none.
     pub activation_bytes: Option<usize>,
+    /// `init_lora_weights` of an adapter for which a part of the base's weights was taken from them.
+    pub taken_apart: Option<&'static str>,
     /// What the device does in a second: decides between the two Gram reductions of a map.
     pub rates: Rates,
     pub(crate) embedding: Embedding<B>,
@@ -48,7 +52,27 @@ pub struct Decoder<B: Kernels> {
     pub(crate) bare: bool,
     /// Base parameters that are the adapter's own copies.
     pub(crate) saved: BTreeSet<String>,
+    /// An adapter's changes of the embedding and of the output matrix.
+    pub(crate) tables: TableChanges<B>,
+    /// The same without values.
+    pub(crate) tables_outline: TablesOutline,
+    /// Whether the adapter has weights that stand for the base's.
+    pub(crate) replaced: bool,
 }
+
+/// A part of what the logits are the sum of: a product of inputs and a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitPart {
+    /// The bias, which one is multiplied with.
+    Bias,
+    /// An adapter's change: s·A y, and B.
+    Change,
+    /// The output matrix.
+    Matrix,
+}
+
+/// What the inputs of parts of the logits are scaled with that are to have no part in a Gram: 2⁻⁶⁰ of it is below any rounding.
+const NO_PART: f64 = 1.0 / (1u64 << 30) as f64;
 
 /// How many of the top blocks keep what their vjp needs. The others keep their input and compute the rest again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +93,8 @@ enum KeptBlock<B: Kernels> {
 /// What a forward pass leaves for the backward pass.
 #[derive(Debug)]
 pub struct Trace<B: Kernels> {
-    blocks: Vec<KeptBlock<B>>,
+    /// Of each block, until the backward pass has taken it.
+    blocks: Vec<Option<KeptBlock<B>>>,
     /// What attends to what, for blocks that are computed again.
     spans: Vec<Span>,
     angles: Vec<Angles<B>>,
@@ -92,6 +117,9 @@ impl<B: Kernels> Trace<B> {
     }
 }
 
+/// What rows that stand for tokens' own meet where those are predicted, until it is known what they meet where they are read.
+pub struct TokensPredicted<B: Kernels>(Option<LinearRows<B>>);
+
 /// Rows of tokens to run.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwardRows<'a> {
@@ -106,41 +134,80 @@ pub struct ForwardRows<'a> {
 }
 
 impl<B: Kernels> Decoder<B> {
-    fn block(&self, layer: usize) -> OnDevice<'_, B> {
-        self.blocks[layer].on_device(self.dtype, &self.device)
-    }
-
     /// Name of the output matrix.
     #[must_use]
     pub fn head_name(&self) -> &str {
         &self.head.as_ref().unwrap_or(&self.embedding).name
     }
 
-    /// Name of the logits' bias, where there is one.
-    #[must_use]
-    pub fn head_bias_name(&self) -> Option<&str> {
-        self.head_bias.as_ref().map(|bias| bias.name.as_str())
-    }
-
     /// The output matrix, `[V, hidden]`.
-    #[must_use]
-    pub fn head(&self) -> &FloatTensor<B> {
-        &self.head.as_ref().unwrap_or(&self.embedding).table
+    fn head_table(&self) -> FloatTensor<B> {
+        let table = &self.head.as_ref().unwrap_or(&self.embedding).table;
+        match self.tables.of_head() {
+            Some(tokens) => tokens.table(table, self.dtype),
+            None => table.clone(),
+        }
     }
 
-    /// Two matrices whose product `y·wᵀ` is the logits of inputs of the head: those and the output matrix, or, where the logits have a
-    /// bias, `[s·y, t·1]` and `[W/s, b/t]`, with powers of two for s and t.
+    /// The parts of the logits with the names of their matrices, the output matrix last.
     #[must_use]
-    pub fn scores(&self, y: &FloatTensor<B>, [s, t]: [f64; 2]) -> [FloatTensor<B>; 2] {
-        let Some(bias) = &self.head_bias else { return [y.clone(), self.head().clone()] };
-        let (rows, tokens) = (y.shape()[0], self.description.vocabulary);
+    pub fn logit_parts(&self) -> Vec<(LogitPart, &str)> {
+        let bias = self.head_bias.as_ref().map(|bias| (LogitPart::Bias, bias.name.as_str()));
+        let change = self.tables.head.as_ref().map(|head| (LogitPart::Change, head.names[1].as_str()));
+        bias.into_iter().chain(change).chain([(LogitPart::Matrix, self.head_name())]).collect()
+    }
+
+    /// Inputs of a part of the logits, of the inputs of the head `y[P, hidden]`.
+    #[must_use]
+    pub fn logit_inputs(&self, part: LogitPart, y: &FloatTensor<B>) -> FloatTensor<B> {
+        match (part, &self.tables.head) {
+            (LogitPart::Bias, _) => B::upload_like(vec![1.0; y.shape()[0]], &[y.shape()[0], 1], y),
+            (LogitPart::Change, Some(lora)) => lora.low(y),
+            _ => y.clone(),
+        }
+    }
+
+    /// Two matrices whose product `y·wᵀ` is the logits of inputs of the head: those and the output matrix, or, where the logits have more parts,
+    /// the inputs of all side by side and their matrices; those of all but `only` are near zero there, and the matrices as much larger.
+    #[must_use]
+    pub fn scores(&self, y: &FloatTensor<B>, only: Option<LogitPart>) -> [FloatTensor<B>; 2] {
+        let parts = self.logit_parts();
+        if parts.len() == 1 {
+            return [y.clone(), self.head_table()];
+        }
         // in f16 there is no room for the powers
         let dtype = if self.dtype == DType::F16 { DType::F32 } else { self.dtype };
-        let wide = |x: &FloatTensor<B>, factor: f64| scaled::<B>(B::cast(x.clone(), dtype), factor);
-        let y = wide(y, s);
-        let ones = B::upload_like(vec![t; rows], &[rows, 1], &y);
-        let bias = B::reshape(wide(&bias.values, t.recip()), [tokens, 1]);
-        [B::join_columns(&[y, ones]), B::join_columns(&[wide(self.head(), s.recip()), bias])]
+        let wide = |x: FloatTensor<B>, factor: f64| scaled::<B>(B::cast(x, dtype), factor);
+        let matrix = |part: LogitPart| match (part, &self.head_bias, &self.tables.head) {
+            (LogitPart::Bias, Some(bias), _) => B::reshape(bias.values.clone(), [self.description.vocabulary, 1]),
+            (LogitPart::Change, _, Some(lora)) => lora.b.clone(),
+            _ => self.head_table(),
+        };
+        let of = |(part, _): &(LogitPart, &str)| {
+            let factor = if only.is_none_or(|only| only == *part) { 1.0 } else { NO_PART };
+            (wide(self.logit_inputs(*part, y), factor), wide(matrix(*part), factor.recip()))
+        };
+        let (inputs, matrices): (Vec<_>, Vec<_>) = parts.iter().rev().map(of).unzip();
+        [B::join_columns(&inputs), B::join_columns(&matrices)]
+    }
+
+    /// Cotangents of the inputs of the head, of those of what [`scores`](Self::scores) gives; and of what B of the output matrix's change reads.
+    #[must_use]
+    pub fn head_cotangents(&self, back: FloatTensor<B>, dtype: DType) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+        let rank = self.tables.head.as_ref().map(|lora| lora.a.shape()[1]);
+        let widths = [self.description.hidden].into_iter().chain(rank).chain(self.head_bias.as_ref().map(|_| 1));
+        let widths: Vec<usize> = widths.collect();
+        if widths.len() == 1 {
+            return (back, None);
+        }
+        let mut parts = B::split_columns(&B::cast(back, dtype), &widths).into_iter();
+        let (Some(matrix), low) = (parts.next(), parts.next()) else { unreachable!("the widths are several") };
+        match (&self.tables.head, low) {
+            (Some(lora), Some(low)) => {
+                (B::matmul(&low, &lora.a, true, lora.scale, Some(matrix)), Some(B::times_number(low, lora.scale)))
+            }
+            _ => (matrix, None),
+        }
     }
 
     /// Forward pass over rows of tokens; what the backward pass needs is kept if asked for.
@@ -158,9 +225,10 @@ impl<B: Kernels> Decoder<B> {
         let mut lent = BTreeMap::new();
         let mut blocks = Vec::with_capacity(self.blocks.len());
         let mut routed = Vec::new();
-        for layer in 0..self.blocks.len() {
+        let order: Vec<usize> = (0..self.blocks.len()).collect();
+        self.each_block(&order, &mut |layer, block| {
             let pass = self.seen_by(layer, (spans, &angles), &lent, &by_token);
-            let (y, trace) = self.block(layer).forward(&x, &pass);
+            let (y, trace) = block.forward(&x, &pass);
             if self.description.lends(layer) {
                 lent.extend(trace.keys_and_values().map(|of| (layer, of)));
             }
@@ -169,11 +237,14 @@ impl<B: Kernels> Decoder<B> {
             }
             match keep {
                 Keep::Nothing => {}
-                Keep::Top(top) if self.blocks.len() - layer <= top => blocks.push(KeptBlock::Trace(Box::new(trace))),
-                Keep::Top(_) => blocks.push(KeptBlock::Input(x)),
+                Keep::Top(top) if self.blocks.len() - layer <= top => {
+                    blocks.push(Some(KeptBlock::Trace(Box::new(trace))))
+                }
+                Keep::Top(_) => blocks.push(Some(KeptBlock::Input(x.clone()))),
             }
             x = y;
-        }
+            true
+        });
         Trace { blocks, spans: spans.to_vec(), angles, lent, by_token, per_layer, last: x, routed }
     }
 
@@ -192,7 +263,14 @@ impl<B: Kernels> Decoder<B> {
 
     /// Rows of the token embedding, as they are added to the residual stream.
     fn embedded(&self, tokens: &[u32]) -> FloatTensor<B> {
-        self.scaled(self.rows_of(&self.embedding, tokens))
+        let rows = match &self.tables.embedding_tokens {
+            Some(own) => own.of_tokens(&self.embedding.table, tokens, self.dtype),
+            None => self.rows_of(&self.embedding, tokens),
+        };
+        self.scaled(match &self.tables.embedding {
+            Some(lora) => lora.onto(rows, tokens),
+            None => rows,
+        })
     }
 
     /// Rows of a table, in the model's number type.
@@ -230,7 +308,7 @@ impl<B: Kernels> Decoder<B> {
     }
 
     /// Carries the cotangents of the head's inputs, `delta[R_active, hidden]`, down to the lowest parameter in scope, and
-    /// delivers every one on the way. `passed` is told of each block whose vjp is done, and whose trace is given back.
+    /// delivers every one on the way. `predicted` is what [`deliver_head`](Self::deliver_head) left; `passed` is told of each block whose vjp is done, and whose trace is given back.
     pub fn backward(
         &self,
         trace: Trace<B>,
@@ -238,6 +316,7 @@ impl<B: Kernels> Decoder<B> {
         forward: ForwardRows<'_>,
         rows: BackwardRows<'_>,
         (scope, sink): (&InScope, &mut dyn Sink<B>),
+        TokensPredicted(of_tokens_predicted): TokensPredicted<B>,
         passed: &mut dyn FnMut(usize),
     ) {
         let needs = Needs::of(&self.description, scope);
@@ -246,7 +325,8 @@ impl<B: Kernels> Decoder<B> {
         }
         let delta = &scaled::<B>(delta.clone(), self.description.logit_scale);
         let Trace { blocks, spans, angles, lent, by_token, per_layer, last, .. } = trace;
-        let mut pass = Backward { rows, angles: &angles, scope, sink, beside: Beside::default() };
+        let column_norms = self.description.column_norms.unwrap_or_default();
+        let mut pass = Backward { rows, angles: &angles, scope, sink, beside: Beside::default(), column_norms };
         let Some(lowest) = needs.lowest() else {
             return self.final_norm.deliver(&last, delta, rows.here(), &mut pass);
         };
@@ -258,11 +338,12 @@ impl<B: Kernels> Decoder<B> {
         let below_top = BackwardRows { segments: &filled, active: None, ..rows };
         let mut of_lent: BTreeMap<usize, [FloatTensor<B>; 2]> = BTreeMap::new();
         let mut of_tokens = Vec::new();
-        for (layer, kept) in blocks.into_iter().enumerate().skip(lowest).rev() {
-            let Some(delta) = stream.take() else { break };
+        let mut blocks = blocks;
+        let order: Vec<usize> = (lowest..self.blocks.len()).rev().collect();
+        self.each_block(&order, &mut |layer, block| {
+            let (Some(delta), Some(kept)) = (stream.take(), blocks[layer].take()) else { return false };
             pass.rows = if layer == top { rows } else { below_top };
             pass.beside = Beside { of_borrowers: of_lent.remove(&layer), ..Beside::default() };
-            let block = self.block(layer);
             let trace = match kept {
                 KeptBlock::Trace(trace) => *trace,
                 KeptBlock::Input(x) => block.forward(&x, &self.seen_by(layer, (&spans, &angles), &lent, &by_token)).1,
@@ -277,7 +358,8 @@ impl<B: Kernels> Decoder<B> {
                 of_lent.insert(lender, sum);
             }
             passed(layer);
-        }
+            true
+        });
         pass.rows = below_top;
         if let (Some(of), Some(trace), true) = (&self.per_layer, &per_layer, needs.by_token) {
             of_tokens.reverse();
@@ -286,18 +368,67 @@ impl<B: Kernels> Decoder<B> {
             stream = of.vjp(trace, source, &of_tokens, (stream, needs.embeddings), &trained, &mut pass);
         }
         let Some(delta) = stream.filter(|_| needs.embeddings) else { return };
-        if scope.contains(&self.embedding.name) {
-            let (delta, ids) = (self.scaled(delta.clone()), forward.tokens);
-            let trained = self.without_padding(&delta, ids, rows.full);
-            let taken = TableRows { delta: &delta, trained: trained.as_ref().unwrap_or(&delta), ids };
-            pass.sink.embedding(&self.embedding, &taken, rows.full);
-        }
+        self.deliver_embedding(&delta, forward.tokens, of_tokens_predicted, rows.full, &mut pass);
         if let Some(table) = self.positions.as_ref().filter(|table| scope.contains(&table.name)) {
             // positions are added as they are
             let ids = self.position_rows(forward.positions);
             let taken = TableRows { delta: &delta, trained: &delta, ids: &ids };
             pass.sink.embedding(table, &taken, rows.full);
         }
+    }
+
+    /// Delivers the embedding, and what an adapter changes of it, for the cotangents of the residual stream that it begins.
+    fn deliver_embedding(
+        &self,
+        delta: &FloatTensor<B>,
+        tokens: &[u32],
+        predicted: Option<LinearRows<B>>,
+        rows: &RowSet,
+        pass: &mut Backward<'_, B>,
+    ) {
+        let TableChanges { embedding, embedding_tokens, .. } = &self.tables;
+        let delta = &self.scaled(delta.clone());
+        let trained = |delta: &FloatTensor<B>| self.without_padding(delta, tokens, rows);
+        if pass.scope.contains(&self.embedding.name) {
+            let kept = trained(delta);
+            let taken = TableRows { delta, trained: kept.as_ref().unwrap_or(delta), ids: tokens };
+            pass.sink.embedding(&self.embedding, &taken, rows);
+        }
+        if let Some(lora) = embedding {
+            lora.deliver((delta, tokens, rows), &trained, (pass.scope, pass.sink));
+        }
+        if let Some(own) = embedding_tokens.as_ref().filter(|own| pass.scope.contains(&own.name)) {
+            let read = own.read(trained(delta).unwrap_or_else(|| delta.clone()), tokens, rows);
+            let both = predicted.map(|predicted| read.and(&predicted));
+            both.as_ref().unwrap_or(&read).deliver(&own.name, pass.sink);
+        }
+    }
+
+    /// Delivers what an adapter changes of the output matrix beside what [`logit_parts`](Self::logit_parts) are: A, for the cotangents of
+    /// what B reads, and rows of its own. `rows` are the predictions of each cotangent, with their weights in it.
+    pub fn deliver_head(
+        &self,
+        (y, low): (&FloatTensor<B>, Option<&FloatTensor<B>>),
+        (scores, predictions): (&[FloatTensor<B>; 2], &Predictions),
+        (rows, weights): (&RowSet, &[f64]),
+        (scope, sink): (&InScope, &mut dyn Sink<B>),
+    ) -> TokensPredicted<B> {
+        if let (Some(lora), Some(low)) = (&self.tables.head, low)
+            && scope.contains(&lora.names[0])
+        {
+            let delta = B::gather(low, &rows.index, Some(weights));
+            sink.linear(y, &[Factor { name: lora.names[0].clone(), delta: &delta }], rows);
+        }
+        let met = |own: &TokenRows<B>| {
+            let wanted = own.of_head && scope.contains(&own.name);
+            wanted.then(|| own.predicted(y, scores, predictions, (rows.clone(), weights)))
+        };
+        if let Some(own) = &self.tables.head_tokens
+            && let Some(met) = met(own)
+        {
+            met.deliver(&own.name, sink);
+        }
+        TokensPredicted(self.tables.embedding_tokens.as_ref().and_then(met))
     }
 
     /// Cotangents without those of the padding token, where the model does not train its row; `None` where there are none.

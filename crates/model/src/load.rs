@@ -1,5 +1,5 @@
 //! From a Hugging Face folder to a decoder, and from one adapter to another.
-use crate::adapter::{Adapter, AdapterSource, Place, SavedAdapter};
+use crate::adapter::{Adapter, AdapterSource, Place, SavedAdapter, TablesOutline};
 use crate::architectures::{self, Description, ExpertsKind, PerLayerKind, Wrapper};
 use crate::assemble;
 use crate::config::Config;
@@ -7,11 +7,13 @@ use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::layers::{Block, FeedForward, Linear, Norm, Part, PerLayerInputs, Vector, bias_of, weight_of, whole};
 use crate::outline::Outline;
-use crate::residency::Residence;
+use crate::residency::{InFiles, Places, Residence, Store};
 use crate::sink::Embedding;
+use crate::tables::TableChanges;
 use crate::weights::{Weights, content_hash};
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use tanglescope_checkpoint::Layout;
 use tanglescope_kernels::cost::Rates;
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorMetadata};
@@ -25,6 +27,25 @@ pub(crate) struct Loader<'a> {
     bare: bool,
     pub(crate) dtype: DType,
     saved: BTreeSet<String>,
+    /// Whether the adapter has weights that stand for the base's.
+    replaced: bool,
+    /// Names of tensors that are not as the base has them.
+    changed: BTreeSet<String>,
+}
+
+impl<'a> Loader<'a> {
+    pub fn new(base: Weights, adapter: &'a mut Adapter, names_prefix: String, bare: bool, dtype: DType) -> Self {
+        Self {
+            base,
+            adapter,
+            names_prefix,
+            bare,
+            dtype,
+            saved: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            replaced: false,
+        }
+    }
 }
 
 impl Loader<'_> {
@@ -52,6 +73,16 @@ impl Loader<'_> {
             let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, device)?;
             self.base.ignore(&name);
             self.saved.insert(name.clone());
+            self.changed.insert(name.clone());
+            return Ok((name, x));
+        }
+        if let Adapter::Saved(adapter) = &mut *self.adapter
+            && let Some(stored) = adapter.wrapped(canonical)
+        {
+            let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, device)?;
+            self.base.ignore(&name);
+            self.replaced = true;
+            self.changed.insert(name.clone());
             return Ok((name, x));
         }
         let x = self.base.take::<B>(&name, shape, layout, self.dtype, device)?;
@@ -106,8 +137,7 @@ impl Loader<'_> {
         device: &B::Device,
     ) -> Result<Linear<B>> {
         let path = &module.path;
-        let (layer, shape) = (module.layer, [inputs, outputs]);
-        let place = Place { layer, attention: module.attention, routed: module.routed };
+        let place = Place { layer: module.layer, attention: module.attention, routed: module.routed };
         if let Some(experts) = module.stack {
             let mut part = |name: String, kept: &[usize]| -> Result<FloatTensor<B>> {
                 let (shape, layout) = experts.place(&name, kept);
@@ -119,12 +149,17 @@ impl Loader<'_> {
         }
         let (shape_stored, layout) =
             if module.conv1d { ([inputs, outputs], Layout::Same) } else { ([outputs, inputs], Layout::Transposed) };
-        let weight = self.tensor::<B>(&weight_of(path), &shape_stored, layout, device)?.1;
+        let mut weight = self.tensor::<B>(&weight_of(path), &shape_stored, layout, device)?.1;
+        if let Some(rest) = self.adapter.rest::<B>(path, place, &weight)? {
+            weight = rest;
+            self.replaced = true;
+            self.changed.insert(self.name(&weight_of(path)));
+        }
         let bias = match module.bias {
             true => Some(self.tensor::<B>(&bias_of(path), &[outputs], Layout::Same, device)?.1),
             false => None,
         };
-        let lora = self.adapter.factors::<B>(path, place, shape, self.dtype, device)?;
+        let lora = self.adapter.factors::<B>(path, place, &weight, self.dtype, device)?;
         Ok(Linear { name: self.name(path), weight, bias, lora })
     }
 }
@@ -143,8 +178,8 @@ pub(crate) struct Module<'a> {
 }
 
 impl<B: Kernels> Decoder<B> {
-    /// Loads a Hugging Face folder, with an adapter where one is given, and keeps the weights of all blocks from
-    /// `resident` on in the host's memory, from where each is copied to the device when it is used.
+    /// Loads a Hugging Face folder, with an adapter where one is given, and keeps the weights of blocks where `places` says: those in the
+    /// host's memory are copied to the device when they are used, and those in files are read.
     ///
     /// # Errors
     /// Names the file, key or tensor that is missing, left over, unreadable, or not supported.
@@ -153,21 +188,21 @@ impl<B: Kernels> Decoder<B> {
         source: &AdapterSource,
         dtype: DType,
         device: &B::Device,
-        resident: usize,
+        places: Places,
     ) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::file(folder, "no such folder; expected a Hugging Face model folder with config.json"));
         }
         let description = architectures::describe(&Config::of_model(folder)?)?;
         let base = Weights::open(folder, "model")?.put_together(description.fp8_block)?;
-        Self::build(base, content_hash(folder)?, description, folder, source, dtype, device, resident)
+        Self::build(base, content_hash(folder)?, description, folder, source, dtype, device, places)
     }
 
     /// The base model under the adapter, sharing its tensors; `None` where the adapter replaced some of them
-    /// (`modules_to_save`).
+    /// (`modules_to_save`, or plain weights of what it wraps).
     #[must_use]
     pub fn base(&self) -> Option<Self> {
-        if !self.saved.is_empty() {
+        if !self.saved.is_empty() || self.replaced {
             return None;
         }
         let mut base = Self { adapter_hash: None, ..self.clone() };
@@ -175,11 +210,14 @@ impl<B: Kernels> Decoder<B> {
             match block {
                 Residence::Device(block) => without_adapter(block),
                 Residence::Host(block) => without_adapter(block),
+                Residence::Files(block) => block.without_adapter(),
             }
         }
         base.per_layer.iter_mut().for_each(|inputs| inputs.projection.lora = None);
         base.maps.iter_mut().for_each(|map| map.rank = None);
         base.fused.clear();
+        base.tables = TableChanges::default();
+        base.tables_outline = TablesOutline::default();
         Some(base)
     }
 
@@ -203,15 +241,21 @@ impl<B: Kernels> Decoder<B> {
                     adapter.attach_to_block(block, before, layer, self.dtype, &FlexDevice)?;
                     one_rank(&block.mlp.layer)?;
                 }
+                Residence::Files(of) => of.change(self.dtype, &self.device, |block| {
+                    adapter.attach_to_block(block, before, layer, self.dtype, &self.device)?;
+                    one_rank(&block.mlp.layer)
+                })?,
             }
         }
         if let Some(inputs) = &mut model.per_layer {
             adapter.attach(&mut inputs.projection, before, OUTSIDE, self.dtype, &self.device)?;
         }
+        model.tables = adapter.tables::<B>(&self.description, self.dtype, &self.device)?;
         adapter.ignore(&never_read(&self.description));
         adapter.finish()?;
         model.adapter_hash = Some(adapter.content_hash()?);
-        model.maps = Outline::with(model.description.clone(), &mut Adapter::Saved(Box::new(adapter))).maps;
+        let outline = Outline::with(model.description.clone(), &mut Adapter::Saved(Box::new(adapter)));
+        (model.description, model.maps, model.tables_outline) = (outline.description, outline.maps, outline.tables);
         Ok(Some(model))
     }
 
@@ -224,10 +268,10 @@ impl<B: Kernels> Decoder<B> {
         source: &AdapterSource,
         dtype: DType,
         device: &B::Device,
-        resident: usize,
+        places: Places,
     ) -> Result<Self> {
         let (base, folder) = (Weights::synthetic(), Path::new("synthetic"));
-        Self::build(base, "synthetic".to_owned(), description, folder, source, dtype, device, resident)
+        Self::build(base, "synthetic".to_owned(), description, folder, source, dtype, device, places)
     }
 
     #[allow(clippy::too_many_arguments)] // what both ways to a model share
@@ -239,7 +283,7 @@ impl<B: Kernels> Decoder<B> {
         source: &AdapterSource,
         dtype: DType,
         device: &B::Device,
-        resident: usize,
+        places: Places,
     ) -> Result<Self> {
         let description = description.located(folder, |name| base.has(name))?;
         let quantised = base.quantised();
@@ -255,9 +299,15 @@ impl<B: Kernels> Decoder<B> {
         let no_parameter = |name: &&str| is_buffer(name, &description, bare) || of_images(name) || beside(name);
         let buffers: Vec<String> = base.names().filter(no_parameter).map(str::to_owned).collect();
         buffers.iter().for_each(|name| base.ignore(name));
-        let saved = BTreeSet::new();
         let names_prefix = names.prefix.clone().into_owned();
-        let mut loader = Loader { base, adapter: &mut adapter, names_prefix, bare, dtype, saved };
+        let store = Arc::new(Store {
+            weights: base.again(),
+            description: description.clone(),
+            names_prefix: names_prefix.clone(),
+            bare,
+            dtype,
+        });
+        let mut loader = Loader::new(base, &mut adapter, names_prefix, bare, dtype);
         let table = [description.vocabulary, description.hidden];
         let embedding = loader.embedding::<B>(&names.embedding, table, device)?;
         let positions = match names.positions {
@@ -290,10 +340,17 @@ impl<B: Kernels> Decoder<B> {
         };
         let mut blocks = Vec::with_capacity(description.layers());
         for layer in 0..description.layers() {
-            blocks.push(match layer < resident {
-                true => Residence::Device(Box::new(assemble::block::<B>(&mut loader, &description, layer, device)?)),
-                false => {
+            let from_host = layer.saturating_sub(places.device);
+            blocks.push(match (layer < places.device, from_host < places.host) {
+                (true, _) => {
+                    Residence::Device(Box::new(assemble::block::<B>(&mut loader, &description, layer, device)?))
+                }
+                (false, true) => {
                     Residence::Host(Box::new(assemble::block::<Flex>(&mut loader, &description, layer, &FlexDevice)?))
+                }
+                (false, false) => {
+                    let block = assemble::block::<B>(&mut loader, &description, layer, device)?;
+                    Residence::Files(Box::new(InFiles::of(block, layer, &store, &loader.changed)))
                 }
             });
         }
@@ -303,13 +360,14 @@ impl<B: Kernels> Decoder<B> {
             true => Some(loader.vector::<B>(&format!("{}.bias", names.head), &[description.vocabulary], device)?),
             false => None,
         };
+        let tables = loader.adapter.tables::<B>(&description, dtype, device)?;
         loader.base.finish()?;
-        let saved = loader.saved;
+        let (saved, replaced) = (loader.saved, loader.replaced);
         if let Adapter::Saved(adapter) = &mut adapter {
             adapter.ignore(&never_read(&description));
         }
         adapter.finish()?;
-        let Outline { description, maps, fused } = Outline::with(description, &mut adapter);
+        let Outline { description, maps, fused, tables: tables_outline } = Outline::with(description, &mut adapter);
         Ok(Self {
             description,
             dtype,
@@ -330,6 +388,10 @@ impl<B: Kernels> Decoder<B> {
             fused,
             bare,
             saved,
+            replaced,
+            taken_apart: adapter.taken_apart(),
+            tables,
+            tables_outline,
         })
     }
 }
@@ -387,6 +449,19 @@ fn head<B: Kernels>(
             }
             (Some(stored), _) | (None, Some(stored)) => Some(stored.clone()),
         };
+        if let (None, Some(stored)) = (&untied, adapter.wrapped(&name)) {
+            // both are the base's one table
+            let same = match adapter.wrapped(&embedding_name) {
+                Some(of_embedding) => adapter.weights().equal(&stored, &of_embedding)?,
+                None => adapter.weights().equal_to(&stored, &loader.base, &embedding.name)?,
+            };
+            if !same {
+                let problem =
+                    "stands for the output matrix, which this model's embedding is; expected the same as that";
+                return Err(Error::tensor(folder, &stored, problem));
+            }
+            adapter.weights().ignore(&stored);
+        }
         if let Some(stored) = untied {
             let problem = "this model's output matrix is its embedding, and the adapter saves a copy of one of them without \
                            `ensure_weight_tying`, which unties the two; merge the adapter into the model and save both first";

@@ -1,5 +1,5 @@
 //! The shape of a model without its weights: what it would cost to run, before anything is loaded.
-use crate::adapter::{Adapter, AdapterSource, Place};
+use crate::adapter::{Adapter, AdapterSource, LowRank, OwnTokens, Place, TablesOutline};
 use crate::architectures::{self, Description, Part, PerLayerKind, Reads};
 use crate::config::Config;
 use crate::error::Result;
@@ -48,6 +48,8 @@ pub struct Outline {
     pub maps: Vec<Map>,
     /// An adapter's changes of all experts of a layer.
     pub fused: Vec<FusedMap>,
+    /// Its changes of the embedding and of the output matrix.
+    pub tables: TablesOutline,
 }
 
 impl Map {
@@ -105,13 +107,16 @@ impl Outline {
                 }
             }
         }
-        Self { description, maps, fused }
+        let tables = adapter.tables_outline(&description);
+        let column_norms = adapter.has_magnitudes().then_some(description.column_norms.unwrap_or_default());
+        let description = Description { column_norms, ..description };
+        Self { description, maps, fused, tables }
     }
 
     /// All parameters under the names of the full architecture, in the order of the forward pass.
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter> {
-        parameters(&self.description, &self.maps, &self.fused)
+        parameters(&self.description, &self.maps, (&self.fused, &self.tables))
     }
 
     /// The parameters that a scope selects. A checkpoint of the bare base, and an adapter's copies of base parameters, are
@@ -120,9 +125,23 @@ impl Outline {
     /// # Errors
     /// Where it selects none.
     pub fn in_scope(&self, scope: &Scope) -> Result<InScope> {
+        let chosen = InScope::select(scope, self.parameters(), &self.head_name())?;
+        self.tables.refuse_replaced(&chosen, scope)?;
+        Ok(chosen)
+    }
+
+    /// Name of the output matrix.
+    #[must_use]
+    pub fn head_name(&self) -> String {
         let names = &self.description.names;
-        let head = if self.description.tied { &names.embedding } else { &names.head };
-        InScope::select(scope, self.parameters(), &format!("{head}.weight"))
+        format!("{}.weight", if self.description.tied { &names.embedding } else { &names.head })
+    }
+
+    /// Names of the matrices of all parts of the logits.
+    pub fn logit_matrices(&self) -> impl Iterator<Item = String> {
+        let bias = self.description.head_bias.then(|| format!("{}.bias", self.description.names.head));
+        let change = self.tables.head.as_ref().map(|head| head.names[1].clone());
+        bias.into_iter().chain(change).chain([self.head_name()])
     }
 
     /// The padding token whose row of the embedding is not trained by its places in a sequence; `None` where the scope trains no
@@ -165,10 +184,18 @@ impl Outline {
 }
 
 /// The parameters of a model with some linear maps, under the names of the full architecture, in the order of the forward pass.
-pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> Vec<Parameter> {
+pub(crate) fn parameters(
+    of: &Description,
+    maps: &[Map],
+    (fused, tables): (&[FusedMap], &TablesOutline),
+) -> Vec<Parameter> {
     let mut out = Vec::new();
     let mut add = |name: String, module: &str, location: Location, layer: Option<usize>| {
-        let kind = if name.contains(".lora_") { ParameterKind::Lora } else { ParameterKind::Base };
+        let kind = match &*name {
+            name if name.contains(".lora_") => ParameterKind::Lora,
+            name if name.contains(".token_adapter.") => ParameterKind::Saved,
+            _ => ParameterKind::Base,
+        };
         out.push(Parameter { name, layer, module: module.to_owned(), location, kind });
     };
     let weight = |path: &str| format!("{path}.weight");
@@ -177,7 +204,19 @@ pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> 
     if let Some(positions) = of.names.positions {
         add(weight(positions), positions, Location::Embedding, None);
     }
-    let lora = |map: &Map| ["lora_A", "lora_B"].map(|factor| format!("{}.{factor}.weight", map.adapter_path));
+    let of_table = |low_rank: &Option<LowRank>, own: &Option<OwnTokens>| {
+        let low_rank = low_rank.iter().flat_map(|of| of.names.iter().map(|name| (name.clone(), of.module.clone())));
+        low_rank.chain(own.iter().map(|of| (of.name.clone(), of.module.clone()))).collect::<Vec<_>>()
+    };
+    for (name, module) in of_table(&tables.embedding, &tables.embedding_tokens) {
+        add(name, &module, Location::Embedding, None);
+    }
+    let magnitude = of.column_norms.map(|_| "lora_magnitude_vector");
+    let lora = |map: &Map| {
+        let tensors = ["lora_A.weight", "lora_B.weight"].into_iter().chain(magnitude);
+        let of = |tensor| format!("{}.{tensor}", map.adapter_path);
+        tensors.map(of).collect::<Vec<_>>()
+    };
     if of.per_layer.is_some() {
         let [table, projection, norm] = PerLayerKind::OUTSIDE.map(|name| of.outside(name));
         let mut add = |name: String, module: &str| add(name, module, Location::PerLayerInputs, None);
@@ -225,6 +264,9 @@ pub(crate) fn parameters(of: &Description, maps: &[Map], fused: &[FusedMap]) -> 
     }
     if of.head_bias {
         add(format!("{}.bias", of.names.head), &of.names.head, Location::Head, None);
+    }
+    for (name, module) in of_table(&tables.head, &tables.head_tokens) {
+        add(name, &module, Location::Head, None);
     }
     out
 }

@@ -1,7 +1,7 @@
 //! Walks over the parameters of a decoder: their names, their tensors, and a copy a step away.
 use crate::decoder::Decoder;
 use crate::error::Result;
-use crate::layers::{FusedLora, Linear, Norm, Part};
+use crate::layers::{Block, FusedLora, Linear, Lora, Norm, Part};
 use crate::outline;
 use crate::scope::{InScope, Parameter, ParameterKind, Scope};
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ impl<B: Kernels> Decoder<B> {
     /// All parameters, base and adapter, in the order of the forward pass.
     #[must_use]
     pub fn parameters(&self) -> Vec<Parameter> {
-        let mut all = outline::parameters(&self.description, &self.maps, &self.fused);
+        let mut all = outline::parameters(&self.description, &self.maps, (&self.fused, &self.tables_outline));
         for parameter in all.iter_mut().filter(|parameter| parameter.kind == ParameterKind::Base) {
             let prefix = if self.bare { &*self.description.names.prefix } else { "" };
             if let Some(name) = parameter.name.strip_prefix(prefix) {
@@ -32,13 +32,16 @@ impl<B: Kernels> Decoder<B> {
     /// # Errors
     /// Where it selects none.
     pub fn in_scope(&self, scope: &Scope) -> Result<InScope> {
-        InScope::select(scope, self.parameters(), self.head_name())
+        let chosen = InScope::select(scope, self.parameters(), self.head_name())?;
+        self.tables_outline.refuse_replaced(&chosen, scope)?;
+        Ok(chosen)
     }
 
     /// Calls a function with every parameter's name, whether it is a low-rank factor, and its tensor (matrices of
-    /// linear maps as `[in, out]`).
-    pub fn visit(&mut self, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+    /// linear maps as `[in, out]`); those of blocks that are in files where one of theirs is `wanted`, which are then kept in memory.
+    pub fn visit(&mut self, wanted: &dyn Fn(&str) -> bool, f: &mut NamedVisitor<'_, B>) {
         f(&self.embedding.name, false, &mut self.embedding.table);
+        self.tables.visit(f);
         if let Some(positions) = &mut self.positions {
             f(&positions.name, false, &mut positions.table);
         }
@@ -49,12 +52,7 @@ impl<B: Kernels> Decoder<B> {
         }
         let (dtype, device) = (self.dtype, &self.device);
         for block in &mut self.blocks {
-            block.visit(dtype, device, &mut |part| match part {
-                Part::Linear(map) | Part::Expert(map) => visit_linear(map, f),
-                Part::Fused(fused) => fused.iter_mut().flatten().for_each(|fused| visit_fused(fused, f)),
-                Part::Norm(norm) => visit_norm(norm, f),
-                Part::Vector(vector) => f(&vector.name.clone(), false, &mut vector.values),
-            });
+            block.visit((dtype, device), wanted, f);
         }
         visit_norm(&mut self.final_norm, f);
         if let Some(head) = &mut self.head {
@@ -76,7 +74,7 @@ impl<B: Kernels> Decoder<B> {
             moved.head = Some(moved.embedding.clone());
             moved.embedding.name.clear();
         }
-        moved.visit(&mut |name, _, tensor| {
+        moved.visit(&|name| scope.contains(name), &mut |name, _, tensor| {
             if let Some(direction) = direction.get(name).filter(|_| scope.contains(name)) {
                 *tensor = B::add_scaled(B::cast(tensor.clone(), self.dtype), direction, step);
             }
@@ -85,20 +83,43 @@ impl<B: Kernels> Decoder<B> {
     }
 }
 
-fn visit_linear<B: Kernels>(map: &mut Linear<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+/// Takes parameters one by one: name, whether it is a low-rank factor, tensor.
+pub type NamedVisitor<'a, B> = dyn FnMut(&str, bool, &mut FloatTensor<B>) + 'a;
+
+/// Calls a function with every parameter of a block.
+pub(crate) fn visit_block<B: Kernels>(block: &mut Block<B>, f: &mut NamedVisitor<'_, B>) {
+    block.visit(&mut |part| match part {
+        Part::Linear(map) | Part::Expert(map) => visit_linear(map, f),
+        Part::Fused(fused) => fused.iter_mut().flatten().for_each(|fused| visit_fused(fused, f)),
+        Part::Norm(norm) => visit_norm(norm, f),
+        Part::Vector(vector) => f(&vector.name.clone(), false, &mut vector.values),
+    });
+}
+
+fn visit_linear<B: Kernels>(map: &mut Linear<B>, f: &mut NamedVisitor<'_, B>) {
     let (weight_name, bias_name) = (map.weight_name(), map.bias_name());
     f(&weight_name, false, &mut map.weight);
     if let Some(bias) = &mut map.bias {
         f(&bias_name, false, bias);
     }
     if let Some(lora) = &mut map.lora {
-        let (a_name, b_name) = (lora.a_name(), lora.b_name());
-        f(&a_name, true, &mut lora.a);
-        f(&b_name, true, &mut lora.b);
+        visit_lora(lora, f);
+        if let Some(magnitude) = &mut lora.magnitude {
+            magnitude.renew(&map.weight, [&lora.a, &lora.b], lora.scale);
+        }
     }
 }
 
-fn visit_fused<B: Kernels>(fused: &mut FusedLora<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+pub(crate) fn visit_lora<B: Kernels>(lora: &mut Lora<B>, f: &mut NamedVisitor<'_, B>) {
+    let (a_name, b_name, magnitude_name) = (lora.a_name(), lora.b_name(), lora.magnitude_name());
+    f(&a_name, true, &mut lora.a);
+    f(&b_name, true, &mut lora.b);
+    if let Some(magnitude) = &mut lora.magnitude {
+        f(&magnitude_name, true, &mut magnitude.values);
+    }
+}
+
+pub(crate) fn visit_fused<B: Kernels>(fused: &mut FusedLora<B>, f: &mut NamedVisitor<'_, B>) {
     for expert in 0..fused.a.len() {
         f(&fused.a_name(expert), true, &mut fused.a[expert]);
         for piece in 0..fused.b.len() {
@@ -107,7 +128,7 @@ fn visit_fused<B: Kernels>(fused: &mut FusedLora<B>, f: &mut impl FnMut(&str, bo
     }
 }
 
-fn visit_norm<B: Kernels>(norm: &mut Norm<B>, f: &mut impl FnMut(&str, bool, &mut FloatTensor<B>)) {
+fn visit_norm<B: Kernels>(norm: &mut Norm<B>, f: &mut NamedVisitor<'_, B>) {
     if norm.gain_name.is_empty() {
         return;
     }

@@ -1,6 +1,32 @@
-//! Where the weights of blocks are: on the device, or in the host's memory until they are used.
-use crate::layers::{Block, Visitor};
+//! Where the weights of blocks are: on the device, in the host's memory, or in the checkpoint's files until they are used.
+use crate::adapter::Adapter;
+use crate::architectures::Description;
+use crate::assemble;
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use crate::layers::{Block, FusedLora, Lora, Part, whole};
+use crate::load::Loader;
+use crate::parameters::{NamedVisitor, visit_block, visit_fused, visit_lora};
+use crate::weights::Weights;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData, TensorMetadata};
+
+/// How many blocks are where: the first ones on the device, the next in the host's memory, and the others in the checkpoint's
+/// files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// On the device.
+    pub device: usize,
+    /// In the host's memory.
+    pub host: usize,
+}
+
+impl Places {
+    /// All on the device.
+    pub const DEVICE: Self = Self { device: usize::MAX, host: 0 };
+}
 
 /// A block, wherever its weights are.
 #[derive(Clone, Debug)]
@@ -9,6 +35,8 @@ pub(crate) enum Residence<B: Kernels> {
     Device(Box<Block<B>>),
     /// In the host's memory; copied to the device for each use.
     Host(Box<Block<Flex>>),
+    /// In the checkpoint's files; read for each use.
+    Files(Box<InFiles<B>>),
 }
 
 /// A block that is on the device for now.
@@ -30,33 +58,231 @@ impl<B: Kernels> std::ops::Deref for OnDevice<'_, B> {
     }
 }
 
-/// A tensor of the host, on the device.
-fn to_device<B: Kernels>(x: &FloatTensor<Flex>, dtype: DType, device: &B::Device) -> FloatTensor<B> {
-    B::upload(x.clone().into_data().convert_dtype(dtype), device)
+/// Where blocks are read from.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub weights: Weights,
+    pub description: Description,
+    pub names_prefix: String,
+    pub bare: bool,
+    pub dtype: DType,
+}
+
+impl Store {
+    /// The weights of a block, without an adapter.
+    fn read(&self, layer: usize) -> Result<Block<Flex>> {
+        let Self { weights, description, names_prefix, bare, dtype } = self;
+        let mut plain = Adapter::None;
+        let mut loader = Loader::new(weights.again(), &mut plain, names_prefix.clone(), *bare, *dtype);
+        assemble::block::<Flex>(&mut loader, description, layer, &FlexDevice)
+    }
+}
+
+/// A block whose weights are read for each use; what an adapter changes of it stays on the device.
+#[derive(Clone, Debug)]
+pub(crate) struct InFiles<B: Kernels> {
+    layer: usize,
+    store: Arc<Store>,
+    /// Changes of its linear maps, in their order.
+    loras: Vec<Option<Lora<B>>>,
+    /// Changes of all experts.
+    fused: Vec<[Option<FusedLora<B>>; 2]>,
+    /// Tensors that are not as the files have them.
+    own: BTreeMap<String, FloatTensor<B>>,
+    /// Names of all tensors of the base.
+    names: Vec<String>,
+}
+
+/// Calls a function with every tensor of the base, by name.
+fn base_tensors<B: Kernels>(block: &mut Block<B>, f: &mut dyn FnMut(String, &mut FloatTensor<B>)) {
+    block.visit(&mut |part| match part {
+        Part::Linear(map) | Part::Expert(map) => {
+            let (weight, bias) = (map.weight_name(), map.bias_name());
+            f(weight, &mut map.weight);
+            if let Some(of) = &mut map.bias {
+                f(bias, of);
+            }
+        }
+        Part::Fused(_) => {}
+        Part::Norm(norm) if norm.gain_name.is_empty() => {}
+        Part::Norm(norm) => {
+            let bias = norm.bias_name();
+            f(norm.gain_name.clone(), &mut norm.gain);
+            if let Some(of) = &mut norm.bias {
+                f(bias, of);
+            }
+        }
+        Part::Vector(vector) => f(vector.name.clone(), &mut vector.values),
+    });
+}
+
+impl<B: Kernels> InFiles<B> {
+    /// What stays of a block that was loaded: all that is not as the files have it.
+    pub fn of(mut block: Block<B>, layer: usize, store: &Arc<Store>, own: &BTreeSet<String>) -> Self {
+        let (mut loras, mut fused) = (Vec::new(), Vec::new());
+        block.visit(&mut |part| match part {
+            Part::Linear(map) | Part::Expert(map) => loras.push(map.lora.take()),
+            Part::Fused(of) => fused.push(std::mem::replace(of, [None, None])),
+            Part::Norm(_) | Part::Vector(_) => {}
+        });
+        let (mut kept, mut names) = (BTreeMap::new(), Vec::new());
+        base_tensors(&mut block, &mut |name, tensor| {
+            if own.contains(whole(&name)) {
+                kept.insert(name.clone(), tensor.clone());
+            }
+            names.push(name);
+        });
+        Self { layer, store: store.clone(), loras, fused, own: kept, names }
+    }
+
+    /// The block with what was read.
+    fn with(&self, read: &Block<Flex>, dtype: DType, device: &B::Device) -> Block<B> {
+        let mut block = read.convert(&|x| B::from_host(x, dtype, device));
+        let (mut loras, mut fused) = (self.loras.iter(), self.fused.iter());
+        block.visit(&mut |part| match part {
+            Part::Linear(map) | Part::Expert(map) => map.lora = loras.next().cloned().flatten(),
+            Part::Fused(of) => *of = fused.next().cloned().unwrap_or([None, None]),
+            Part::Norm(_) | Part::Vector(_) => {}
+        });
+        if !self.own.is_empty() {
+            base_tensors(&mut block, &mut |name, tensor| {
+                if let Some(own) = self.own.get(&name) {
+                    *tensor = own.clone();
+                }
+            });
+        }
+        block
+    }
+
+    /// Whether its tensors have to be read so that all that are wanted are seen as they are.
+    fn wants_files(&self, wanted: &dyn Fn(&str) -> bool) -> bool {
+        // norms of columns are of the weights too
+        let lengths = self.loras.iter().flatten().any(|lora| lora.magnitude.is_some() && wanted(&lora.a_name()));
+        lengths || self.names.iter().any(|name| wanted(whole(name)))
+    }
+
+    /// Calls a function with every tensor that stays on the device.
+    fn visit_changes(&mut self, f: &mut NamedVisitor<'_, B>) {
+        self.loras.iter_mut().flatten().for_each(|lora| visit_lora(lora, f));
+        self.fused.iter_mut().flatten().flatten().for_each(|fused| visit_fused(fused, f));
+    }
+
+    /// Calls a function with every tensor, and keeps those that are wanted, which may have been changed.
+    fn visit_all(
+        &mut self,
+        (dtype, device): (DType, &B::Device),
+        wanted: &dyn Fn(&str) -> bool,
+        f: &mut NamedVisitor<'_, B>,
+    ) {
+        let mut block = self.with(&read_or_stop(self.store.read(self.layer)), dtype, device);
+        visit_block(&mut block, f);
+        let mut own = std::mem::take(&mut self.own);
+        base_tensors(&mut block, &mut |name, tensor| {
+            if wanted(whole(&name)) || own.contains_key(&name) {
+                own.insert(name, tensor.clone());
+            }
+        });
+        let of = Self::of(block, self.layer, &self.store, &BTreeSet::new());
+        (self.loras, self.fused, self.own) = (of.loras, of.fused, own);
+    }
+
+    /// Changes it as a whole, and keeps what is not as the files have it.
+    pub fn change(
+        &mut self,
+        dtype: DType,
+        device: &B::Device,
+        f: impl FnOnce(&mut Block<B>) -> Result<()>,
+    ) -> Result<()> {
+        let mut block = self.with(&self.store.read(self.layer)?, dtype, device);
+        f(&mut block)?;
+        let of = Self::of(block, self.layer, &self.store, &BTreeSet::new());
+        (self.loras, self.fused) = (of.loras, of.fused);
+        Ok(())
+    }
+
+    /// The same without an adapter.
+    pub fn without_adapter(&mut self) {
+        self.loras.iter_mut().for_each(|lora| *lora = None);
+        self.fused.iter_mut().for_each(|fused| *fused = [None, None]);
+    }
+}
+
+/// A block that was read; what cannot be read any more ends the work, with the error as the payload of its panic.
+fn read_or_stop<T>(read: Result<T>) -> T {
+    read.unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error)))
 }
 
 impl<B: Kernels> Residence<B> {
-    /// The block, on the device.
-    pub fn on_device(&self, dtype: DType, device: &B::Device) -> OnDevice<'_, B> {
+    /// Calls a function with every tensor that stays in memory, and with those of files where one is wanted; keeps what was changed.
+    pub fn visit(&mut self, on: (DType, &B::Device), wanted: &dyn Fn(&str) -> bool, f: &mut NamedVisitor<'_, B>) {
+        let (dtype, device) = on;
         match self {
-            Self::Device(block) => OnDevice::Resident(block),
-            Self::Host(block) => OnDevice::Copied(Box::new(block.convert(&|x| to_device::<B>(x, dtype, device)))),
-        }
-    }
-
-    /// Shows every part of the block as it is on the device, and keeps what was changed.
-    pub fn visit(&mut self, dtype: DType, device: &B::Device, f: &mut Visitor<'_, B>) {
-        match self {
-            Self::Device(block) => block.visit(f),
+            Self::Device(block) => visit_block(block, f),
             Self::Host(block) => {
-                let mut copy: Block<B> = block.convert(&|x| to_device::<B>(x, dtype, device));
-                copy.visit(f);
+                let mut copy: Block<B> = block.convert(&|x| B::from_host(x, dtype, device));
+                visit_block(&mut copy, f);
                 let host = |x: &FloatTensor<B>| {
                     let values = TensorData::new(B::download(x), x.shape());
                     Flex::upload(values.convert_dtype(dtype), &FlexDevice)
                 };
                 **block = copy.convert(&host);
             }
+            Self::Files(of) if of.wants_files(wanted) => of.visit_all(on, wanted, f),
+            Self::Files(of) => of.visit_changes(f),
         }
     }
+}
+
+impl<B: Kernels> Decoder<B> {
+    /// Calls a function with blocks in an order, until it says that it has enough. Those in files are read one ahead: the next while the
+    /// function is at work.
+    pub(crate) fn each_block(&self, order: &[usize], f: &mut dyn FnMut(usize, &Block<B>) -> bool) {
+        let (dtype, device) = (self.dtype, &self.device);
+        let in_files: Vec<(Arc<Store>, usize)> = order
+            .iter()
+            .filter_map(|layer| match &self.blocks[*layer] {
+                Residence::Files(of) => Some((of.store.clone(), *layer)),
+                Residence::Device(_) | Residence::Host(_) => None,
+            })
+            .collect();
+        let on_device = |layer: usize, next: &mut dyn FnMut() -> Option<Block<Flex>>| match &self.blocks[layer] {
+            Residence::Device(block) => Some(OnDevice::Resident(block)),
+            Residence::Host(block) => {
+                Some(OnDevice::Copied(Box::new(block.convert(&|x| B::from_host(x, dtype, device)))))
+            }
+            Residence::Files(of) => next().map(|read| OnDevice::Copied(Box::new(of.with(&read, dtype, device)))),
+        };
+        let mut run = |next: &mut dyn FnMut() -> Option<Block<Flex>>| {
+            for layer in order {
+                let Some(block) = on_device(*layer, next) else { return };
+                if !f(*layer, &block) {
+                    return;
+                }
+            }
+        };
+        if in_files.is_empty() {
+            return run(&mut || None);
+        }
+        std::thread::scope(|scope| {
+            // what was read waits at the channel, so that there are two blocks at a time
+            let (send, receive) = sync_channel(0);
+            scope.spawn(move || {
+                for (store, layer) in in_files {
+                    if send.send(store.read(layer)).is_err() {
+                        return;
+                    }
+                }
+            });
+            run(&mut || receive.recv().ok().map(read_or_stop));
+            drop(receive);
+        });
+    }
+}
+
+/// What a panic says that a file could not be read, where that is why.
+///
+/// # Errors
+/// The payload, where it is of something else.
+pub fn stopped_by(payload: Box<dyn std::any::Any + Send>) -> std::result::Result<Error, Box<dyn std::any::Any + Send>> {
+    payload.downcast::<Error>().map(|error| *error)
 }

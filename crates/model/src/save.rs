@@ -172,7 +172,10 @@ impl<B: Kernels> Decoder<B> {
             });
             return (shape.unwrap_or(kept), Layout::Same);
         }
-        let of_map = parameter.layer.is_some() || parameter.module.ends_with(PerLayerKind::OUTSIDE[1]);
+        // B of the output matrix's change is kept as it is stored
+        let of_table = parameter.kind == ParameterKind::Lora && parameter.layer.is_none();
+        let of_table = of_table && self.tables.head.as_ref().is_none_or(|head| head.names[1] != name);
+        let of_map = parameter.layer.is_some() || of_table || parameter.module.ends_with(PerLayerKind::OUTSIDE[1]);
         let linear = of_map && kept.len() == 2;
         let as_stored = parameter.kind != ParameterKind::Lora && of.names.conv1d;
         match linear && !as_stored {
@@ -190,7 +193,7 @@ impl<B: Kernels> Decoder<B> {
         let parameters: HashMap<String, Parameter> =
             self.parameters().into_iter().map(|parameter| (parameter.name.clone(), parameter)).collect();
         let model = self.clone();
-        self.visit(&mut |name, _, tensor| {
+        self.visit(&|name| chosen(&parameters[name]), &mut |name, _, tensor| {
             let parameter = &parameters[whole(name)];
             if chosen(parameter) {
                 let (shape, layout) = model.place(name, parameter, tensor);

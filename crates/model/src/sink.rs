@@ -1,5 +1,5 @@
 //! Where a backward pass delivers: a sink gets each parameter's inputs and cotangents and reduces them at once.
-use tanglescope_kernels::{FloatTensor, HeadCotangents, Kernels, RowSet, SoftCap};
+use tanglescope_kernels::{FloatTensor, HeadCotangents, Kernels, RowSet, SoftCap, TensorMetadata, as_index};
 
 /// A table whose rows are added to the residual stream.
 #[derive(Clone, Debug)]
@@ -16,6 +16,36 @@ pub struct Factor<'a, B: Kernels> {
     pub name: String,
     /// Cotangent of its output.
     pub delta: &'a FloatTensor<B>,
+}
+
+/// What a linear parameter meets: inputs `x[N, n]`, cotangents `delta[R, m]` of its output, and whose they are.
+pub(crate) struct LinearRows<B: Kernels> {
+    pub x: FloatTensor<B>,
+    pub delta: FloatTensor<B>,
+    pub rows: RowSet,
+}
+
+impl<B: Kernels> LinearRows<B> {
+    /// What the same cotangents meet in two places.
+    pub fn and(&self, other: &Self) -> Self {
+        let (first, more) = (self.x.shape()[0], other.x.shape()[0]);
+        let (rows, [own, others]) = self.rows.and(&other.rows, first);
+        let joined = |a: &FloatTensor<B>, b: &FloatTensor<B>, [of_a, of_b]: [&[u32]; 2], all: usize| {
+            B::add_scaled(B::scatter_add(a, of_a, all), &B::scatter_add(b, of_b, all), 1.0)
+        };
+        let places: Vec<u32> = (0..as_index(first + more)).collect();
+        let (of_x, of_inputs) = places.split_at(first);
+        Self {
+            x: joined(&self.x, &other.x, [of_x, of_inputs], first + more),
+            delta: joined(&self.delta, &other.delta, [&own, &others], rows.index.len()),
+            rows,
+        }
+    }
+
+    /// Hands it to a sink, as a parameter's.
+    pub fn deliver(&self, name: &str, sink: &mut dyn Sink<B>) {
+        sink.linear(&self.x, &[Factor { name: name.to_owned(), delta: &self.delta }], &self.rows);
+    }
 }
 
 /// What the rows of the head predict: row i predicts `targets[i]`.

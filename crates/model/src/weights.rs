@@ -4,13 +4,14 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use tanglescope_checkpoint::{Layout, Stored, Tensors};
 use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorData};
 
 /// The tensors of a checkpoint, each to be taken once.
 #[derive(Debug, Default)]
 pub(crate) struct Weights {
-    tensors: Tensors,
+    tensors: Arc<Tensors>,
     taken: BTreeSet<String>,
     /// Whether every tensor that is asked for is made up.
     synthetic: bool,
@@ -19,12 +20,18 @@ pub(crate) struct Weights {
 impl Weights {
     /// Opens the checkpoint of a folder; see [`Tensors::open`].
     pub fn open(folder: &Path, stem: &str) -> Result<Self> {
-        Ok(Self { tensors: Tensors::open(folder, stem)?, ..Self::default() })
+        Ok(Self { tensors: Arc::new(Tensors::open(folder, stem)?), ..Self::default() })
     }
 
     /// The same with quantised tensors as their values; see [`Tensors::put_together`].
     pub fn put_together(self, fp8_block: Option<[usize; 2]>) -> Result<Self> {
-        Ok(Self { tensors: self.tensors.put_together(fp8_block)?, ..self })
+        let tensors = Arc::try_unwrap(self.tensors).unwrap_or_else(|shared| Tensors::clone(&shared));
+        Ok(Self { tensors: Arc::new(tensors.put_together(fp8_block)?), ..self })
+    }
+
+    /// The same tensors, none of them taken.
+    pub fn again(&self) -> Self {
+        Self { tensors: self.tensors.clone(), taken: BTreeSet::new(), synthetic: self.synthetic }
     }
 
     /// Weights that are no file's: matrices of small numbers without a pattern, gains of one. For measurements of speed.
@@ -102,11 +109,19 @@ impl Weights {
     /// # Errors
     /// Where one cannot be read.
     pub fn equal(&self, a: &str, b: &str) -> Result<bool> {
+        self.equal_to(a, self, b)
+    }
+
+    /// Whether a stored tensor holds the same numbers as one stored elsewhere.
+    ///
+    /// # Errors
+    /// Where one cannot be read.
+    pub fn equal_to(&self, a: &str, other: &Self, b: &str) -> Result<bool> {
         if self.synthetic {
             return Ok(true);
         }
-        let read = |name: &str| self.tensors.read::<f64>(name, Layout::Same);
-        Ok(self.shape(a) == self.shape(b) && read(a)? == read(b)?)
+        let read = |of: &Self, name: &str| of.tensors.read::<f64>(name, Layout::Same);
+        Ok(self.shape(a) == other.shape(b) && read(self, a)? == read(other, b)?)
     }
 
     /// Checks that nothing was left over.
@@ -149,6 +164,22 @@ fn brief_shape(shape: &[usize]) -> String {
         0..=8 => format!("{shape:?}"),
         n => format!("{:?} and {} dimensions more", &shape[..8], n - 8),
     }
+}
+
+/// Share of a model folder's values that are in matrices which stay in bfloat16 in the host's memory.
+///
+/// # Errors
+/// Where a file cannot be read.
+pub fn narrow_share(folder: &Path) -> Result<f64> {
+    let tensors = Tensors::open(folder, "model")?;
+    let (mut narrow, mut all) = (0.0, 0.0);
+    for stored in tensors.names().filter_map(|name| tensors.get(name)) {
+        let values = stored.shape().iter().map(|n| *n as f64).product::<f64>();
+        all += values;
+        // what is quantised has fewer entries than values, and becomes bfloat16's where those are
+        narrow += if stored.shape().len() >= 2 && (stored.fits_bf16() || stored.is_quantised()) { values } else { 0.0 };
+    }
+    Ok(if all > 0.0 { narrow / all } else { 0.0 })
 }
 
 /// SHA-256 of a model folder's weights and config, which stand for the model.

@@ -189,6 +189,9 @@ pub struct AnalysisIdentity {
     /// The padding token whose row of the embedding its places do not train; `None` where every row in scope is trained.
     #[serde(default)]
     pub padding_row: Option<u32>,
+    /// Whether gradients go through the norms of columns of a `DoRA` adapter, which trainers hold fixed.
+    #[serde(default)]
+    pub through_dora_norm: bool,
     /// Number type.
     pub dtype: String,
     /// What is measured because an objective asks for it.

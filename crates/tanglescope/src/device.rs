@@ -1,6 +1,7 @@
 //! Which device a run uses.
 use crate::error::{Error, Result};
-use std::panic::AssertUnwindSafe;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
@@ -9,6 +10,7 @@ use tanglescope_kernels::device::{
     vulkan_devices,
 };
 use tanglescope_kernels::{Backend, DType, Flex, FlexDevice, Kernels};
+use tanglescope_model::stopped_by;
 
 /// Number type of weights and activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +150,7 @@ impl Device {
     /// Runs work on the device.
     pub(crate) fn run<W: OnDevice>(&self, work: W) -> Result<W::Output> {
         match self {
-            Self::Cpu => work.run::<Flex>(&FlexDevice),
+            Self::Cpu => readable(|| work.run::<Flex>(&FlexDevice)).unwrap_or_else(|other| resume_unwind(other)),
             Self::Cuda(device, _) => self.guarded(|| work.run::<Cuda>(device)),
             Self::Vulkan(device, _) => self.guarded(|| work.run::<Vulkan>(device)),
         }
@@ -174,7 +176,7 @@ impl Device {
             }));
         });
         AT_WORK.fetch_add(1, Ordering::Relaxed);
-        let result = std::panic::catch_unwind(AssertUnwindSafe(work));
+        let result = readable(work);
         AT_WORK.fetch_sub(1, Ordering::Relaxed);
         result.unwrap_or_else(|_| {
             let said = first().take().unwrap_or_default();
@@ -246,6 +248,11 @@ impl Device {
         let found = self.found().map(|found| found.name.clone());
         DeviceReport { shown: self.to_string(), device: name, name: found, memory_bytes, software, dtypes, features }
     }
+}
+
+/// Runs work; where a file of a model could not be read any more, that is its error.
+fn readable<T>(work: impl FnOnce() -> Result<T>) -> std::result::Result<Result<T>, Box<dyn Any + Send>> {
+    catch_unwind(AssertUnwindSafe(work)).or_else(|payload| Ok(Err(stopped_by(payload)?.into())))
 }
 
 /// Name of a number type.

@@ -67,7 +67,7 @@ pub use error::{Error, Result};
 pub use estimate::Estimate;
 pub use inspect::{AdapterFound, Inspection, ModelFound, PairCost, RunFound, inspect};
 pub use listener::{Amount, Listener};
-pub use options::{DataOptions, Measured, ModelOptions, ObjectiveChoice, PaddingRow, ReferenceModel, RowOptions};
+pub use options::{DataOptions, Derivative, Measured, ModelOptions, ObjectiveChoice, ReferenceModel, RowOptions};
 pub use placement::Placement;
 pub use records::Folder;
 pub use report::{ReportFormat, ReportOptions, report};

@@ -3,12 +3,12 @@ use crate::device::{Device, dtype_name};
 use crate::error::{Error, Result};
 use crate::folder::{Kind, expect};
 use crate::listener::Listener;
-use crate::options::{Measured, ModelOptions, PaddingRow};
+use crate::options::{Derivative, Measured, ModelOptions};
 use crate::placement::Placement;
 use crate::rates;
 use std::path::{Path, PathBuf};
-use tanglescope_kernels::{DType, Kernels};
-use tanglescope_model::{AdapterSource, Decoder, FreshLora, Outline, Scope};
+use tanglescope_kernels::{DType, Flex, Kernels, Memory};
+use tanglescope_model::{AdapterSource, ColumnNorms, Decoder, FreshLora, Outline, Places, Scope, narrow_share};
 
 /// A model to load, and what of it is measured.
 #[derive(Clone, Debug)]
@@ -20,7 +20,9 @@ pub(crate) struct Model {
     /// The parameters in question.
     pub scope: Scope,
     /// Whether the padding token's row of the embedding is trained.
-    pub padding_row: PaddingRow,
+    pub padding_row: Derivative,
+    /// Whether gradients go through the norms of columns of a `DoRA` adapter.
+    pub dora_norm: Derivative,
     /// Number type.
     pub dtype: DType,
     /// Where it runs.
@@ -70,8 +72,9 @@ impl Model {
             }
             (None, _) => AdapterSource::None,
         };
-        let (scope, padding_row, memory) = (options.scope.clone(), options.padding_row, bytes(options.memory)?);
-        Ok(Self { folder, adapter, scope, padding_row, dtype, device, memory })
+        let Measured { padding_row, dora_norm, .. } = *options;
+        let (scope, memory) = (options.scope.clone(), bytes(options.memory)?);
+        Ok(Self { folder, adapter, scope, padding_row, dora_norm, dtype, device, memory })
     }
 
     /// What stands for a model's adapter: the hash of a saved one, or the settings of a fresh one.
@@ -99,6 +102,15 @@ impl Model {
         self.adapter_folder().into_iter().chain([self.folder.as_path()]).collect()
     }
 
+    /// Sixteenths of a byte that a weight takes in the host's memory, on average: matrices stay in bfloat16 where they are stored so.
+    pub(crate) fn bytes_on_host(&self) -> usize {
+        let narrow = if Flex::takes_stored(DType::BF16) { narrow_share(&self.folder).unwrap_or(0.0) } else { 0.0 };
+        let bytes = self.dtype.size() as f64 * (1.0 - narrow) + DType::BF16.size() as f64 * narrow;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most 128
+        let sixteenths = (16.0 * bytes).ceil() as usize;
+        sixteenths
+    }
+
     /// The model's dimensions, read without its weights.
     pub fn outline(&self) -> Result<Outline> {
         Ok(Outline::read(&self.folder, &self.adapter)?)
@@ -106,7 +118,7 @@ impl Model {
 
     /// The padding token whose row of the embedding is in scope and not trained by its places in a sequence.
     pub fn padding_token(&self) -> Result<Option<u32>> {
-        if self.padding_row == PaddingRow::Exact {
+        if self.padding_row == Derivative::Exact {
             return Ok(None);
         }
         let outline = self.outline()?;
@@ -114,14 +126,29 @@ impl Model {
         Ok(outline.in_scope(&self.scope).ok().and_then(|scope| outline.padding_row(&scope)))
     }
 
+    /// Whether gradients go through norms that trainers hold fixed.
+    pub fn through_dora_norm(&self) -> Result<bool> {
+        Ok(self.dora_norm == Derivative::Exact && self.outline()?.description.column_norms.is_some())
+    }
+
     /// Loads the model in a number type.
     pub fn load<B: Kernels>(&self, dtype: DType, device: &B::Device, listener: &dyn Listener) -> Result<Decoder<B>> {
         // what a folder cannot be read for is said by the loader, which looks at everything in order
         let placement = self.outline().ok().map(|outline| Placement::of(self, &outline));
-        let resident = placement.map_or(usize::MAX, |p| p.resident);
-        let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, resident)?;
-        if self.padding_row == PaddingRow::Exact {
+        let places = placement.map_or(Places::DEVICE, |p| p.places);
+        let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, places)?;
+        if self.padding_row == Derivative::Exact {
             model.description.padding_row = None;
+        }
+        if self.dora_norm == Derivative::Exact {
+            let norms = &mut model.description.column_norms;
+            *norms = norms.map(|_| ColumnNorms::Differentiated);
+        }
+        if let Some(init) = model.taken_apart {
+            listener.note(&format!(
+                "adapter: `init_lora_weights` is {init}: the base is without the part of each weight that the factors began as, \
+                 computed anew as peft does"
+            ));
         }
         if let Some(wrapper) = model.description.wrapper {
             listener.left_out(&format!(
@@ -135,11 +162,24 @@ impl Model {
                 "model: weights are stored as {ways}; what is measured is the function of the values that those stand for"
             ));
         }
-        if resident < model.description.layers() {
-            let layers = model.description.layers();
+        let layers = model.description.layers();
+        let in_host = places.host.min(layers.saturating_sub(places.device));
+        if in_host > 0 {
             listener.fell_back(&format!(
-                "memory: {} of {layers} blocks do not fit the device and are copied to it when they are used",
-                layers - resident
+                "memory: {in_host} of {layers} blocks do not fit the device and are copied to it when they are used"
+            ));
+        }
+        if let Some(in_files) = placement.map(|of| of.in_files(layers)).filter(|n| *n > 0) {
+            listener.fell_back(&format!(
+                "memory: {in_files} of {layers} blocks do not fit and are read from the checkpoint's files whenever they are used"
+            ));
+        }
+        if let (Some(held), Some(memory)) = (placement.map(|of| of.held), self.memory.filter(|_| self.device.is_cpu()))
+            && held > memory
+        {
+            let [held, memory] = [held, memory].map(|bytes| bytes as f64 / f64::from(1u32 << 30));
+            listener.fell_back(&format!(
+                "memory: {memory:.2} GiB are less than the tables of tokens and two blocks take, {held:.2} GiB, without which it cannot run"
             ));
         }
         model.activation_bytes = placement.and_then(|p| p.activations);
@@ -158,6 +198,14 @@ impl Model {
                 "embedding: its row of pad_token_id {token} is not trained by the token's places in a sequence, as in torch; option \
                  `padding_row` = exact takes the function's derivative"
             ));
+        }
+        if self.dora_norm == Derivative::Trainer
+            && self.outline().is_ok_and(|outline| outline.description.column_norms.is_some())
+        {
+            listener.note(
+                "adapter: DoRA, whose norms of columns are held fixed in gradients, as in peft; option `dora_norm` = exact goes \
+                 through them",
+            );
         }
         if let AdapterSource::Fresh(fresh) = &self.adapter {
             let FreshLora { r, lora_alpha, seed, .. } = fresh;

@@ -39,7 +39,9 @@ pub struct Measured {
     /// Seed of the fresh adapter, of samples, and of the order of training.
     pub seed: u64,
     /// Whether the embedding's row of the padding token is trained by its places in a sequence.
-    pub padding_row: PaddingRow,
+    pub padding_row: Derivative,
+    /// Whether gradients go through the norms of columns of a `DoRA` adapter.
+    pub dora_norm: Derivative,
     /// Number type of weights and activations.
     pub dtype: Precision,
     /// Where it runs; the best device present where none is given.
@@ -49,12 +51,13 @@ pub struct Measured {
     pub memory: Option<f64>,
 }
 
-/// What the gradient of the embedding has in the row of `pad_token_id`, which chats often end their turns with.
+/// Which derivative is taken where trainers take one that is not the function's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PaddingRow {
-    /// What torch's `nn.Embedding` with `padding_idx` has: nothing for its places in a sequence.
+pub enum Derivative {
+    /// The trainers': torch's `nn.Embedding` with `padding_idx` has nothing for the places of that token in a sequence, which chats often
+    /// end their turns with; PEFT holds the norms of `DoRA`'s columns fixed.
     Trainer,
-    /// The derivative of the function.
+    /// That of the function.
     Exact,
 }
 
@@ -66,7 +69,8 @@ impl Default for Measured {
             lora_alpha: None,
             lora_targets: Vec::new(),
             seed: 0,
-            padding_row: PaddingRow::Trainer,
+            padding_row: Derivative::Trainer,
+            dora_norm: Derivative::Trainer,
             dtype: Precision::F32,
             device: None,
             memory: None,

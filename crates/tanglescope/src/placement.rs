@@ -1,45 +1,81 @@
 //! What of a model is where, and how much of it runs together.
 use crate::model::Model;
 use tanglescope_gram::plan;
-use tanglescope_model::Outline;
+use tanglescope_model::{Outline, Places};
 
 /// What of a model is where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// Bytes of all weights.
     pub weights: usize,
-    /// Transformer blocks whose weights stay on the device.
-    pub resident: usize,
+    /// Transformer blocks whose weights stay on the device, and in the host's memory beside it; the others are in the checkpoint's files.
+    pub places: Places,
+    /// Bytes that weights take at the same time, those of a block in files at work and of the next among them.
+    pub held: usize,
     /// Bytes that the activations of a batch may take; `None` where that is not known.
     pub activations: Option<usize>,
     /// Batches that run side by side.
     pub at_once: usize,
 }
 
+/// Blocks in files that are in memory together: the one at work, and the next.
+const READ_AHEAD: usize = 2;
+
+/// Bytes of the host's memory that are free.
+fn free() -> usize {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    usize::try_from(system.available_memory()).unwrap_or(usize::MAX)
+}
+
 impl Placement {
-    /// Places a model: weights first, in at most 70 % of a device's memory, and activations in what that leaves.
+    /// Places a model: weights first, in at most 70 % of the memory, and activations in what that leaves.
     pub(crate) fn of(model: &Model, outline: &Outline) -> Self {
         let (outside, block) = outline.values();
-        let (outside, block) = (outside * model.dtype.size(), block * model.dtype.size());
         let layers = outline.description.layers();
-        let weights = outside + block * layers;
+        let host_size = model.bytes_on_host();
         if model.device.is_cpu() {
-            let mut system = sysinfo::System::new();
-            system.refresh_memory();
-            // half of what is free: estimates leave out small things, and the machine may have other work
-            let free = usize::try_from(system.available_memory()).unwrap_or(usize::MAX).saturating_sub(weights) / 2;
-            let (at_once, activations) = (plan::BATCHES_IN_FLIGHT, model.memory.unwrap_or(free));
-            return Self { weights, resident: layers, activations: Some(activations / at_once), at_once };
+            return Self::on_cpu(model, [outside, block].map(|values| host_size * values / 16), layers);
         }
+        let [outside, block] = [outside, block].map(|values| values * model.dtype.size());
+        let weights = outside + block * layers;
         let at_once = plan::BATCHES_IN_FLIGHT_ON_DEVICE;
         // a tenth is left to the driver and to what kernels need in passing
         let Some(memory) = model.memory.or_else(|| Some(model.device.memory()? / 10 * 9)) else {
-            return Self { weights, resident: layers, activations: None, at_once };
+            let places = Places { device: layers, host: 0 };
+            return Self { weights, places, held: weights, activations: None, at_once };
         };
         let room = memory / 10 * 7;
-        let resident = if weights <= room { layers } else { room.saturating_sub(outside) / block.max(1) };
-        let resident = resident.min(layers);
-        Self { weights, resident, activations: Some(memory.saturating_sub(outside + block * resident)), at_once }
+        let device = if weights <= room { layers } else { room.saturating_sub(outside) / block.max(1) };
+        let device = device.min(layers);
+        // the copies of the blocks at work are beside those that stay
+        let held = outside + block * (device + usize::from(device < layers));
+        let of_host = block / model.dtype.size() * host_size / 16;
+        let host = (free() / 10 * 7 / of_host.max(1)).min(layers - device);
+        let places = Places { device, host };
+        Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once }
+    }
+
+    /// The same on the processor, from bytes of what is outside the blocks and of the largest block.
+    fn on_cpu(model: &Model, [outside, block]: [usize; 2], layers: usize) -> Self {
+        let weights = outside + block * layers;
+        let memory = model.memory.unwrap_or_else(free);
+        if weights <= memory / 10 * 7 {
+            // estimates leave out small things, and where no bound is given the machine may have other work
+            let left = (memory - weights) / if model.memory.is_some() { 1 } else { 2 };
+            let (at_once, places) = (plan::BATCHES_IN_FLIGHT, Places { device: layers, host: 0 });
+            return Self { weights, places, held: weights, activations: Some(left / at_once), at_once };
+        }
+        let room = (memory / 10 * 6).saturating_sub(outside + READ_AHEAD * block);
+        let device = (room / block.max(1)).min(layers.saturating_sub(1));
+        let held = outside + block * (device + READ_AHEAD);
+        let places = Places { device, host: 0 };
+        Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once: 1 }
+    }
+
+    /// Blocks that are read from the checkpoint's files whenever they are used.
+    pub fn in_files(&self, layers: usize) -> usize {
+        layers.saturating_sub(self.places.device.saturating_add(self.places.host))
     }
 
     /// Backward rows that a pass over single tokens may have.
@@ -50,9 +86,12 @@ impl Placement {
 
     /// Forward rows that a batch may have.
     pub(crate) fn rows_per_batch(&self, model: &Model, outline: &Outline) -> usize {
-        let of = &outline.description;
+        let (of, bytes) = (&outline.description, self.activations.unwrap_or(usize::MAX));
+        if self.in_files(of.layers()) > 0 {
+            // reading is paid once a pass, so that a pass takes all rows that fit
+            return (bytes / plan::least_bytes_per_row(of, model.dtype).max(1)).clamp(1, plan::ENOUGH_ROWS_OF_FILES);
+        }
         let enough = if model.device.is_cpu() { plan::enough_rows(of) } else { plan::ENOUGH_ROWS_ON_DEVICE };
-        let bytes = self.activations.unwrap_or(usize::MAX);
         (bytes / plan::bytes_per_row(of, model.dtype).max(1)).clamp(1, enough)
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::Listener;
 use crate::model::Model;
-use crate::options::{DataOptions, ModelOptions, PaddingRow};
+use crate::options::{DataOptions, Derivative, ModelOptions};
 use crate::reference::measurable;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -45,7 +45,7 @@ impl VerifyOptions {
             return Err(Error::value("pairs", 0, "leaves nothing to check"));
         }
         // differences are those of the function
-        let model = Model { padding_row: PaddingRow::Exact, ..Model::new(&self.model)? };
+        let model = Model { padding_row: Derivative::Exact, dora_norm: Derivative::Exact, ..Model::new(&self.model)? };
         self.objectives.iter().try_for_each(check_pairwise)?;
         model.announce(listener);
         Ok(model)
@@ -373,7 +373,7 @@ fn direction_of(sink: &GradientSink<Flex>, branch: usize) -> HashMap<String, Flo
 fn random_direction(model: &Decoder<Flex>, scope: &InScope, seed: u64) -> HashMap<String, FloatTensor<Flex>> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut out = HashMap::new();
-    model.clone().visit(&mut |name, _, tensor| {
+    model.clone().visit(&|name| scope.contains(name), &mut |name, _, tensor| {
         if scope.contains(name) {
             let shape = tensor.shape();
             let values: Vec<f64> = (0..shape.num_elements()).map(|_| StandardNormal.sample(&mut random)).collect();

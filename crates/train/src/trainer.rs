@@ -71,7 +71,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         reference: Option<[Vec<Reference>; 2]>,
     ) -> Self {
         let dtype = model.dtype;
-        model.visit(&mut |name, _, tensor| {
+        model.visit(&|name| scope.contains(name), &mut |name, _, tensor| {
             if scope.contains(name) {
                 *tensor = B::cast(tensor.clone(), dtype);
             }
@@ -284,7 +284,8 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let moving = parameters.map(|(name, x)| Moving { gradient: gradient.remove(&name), name, x }).collect();
         let moved = self.optimizer.step(moving, rate, self.plan.at_once > 1);
         let mut moved: HashMap<String, FloatTensor<B>> = moved.into_iter().collect();
-        self.model.visit(&mut |name, _, tensor| {
+        let scope = self.scope;
+        self.model.visit(&|name| scope.contains(name), &mut |name, _, tensor| {
             if let Some(moved) = moved.remove(name) {
                 *tensor = moved;
             }
@@ -412,7 +413,7 @@ fn changes(outcome: &Outcome, gram: &PairGram, total: &[f64]) -> [[f64; 2]; 2] {
 /// The parameters of a model that are in scope, by name.
 fn parameters<B: Kernels>(model: &Decoder<B>, scope: &InScope) -> HashMap<String, FloatTensor<B>> {
     let mut out = HashMap::new();
-    model.clone().visit(&mut |name, _, tensor| {
+    model.clone().visit(&|name| scope.contains(name), &mut |name, _, tensor| {
         if scope.contains(name) {
             out.insert(name.to_owned(), tensor.clone());
         }

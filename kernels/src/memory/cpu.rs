@@ -16,6 +16,11 @@ impl Memory for Flex {
         FlexTensor::from_data(data)
     }
 
+    fn from_host(x: &FlexTensor, dtype: DType, _device: &FlexDevice) -> FlexTensor {
+        let is_matrix = x.layout().num_dims() == 2;
+        if is_matrix && Self::takes_stored(x.dtype()) { x.clone() } else { Self::cast(x.clone(), dtype) }
+    }
+
     fn upload_like(values: Vec<f64>, shape: &[usize], like: &FlexTensor) -> FlexTensor {
         FlexTensor::from_data(TensorData::new(values, shape.to_vec()).convert_dtype(like.dtype()))
     }

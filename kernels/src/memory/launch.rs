@@ -2,7 +2,7 @@
 use super::Memory;
 use crate::on_chip::on_devices;
 use crate::reference::{host, wrap};
-use crate::{DType, FloatTensor, Shape, TensorData};
+use crate::{DType, Flex, FloatTensor, Shape, TensorData};
 use burn_backend::BackendTypes;
 use burn_backend::ops::FloatTensorOps;
 use burn_cubecl::CubeRuntime;
@@ -27,6 +27,14 @@ on_devices! { Memory, R {
 
     fn upload(values: TensorData, device: &<Self as BackendTypes>::Device) -> FloatTensor<Self> {
         Self::float_from_data(values, device)
+    }
+
+    fn from_host(
+        x: &FloatTensor<Flex>,
+        dtype: DType,
+        device: &<Self as BackendTypes>::Device,
+    ) -> FloatTensor<Self> {
+        Self::float_from_data(x.clone().into_data().convert_dtype(dtype), device)
     }
 
     fn upload_like(values: Vec<f64>, shape: &[usize], like: &FloatTensor<Self>) -> FloatTensor<Self> {

@@ -2,7 +2,7 @@
 mod cpu;
 mod launch;
 
-use crate::{Backend, DType, FloatTensor, Shape, TensorData};
+use crate::{Backend, DType, Flex, FloatTensor, Shape, TensorData};
 
 /// Copies between host and device, types, shapes, and waiting.
 pub trait Memory: Backend {
@@ -14,6 +14,9 @@ pub trait Memory: Backend {
 
     /// Copies host values to the device.
     fn upload(values: TensorData, device: &Self::Device) -> FloatTensor<Self>;
+
+    /// A tensor of the host on the device: in a number type, or a matrix as it is where products take that.
+    fn from_host(x: &FloatTensor<Flex>, dtype: DType, device: &Self::Device) -> FloatTensor<Self>;
 
     /// Copies host values to where another tensor is, in its type, as a tensor of a shape.
     fn upload_like(values: Vec<f64>, shape: &[usize], like: &FloatTensor<Self>) -> FloatTensor<Self>;

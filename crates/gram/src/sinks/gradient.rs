@@ -38,7 +38,11 @@ impl<B: Kernels> GradientSink<B> {
 }
 
 /// `Σ_r c_r e_r y_rᵀ` of the output matrix, or of the logits' bias, over some rows and their weights, e the one-hot target less the probabilities.
-pub(crate) fn head_gradient<B: Kernels>(head: &HeadRows<'_, B>, weights: &[(usize, f64)]) -> FloatTensor<B> {
+pub(crate) fn head_gradient<B: Kernels>(
+    name: &str,
+    head: &HeadRows<'_, B>,
+    weights: &[(usize, f64)],
+) -> FloatTensor<B> {
     let vocabulary = head.scores[1].shape()[0];
     let rows: Vec<usize> = weights.iter().map(|(row, _)| *row).collect();
     let mut weights = weights.iter().map(|(_, weight)| *weight);
@@ -54,7 +58,7 @@ pub(crate) fn head_gradient<B: Kernels>(head: &HeadRows<'_, B>, weights: &[(usiz
     let sum = parts.into_iter().reduce(|sum, part| B::add_scaled(sum, &part, 1.0));
     let sum = sum.unwrap_or_else(|| unreachable!("there is at least one chunk"));
     // a bias is a vector
-    if sum.shape()[1] == 1 { B::reshape(sum, [vocabulary]) } else { sum }
+    if name.ends_with(".bias") { B::reshape(sum, [vocabulary]) } else { sum }
 }
 
 impl<B: Kernels> Sink<B> for GradientSink<B> {
@@ -81,7 +85,7 @@ impl<B: Kernels> Sink<B> for GradientSink<B> {
     }
 
     fn head(&mut self, name: &str, head: &HeadRows<'_, B>, _gram: Option<B::Pending>) {
-        self.add(name, head.cotangents.weights.iter().map(|weights| head_gradient(head, weights)).collect());
+        self.add(name, head.cotangents.weights.iter().map(|weights| head_gradient(name, head, weights)).collect());
     }
 
     fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {

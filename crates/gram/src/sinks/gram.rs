@@ -11,7 +11,7 @@ use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Sink,
 struct TiedHead<B: Kernels> {
     name: String,
     y: FloatTensor<B>,
-    w: FloatTensor<B>,
+    scores: [FloatTensor<B>; 2],
     predictions: Predictions,
     weights: Vec<Vec<(usize, f64)>>,
     set_rows: Vec<Range<usize>>,
@@ -159,7 +159,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
         self.tied = Some(TiedHead {
             name: name.to_owned(),
             y: head.y.clone(),
-            w: head.scores[1].clone(),
+            scores: head.scores.clone(),
             predictions: head.predictions.clone(),
             weights: head.cotangents.weights.to_vec(),
             set_rows: head.cotangents.set_rows.to_vec(),
@@ -217,7 +217,9 @@ impl<B: Kernels> TiedHead<B> {
         let rows = &self.set_rows[b];
         let (k, t) = (set.len(), ids.len());
         let y = B::gather(&self.y, &indices(rows.clone()), None);
-        let logits = B::download(&B::matmul(&y, &B::gather(&self.w, ids, None), true, 1.0, None));
+        let [inputs, w] = &self.scores;
+        let inputs = B::gather(inputs, &indices(rows.clone()), None);
+        let logits = B::download(&B::matmul(&inputs, &B::gather(w, ids, None), true, 1.0, None));
         let along = B::download(&B::matmul(&y, sums, true, 1.0, None));
         let mut cross = vec![0.0; k * k];
         for i in 0..k {

@@ -79,7 +79,7 @@ impl<B: Kernels> Sink<B> for SumSink<B> {
         let weights: Vec<(usize, f64)> =
             cotangents.flat_map(|(weights, c)| weights.iter().map(move |(row, w)| (*row, c * w))).collect();
         if !weights.is_empty() {
-            self.add(name, head_gradient(head, &weights));
+            self.add(name, head_gradient(name, head, &weights));
         }
     }
 

@@ -49,6 +49,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         residual_scale: 1.0,
         logit_scale: 1.0,
         padding_row: None,
+        column_norms: None,
         attention: AttentionSpec {
             heads,
             kv_heads: heads,

@@ -44,6 +44,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         norm: NormKind { centred: true, eps: config.get("layer_norm_eps")?.unwrap_or(1e-5) },
         norm_bias: true,
         padding_row: None,
+        column_norms: None,
         parallel: config.get("use_parallel_residual")?.unwrap_or(true),
         qkv_bias: bias,
         o_bias: bias,

@@ -106,6 +106,7 @@ pub(super) fn body(config: &Config, defaults: Defaults) -> Result<Description> {
         residual_scale: 1.0,
         logit_scale: 1.0,
         padding_row: padding_row(config, defaults.padding, vocabulary)?,
+        column_norms: None,
         attention: AttentionSpec {
             heads,
             kv_heads,

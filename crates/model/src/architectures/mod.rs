@@ -45,7 +45,7 @@ pub use wrapper::Wrapper;
 
 use crate::config::Config;
 use crate::error::{Error, Result, brief};
-use crate::layers::{Clamp, LatentDims, Routing, RoutingRule};
+use crate::layers::{Clamp, ColumnNorms, LatentDims, Routing, RoutingRule};
 use crate::rope::{Rope, RopeDefaults};
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -123,6 +123,8 @@ pub struct Description {
     /// The padding token whose row of the embedding its rows in a sequence do not train, as in torch's `Embedding` with
     /// `padding_idx`; `None` where every row is trained.
     pub padding_row: Option<u32>,
+    /// What norms of columns are in gradients, where an adapter gives columns of the maps that it changes learned lengths (`DoRA`).
+    pub column_norms: Option<ColumnNorms>,
     /// Attention, without a window.
     pub attention: AttentionSpec,
     /// Rotary embeddings; learned positions where there are none.

@@ -1,7 +1,7 @@
 //! Softmax attention over trunk and suffixes: projections, norms of queries and keys, rotary positions, and the output
 //! projection around the attention kernel, with sinks and output gates (docs/mathematics.md, section 3).
 use super::latent::{LatentTrace, narrowed, widened};
-use super::linear::{deliver, input_of};
+use super::linear::{Changed, deliver, input_of};
 use super::projection::Low;
 use super::sinks::SinksTrace;
 use super::{Backward, Forward, Latent, LatentDims, Layer, Linear, Norm, Part, Projection, Sinks, Visitor, sums};
@@ -118,7 +118,7 @@ pub struct AttentionTrace<B: Kernels> {
     gate: Option<FloatTensor<B>>,
     /// log Σ exp of each row's attention scores, its sink's among them, `[N, heads]`.
     normaliser: FloatTensor<B>,
-    o_low: Option<FloatTensor<B>>,
+    o_low: Option<Changed<B>>,
 }
 
 impl<B: Kernels> Layer<B> for Attention<B> {

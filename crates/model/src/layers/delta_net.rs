@@ -3,7 +3,7 @@
 //!
 //! q, k, v go through a causal convolution and `silu`; q and k are made as long as one; a head's state decays by
 //! `g = −e^A·ln(1 + e^(a + b))` and takes up `β = σ(b')` of what it is off by; `y = o(silu(z) ∘ norm(rule(q, k, v, g, β)))`.
-use super::linear::{deliver, input_of};
+use super::linear::{Changed, deliver, input_of};
 use super::projection::Low;
 use super::{Backward, Forward, Layer, Linear, Norm, Part, Projection, Vector, Visitor, dims};
 use crate::needs::LayerNeeds;
@@ -46,7 +46,7 @@ pub struct DeltaNetTrace<B: Kernels> {
     errors: FloatTensor<B>,
     /// As projected.
     z: FloatTensor<B>,
-    o_low: Option<FloatTensor<B>>,
+    o_low: Option<Changed<B>>,
 }
 
 /// Decays and uptakes of each row and head, `[N, value_heads]`.

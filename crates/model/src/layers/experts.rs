@@ -1,6 +1,6 @@
 //! A feed-forward layer of experts: each row goes through the few that its router chooses, `Σ_j w_j·E_j(x)`, and through a shared
 //! one where there is one (docs/mathematics.md, section 3). Rows are gathered by expert and multiplied in stretches.
-use super::linear::{deliver, input_of};
+use super::linear::{Changed, deliver, input_of};
 use super::router::{BackwardRoutes, Choices, Routes, Routing};
 use super::{Backward, Forward, Layer, Linear, Mlp, MlpTrace, Norm, Part, Vector, Visitor, dims, scaled};
 use crate::needs::LayerNeeds;
@@ -169,7 +169,7 @@ pub struct SharedExpert<B: Kernels> {
 #[derive(Debug)]
 pub struct ExpertsTrace<B: Kernels> {
     routes: Routes,
-    router_low: Option<FloatTensor<B>>,
+    router_low: Option<Changed<B>>,
     /// Gate and up of the rows sorted by expert, `[N·k, width]` each.
     up: [FloatTensor<B>; 2],
     /// s·x·A of gate, up and down, where they have adapters, `[N·k, r]`.
@@ -196,7 +196,7 @@ struct SharedTrace<B: Kernels> {
 
 #[derive(Debug)]
 struct GateTrace<B: Kernels> {
-    low: Option<FloatTensor<B>>,
+    low: Option<Changed<B>>,
     /// σ(gate x) of each row.
     open: Vec<f64>,
     /// What it multiplies, `[N, hidden]`.

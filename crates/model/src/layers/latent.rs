@@ -1,6 +1,6 @@
 //! Queries, keys and values by way of latents (multi-head latent attention; DeepSeek-AI, arXiv 2405.04434): `q = q_b norm(q_a x)`,
 //! `[k, v] = kv_b norm(c)` with `[c, r] = kv_a x`, where r is a part of every head's key.
-use super::linear::{deliver, input_of};
+use super::linear::{Changed, deliver, input_of};
 use super::projection::Low;
 use super::{Backward, Linear, Norm, Part, Pieces, Projection, Visitor, dims};
 use crate::needs::LayerNeeds;
@@ -42,9 +42,9 @@ pub struct Latent<B: Kernels> {
 #[derive(Debug)]
 pub(crate) struct LatentTrace<B: Kernels> {
     down_low: Low<B>,
-    /// Latents before their norms, and s·x·A of what reads them.
-    q: Option<(FloatTensor<B>, Option<FloatTensor<B>>)>,
-    kv: (FloatTensor<B>, Option<FloatTensor<B>>),
+    /// Latents before their norms, and what the change of what reads them leaves.
+    q: Option<(FloatTensor<B>, Option<Changed<B>>)>,
+    kv: (FloatTensor<B>, Option<Changed<B>>),
 }
 
 /// Each head's part of pieces side by side, zeros behind them: `[N, heads·width]`.

@@ -1,5 +1,5 @@
 //! The feed-forward layer: `down(f(gate x) ∘ up x)`, or `down(f(up x))` (docs/mathematics.md, section 3).
-use super::linear::{deliver, input_of};
+use super::linear::{Changed, deliver, input_of};
 use super::projection::Low;
 use super::{Backward, Forward, Layer, Linear, Part, Projection, Visitor};
 use crate::needs::LayerNeeds;
@@ -22,7 +22,7 @@ pub struct MlpTrace<B: Kernels> {
     /// Gate and up, or up: `[N, width]` each.
     up: Vec<FloatTensor<B>>,
     up_low: Low<B>,
-    down_low: Option<FloatTensor<B>>,
+    down_low: Option<Changed<B>>,
 }
 
 impl<B: Kernels> Mlp<B> {

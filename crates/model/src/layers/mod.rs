@@ -10,6 +10,7 @@ mod experts;
 mod feed_forward;
 mod latent;
 mod linear;
+mod magnitude;
 mod mixer;
 mod mlp;
 mod mlp_and_experts;
@@ -31,6 +32,7 @@ pub use feed_forward::{FeedForward, FeedForwardTrace};
 pub use latent::{Latent, LatentDims};
 pub use linear::{Linear, Lora, whole};
 pub(crate) use linear::{bias_of, weight_of};
+pub use magnitude::{ColumnNorms, Magnitude};
 pub use mixer::{Mixer, MixerTrace};
 pub use mlp::{Mlp, MlpTrace};
 pub use mlp_and_experts::{MlpAndExperts, MlpAndExpertsTrace};
@@ -127,6 +129,8 @@ pub struct Backward<'a, B: Kernels> {
     pub sink: &'a mut dyn Sink<B>,
     /// What comes and goes beside the residual stream.
     pub beside: Beside<B>,
+    /// What norms of columns are, where an adapter has learned lengths of them.
+    pub column_norms: ColumnNorms,
 }
 
 /// Sums of the cotangents of keys, and of those of values.

@@ -1,5 +1,5 @@
 //! A block's last layer in models that give each block an input by token: `back(f(gate x) ∘ p)` (docs/mathematics.md, section 3).
-use super::linear::{deliver, input_of};
+use super::linear::{Changed, deliver, input_of};
 use super::{Backward, Forward, Layer, Linear, Part, Visitor};
 use crate::needs::LayerNeeds;
 use tanglescope_kernels::{Activation, FloatTensor, Kernels};
@@ -23,7 +23,7 @@ pub struct PerLayerTrace<B: Kernels> {
     /// p, `[N, width]`.
     by_token: FloatTensor<B>,
     /// s·x·A of both maps.
-    low: [Option<FloatTensor<B>>; 2],
+    low: [Option<Changed<B>>; 2],
 }
 
 impl<B: Kernels> PerLayer<B> {

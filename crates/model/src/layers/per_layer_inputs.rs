@@ -1,6 +1,6 @@
 //! What the blocks of some models read of each token beside the residual stream: `p = (norm(W x/√d) + √m·table[token])/√2`, a
 //! stretch of m values for each block (docs/mathematics.md, section 3).
-use super::linear::{deliver, input_of};
+use super::linear::{Changed, deliver, input_of};
 use super::{Backward, Linear, Norm, dims, scaled};
 use crate::sink::{Embedding, TableRows};
 use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
@@ -22,7 +22,7 @@ pub struct PerLayerInputsTrace<B: Kernels> {
     /// W x/√d, `[N, blocks·m]`.
     projected: FloatTensor<B>,
     /// s·x·A of W.
-    low: Option<FloatTensor<B>>,
+    low: Option<Changed<B>>,
 }
 
 impl<B: Kernels> PerLayerInputs<B> {

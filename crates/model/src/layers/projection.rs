@@ -1,6 +1,6 @@
 //! Linear maps of one input whose outputs are pieces: queries, keys and values, or gate and up; stored as a matrix a piece, or
 //! joined in one.
-use super::linear::LinearCotangent;
+use super::linear::{Changed, LinearCotangent};
 use super::{Backward, Linear, Part, Visitor, dims};
 use tanglescope_kernels::{FloatTensor, Kernels};
 
@@ -62,8 +62,8 @@ impl Pieces {
     }
 }
 
-/// What the forward pass of a projection leaves: s·x·A of each map that has an adapter.
-pub(crate) type Low<B> = Vec<Option<FloatTensor<B>>>;
+/// What the forward pass of a projection leaves of the change of each map that has an adapter.
+pub(crate) type Low<B> = Vec<Option<Changed<B>>>;
 
 impl<B: Kernels> Projection<B> {
     /// Maps whose outputs are a piece each.

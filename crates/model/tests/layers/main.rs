@@ -17,7 +17,9 @@ use std::collections::{BTreeMap, HashMap};
 use tanglescope_kernels::{
     DType, Flex, FlexDevice, FloatTensor, Memory, Product, RowSet, Rows, Segment, Span, TensorData,
 };
-use tanglescope_model::layers::{Attention, Backward, BackwardRows, Beside, Block, BlockTrace, Forward, Layer, Mlp};
+use tanglescope_model::layers::{
+    Attention, Backward, BackwardRows, Beside, Block, BlockTrace, ColumnNorms, Forward, Layer, Mlp,
+};
 use tanglescope_model::{
     BlockNeeds, Embedding, Factor, HeadRows, InScope, LayerNeeds, Location, Parameter, ParameterKind, Scope, Sink,
     TableRows,
@@ -207,7 +209,8 @@ fn check<L: Tested>(shape: &Shape, seed: u64, layer: impl Fn(&mut Parameters, &S
     let mut recorder = Recorder::default();
     let delta_rows = flex(&delta, vec![active.rows(), d]);
     let scope = everything(&parameters);
-    let mut pass = Backward { rows, angles: &angles_of, scope: &scope, sink: &mut recorder, beside: Beside::default() };
+    let (beside, column_norms) = (Beside::default(), ColumnNorms::Differentiated);
+    let mut pass = Backward { rows, angles: &angles_of, scope: &scope, sink: &mut recorder, beside, column_norms };
     let dx = layer.vjp(trace, &input, delta_rows, &mut pass);
     let dx = Flex::download(&dx);
 

@@ -6,7 +6,7 @@ use rand_distr::{Distribution, StandardNormal};
 use std::collections::BTreeMap;
 use tanglescope_kernels::{Activation, AttentionSpec, Flex, FloatTensor, Memory, NormKind, Pairs};
 use tanglescope_model::layers::{
-    Attention, Block, FeedForward, Linear, Lora, Mixer, Mlp, Norm, Pieces, Projection, Source, Sublayer,
+    Attention, Block, FeedForward, Linear, Lora, Magnitude, Mixer, Mlp, Norm, Pieces, Projection, Source, Sublayer,
 };
 
 /// Shape of a random block and of its rows.
@@ -35,6 +35,8 @@ pub struct Shape {
     /// Factor on what each layer adds.
     pub scale: f64,
     pub rank: usize,
+    /// Whether columns of changed maps have learned lengths.
+    pub lengths: bool,
     pub trunk: usize,
     pub suffixes: Vec<usize>,
     pub late: bool,
@@ -56,7 +58,7 @@ impl Shape {
 pub fn shapes() -> impl Strategy<Value = Shape> {
     let sizes = (2usize..20, 1usize..24, 1usize..3, 1usize..3, 1usize..5);
     let qkv = prop_oneof![Just(Qkv::Separate), Just(Qkv::Joined), Just(Qkv::ByHead)];
-    let kinds = (any::<[bool; 5]>(), any::<[bool; 5]>(), 0usize..3, qkv, 0usize..4, 0usize..3);
+    let kinds = (any::<[bool; 5]>(), any::<[bool; 5]>(), 0usize..3, qkv, (0usize..4, any::<bool>()), 0usize..3);
     let rows = (1usize..8, proptest::collection::vec(0usize..7, 1..4), any::<bool>());
     (sizes, kinds, rows).prop_map(|(sizes, kinds, rows)| {
         let (hidden, mlp_width, kv_heads, repeat, half) = sizes;
@@ -65,7 +67,7 @@ pub fn shapes() -> impl Strategy<Value = Shape> {
             [before, after, plus_one, parallel, scaled],
             query_key,
             qkv,
-            rank,
+            (rank, lengths),
             left,
         ) = kinds;
         let (trunk, suffixes, late) = rows;
@@ -93,6 +95,7 @@ pub fn shapes() -> impl Strategy<Value = Shape> {
             parallel,
             scale: if scaled { 0.45 } else { 1.0 },
             rank,
+            lengths,
             trunk,
             suffixes,
             late,
@@ -123,17 +126,18 @@ impl Parameters {
     }
 
     fn linear(&mut self, name: &str, [inputs, outputs]: [usize; 2], shape: &Shape) -> Linear<Flex> {
-        Linear {
-            name: name.to_owned(),
-            weight: self.matrix(&format!("{name}.weight"), [inputs, outputs]),
-            bias: shape.bias.then(|| self.vector(&format!("{name}.bias"), outputs)),
-            lora: (shape.rank > 0).then(|| Lora {
-                name: name.to_owned(),
-                a: self.matrix(&format!("{name}.lora_A.weight"), [inputs, shape.rank]),
-                b: self.matrix(&format!("{name}.lora_B.weight"), [shape.rank, outputs]),
-                scale: 0.7,
-            }),
-        }
+        let weight = self.matrix(&format!("{name}.weight"), [inputs, outputs]);
+        let bias = shape.bias.then(|| self.vector(&format!("{name}.bias"), outputs));
+        let lora = (shape.rank > 0).then(|| {
+            let a = self.matrix(&format!("{name}.lora_A.weight"), [inputs, shape.rank]);
+            let b = self.matrix(&format!("{name}.lora_B.weight"), [shape.rank, outputs]);
+            let magnitude = shape.lengths.then(|| {
+                let values = self.vector(&format!("{name}.lora_magnitude_vector"), outputs);
+                Magnitude::new(values, &weight, [&a, &b], 0.7)
+            });
+            Lora { name: name.to_owned(), a, b, scale: 0.7, magnitude }
+        });
+        Linear { name: name.to_owned(), weight, bias, lora }
     }
 
     fn up(&mut self, shape: &Shape) -> Projection<Flex> {

@@ -21,14 +21,16 @@ impl Written<'_> {
 
     fn linear(&self, name: &str, x: &Tensor<Auto, 2>) -> Tensor<Auto, 2> {
         let of = |part: &str| self.leaves.get(&format!("{name}.{part}")).cloned();
-        let mut y = x.clone().matmul(of("weight").unwrap());
-        if let Some(bias) = of("bias") {
-            y = y + bias;
+        let mut weight = of("weight").unwrap();
+        if let (Some(a), Some(b)) = (of("lora_A.weight"), of("lora_B.weight")) {
+            weight = weight + a.matmul(b) * 0.7;
         }
-        match (of("lora_A.weight"), of("lora_B.weight")) {
-            (Some(a), Some(b)) => y + x.clone().matmul(a).matmul(b) * 0.7,
-            _ => y,
+        if let Some(magnitude) = of("lora_magnitude_vector") {
+            let lengths = (weight.clone() * weight.clone()).sum_dim(0).sqrt();
+            weight = weight * (magnitude / lengths);
         }
+        let y = x.clone().matmul(weight);
+        of("bias").map_or(y.clone(), |bias| y + bias)
     }
 
     fn softmax_attention(

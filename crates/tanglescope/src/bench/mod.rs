@@ -311,7 +311,7 @@ impl BenchOnDevice<'_> {
             Some(_) => asked.load(dtype, device, self.listener)?,
             None => {
                 let description = outline.description.clone();
-                Decoder::synthetic(description, &asked.adapter, dtype, device, placement.resident)?
+                Decoder::synthetic(description, &asked.adapter, dtype, device, placement.places)?
             }
         };
         model.rates = *rates;

@@ -119,6 +119,7 @@ pub fn identity(
         data: data.content_hash.clone(),
         scope: asked.scope.to_string(),
         padding_row: asked.padding_token()?,
+        through_dora_norm: asked.through_dora_norm()?,
         dtype: dtype_name(asked.dtype).to_owned(),
         beside,
         all_pairs: false,

@@ -1,17 +1,23 @@
 //! LoRA adapters: a PEFT folder, or a fresh one as PEFT would start it.
-use crate::architectures::{ExpertsKind, StackOrder, StoredExperts, Wrapper};
+mod tables;
+mod taken_apart;
+
+pub use tables::{LowRank, OwnTokens, TablesOutline};
+use taken_apart::TakenApart;
+
+use crate::architectures::{Description, ExpertsKind, StackOrder, StoredExperts, Wrapper};
 use crate::config::{Config, is_off};
 use crate::error::{Error, Result, brief, pattern_problem};
-use crate::layers::{Block, FusedLora, Linear, Lora, Part};
+use crate::layers::{Block, FusedLora, Linear, Lora, Magnitude, Part};
+use crate::tables::TableChanges;
 use crate::weights::Weights;
 use fancy_regex::Regex;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Uniform};
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tanglescope_checkpoint::{Layout, file_hash};
-use tanglescope_kernels::{DType, Flex, FlexDevice, Kernels, Memory, TensorData, TensorMetadata};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData, TensorMetadata};
 
 /// Where the low-rank factors come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +73,10 @@ pub(crate) struct SavedAdapter {
     /// Whether it has its own copies of biases.
     biases: bool,
     ensure_weight_tying: bool,
+    /// Whether columns have learned lengths (`DoRA`).
+    magnitudes: bool,
+    token_indices: tables::TokenIndices,
+    taken_apart: Option<TakenApart>,
 }
 
 /// Keys of adapter_config.json that are read, or that change nothing about the function.
@@ -97,6 +107,8 @@ const UNDERSTOOD: &[&str] = &[
     "target_modules",
     "target_parameters",
     "task_type",
+    "trainable_token_indices",
+    "use_dora",
     "use_rslora",
 ];
 
@@ -210,25 +222,17 @@ impl SavedAdapter {
                 return Err(config.refuse("bias", problem));
             }
         };
-        if let Some(Value::String(init)) = config.get::<Value>("init_lora_weights")? {
-            let keeps_base = ["gaussian", "eva", "orthogonal", "default", "kaiming", "true", "false"];
-            if !keeps_base.contains(&init.to_lowercase().as_str()) {
-                let problem = format!(
-                    "`{init}` trains on a changed base, not on the plain checkpoint. Convert the adapter first: \
-                     `save_pretrained(..., path_initial_model_for_weight_conversion=...)` in peft"
-                );
-                return Err(config.refuse("init_lora_weights", problem));
-            }
-        }
+        let taken_apart = TakenApart::of(&config)?;
         for (key, value) in config.entries() {
             if !is_off(value) && !UNDERSTOOD.contains(&key.as_str()) {
                 return Err(config.refuse(key, format!("found {value}: a kind of adapter that is not supported")));
             }
         }
+        let token_indices = tables::token_indices(&config)?;
         let target_parameters: Vec<String> = config.get("target_parameters")?.unwrap_or_default();
         let chosen = match targets(&config, "target_modules")? {
             Some(chosen) => chosen,
-            None if !target_parameters.is_empty() => Targets::List(Vec::new()),
+            None if !target_parameters.is_empty() || !token_indices.is_empty() => Targets::List(Vec::new()),
             None => {
                 return Err(config.refuse("target_modules", "missing; expected a list of module names or a pattern"));
             }
@@ -250,6 +254,9 @@ impl SavedAdapter {
             modules_to_save: config.get("modules_to_save")?.unwrap_or_default(),
             biases,
             ensure_weight_tying: config.get("ensure_weight_tying")?.unwrap_or(false),
+            magnitudes: config.get("use_dora")?.unwrap_or(false),
+            token_indices,
+            taken_apart,
             weights: Weights::open(folder, "adapter_model")?,
             config_path,
         };
@@ -267,9 +274,11 @@ impl SavedAdapter {
         let stored = ["lora_A.weight", "lora_A.default.weight"]
             .iter()
             .any(|factor| self.weights.has(&format!("base_model.model.{module}.{factor}")));
-        if routed && !stored {
-            return false;
-        }
+        (stored || !routed) && self.targets_by_name(module, layer)
+    }
+
+    /// Whether its config chooses a module.
+    fn targets_by_name(&self, module: &str, layer: Option<usize>) -> bool {
         let listed = |layers: &Vec<usize>| {
             let of_pattern = |layer: usize, p: &String| module.contains(&format!("{p}.{layer}."));
             let in_pattern = |layer: usize| {
@@ -293,12 +302,12 @@ impl SavedAdapter {
         self.rank_pattern.iter().find(|(p, _)| p.matches(module)).map_or(self.r, |(_, r)| *r)
     }
 
-    /// The factors of a module, `None` where the adapter leaves it alone.
+    /// The factors of a module with a weight `[in, out]`, `None` where the adapter leaves it alone.
     fn factors<B: Kernels>(
         &mut self,
         module: &str,
         Place { layer, routed, .. }: Place,
-        [inputs, outputs]: [usize; 2],
+        weight: &FloatTensor<B>,
         dtype: DType,
         device: &B::Device,
     ) -> Result<Option<Lora<B>>> {
@@ -306,10 +315,8 @@ impl SavedAdapter {
         if !self.targets(module, layer, routed) {
             return Ok(None);
         }
-        let r = self.rank(module);
-        let alpha = self.alpha_pattern.iter().find(|(p, _)| p.matches(module)).map_or(self.lora_alpha, |(_, v)| *v);
-        let width = r as f64;
-        let scale = if self.use_rslora { alpha / width.sqrt() } else { alpha / width };
+        let (r, scale, shape) = (self.rank(module), self.scale_of(module), weight.shape());
+        let (inputs, outputs) = (shape[0], shape[1]);
         let stored = |factor: &str| {
             let plain = format!("base_model.model.{module}.{factor}.weight");
             let named = format!("base_model.model.{module}.{factor}.default.weight");
@@ -318,7 +325,24 @@ impl SavedAdapter {
         let (a, b) = (stored("lora_A"), stored("lora_B"));
         let a = self.weights.take::<B>(&a, &[r, inputs], Layout::Transposed, dtype, device)?;
         let b = self.weights.take::<B>(&b, &[outputs, r], Layout::Transposed, dtype, device)?;
-        Ok(Some(Lora { name: module.clone(), a, b, scale }))
+        let magnitude = match self.magnitudes {
+            false => None,
+            true if routed => {
+                let problem = format!("DoRA on `{module}`, one of many experts, is not supported");
+                return Err(Error::key(&self.config_path, "use_dora", problem));
+            }
+            true => {
+                let name = format!("base_model.model.{module}.lora_magnitude_vector");
+                let values = self.weights.take::<B>(&name, &[outputs], Layout::Same, dtype, device)?;
+                let magnitude = Magnitude::new(values, weight, [&a, &b], scale);
+                if !magnitude.is_finite() {
+                    let problem = "the map that it scales has a column of zeros, by whose length DoRA divides";
+                    return Err(Error::tensor(&self.config_path, &name, problem.to_owned()));
+                }
+                Some(magnitude)
+            }
+        };
+        Ok(Some(Lora { name: module.clone(), a, b, scale, magnitude }))
     }
 
     /// Gives a linear map its factors; `before` is what its name lacks of the full architecture's.
@@ -330,8 +354,7 @@ impl SavedAdapter {
         dtype: DType,
         device: &B::Device,
     ) -> Result<()> {
-        let shape = map.weight.shape();
-        map.lora = self.factors::<B>(&format!("{before}{}", map.name), place, [shape[0], shape[1]], dtype, device)?;
+        map.lora = self.factors::<B>(&format!("{before}{}", map.name), place, &map.weight, dtype, device)?;
         Ok(())
     }
 
@@ -448,7 +471,7 @@ impl SavedAdapter {
 
     /// Whether it has its own copies of some of the base's parameters.
     pub fn saves_parameters(&self) -> bool {
-        !self.modules_to_save.is_empty() || self.biases
+        !self.modules_to_save.is_empty() || self.biases || self.replaces_base() || self.taken_apart.is_some()
     }
 
     /// Whether its copy of the embedding is the output matrix too, where those of the model are one.
@@ -465,8 +488,9 @@ impl SavedAdapter {
             let stored = spellings.map(|name| format!("base_model.model.{name}"));
             return stored.into_iter().find(|name| self.weights.has(name));
         }
-        // PEFT wraps every module whose path ends with the name, be it in the middle of a word
-        if !self.modules_to_save.iter().any(|name| module.ends_with(name.as_str())) {
+        // PEFT wraps every module whose path ends with the name, be it in the middle of a word, with all that is inside
+        let around = |end: usize| self.modules_to_save.iter().any(|name| module[..end].ends_with(name.as_str()));
+        if !module.match_indices('.').map(|(end, _)| end).chain([module.len()]).any(around) {
             return None;
         }
         let stored = format!("base_model.model.{parameter}");
@@ -488,15 +512,9 @@ impl SavedAdapter {
         }
         self.weights.finish().map_err(|error| match error {
             Error::Tensor { path, tensor, .. } => {
-                let outside = tensor.contains("lora_embedding_")
-                    || tensor.contains("lora_") && !tensor.split('.').any(|part| part.parse::<usize>().is_ok());
-                let problem = if outside {
-                    "LoRA on an embedding or an output matrix is not supported, only on the linear maps of blocks; merge the \
-                     adapter into the model (`merge_and_unload`), and measure that with scope full or head"
-                } else {
-                    "this tensor changes nothing that is computed here: its module is not one of the linear maps of a block \
-                     that `target_modules` selects, nor one of `modules_to_save` of this model"
-                };
+                let problem = "this tensor changes nothing that is computed here: its module is not one of the linear maps, the \
+                               embedding or the output matrix of this model that `target_modules` selects, nor one of \
+                               `modules_to_save`";
                 Error::Tensor { path, tensor, problem: problem.to_owned() }
             }
             other => other,
@@ -559,6 +577,55 @@ impl Adapter {
         }
     }
 
+    /// What is left of a weight `[in, out]` where the adapter's initialisation took a part of it.
+    pub fn rest<B: Kernels>(
+        &self,
+        module: &str,
+        place: Place,
+        weight: &FloatTensor<B>,
+    ) -> Result<Option<FloatTensor<B>>> {
+        let Self::Saved(saved) = self else { return Ok(None) };
+        let (module, Place { layer, routed, .. }) = (saved.spelled(module), place);
+        match saved.taken_apart.filter(|_| saved.targets(&module, layer, routed)) {
+            None => Ok(None),
+            Some(part) => part.rest::<B>(weight, (saved.rank(&module), saved.scale_of(&module)), &module).map(Some),
+        }
+    }
+
+    /// `init_lora_weights`, where that took the base apart.
+    pub fn taken_apart(&self) -> Option<&'static str> {
+        match self {
+            Self::Saved(saved) => saved.taken_apart.map(TakenApart::name),
+            Self::None | Self::Fresh { .. } => None,
+        }
+    }
+
+    /// See [`SavedAdapter::tables_outline`].
+    pub fn tables_outline(&self, of: &Description) -> TablesOutline {
+        match self {
+            Self::Saved(saved) => saved.tables_outline(of),
+            Self::None | Self::Fresh { .. } => TablesOutline::default(),
+        }
+    }
+
+    /// See [`SavedAdapter::tables`].
+    pub fn tables<B: Kernels>(
+        &mut self,
+        of: &Description,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<TableChanges<B>> {
+        match self {
+            Self::Saved(saved) => saved.tables::<B>(of, dtype, device),
+            Self::None | Self::Fresh { .. } => Ok(TableChanges::default()),
+        }
+    }
+
+    /// Whether columns of the maps that it changes have learned lengths.
+    pub fn has_magnitudes(&self) -> bool {
+        matches!(self, Self::Saved(saved) if saved.magnitudes)
+    }
+
     /// See [`SavedAdapter::fused_paths`].
     pub fn fused_paths(&self, list: &str) -> [Option<String>; 2] {
         match self {
@@ -607,14 +674,15 @@ impl Adapter {
         &mut self,
         module: &str,
         place: Place,
-        [inputs, outputs]: [usize; 2],
+        weight: &FloatTensor<B>,
         dtype: DType,
         device: &B::Device,
     ) -> Result<Option<Lora<B>>> {
         match self {
             Self::None => Ok(None),
-            Self::Saved(saved) => saved.factors::<B>(module, place, [inputs, outputs], dtype, device),
+            Self::Saved(saved) => saved.factors::<B>(module, place, weight, dtype, device),
             Self::Fresh { .. } => {
+                let (inputs, outputs) = (weight.shape()[0], weight.shape()[1]);
                 let Some(r) = self.rank(module, place) else { return Ok(None) };
                 if r > inputs.max(outputs) {
                     let problem = format!("{r} is more than `{module}` has rows or columns ({inputs} and {outputs})");
@@ -632,6 +700,7 @@ impl Adapter {
                     a: upload(a, [inputs, r]),
                     b: upload(vec![0.0; r * outputs], [r, outputs]),
                     scale: settings.lora_alpha / r as f64,
+                    magnitude: None,
                 }))
             }
         }
