@@ -103,6 +103,10 @@ impl Listener for Console {
         }
     }
 
+    fn short_of_memory(&self) {
+        crate::allocator::give_memory_back();
+    }
+
     fn resumed(&self, what: &str) {
         tell!("{}", with_flags(what));
     }

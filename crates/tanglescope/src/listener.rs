@@ -45,6 +45,9 @@ pub trait Listener: Sync {
     /// What is done in another way than the fastest or the first.
     fn fell_back(&self, _what: &str) {}
 
+    /// Memory is short: blocks are read from files whenever they are used. An allocator that keeps what was freed should give it back.
+    fn short_of_memory(&self) {}
+
     /// A check of `verify`, as it is made.
     fn checked(&self, _check: &Check) {}
 }

@@ -136,6 +136,9 @@ impl Model {
         // what a folder cannot be read for is said by the loader, which looks at everything in order
         let placement = self.outline().ok().map(|outline| Placement::of(self, &outline));
         let places = placement.map_or(Places::DEVICE, |p| p.places);
+        if self.outline().is_ok_and(|outline| placement.is_some_and(|of| of.in_files(outline.description.layers()) > 0)) {
+            listener.short_of_memory();
+        }
         let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, places)?;
         if self.padding_row == Derivative::Exact {
             model.description.padding_row = None;

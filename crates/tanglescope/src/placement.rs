@@ -21,6 +21,9 @@ pub struct Placement {
 /// Blocks in files that are in memory together: the one at work, and the next.
 const READ_AHEAD: usize = 2;
 
+/// Bytes that the program itself takes, and reading.
+const OVERHEAD: usize = 128 << 20;
+
 /// Bytes of the host's memory that are free.
 fn free() -> usize {
     let mut system = sysinfo::System::new();
@@ -35,7 +38,8 @@ impl Placement {
         let layers = outline.description.layers();
         let host_size = model.bytes_on_host();
         if model.device.is_cpu() {
-            return Self::on_cpu(model, [outside, block].map(|values| host_size * values / 16), layers);
+            let least = plan::ENOUGH_ROWS_OF_FILES * plan::least_bytes_per_row(&outline.description, model.dtype);
+            return Self::on_cpu(model, [outside, block].map(|values| host_size * values / 16), layers, least);
         }
         let [outside, block] = [outside, block].map(|values| values * model.dtype.size());
         let weights = outside + block * layers;
@@ -56,8 +60,9 @@ impl Placement {
         Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once }
     }
 
-    /// The same on the processor, from bytes of what is outside the blocks and of the largest block.
-    fn on_cpu(model: &Model, [outside, block]: [usize; 2], layers: usize) -> Self {
+    /// The same on the processor, from bytes of what is outside the blocks and of the largest block, and of as many rows as a pass takes at
+    /// the most where blocks are read from files.
+    fn on_cpu(model: &Model, [outside, block]: [usize; 2], layers: usize, rows: usize) -> Self {
         let weights = outside + block * layers;
         let memory = model.memory.unwrap_or_else(free);
         if weights <= memory / 10 * 7 {
@@ -66,9 +71,10 @@ impl Placement {
             let (at_once, places) = (plan::BATCHES_IN_FLIGHT, Places { device: layers, host: 0 });
             return Self { weights, places, held: weights, activations: Some(left / at_once), at_once };
         }
-        let room = (memory / 10 * 6).saturating_sub(outside + READ_AHEAD * block);
+        // rows before blocks: a pass over more of them saves more reading than a block that stays
+        let room = memory.saturating_sub(OVERHEAD + outside + READ_AHEAD * block + rows);
         let device = (room / block.max(1)).min(layers.saturating_sub(1));
-        let held = outside + block * (device + READ_AHEAD);
+        let held = OVERHEAD + outside + block * (device + READ_AHEAD);
         let places = Places { device, host: 0 };
         Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once: 1 }
     }
