@@ -28,6 +28,16 @@ struct State {
     token: Option<String>,
     /// Whether the answer to every request is an error of the server's own.
     broken: bool,
+    /// Whether answers are compressed, whatever was asked for, and so say nothing of parts.
+    compressed: bool,
+    /// Whether large files lie under an address without a host, and further on under one of another host.
+    relative: bool,
+    /// Whether parts are not known, and all is sent.
+    whole: bool,
+    /// Seconds that answers which say that too much is asked ask to wait.
+    pause: Option<u64>,
+    /// Whether a token came to where files lie.
+    leaked: bool,
 }
 
 /// Files of repositories by `models/org/name` or `datasets/org/name`.
@@ -68,6 +78,11 @@ fn etag(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The commit that a branch of a run is.
+fn commit(name: &str) -> String {
+    etag(name.as_bytes())[..40].to_owned()
+}
+
 fn send(mut stream: &TcpStream, status: &str, headers: &[(&str, String)], body: &[u8], most: usize) {
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{lines}", body.len());
@@ -92,7 +107,8 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
     }
     if state.busy > 0 {
         state.busy -= 1;
-        return send(&stream, "429 Too Many Requests", &[], b"", 0);
+        let pause: Vec<_> = state.pause.map(|seconds| ("retry-after", seconds.to_string())).into_iter().collect();
+        return send(&stream, "429 Too Many Requests", &pause, b"", 0);
     }
     let known =
         state.token.as_ref().is_none_or(|token| headers.get("authorization") == Some(&format!("Bearer {token}")));
@@ -106,21 +122,43 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
         let to = to.parse::<usize>().map_or(bytes.len(), |to| (to + 1).min(bytes.len()));
         (bytes[from.min(to)..to].to_vec(), format!("bytes {from}-{}/{}", to.max(1) - 1, bytes.len()))
     };
+    state.leaked |= path.starts_with("cdn/") && headers.contains_key("authorization");
+    let packed = |bytes: &[u8]| {
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        packer.write_all(bytes).unwrap();
+        packer.finish().unwrap()
+    };
+    let encoding = ("content-encoding", "gzip".to_owned());
+    if let Some(repository) = path.strip_prefix("api/").and_then(|rest| rest.strip_suffix("/refs")) {
+        let revisions = files.keys().filter_map(|key| key.strip_prefix(repository)?.strip_prefix('@'));
+        let of = |name: &str| json!({"name": name, "ref": format!("refs/heads/{name}"), "targetCommit": commit(name)});
+        let body = json!({"branches": revisions.map(of).collect::<Vec<_>>(), "tags": [], "converts": []}).to_string();
+        return send(&stream, "200 OK", &[], body.as_bytes(), usize::MAX);
+    }
     if let Some(rest) = path.strip_prefix("api/") {
         let repository = rest.split("/revision/").next().unwrap();
         let revision = rest.rsplit('/').next().unwrap();
-        let Some(of) = files.get(repository).filter(|_| ["main", "v1", COMMIT].contains(&revision)) else {
-            return send(&stream, "404 Not Found", &[], b"", 0);
+        let plain = files.get(repository).filter(|_| ["main", "v1", COMMIT].contains(&revision));
+        let (of, sha) = match files.get(&format!("{repository}@{revision}")) {
+            Some(of) => (of, commit(revision)),
+            None => match plain {
+                Some(of) => (of, COMMIT.to_owned()),
+                None => return send(&stream, "404 Not Found", &[], b"", 0),
+            },
         };
         let siblings: Vec<_> = of.keys().map(|name| json!({"rfilename": name})).collect();
-        let body = json!({"sha": COMMIT, "siblings": siblings}).to_string();
-        return send(&stream, "200 OK", &[], body.as_bytes(), usize::MAX);
+        let body = json!({"sha": sha, "siblings": siblings}).to_string();
+        return match state.compressed {
+            true => send(&stream, "200 OK", &[encoding], &packed(body.as_bytes()), usize::MAX),
+            false => send(&stream, "200 OK", &[], body.as_bytes(), usize::MAX),
+        };
     }
-    let (repository, name) = match path.strip_prefix("cdn/") {
-        Some(rest) => rest.split_once("/file/").unwrap(),
+    let (repository, revision, name) = match path.strip_prefix("cdn/") {
+        Some(rest) => rest.split_once("/file/").map(|(repository, name)| (repository, "", name)).unwrap(),
         None => path
             .split_once("/resolve/")
-            .map(|(repository, rest)| (repository, rest.split_once('/').unwrap().1))
+            .map(|(repository, rest)| (repository, rest.split_once('/').unwrap()))
+            .map(|(repository, (revision, name))| (repository, revision, name))
             .unwrap(),
     };
     let key = if repository.starts_with("datasets/") || repository.starts_with("models/") {
@@ -128,6 +166,10 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
     } else {
         format!("models/{repository}")
     };
+    let of_commit = |of: &&String| {
+        of.strip_prefix(&key).is_some_and(|name| name.starts_with('@') && commit(&name[1..]) == revision)
+    };
+    let key = files.keys().find(of_commit).cloned().unwrap_or(key);
     let Some(bytes) = files.get(&key).and_then(|of| of.get(name)) else {
         return send(&stream, "404 Not Found", &[], b"", 0);
     };
@@ -136,7 +178,13 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
         // large files lie elsewhere
         let mut headers = own.to_vec();
         headers.push(("x-linked-etag", format!("\"{}\"", etag(bytes))));
-        headers.push(("location", format!("{host}/cdn/{key}/file/{name}")));
+        // as files under Xet: the hash and the length are in the first answer, and another host has the bytes
+        let elsewhere = match state.relative {
+            true => format!("/cdn/{key}/file/{name}"),
+            false => format!("{}/cdn/{key}/file/{name}", host.replace("127.0.0.1", "localhost")),
+        };
+        headers.push(("x-linked-size", bytes.len().to_string()));
+        headers.push(("location", elsewhere));
         return send(&stream, "302 Found", &headers, b"", 0);
     }
     let (body, content_range) = part(bytes);
@@ -148,6 +196,15 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
         state.asked.push(format!("{name} from {}", range.unwrap_or(("0", "")).0));
     }
     let most = if is_contents { state.cut.remove(name).unwrap_or(usize::MAX) } else { usize::MAX };
+    if state.compressed && !path.starts_with("cdn/") {
+        headers.pop();
+        headers.push(encoding);
+        return send(&stream, "200 OK", &headers, &packed(bytes), usize::MAX);
+    }
+    if state.whole {
+        headers.pop();
+        return send(&stream, "200 OK", &headers, bytes, most);
+    }
     drop(state);
     send(&stream, "206 Partial Content", &headers, &body, most);
 }
@@ -197,7 +254,21 @@ fn repositories(folder: &Path) -> Files {
         ("models/org/adapter".to_owned(), read_folder(&adapter)),
         ("models/org/bare".to_owned(), [("config.json".to_owned(), b"{}".to_vec())].into()),
         ("datasets/org/pairs".to_owned(), data),
+        ("models/org/run@step5".to_owned(), changed(&read_folder(&model), 5)),
+        ("models/org/run@step10".to_owned(), changed(&read_folder(&model), 10)),
+        ("models/org/run@step100-old".to_owned(), changed(&read_folder(&model), 100)),
+        ("models/org/run@main".to_owned(), read_folder(&model)),
     ])
+}
+
+/// A model with a part of its numbers changed.
+fn changed(files: &BTreeMap<String, Vec<u8>>, by: u8) -> BTreeMap<String, Vec<u8>> {
+    let mut files = files.clone();
+    let weights = files.get_mut("model.safetensors").unwrap();
+    let last = weights.len() - 4;
+    // the sign and the lowest bits of the last number
+    weights[last] = by;
+    files
 }
 
 struct Case {
@@ -338,4 +409,95 @@ fn refusals_say_what_to_do() {
     // a token in the file that `hf auth login` writes
     std::fs::write(case.home.join("token"), "secret\n").unwrap();
     ok(&case.analyze("let in too", "org/sharded", &data, &[]));
+}
+
+#[test]
+fn hubs_and_mirrors_answer_in_their_own_ways() {
+    let case = Case::new();
+    std::fs::write(case.folder.path().join("pairs.jsonl"), ids_row(&[1, 2], &[3], &[4, 5])).unwrap();
+    let data = ["--data", "pairs.jsonl"];
+    ok(&case.analyze("here", "model", &data, &[]));
+    // the token goes to the hub, and not to where its files lie
+    case.server.set(|state| state.token = Some("secret".to_owned()));
+    ok(&case.analyze("let in", "org/model", &data, &[("HF_TOKEN", "secret")]));
+    case.server.set(|state| {
+        assert!(!std::mem::take(&mut state.leaked));
+        state.token = None;
+    });
+    let ways: [(&str, fn(&mut State)); 4] = [
+        ("compressed", |state| state.compressed = true),
+        ("relative", |state| state.relative = true),
+        ("whole", |state| {
+            // and it breaks off, so that all comes again
+            state.whole = true;
+            state.cut.insert("model.safetensors".to_owned(), 700);
+        }),
+        ("pause", |state| (state.busy, state.pause) = (1, Some(1))),
+    ];
+    for (name, way) in ways {
+        std::fs::remove_dir_all(case.home.join("hub")).unwrap();
+        case.server.set(|state| *state = State::default());
+        case.server.set(way);
+        let begun = std::time::Instant::now();
+        ok(&case.analyze(name, "org/model", &data, &[]));
+        assert_eq!(case.wl(name), case.wl("here"), "{name}");
+        assert!(name != "pause" || begun.elapsed() >= std::time::Duration::from_secs(1));
+        assert!(case.blobs("models--org--model").iter().all(|blob| blob.len() == 64), "{name}");
+    }
+    // a pause that nobody waits for is said at once
+    std::fs::remove_dir_all(case.home.join("hub")).unwrap();
+    case.server.set(|state| *state = State { busy: 1, pause: Some(4000), ..State::default() });
+    let output = case.analyze("none", "org/model", &data, &[]);
+    assert!(error_line(&output).contains("too many requests"));
+    // what arrives otherwise than it is on the hub is not kept
+    case.server.set(|state| *state = State::default());
+    let blobs = case.home.join("hub/models--org--model/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let weights = std::fs::read(case.folder.path().join("model/model.safetensors")).unwrap();
+    std::fs::write(blobs.join(etag(&weights)).with_extension("part"), vec![0; 400]).unwrap();
+    let output = case.analyze("none", "org/model", &data, &[]);
+    assert!(error_line(&output).contains("did not arrive as it is on the hub"), "{}", error_line(&output));
+    ok(&case.analyze("again", "org/model", &data, &[]));
+    assert_eq!(case.wl("again"), case.wl("here"));
+}
+
+#[test]
+fn revisions_are_the_steps_of_a_run_and_are_given_back() {
+    let case = Case::new();
+    std::fs::write(case.folder.path().join("pairs.jsonl"), ids_row(&[1, 2], &[3], &[4, 5])).unwrap();
+    let sweep = |more: &[&str]| {
+        let mut command = tanglescope();
+        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE"] {
+            command.env_remove(name);
+        }
+        command.env("HF_HOME", &case.home).env("HF_ENDPOINT", &case.server.endpoint).current_dir(case.folder.path());
+        let base = ["sweep", "org/run", "--data", "pairs.jsonl", "--out", "swept", "--device", "cpu", "--dtype", "f64"];
+        command.args(base).args(["--scope", "full"]).args(more).output().unwrap()
+    };
+    let snapshots = || {
+        let found = std::fs::read_dir(case.home.join("hub/models--org--run/snapshots")).into_iter().flatten().flatten();
+        found.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    ok(&sweep(&["--revisions", "step*", "--keep", "1"]));
+    // by number, and the last stays; the contents that it shares with none are given back
+    assert_eq!(snapshots(), [commit("step100-old")]);
+    assert_eq!(case.blobs("models--org--run").iter().filter(|name| name.len() == 64).count(), 2);
+    let wl = |step: usize| {
+        let out = case.folder.path().join(format!("swept/run=run/step={step}/dataset=pairs"));
+        support::numbers(&out, "pairs.parquet", "wl")[0].unwrap()
+    };
+    assert!(wl(5) != wl(10) && wl(10) != wl(100));
+    // what is measured is not fetched again, and all of it where something else is asked
+    case.server.asked();
+    ok(&sweep(&["--revisions", "step*", "--keep", "1"]));
+    assert!(case.server.asked().is_empty());
+    let output = sweep(&["--revisions", "step*", "--objective", "simpo"]);
+    ok(&output);
+    assert_eq!(snapshots().len(), 3);
+    for (more, told) in [(["--revisions", "none*"], "no revision with a step"), (["--revisions", "[*"], "--revisions")]
+    {
+        let output = sweep(&more);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(error_line(&output).contains(told), "{}", error_line(&output));
+    }
 }

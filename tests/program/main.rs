@@ -10,6 +10,7 @@ mod command_line;
 mod field;
 mod groups;
 mod hub;
+mod inspect;
 mod objectives;
 mod report;
 mod streams;

@@ -85,6 +85,17 @@ impl Stored {
         }
     }
 
+    /// Whether its numbers can be weights: floating point ones, or quantised ones with their factors.
+    #[must_use]
+    pub fn holds_weights(&self) -> bool {
+        match &self.encoding {
+            Encoding::Plain { number, .. } | Encoding::Pieces { number, .. } => {
+                matches!(number, Number::F64 | Number::F32 | Number::F16 | Number::BF16)
+            }
+            Encoding::Quantised(_) => true,
+        }
+    }
+
     /// Whether it is stored quantised.
     #[must_use]
     pub fn is_quantised(&self) -> bool {

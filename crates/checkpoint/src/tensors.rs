@@ -10,7 +10,7 @@ use crate::quantised;
 use crate::stored::{Encoding, Piece, Place, Stored, map};
 use crate::torch::{self, distributed};
 use rayon::prelude::*;
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -146,12 +146,12 @@ impl Tensors {
 
     /// Adds the tensors of a file, or those of it that are wanted.
     fn add(&mut self, path: PathBuf, wanted: Option<&[String]>) -> Result<()> {
-        let map = map(&path, 0, None)?;
         let file = self.files.len();
         let found = match path.extension().and_then(|end| end.to_str()) {
-            Some("safetensors") => of_safetensors(&map, file),
-            Some("gguf") => gguf::tensors(&map, file),
-            _ => torch::tensors(&map).map(|of| of.into_iter().map(|(name, of)| (name, of_torch(of, file))).collect()),
+            Some("safetensors") => of_safetensors(&path, file)?,
+            Some("gguf") => gguf::tensors(&map(&path, 0, None)?, file),
+            _ => torch::tensors(&map(&path, 0, None)?)
+                .map(|of| of.into_iter().map(|(name, of)| (name, of_torch(of, file))).collect()),
         };
         let found: Vec<(String, Stored)> = found.map_err(|problem| Error::file(&path, problem))?;
         let listed = wanted.map(|wanted| wanted.iter().map(String::as_str).collect::<HashSet<_>>());
@@ -253,16 +253,47 @@ impl Tensors {
     }
 }
 
+/// Bytes of the longest header of a safetensors file.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// Length and contents of the header of a safetensors file, of which nothing else is mapped: a model may be larger than what a process may
+/// map.
+fn safetensors_header(path: &Path) -> Result<Result<(usize, Metadata), String>> {
+    let length = std::fs::metadata(path).map_err(|e| Error::file(path, e))?.len();
+    let refuse =
+        |problem: String| Ok(Err(format!("not a complete safetensors file ({problem}); copy or download it again")));
+    if length < 8 {
+        return refuse(format!("it has {length} bytes"));
+    }
+    let first = map(path, 0, Some(8))?;
+    let header = first.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    if header > LONGEST_HEADER || header + 8 > length {
+        return refuse(format!("its header would have {header} bytes"));
+    }
+    let size = usize::try_from(header).unwrap_or(usize::MAX);
+    let bytes = map(path, 0, Some(8 + size))?;
+    match serde_json::from_slice::<Metadata>(&bytes[8..]) {
+        Err(problem) => refuse(problem.to_string()),
+        Ok(metadata) if (metadata.data_len() as u64).checked_add(8 + header) != Some(length) => refuse(format!(
+            "its tensors would end at byte {}, and it has {length}",
+            metadata.data_len() as u64 + 8 + header
+        )),
+        Ok(metadata) => Ok(Ok((size, metadata))),
+    }
+}
+
 /// The tensors of a safetensors file.
-fn of_safetensors(bytes: &[u8], file: usize) -> Result<Vec<(String, Stored)>, String> {
-    let (header, metadata) = SafeTensors::read_metadata(bytes)
-        .map_err(|e| format!("not a complete safetensors file ({e}); copy or download it again"))?;
+fn of_safetensors(path: &Path, file: usize) -> Result<Result<Vec<(String, Stored)>, String>> {
+    let (header, metadata) = match safetensors_header(path)? {
+        Ok(found) => found,
+        Err(problem) => return Ok(Err(problem)),
+    };
     let of = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let place = Place { file, start: (8 + header + info.data_offsets.0) as u64 };
         let encoding = Encoding::Plain { number: Number::of_safetensors(info.dtype), place };
         (name, Stored { shape: info.shape.clone(), encoding })
     };
-    Ok(metadata.tensors().into_iter().map(of).collect())
+    Ok(Ok(metadata.tensors().into_iter().map(of).collect()))
 }
 
 /// A tensor of a file of `torch.save`.

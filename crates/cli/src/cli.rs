@@ -342,6 +342,12 @@ pub struct Sweep {
     /// Folder for the results, in run=…/step=…/dataset=… folders; what is there already is not done again
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
+    /// Branches and tags of a hub repository (RUN is org/name) that are its steps, such as 'step*': each is fetched when it is measured
+    #[arg(long, value_name = "PATTERN")]
+    pub revisions: Option<String>,
+    /// Fetched revisions that stay in the cache, the last ones; 0 gives each back once it is measured [default: all]
+    #[arg(long, value_name = "N", requires = "revisions")]
+    pub keep: Option<usize>,
     /// Model that training started from: the one under the adapters, or the reference of whole models [default: the one that the run's manifest.json or the adapter names]
     #[arg(long, value_name = "FOLDER")]
     pub model: Option<PathBuf>,

@@ -104,7 +104,53 @@ fn rows(args: &cli::Rows, json: bool, console: &Console) -> Result<()> {
     say(json, &print::Rows(&found), || serde_json::json!(found))
 }
 
+/// Measures revisions of a repository as the steps of a run.
+fn sweep_revisions(args: &cli::Sweep, pattern: &str, json: bool, console: &Console) -> Result<()> {
+    let options = options::sweep(args)?;
+    let [run] = &options.runs[..] else {
+        return Err(Error::Input("--revisions: are of one repository; expected one RUN, org/name".to_owned()));
+    };
+    if args.dry.dry_run {
+        return Err(Error::Input(
+            "--dry-run: what revisions take is known once they are fetched; fetch one, and ask of its folder"
+                .to_owned(),
+        ));
+    }
+    let name = run.name.clone().or_else(|| Some(run.folder.file_name()?.to_string_lossy().into_owned()));
+    let name = name.map(|name| name.split('@').next().unwrap_or_default().to_owned()).unwrap_or_default();
+    // what decides the results, and not where and how fast they are made
+    let asked = format!(
+        "{:?}",
+        (&options.data, &options.model, &options.measured.scope, options.measured.dtype, &options.rows, options.pairs)
+    ) + &format!(
+        "{:?}",
+        (&options.objectives, options.mean_gradients, &options.reference, options.measured.seed)
+    );
+    let folder = |step: usize| options.out.join(format!("run={name}")).join(format!("step={step}"));
+    let mut left_out = Vec::new();
+    hub::sweep_revisions(
+        &run.folder,
+        pattern,
+        args.keep,
+        &asked,
+        |revisions| options.shard.part(revisions),
+        folder,
+        |step, files| {
+            let run = tanglescope::RunFolder { name: Some(name.clone()), folder: files.to_owned(), step: Some(step) };
+            let shard = tanglescope::Shard { taken: true, ..options.shard };
+            let one = tanglescope::SweepOptions { runs: vec![run], shard, ..options.clone() };
+            let found = tanglescope::sweep(&one, console)?;
+            left_out.extend(found.left_out.iter().cloned());
+            complete(&found)
+        },
+    )?;
+    if json { print_json(&serde_json::json!({"out": options.out, "left_out": left_out})) } else { Ok(()) }
+}
+
 fn sweep(args: &cli::Sweep, json: bool, console: &Console) -> Result<()> {
+    if let Some(pattern) = &args.revisions {
+        return sweep_revisions(args, pattern, json, console);
+    }
     let options = options::sweep(args)?;
     if args.dry.dry_run {
         let estimate = options.estimate(console)?;

@@ -159,10 +159,11 @@ pub fn rows_of(args: &Rows) -> Result<library::RowsOptions> {
 
 /// Options of `sweep`.
 pub fn sweep(args: &Sweep) -> Result<library::SweepOptions> {
-    let run = |text: &String| -> Result<(Option<String>, PathBuf)> {
-        let (name, path) = library::named("runs", text)?;
+    let run = |text: &String| -> Result<library::RunFolder> {
+        let (name, folder) = library::named("runs", text)?;
         // a path that gives the name itself is a checkpoint of its parent, where it is one
-        Ok(((path != Path::new(text)).then_some(name), path))
+        let name = (folder != Path::new(text)).then_some(name);
+        Ok(library::RunFolder { name, folder, step: None })
     };
     let of_data = |text: &String| -> Result<(String, PathBuf)> {
         let (name, path) = library::named("data", text)?;

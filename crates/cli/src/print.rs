@@ -280,6 +280,9 @@ pub fn inspection(out: &mut String, of: &Inspection, json: bool) {
         line!(out, "base        {base}{here}");
         let maps = adapter.maps.map_or_else(String::new, |maps| format!(", which change {maps} linear maps"));
         line!(out, "factors     {} tensors{maps}", adapter.tensors);
+        if !adapter.kinds.is_empty() {
+            line!(out, "beside      {}", adapter.kinds.join(", "));
+        }
     }
     if let Some(run) = &of.run {
         let steps = run.steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

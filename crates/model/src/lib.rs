@@ -22,7 +22,9 @@ mod sink;
 mod tables;
 mod weights;
 
-pub use adapter::{AdapterSource, FreshLora, LowRank, OwnTokens, TablesOutline, adapter_hash, base_named_by};
+pub use adapter::{
+    AdapterSource, FreshLora, LowRank, OwnTokens, TablesOutline, adapter_hash, adapter_kinds, base_name, base_named_by,
+};
 pub use architectures::Reads;
 pub use config::{Config, MOST_LAYERS};
 pub use decoder::{Decoder, ForwardRows, Keep, LogitPart, TokensPredicted, Trace};

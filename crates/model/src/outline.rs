@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::layers::{bias_of, weight_of, whole};
 use crate::scope::{InScope, Location, Parameter, ParameterKind, Scope};
 use std::path::Path;
+use tanglescope_checkpoint::Tensors;
 
 /// A linear map of a block, or of what blocks read of each token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +154,32 @@ impl Outline {
         let is_table = |name: &str| name.strip_suffix(".weight").is_some_and(|name| tables.iter().any(|of| of == name));
         let trains = !scope.head_only() && scope.parameters.iter().any(|parameter| is_table(&parameter.name));
         self.description.padding_row.filter(|_| trains)
+    }
+
+    /// What is wrong with the first matrix of a block that is not stored as it should be: missing, of another shape, or in numbers that are
+    /// no weights; seen without reading values.
+    #[must_use]
+    pub fn misfit(&self, tensors: &Tensors) -> Option<String> {
+        let names = &self.description.names;
+        let bare = tensors.get(&format!("{}.weight", names.embedding)).is_none();
+        let problem = |map: &Map| {
+            let [inputs, outputs] = map.shape;
+            let shape = if names.conv1d { [inputs, outputs] } else { [outputs, inputs] };
+            let full = map.weight_name();
+            let name = if bare { full.strip_prefix(&*names.prefix).unwrap_or(&full) } else { &full };
+            match tensors.get(name) {
+                None => Some(format!("tensor `{name}`: missing; expected one of shape {shape:?}")),
+                Some(stored) if *stored.shape() != shape => {
+                    Some(format!("tensor `{name}`: found shape {:?}, expected {shape:?}", stored.shape()))
+                }
+                Some(stored) if !stored.holds_weights() => {
+                    Some(format!("tensor `{name}`: stored as {}", stored.kind()))
+                }
+                Some(_) => None,
+            }
+        };
+        // parts of a tensor of all experts are told apart when they are read
+        self.maps.iter().filter(|map| !map.path.contains('#')).find_map(problem)
     }
 
     /// Values of all weights: of everything outside the blocks, and of the largest block.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tanglescope_checkpoint::Tensors;
 use tanglescope_gram::Group;
-use tanglescope_model::{AdapterSource, Config, Outline, Scope, adapter_hash, base_named_by};
+use tanglescope_model::{AdapterSource, Config, Outline, Scope, adapter_kinds, base_name, base_named_by};
 
 /// What a path is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -62,6 +62,8 @@ pub struct ModelFound {
 pub struct AdapterFound {
     /// The base that its config names.
     pub base: Option<String>,
+    /// What it trains and changes beside A and B of linear maps.
+    pub kinds: Vec<String>,
     /// Whether that is a folder of a model here.
     pub base_is_here: bool,
     /// Tensors that it stores.
@@ -149,6 +151,11 @@ impl Inspection {
                     *stored.entry(tensor.kind().to_owned()).or_insert(0) += 1;
                     parameters += tensor.shape().iter().product::<usize>();
                 }
+                let text_part = of.clone().located(folder, |name| tensors.get(name).is_some());
+                match text_part.map(|of| Outline::new(of, &AdapterSource::None)) {
+                    Ok(Ok(outline)) => self.refused.extend(outline.misfit(&tensors)),
+                    Ok(Err(problem)) | Err(problem) => self.refused.push(problem.to_string()),
+                }
             }
             Err(problem) => self.refused.push(problem.to_string()),
         }
@@ -180,18 +187,18 @@ impl Inspection {
     }
 
     fn adapter(&mut self, folder: &Path) {
-        if let Err(problem) = adapter_hash(folder) {
+        let kinds = adapter_kinds(folder).unwrap_or_else(|problem| {
             self.refused.push(problem.to_string());
-        }
-        let text = std::fs::read(folder.join("adapter_config.json")).unwrap_or_default();
-        let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+            Vec::new()
+        });
         let base = base_named_by(folder);
         let maps = base.as_ref().map(|base| Outline::read(base, &AdapterSource::Saved(folder.to_owned())));
         if let Some(Err(problem)) = &maps {
             self.refused.push(problem.to_string());
         }
         self.adapter = Some(AdapterFound {
-            base: config["base_model_name_or_path"].as_str().map(str::to_owned),
+            base: base_name(folder),
+            kinds,
             base_is_here: base.is_some(),
             tensors: Tensors::open(folder, "adapter_model").map_or(0, |tensors| tensors.names().count()),
             maps: maps.and_then(|outline| Some(outline.ok()?.maps.iter().filter(|map| map.rank.is_some()).count())),

@@ -73,7 +73,7 @@ pub use records::Folder;
 pub use report::{ReportFormat, ReportOptions, report};
 pub use rows::{Lengths, RowToken, RowTokens, Rows, RowsOptions, rows};
 pub use summarize::{SummarizeOptions, SummaryBy, SummaryKind, summarize};
-pub use sweep::{Shard, SweepEstimate, SweepOptions, SweepOutcome, named, sweep};
+pub use sweep::{RunFolder, Shard, SweepEstimate, SweepOptions, SweepOutcome, named, sweep};
 pub use tokens::{TokenProducts, TokensEstimate, TokensOptions, tokens};
 pub use train::{TrainEstimate, TrainOptions, TrainOutcome, train};
 pub use verify::{Check, Verification, VerifyOptions, verify};

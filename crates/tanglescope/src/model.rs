@@ -8,7 +8,9 @@ use crate::placement::Placement;
 use crate::rates;
 use std::path::{Path, PathBuf};
 use tanglescope_kernels::{DType, Flex, Kernels, Memory};
-use tanglescope_model::{AdapterSource, ColumnNorms, Decoder, FreshLora, Outline, Places, Scope, narrow_share};
+use tanglescope_model::{
+    AdapterSource, ColumnNorms, Decoder, FreshLora, Outline, Places, Scope, base_name, narrow_share,
+};
 
 /// A model to load, and what of it is measured.
 #[derive(Clone, Debug)]
@@ -136,7 +138,8 @@ impl Model {
         // what a folder cannot be read for is said by the loader, which looks at everything in order
         let placement = self.outline().ok().map(|outline| Placement::of(self, &outline));
         let places = placement.map_or(Places::DEVICE, |p| p.places);
-        if self.outline().is_ok_and(|outline| placement.is_some_and(|of| of.in_files(outline.description.layers()) > 0)) {
+        if self.outline().is_ok_and(|outline| placement.is_some_and(|of| of.in_files(outline.description.layers()) > 0))
+        {
             listener.short_of_memory();
         }
         let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, places)?;
@@ -164,6 +167,17 @@ impl Model {
             listener.note(&format!(
                 "model: weights are stored as {ways}; what is measured is the function of the values that those stand for"
             ));
+        }
+        let trained_on = self.adapter_folder().and_then(base_name).filter(|name| name.contains("bnb-4bit"));
+        if let Some(name) = trained_on {
+            let how = match model.quantised.is_empty() {
+                true => format!(
+                    "is measured on plain weights; option `model` = {name} measures it on those that it was trained on"
+                ),
+                false => "is measured on such; option `reference` = the plain model shows what that changes".to_owned(),
+            };
+            listener
+                .note(&format!("adapter: it was trained on {name}, whose weights are quantised to 4 bits, and {how}"));
         }
         let layers = model.description.layers();
         let in_host = places.host.min(layers.saturating_sub(places.device));

@@ -522,12 +522,50 @@ impl SavedAdapter {
     }
 }
 
-/// The model folder that a saved adapter says it belongs to, where there is one.
+/// The model that a saved adapter says it belongs to: a folder, or a repository of the hub.
+#[must_use]
+pub fn base_name(adapter: &Path) -> Option<String> {
+    let config = Config::read(&adapter.join("adapter_config.json")).ok()?;
+    config.get::<String>("base_model_name_or_path").ok()?
+}
+
+/// The model folder that a saved adapter says it belongs to, where there is one: as it is named, or from the adapter's own folder.
 #[must_use]
 pub fn base_named_by(adapter: &Path) -> Option<PathBuf> {
-    let config = Config::read(&adapter.join("adapter_config.json")).ok()?;
-    let path = PathBuf::from(config.get::<String>("base_model_name_or_path").ok()??);
-    path.join("config.json").is_file().then_some(path)
+    let name = base_name(adapter)?;
+    let folders = [PathBuf::from(&name), adapter.join(&name)];
+    folders.into_iter().find(|path| path.join("config.json").is_file())
+}
+
+/// What a saved adapter trains and changes beside A and B of linear maps, in words.
+///
+/// # Errors
+/// Where a file is missing, cannot be read, or is no adapter that is supported.
+pub fn adapter_kinds(folder: &Path) -> Result<Vec<String>> {
+    let adapter = SavedAdapter::open(folder)?;
+    let has = |part: &str| adapter.weights.names().any(|name| name.contains(part));
+    let mut kinds = Vec::new();
+    if adapter.magnitudes {
+        kinds.push("DoRA".to_owned());
+    }
+    if adapter.biases {
+        kinds.push("trained biases".to_owned());
+    }
+    if has(".lora_embedding_") {
+        kinds.push("LoRA on the embedding".to_owned());
+    }
+    if !adapter.modules_to_save.is_empty() {
+        kinds.push(format!("trained copies of {}", adapter.modules_to_save.join(", ")));
+    }
+    let tokens: usize = adapter.token_indices.values().map(Vec::len).sum();
+    if tokens > 0 {
+        kinds.push(format!("rows of {tokens} tokens"));
+    }
+    if !adapter.target_parameters.is_empty() {
+        kinds.push("all experts of a layer as one matrix".to_owned());
+    }
+    kinds.extend(adapter.taken_apart.map(|part| format!("a base taken apart ({})", part.name())));
+    Ok(kinds)
 }
 
 /// SHA-256 of a saved adapter's config and weights.

@@ -92,8 +92,8 @@ pub(super) fn token_indices(config: &Config) -> Result<TokenIndices> {
     Ok(indices)
 }
 
-/// Paths inside a module under which PEFT keeps the plain tensors of what it wraps.
-const WRAPPED: [&str; 2] = ["base_layer", "token_adapter.base_layer"];
+/// Paths inside a module under which PEFT keeps the plain tensors of what it wraps, or does not wrap.
+const WRAPPED: [&str; 3] = ["base_layer.", "token_adapter.base_layer.", ""];
 
 /// Rows of a table of tokens' own.
 const TOKENS: &str = "token_adapter.trainable_tokens_delta";
@@ -201,19 +201,18 @@ impl SavedAdapter {
         Ok(changes)
     }
 
-    /// The plain tensor of a module that it wraps, where it has that too: PEFT puts it into the base.
+    /// A tensor of the base that it has too, of a module that it wraps or (`save_embedding_layers`) does not: PEFT puts it into the base.
     pub fn wrapped(&self, parameter: &str) -> Option<String> {
         let (module, tensor) = parameter.rsplit_once('.')?;
         let names = Wrapper::spellings(module)
             .into_iter()
-            .flat_map(|module| WRAPPED.map(|inside| format!("base_model.model.{module}.{inside}.{tensor}")));
+            .flat_map(|module| WRAPPED.map(|inside| format!("base_model.model.{module}.{inside}{tensor}")));
         names.into_iter().find(|name| self.weights.has(name))
     }
 
-    /// Whether it has plain tensors of modules that it wraps.
+    /// Whether it has tensors that stand for the base's.
     pub fn replaces_base(&self) -> bool {
-        let plain = |name: &str| name.rsplit_once('.').is_some_and(|(module, _)| module.ends_with(WRAPPED[0]));
-        self.weights.names().any(plain)
+        self.weights.names().any(|name| !name.contains(".lora_") && !name.contains(TOKENS))
     }
 
     /// α/r or α/√r of a module.

@@ -121,7 +121,7 @@ impl Description {
     ///
     /// # Errors
     /// Where the names of a multimodal checkpoint's text part are none that are known.
-    pub(crate) fn located(self, folder: &Path, has: impl Fn(&str) -> bool) -> Result<Self> {
+    pub fn located(self, folder: &Path, has: impl Fn(&str) -> bool) -> Result<Self> {
         let Some(wrapper) = self.wrapper else { return Ok(self) };
         for layout in LAYOUTS {
             let names = renamed(self.names.clone(), layout);

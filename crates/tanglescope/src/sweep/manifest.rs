@@ -4,7 +4,7 @@ use super::jobs::Prepared;
 use crate::device::dtype_name;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use tanglescope_checkpoint::file_hash;
 use tanglescope_data::Pair;
@@ -46,7 +46,10 @@ pub fn write(options: &SweepOptions, template: &Model, runs: &[Prepared<'_>]) ->
             return Err(Error::value("out", out.display(), text));
         }
         for (name, run) in there.runs {
-            now.runs.entry(name).or_insert(run);
+            // revisions of a repository come one at a time
+            let of = now.runs.entry(name).or_insert_with(|| run.clone());
+            let steps: BTreeSet<usize> = of.steps.iter().copied().chain(run.steps).collect();
+            of.steps = steps.into_iter().collect();
         }
         for (name, data) in there.data {
             now.data.entry(name).or_insert(data);

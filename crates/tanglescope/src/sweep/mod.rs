@@ -31,9 +31,8 @@ use tanglescope_model::{AdapterSource, Decoder};
 /// Options of [`sweep`].
 #[derive(Clone, Debug)]
 pub struct SweepOptions {
-    /// Runs by name: folders of checkpoints as trainers leave them (docs/formats.md), or single checkpoints; adapters and whole models.
-    /// Without a name a run is called by its folder.
-    pub runs: Vec<(Option<String>, PathBuf)>,
+    /// Folders of checkpoints as trainers leave them (docs/formats.md), or single checkpoints; adapters and whole models.
+    pub runs: Vec<RunFolder>,
     /// Preference data by name.
     pub data: Vec<(String, PathBuf)>,
     /// Folder for the results, in run=…/step=…/dataset=… folders; what is there already is not done again.
@@ -67,7 +66,7 @@ impl SweepOptions {
     pub fn new(runs: &[PathBuf], data: &[PathBuf], out: impl Into<PathBuf>) -> Result<Self> {
         let of_data = |path: &PathBuf| Ok((runs::name_of("data", path)?, path.clone()));
         Ok(Self {
-            runs: runs.iter().map(|run| (None, run.clone())).collect(),
+            runs: runs.iter().map(|run| RunFolder { name: None, folder: run.clone(), step: None }).collect(),
             data: data.iter().map(of_data).collect::<Result<_>>()?,
             out: out.into(),
             model: None,
@@ -81,6 +80,17 @@ impl SweepOptions {
             command: Vec::new(),
         })
     }
+}
+
+/// A run, or a checkpoint of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunFolder {
+    /// What the run is called; by its folder where nothing is given.
+    pub name: Option<String>,
+    /// Where it is.
+    pub folder: PathBuf,
+    /// The step of a checkpoint by itself, whatever its folder is called.
+    pub step: Option<usize>,
 }
 
 /// What a sweep would do.
@@ -125,8 +135,7 @@ fn prepared<T>(
     listener: &dyn Listener,
     work: impl FnOnce(&Model, &[Prepared<'_>], &[Job<'_>]) -> Result<T>,
 ) -> Result<T> {
-    let runs: Vec<Run> =
-        options.runs.iter().map(|(name, folder)| Run::find(name.as_deref(), folder)).collect::<Result<_>>()?;
+    let runs: Vec<Run> = options.runs.iter().map(Run::of).collect::<Result<_>>()?;
     once("runs", runs.iter().map(|run| &run.name))?;
     once("data", options.data.iter().map(|(name, _)| name))?;
     if options.pairs == Some(0) {
@@ -143,7 +152,7 @@ fn prepared<T>(
             listener.note(&format!("run {}: {number} checkpoints, {pattern} as of {}", run.name, trainer.name));
         }
     }
-    let jobs = options.shard.of(jobs(&prepared, &options.out));
+    let jobs = options.shard.part(jobs(&prepared, &options.out));
     work(&template, &prepared, &jobs)
 }
 

@@ -1,4 +1,5 @@
 //! Runs of checkpoints: folders as training programs leave them, with whole models or adapters in them.
+use super::RunFolder;
 use super::trainers::{self, Trainer};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -95,6 +96,18 @@ impl Checkpoint {
 }
 
 impl Run {
+    /// What is in a folder: a run, or the checkpoint of a step.
+    pub fn of(given: &RunFolder) -> Result<Self> {
+        let RunFolder { name, folder, step } = given;
+        let Some(step) = *step else { return Self::find(name.as_deref(), folder) };
+        let name = match name {
+            Some(name) => checked("runs", name, name.clone())?,
+            None => name_of("runs", folder)?,
+        };
+        let checkpoints = vec![Checkpoint { step, folder: folder.clone() }];
+        Ok(Self { name, folder: folder.clone(), checkpoints, trainer: None, start: None })
+    }
+
     /// Finds a run's checkpoints; a checkpoint by itself is a run of one.
     pub fn find(name: Option<&str>, folder: &Path) -> Result<Self> {
         let given = name.map_or_else(|| name_of("runs", folder), |name| checked("runs", name, name.to_owned()));

@@ -12,14 +12,20 @@ pub struct Shard {
     pub number: usize,
     /// Of how many.
     pub of: usize,
+    /// Whether the work is this part already.
+    pub taken: bool,
 }
 
 impl Shard {
     /// All of it.
-    pub const WHOLE: Self = Self { number: 1, of: 1 };
+    pub const WHOLE: Self = Self { number: 1, of: 1, taken: false };
 
     /// Consecutive jobs, so that a checkpoint is loaded by as few shards as can be.
-    pub(super) fn of<T>(self, jobs: Vec<T>) -> Vec<T> {
+    #[must_use]
+    pub fn part<T>(self, jobs: Vec<T>) -> Vec<T> {
+        if self.taken {
+            return jobs;
+        }
         let n = jobs.len();
         let bounds = [self.number - 1, self.number].map(|i| i * n / self.of);
         jobs.into_iter().take(bounds[1]).skip(bounds[0]).collect()
@@ -42,7 +48,7 @@ impl FromStr for Shard {
     fn from_str(text: &str) -> Result<Self> {
         let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match parts {
-            Some((number, of)) if 1 <= number && number <= of => Ok(Self { number, of }),
+            Some((number, of)) if 1 <= number && number <= of => Ok(Self { number, of, taken: false }),
             _ => Err(crate::Error::value("shard", text, "expected I/N with I from 1 to N, such as 1/4")),
         }
     }

@@ -1,17 +1,20 @@
 //! Models, adapters and data sets of the Hugging Face hub, through the cache, token, endpoint and offline variables that
 //! `huggingface_hub` reads.
+mod revisions;
+mod transfer;
+
+pub use revisions::sweep_revisions;
+
 use crate::console::tell;
 use crate::error::{Error, Result};
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::env::var;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::Duration;
 use tanglescope_checkpoint::{file_names, shards};
 use tanglescope_data::wanted;
+use transfer::{Failure, Transfer};
 
 /// A repository that cannot be used as it was named.
 fn refused(id: &Id, problem: impl std::fmt::Display) -> Error {
@@ -33,9 +36,6 @@ pub enum RepositoryKind<'a> {
     /// The files of a part of a data set.
     Data(Option<&'a str>),
 }
-
-/// Times that a request is made again after the hub said that it is busy, or broke off.
-const RETRIES: usize = 5;
 
 /// Files of a model beside its weights that are read where they are there.
 const BESIDE_WEIGHTS: [&str; 4] =
@@ -60,6 +60,16 @@ impl Id {
         let parts: Vec<&str> = name.split('/').collect();
         let is_id = parts.len() == 2 && parts.into_iter().all(plain) && !revision.is_empty();
         (is_id && !path.exists()).then(|| Self { name: name.to_owned(), revision: revision.to_owned() })
+    }
+}
+
+/// What models are under, on the hub and in the cache.
+const MODELS: &str = "models";
+
+impl Id {
+    /// Its folder in the cache, as one of a kind.
+    fn folder_name(&self, kind: &str) -> String {
+        format!("{kind}--{}", self.name.replace('/', "--"))
     }
 }
 
@@ -112,9 +122,22 @@ fn token() -> Option<String> {
     set.or_else(|| clean(std::fs::read_to_string(path()?).ok()?))
 }
 
+/// What the hub says of a repository.
+#[derive(Deserialize)]
+struct RepositoryInfo {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+/// A file of a repository.
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
 /// The hub, and the cache of what was fetched from it.
 struct Hub {
-    api: Api,
+    transfer: Transfer,
     cache: PathBuf,
     endpoint: String,
     offline: bool,
@@ -124,45 +147,52 @@ impl Hub {
     fn new() -> Result<Self> {
         let cache = cache_folder()?;
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        let builder = ApiBuilder::from_cache(Cache::new(cache.clone()))
-            .with_endpoint(endpoint.trim_end_matches('/').to_owned())
-            .with_token(token())
-            .with_retries(RETRIES)
-            .with_progress(std::io::stderr().is_terminal());
-        let api = builder.build().map_err(|e| Error::Failed(format!("the hub's client cannot start: {e}")))?;
-        Ok(Self { api, cache, endpoint, offline: is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE") })
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        let transfer = Transfer::new(&endpoint, token()).map_err(Error::Input)?;
+        Ok(Self { transfer, cache, endpoint, offline: is_on("HF_HUB_OFFLINE") || is_on("TRANSFORMERS_OFFLINE") })
+    }
+
+    /// What the hub answers, as what it is.
+    fn json<T: DeserializeOwned>(&self, path: &str) -> std::result::Result<T, Failure> {
+        let text = self.transfer.text(&format!("{}/api/{path}", self.endpoint))?;
+        serde_json::from_str(&text).map_err(|e| Failure::Answer(format!("{path}: not what a hub answers: {e}")))
     }
 
     fn fetch(&self, id: &Id, kind: RepositoryKind<'_>) -> Result<PathBuf> {
-        let repo_type = if matches!(kind, RepositoryKind::Data(_)) { RepoType::Dataset } else { RepoType::Model };
-        let repo = Repo::with_revision(id.name.clone(), repo_type, id.revision.clone());
-        let cached = Cached { folder: self.cache.join(repo.folder_name()), id };
+        let kind_of = match kind {
+            RepositoryKind::Data(_) => "datasets",
+            RepositoryKind::Model | RepositoryKind::Adapter => MODELS,
+        };
+        let cached = Cached { folder: self.cache.join(id.folder_name(kind_of)), id };
         if self.offline {
             let problem = "HF_HUB_OFFLINE is set";
             return cached.snapshot(kind).ok_or_else(|| self.missing(id, problem));
         }
-        let remote = self.api.repo(repo);
-        let info = match retried(|| remote.info()) {
-            Ok(info) => info,
-            Err(error) if unreachable(&error) => {
-                let Some(folder) = cached.snapshot(kind) else {
-                    return Err(self.missing(id, &format!("{} cannot be reached ({error})", self.endpoint)));
-                };
-                tell!("{id}: the hub cannot be reached; the copy in the cache is used");
-                return Ok(folder);
-            }
-            Err(error) => return Err(self.refusal(id, &error)),
-        };
+        let info: RepositoryInfo =
+            match self.json(&format!("{kind_of}/{}/revision/{}", id.name, id.revision.replace('/', "%2F"))) {
+                Ok(info) => info,
+                Err(Failure::Unreachable(problem)) => {
+                    let Some(folder) = cached.snapshot(kind) else {
+                        return Err(self.missing(id, &format!("{} cannot be reached ({problem})", self.endpoint)));
+                    };
+                    tell!("{id}: the hub cannot be reached; the copy in the cache is used");
+                    return Ok(folder);
+                }
+                Err(error) => return Err(self.refusal(id, &error)),
+            };
         let names: BTreeSet<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
         let snapshot = cached.folder.join("snapshots").join(&info.sha);
+        // the files of one commit, whatever the name stands for a moment later
+        let start = if kind_of == MODELS { String::new() } else { format!("{kind_of}/") };
+        let files = format!("{}/{start}{}/resolve/{}", self.endpoint, id.name, info.sha);
         let first = self.first(id, kind, &names)?;
         for name in &first {
-            self.file(id, &remote, &cached, &snapshot, name)?;
+            self.file(&files, &cached, &snapshot, name)?;
         }
         if let Some(index) = first.iter().find(|name| name.ends_with(".index.json")) {
             let named = shards(&snapshot.join(index)).map_err(|e| Error::Failed(e.to_string()))?;
             for name in named.keys() {
-                self.file(id, &remote, &cached, &snapshot, name)?;
+                self.file(&files, &cached, &snapshot, name)?;
             }
         }
         cached.name(&info.sha)?;
@@ -202,42 +232,37 @@ impl Hub {
     }
 
     /// Brings a file into the snapshot: as it is in the cache, or from the hub, from where an earlier download broke off.
-    fn file(&self, id: &Id, remote: &ApiRepo, cached: &Cached<'_>, snapshot: &Path, name: &str) -> Result<()> {
-        let (place, refuse) = (snapshot.join(name), |error: ApiError| self.refusal(id, &error));
+    fn file(&self, files: &str, cached: &Cached<'_>, snapshot: &Path, name: &str) -> Result<()> {
+        let (id, place) = (cached.id, snapshot.join(name));
         if place.exists() {
             return Ok(());
         }
-        let metadata = retried(|| self.api.metadata(&remote.url(name))).map_err(refuse)?;
-        let blob = cached.folder.join("blobs").join(metadata.etag());
-        let whole = || std::fs::metadata(&blob).is_ok_and(|of| of.len() == metadata.size() as u64);
-        let part = blob.with_extension("part");
+        let refuse = |failure: Failure| self.refusal(id, &failure);
+        let url = format!("{files}/{name}");
+        let about = self.transfer.about(&url).map_err(refuse)?;
+        let blob = cached.folder.join("blobs").join(&about.etag);
+        let whole = || std::fs::metadata(&blob).is_ok_and(|of| about.size.is_none_or(|size| of.len() == size));
         if !whole() {
-            // a part that is all of it was not renamed in time; one that is longer is of something else
-            match std::fs::metadata(&part).map(|of| of.len()) {
-                Ok(length) if length == metadata.size() as u64 => std::fs::rename(&part, &blob),
-                Ok(length) if length > metadata.size() as u64 => std::fs::remove_file(&part),
-                _ => Ok(()),
-            }
-            .map_err(|e| at(&part, e))?;
-        }
-        if whole() {
-            link(&blob, &place)?;
-        } else {
-            tell!("{id}: {name}, {:.1} MB", metadata.size() as f64 / 1e6);
-            retried(|| remote.download(name)).map_err(refuse)?;
+            let (part, lock) = (blob.with_extension("part"), blob.with_extension("lock"));
+            std::fs::create_dir_all(blob.parent().unwrap_or(&blob)).map_err(|e| at(&blob, e))?;
+            // a second process waits, and finds it there
+            let held = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file));
+            let _held = held.map_err(|e| at(&lock, e))?;
             if !whole() {
-                let _ = std::fs::remove_file(&place);
-                let _ = std::fs::remove_file(&blob);
-                let problem = "did not arrive whole, and was not kept; run the command again";
-                return Err(Error::Failed(format!("{id}: {name}: {problem}")));
+                let size = about.size.map_or_else(String::new, |size| format!(", {:.1} MB", size as f64 / 1e6));
+                tell!("{id}: {name}{size}");
+                // a part that is longer than all of it is of something else
+                if std::fs::metadata(&part).is_ok_and(|of| about.size.is_some_and(|size| of.len() > size)) {
+                    std::fs::remove_file(&part).map_err(|e| at(&part, e))?;
+                }
+                let complete = std::fs::metadata(&part).is_ok_and(|of| about.size == Some(of.len()));
+                if !complete {
+                    self.transfer.download(&url, &about, &part).map_err(refuse)?;
+                }
+                std::fs::rename(&part, &blob).map_err(|e| at(&part, e))?;
             }
         }
-        match place.exists() {
-            true => Ok(()),
-            false => {
-                Err(Error::Failed(format!("{id}: the repository changed while it was fetched; run the command again")))
-            }
-        }
+        link(&blob, &place)
     }
 
     fn missing(&self, id: &Id, problem: &str) -> Error {
@@ -246,18 +271,18 @@ impl Hub {
         refused(id, format!("{what} ({place}), and {problem}; fetch it first where the hub can be reached"))
     }
 
-    fn refusal(&self, id: &Id, error: &ApiError) -> Error {
-        let problem = match status(error) {
-            Some(401 | 403) => {
+    fn refusal(&self, id: &Id, failure: &Failure) -> Error {
+        let problem = match failure {
+            Failure::Status(401 | 403) => {
                 "the hub does not let this user at it: it is private, gated or not there. Accept its terms on its \
                  page, and log in with `hf auth login` or set HF_TOKEN"
                     .to_owned()
             }
-            Some(404) => format!("is no folder here, and no repository or revision of {}", self.endpoint),
-            Some(429) => {
+            Failure::Status(404) => format!("is no folder here, and no repository or revision of {}", self.endpoint),
+            Failure::Status(429) => {
                 "the hub asks to be left alone for a while (too many requests); try again in some minutes".to_owned()
             }
-            _ => format!("cannot be fetched from {}: {error}", self.endpoint),
+            other => format!("cannot be fetched from {}: {other}", self.endpoint),
         };
         refused(id, problem)
     }
@@ -311,37 +336,6 @@ fn link(blob: &Path, place: &Path) -> Result<()> {
     }
     #[cfg(not(unix))]
     std::fs::copy(blob, place).map(drop).map_err(refuse)
-}
-
-fn status(error: &ApiError) -> Option<u16> {
-    match error {
-        ApiError::RequestError(error) => match &**error {
-            ureq::Error::StatusCode(code) => Some(*code),
-            _ => None,
-        },
-        ApiError::TooManyRetries(error) => status(error),
-        _ => None,
-    }
-}
-
-/// Whether the hub was not reached at all.
-fn unreachable(error: &ApiError) -> bool {
-    matches!(error, ApiError::RequestError(_)) && status(error).is_none()
-}
-
-/// What a request returns, made again while the hub is busy.
-fn retried<T>(request: impl Fn() -> Result<T, ApiError>) -> Result<T, ApiError> {
-    let mut wait = Duration::from_millis(300);
-    for _ in 0..RETRIES {
-        match request() {
-            Err(error) if status(&error).is_some_and(|code| code == 429 || code >= 500) => {
-                sleep(wait);
-                wait *= 2;
-            }
-            other => return other,
-        }
-    }
-    request()
 }
 
 #[cfg(test)]
