@@ -156,6 +156,12 @@ for name, weight in golden.items():
         if map_ in name:
             x = x.reshape(of, 2, x.shape[0] // of // 2, -1).swapaxes(1, 2).reshape(x.shape)
     writer.add_tensor(names.get_name(name, (".weight",)), np.ascontiguousarray(x))
+# what llama.cpp's converter makes of Llama 3's scaling
+of, pairs = config["rope_parameters"], np.arange(0, config["head_dim"], 2)
+length = 2 * np.pi * of["rope_theta"] ** (pairs / config["head_dim"])
+smooth = (of["original_max_position_embeddings"] / length - of["low_freq_factor"]) / (of["high_freq_factor"] - of["low_freq_factor"])
+divisors = 1 / ((1 - smooth.clip(0, 1)) / of["factor"] + smooth.clip(0, 1))
+writer.add_tensor("rope_freqs.weight", divisors.astype(np.float32))
 writer.write_header_to_file()
 writer.write_kv_data_to_file()
 writer.write_tensors_to_file()

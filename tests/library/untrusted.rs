@@ -305,11 +305,17 @@ fn torch_files_and_quantised_tensors() {
     let quantised =
         [seed("eight_bits/model.safetensors"), seed("four_bits/model.safetensors"), seed("fp8/model.safetensors")];
     survive("quantised tensors", &quantised, cases(2_000), |bytes| open("model.safetensors", bytes));
-    let gguf = [seed("gguf/model.gguf")[..4096].to_vec(), seed("gguf_gemma/model.gguf")];
+    let gguf = [
+        seed("gguf/model.gguf")[..4096].to_vec(),
+        seed("gguf_gemma/model.gguf"),
+        seed("../gguf_tokenizers/pieces.gguf"),
+        seed("../gguf_tokenizers/qwen2.gguf"),
+    ];
     survive("GGUF files", &gguf, cases(2_000), |bytes| {
         open("model.gguf", bytes);
         std::fs::write(folder.path().join("model.gguf"), bytes).unwrap();
         let _config = tanglescope_checkpoint::gguf_config(folder.path());
+        let _tokenizer = tanglescope_checkpoint::gguf_tokenizer(folder.path());
         std::fs::remove_file(folder.path().join("model.gguf")).unwrap();
     });
     let distributed = repository("../shared/golden_formats/dcp_llama/pytorch_model_fsdp_0");

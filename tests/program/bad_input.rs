@@ -220,15 +220,39 @@ const ADAPTER: &[Case] = &[
         &["--adapter /nowhere", "no such folder"],
     ),
     Case("an unknown type", |i| i.adapter(|c, _| c["peft_type"] = "IA3".into()), &["adapter_config.json", "`IA3`"]),
-    Case("DoRA", |i| i.adapter(|c, _| c["use_dora"] = true.into()), &["use_dora"]),
+    Case(
+        "DoRA without lengths of columns",
+        |i| i.adapter(|c, _| c["use_dora"] = true.into()),
+        &["lora_magnitude_vector", "missing"],
+    ),
+    Case(
+        "a token twice",
+        |i| i.adapter(|c, _| c["trainable_token_indices"] = json!([3, 3])),
+        &["trainable_token_indices", "token 3 twice"],
+    ),
+    Case(
+        "a token that there is not",
+        |i| i.adapter(|c, _| c["trainable_token_indices"] = json!({"embed_tokens": [100_000]})),
+        &["trainable_token_indices", "100000"],
+    ),
+    Case(
+        "tokens of a module that has none",
+        |i| i.adapter(|c, _| c["trainable_token_indices"] = json!({"q_proj": [3]})),
+        &["trainable_token_indices", "`q_proj`"],
+    ),
+    Case(
+        "tokens without rows",
+        |i| i.adapter(|c, _| c["trainable_token_indices"] = json!([3])),
+        &["trainable_tokens_delta", "missing"],
+    ),
     Case("biases of some other kind", |i| i.adapter(|c, _| c["bias"] = "some".into()), &["`bias`", "`some`"]),
     Case("lora_bias", |i| i.adapter(|c, _| c["lora_bias"] = true.into()), &["lora_bias"]),
     Case(
         "PiSSA",
         |i| i.adapter(|c, _| c["init_lora_weights"] = "pissa_niter_4".into()),
-        &["pissa_niter_4", "plain checkpoint"],
+        &["pissa_niter_4", "random numbers"],
     ),
-    Case("OLoRA", |i| i.adapter(|c, _| c["init_lora_weights"] = "olora".into()), &["olora"]),
+    Case("CorDA", |i| i.adapter(|c, _| c["init_lora_weights"] = "corda".into()), &["corda", "samples of data"]),
     Case(
         "an adapter of another width",
         |i| {

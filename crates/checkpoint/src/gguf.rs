@@ -1,24 +1,53 @@
 //! GGUF, llama.cpp's files: a header of keys and values, a list of tensors, and their blocks
 //! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Tensors are given the names, and rows the order, that transformers has.
+use crate::number::Number;
 use crate::quantised::Quantised;
 use crate::quantised::ggml::{Ggml, Kind};
 use crate::stored::{Encoding, Place, Stored};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// A value of the header. Of an array only its length is kept.
+/// A value of the header.
 #[derive(Clone, Debug, PartialEq)]
-enum Field<'a> {
+pub(crate) enum Field<'a> {
     Whole(i64),
     Real(f64),
     Bool(bool),
     Text(&'a str),
-    Array(u64),
+    /// Type and number of its values, and their bytes.
+    Array(u32, u64, &'a [u8]),
+}
+
+impl<'a> Field<'a> {
+    /// The values of an array, each read by one function.
+    fn values<T>(&self, read: impl Fn(Field<'a>) -> Option<T>) -> Result<Vec<T>, String> {
+        let Self::Array(kind, number, bytes) = *self else {
+            return Err("has a number where an array belongs".to_owned());
+        };
+        let mut reader = Reader { bytes, at: 0 };
+        let wrong = || "has an array of values of another type than it should be of".to_owned();
+        (0..number).map(|_| read(reader.field(kind)?).ok_or_else(wrong)).collect()
+    }
+
+    /// An array of texts.
+    pub fn texts(&self) -> Result<Vec<&'a str>, String> {
+        self.values(|value| if let Field::Text(text) = value { Some(text) } else { None })
+    }
+
+    /// An array of whole numbers.
+    pub fn wholes(&self) -> Result<Vec<i64>, String> {
+        self.values(|value| if let Field::Whole(number) = value { Some(number) } else { None })
+    }
+
+    /// An array of real numbers.
+    pub fn reals(&self) -> Result<Vec<f64>, String> {
+        self.values(|value| if let Field::Real(number) = value { Some(number) } else { None })
+    }
 }
 
 /// What is read of a file's header.
-struct Header<'a> {
-    fields: BTreeMap<&'a str, Field<'a>>,
+pub(crate) struct Header<'a> {
+    pub fields: BTreeMap<&'a str, Field<'a>>,
     /// Name, sizes with the one that lies closest together last, kind, and first byte after the header.
     tensors: Vec<(&'a str, Vec<usize>, u32, u64)>,
     /// First byte of the tensors.
@@ -79,6 +108,7 @@ impl<'a> Reader<'a> {
 
     fn array(&mut self) -> Result<Field<'a>, String> {
         let (kind, number) = (self.u32()?, self.u64()?);
+        let start = self.at;
         let width = match kind {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
@@ -88,16 +118,16 @@ impl<'a> Reader<'a> {
                 for _ in 0..number {
                     self.text()?;
                 }
-                return Ok(Field::Array(number));
+                return Ok(Field::Array(kind, number, &self.bytes[start..self.at]));
             }
             other => return Err(format!("has an array of type {other}, which is not read")),
         };
-        self.take(number.checked_mul(width).ok_or(TRUNCATED)?)?;
-        Ok(Field::Array(number))
+        let values = self.take(number.checked_mul(width).ok_or(TRUNCATED)?)?;
+        Ok(Field::Array(kind, number, values))
     }
 }
 
-fn header(bytes: &[u8]) -> Result<Header<'_>, String> {
+pub(crate) fn header(bytes: &[u8]) -> Result<Header<'_>, String> {
     let mut reader = Reader { bytes, at: 0 };
     if reader.take(4)? != b"GGUF" {
         return Err("is no GGUF file".to_owned());
@@ -131,7 +161,7 @@ fn header(bytes: &[u8]) -> Result<Header<'_>, String> {
 }
 
 impl Header<'_> {
-    fn architecture(&self) -> Result<&str, String> {
+    pub fn architecture(&self) -> Result<&str, String> {
         match self.fields.get("general.architecture") {
             Some(Field::Text(of)) => Ok(of),
             _ => Err("does not say its architecture".to_owned()),
@@ -143,6 +173,21 @@ impl Header<'_> {
         self.fields.get(format!("{}.{key}", self.architecture().ok()?).as_str())
     }
 
+    /// What the frequencies of rotary angles are divided by, where the file has that as a tensor.
+    fn divisors(&self, bytes: &[u8]) -> Result<Option<Vec<f64>>, String> {
+        let Some((name, shape, kind, offset)) = self.tensors.iter().find(|(name, ..)| *name == DIVISORS) else {
+            return Ok(None);
+        };
+        let start = self.data.checked_add(*offset).and_then(|start| usize::try_from(start).ok());
+        let values = shape.iter().try_fold(4usize, |all, size| all.checked_mul(*size));
+        let end = start.zip(values).and_then(|(start, values)| start.checked_add(values));
+        let values = start.zip(end).and_then(|(start, end)| bytes.get(start..end)).ok_or(TRUNCATED)?;
+        if Kind::of(*kind).and_then(Kind::plain) != Some(Number::F32) {
+            return Err(format!("`{name}` is of type {kind}; read: F32"));
+        }
+        Ok(Some(values.as_chunks::<4>().0.iter().map(|value| f64::from(f32::from_le_bytes(*value))).collect()))
+    }
+
     fn size(&self, key: &str) -> Option<usize> {
         match self.own(key) {
             Some(Field::Whole(number)) => usize::try_from(*number).ok(),
@@ -150,6 +195,9 @@ impl Header<'_> {
         }
     }
 }
+
+/// The tensor of what frequencies of rotary angles are divided by.
+const DIVISORS: &str = "rope_freqs.weight";
 
 /// Architectures whose tensors are given transformers' names: llama.cpp's name, `model_type`, and whether norms before and after both layers are
 /// Gemma's.
@@ -204,8 +252,8 @@ pub(crate) fn tensors(bytes: &[u8], file: usize) -> Result<Vec<(String, Stored)>
     let gemma = architecture.starts_with("gemma");
     let mut found = Vec::new();
     for (name, shape, kind, offset) in &header.tensors {
-        // what factors of rotary angles say is in config.json
-        if *name == "rope_freqs.weight" {
+        // a part of the config
+        if *name == DIVISORS {
             continue;
         }
         let of = name_of(name, *four_norms)
@@ -272,10 +320,6 @@ pub(crate) fn config(bytes: &[u8]) -> Result<Value, String> {
             crate::error::brief(&architecture)
         ));
     };
-    if header.tensors.iter().any(|(name, ..)| *name == "rope_freqs.weight") || header.own("rope.scaling.type").is_some()
-    {
-        return Err(format!("scales its rotary angles in a way that is not read from it{beside}"));
-    }
     let mut config = Map::new();
     config.insert("model_type".to_owned(), json!(model_type));
     for (key, own) in SIZES {
@@ -300,6 +344,26 @@ pub(crate) fn config(bytes: &[u8]) -> Result<Value, String> {
     }
     if let Some(Field::Real(theta)) = header.own("rope.freq_base") {
         config.insert("rope_theta".to_owned(), json!(theta));
+    }
+    let scaling = match header.own("rope.scaling.type") {
+        None | Some(Field::Text("none")) => None,
+        Some(Field::Text("linear")) => match header.own("rope.scaling.factor") {
+            Some(Field::Real(factor)) => Some(json!({"rope_type": "linear", "factor": factor})),
+            _ => return Err(format!("scales its rotary angles by no factor{beside}")),
+        },
+        Some(_) => return Err(format!("scales its rotary angles in a way that is not read from it{beside}")),
+    };
+    let scaling = match (header.divisors(bytes)?, scaling) {
+        (None, scaling) => scaling,
+        // one set of divisors, whatever the length
+        (Some(of), None) => Some(json!({
+            "rope_type": "longrope", "short_factor": of, "long_factor": of, "factor": 1.0,
+            "original_max_position_embeddings": header.size("context_length"),
+        })),
+        (Some(_), Some(_)) => return Err(format!("scales its rotary angles in two ways{beside}")),
+    };
+    if let Some(scaling) = scaling {
+        config.insert("rope_scaling".to_owned(), scaling);
     }
     let has = |name: &str| header.tensors.iter().any(|(of, ..)| *of == name);
     config.insert("tie_word_embeddings".to_owned(), json!(!has("output.weight")));

@@ -7,6 +7,7 @@
 //! Files are not trusted: nothing in them is run, and what is not understood is named.
 mod error;
 mod gguf;
+mod gguf_tokenizer;
 mod hash;
 mod layout;
 mod number;
@@ -16,8 +17,9 @@ mod tensors;
 mod torch;
 
 pub use error::{Error, Result, brief};
+pub use gguf_tokenizer::GgufTokenizer;
 pub use hash::{file_hash, text_hash};
 pub use layout::Layout;
 pub use number::{Float, Number};
 pub use stored::Stored;
-pub use tensors::{Tensors, file_names, gguf_config, shards};
+pub use tensors::{Tensors, file_names, gguf_config, gguf_tokenizer, shards};

@@ -3,6 +3,7 @@
 //! Files are mapped and described when a checkpoint is opened; values are read one tensor at a time.
 use crate::error::{Error, Result};
 use crate::gguf;
+use crate::gguf_tokenizer::{self, GgufTokenizer};
 use crate::hash::{file_hash, hash_of_hashes};
 use crate::layout::Layout;
 use crate::number::{Float, Number};
@@ -347,6 +348,17 @@ fn gguf_in(folder: &Path) -> Result<Option<PathBuf>> {
             ))
         }
     }
+}
+
+/// The tokenizer of the one GGUF file of a folder, with the file; `None` where there is no such file, or it has none.
+///
+/// # Errors
+/// Where it cannot be read, or is of a kind that is not known.
+pub fn gguf_tokenizer(folder: &Path) -> Result<Option<(PathBuf, GgufTokenizer)>> {
+    let Some(path) = gguf_in(folder)? else { return Ok(None) };
+    let bytes = map(&path, 0, None)?;
+    let of = gguf::header(&bytes).and_then(|header| gguf_tokenizer::of(&header));
+    Ok(of.map_err(|problem| Error::file(&path, problem))?.map(|of| (path, of)))
 }
 
 /// The config that the one GGUF file of a folder stands for, as transformers writes it, with the file; `None` where there is no such file.

@@ -270,7 +270,7 @@ pub fn inspection(out: &mut String, of: &Inspection, json: bool) {
         );
         let stored = model.stored.iter().map(|(kind, tensors)| format!("{tensors} tensors of {kind}"));
         line!(out, "weights     {} values: {}", model.parameters, stored.collect::<Vec<_>>().join(", "));
-        let tokenizer = if model.tokenizer { "tokenizer.json" } else { "none" };
+        let tokenizer = if model.tokenizer { "there" } else { "none" };
         let template = if model.chat_template { ", with a chat template" } else { "" };
         line!(out, "tokenizer   {tokenizer}{template}");
     }

@@ -25,5 +25,5 @@ pub use preference::{Form, Message, Preference, Row, Setting, parse_row};
 pub use recipe::{AssistantLast, Eos, ImplicitPrompt, Join, Recipe, RecipeName, Truncate};
 pub use spool::Pairs;
 pub use template::ChatTemplate;
-pub use tokenizer::TextTokens;
+pub use tokenizer::{TextTokens, has_tokenizer};
 pub use tokens::{Cut, PairTokens, Tokens, Unusable};

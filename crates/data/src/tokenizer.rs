@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use tanglescope_checkpoint::{GgufTokenizer, gguf_tokenizer};
 use tokenizers::{AddedToken, Tokenizer};
 
 /// A tokenizer and a chat template, and which files they are from.
@@ -149,18 +150,30 @@ fn bytes_of(name: &str) -> Option<Vec<u8>> {
 }
 
 impl TextTokens {
-    /// Reads tokenizer.json, tokenizer_config.json and chat_template.jinja, each from the first of some folders that has it: an
+    /// Reads tokenizer.json, or else the tokenizer that a GGUF file carries, tokenizer_config.json and chat_template.jinja, each from the first of some folders that has it: an
     /// adapter's, and then its model's.
     ///
     /// # Errors
     /// Where no folder has tokenizer.json, or a file is malformed.
     pub fn open(folders: &[&Path]) -> Result<Self> {
         let having = |name: &str| folders.iter().find(|folder| folder.join(name).exists());
-        let folder = having("tokenizer.json").or(folders.last()).copied().unwrap_or(Path::new("."));
-        let path = folder.join("tokenizer.json");
-        let text = bytes(&path).map_err(|e| {
-            Error::file(&path, format!("{e}; text needs the model's tokenizer (rows of token ids do not)"))
-        })?;
+        let (folder, path, text, in_file) = match having("tokenizer.json") {
+            None => match in_gguf(folders)? {
+                Some((folder, path, of)) => (folder, path, of.tokenizer.to_string().into_bytes(), Some(of.config)),
+                None => {
+                    let path = folders.last().copied().unwrap_or(Path::new(".")).join("tokenizer.json");
+                    let problem = "is not there; text needs the model's tokenizer (rows of token ids do not)";
+                    return Err(Error::file(&path, problem));
+                }
+            },
+            Some(folder) => {
+                let path = folder.join("tokenizer.json");
+                let text = bytes(&path).map_err(|e| {
+                    Error::file(&path, format!("{e}; text needs the model's tokenizer (rows of token ids do not)"))
+                })?;
+                (*folder, path, text, None)
+            }
+        };
         let mut tokenizer = guarded(|| Tokenizer::from_bytes(text).map_err(|e| e.to_string()))
             .map_err(|problem| Error::file(&path, format!("not a tokenizer: {problem}")))?;
         // of the saver's last call, and reset by transformers at each one
@@ -170,7 +183,8 @@ impl TextTokens {
         if growing(serde_json::to_value(tokenizer.get_decoder())) > MOST_GROWTH {
             return Err(Error::file(&path, "its decoder makes texts of more than ten thousand times the length"));
         }
-        let config = json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let mut config = in_file.clone().unwrap_or_default();
+        config.extend(json(&folder.join("tokenizer_config.json"))?.unwrap_or_default());
         let mut special = special_tokens(&json(&folder.join("special_tokens_map.json"))?.unwrap_or_default());
         special.extend(special_tokens(&config));
         // one that has no id yet would get one beyond the model's vocabulary
@@ -194,7 +208,16 @@ impl TextTokens {
         if let Some((text, _)) = &eos {
             special.entry("eos_token").or_insert_with(|| text.clone().into());
         }
-        let (template, of_template) = match template(folders, &special)? {
+        let of_file = || -> Result<Option<(ChatTemplate, PathBuf)>> {
+            let of = in_file.as_ref().and_then(|config| config.get("chat_template")?.as_str());
+            let made = of.map(|source| ChatTemplate::new(source, special.clone(), &path)).transpose()?;
+            Ok(made.map(|template| (template, folder.to_owned())))
+        };
+        let found = match template(folders, &special)? {
+            None => of_file()?,
+            found => found,
+        };
+        let (template, of_template) = match found {
             Some((template, folder)) => (Some(template), Some(folder)),
             None => (None, None),
         };
@@ -266,7 +289,10 @@ impl TextTokens {
     }
 
     /// Ids of a text, with the special tokens that the tokenizer puts around one or without.
-    pub(crate) fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String> {
+    ///
+    /// # Errors
+    /// Where the text is too long, or cannot be tokenised.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, String> {
         let refuse = |problem: String| format!("cannot be tokenised: {problem}");
         if text.len() > LONGEST_TEXT {
             let megabytes = [text.len(), LONGEST_TEXT].map(|bytes| bytes >> 20);
@@ -296,6 +322,23 @@ impl TextTokens {
         let closing = ids.split_off(before + body.len().min(ids.len() - before));
         Ok((ids, closing))
     }
+}
+
+/// The tokenizer that the GGUF file of the first of some folders with one carries, with that folder and the file.
+fn in_gguf<'a>(folders: &[&'a Path]) -> Result<Option<(&'a Path, PathBuf, GgufTokenizer)>> {
+    for folder in folders {
+        let found = gguf_tokenizer(folder).map_err(|e| Error::file(folder, e))?;
+        if let Some((path, of)) = found {
+            return Ok(Some((folder, path, of)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether one of some folders has a tokenizer: its file, or one that a GGUF file carries.
+#[must_use]
+pub fn has_tokenizer(folders: &[&Path]) -> bool {
+    folders.iter().any(|folder| folder.join("tokenizer.json").exists()) || in_gguf(folders).is_ok_and(|of| of.is_some())
 }
 
 /// EOS by the class of a model's tokenizer, or by the id that its config names.

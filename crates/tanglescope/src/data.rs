@@ -5,7 +5,8 @@ use crate::listener::Listener;
 use crate::options::RowOptions;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-use tanglescope_data::{Dataset, Limits, Pair, PairTokens, Reading, TextTokens};
+use tanglescope_checkpoint::gguf_tokenizer;
+use tanglescope_data::{Dataset, Limits, Pair, PairTokens, Reading, TextTokens, has_tokenizer};
 use tanglescope_gram::Group;
 use tanglescope_model::architectures::Description;
 use tanglescope_records::manifest::SkippedRow;
@@ -46,8 +47,7 @@ pub fn skipped(data: &Dataset) -> Vec<SkippedRow> {
 
 /// The tokenizer of the first of some folders that has one.
 pub fn tokenizer(folders: &[&Path]) -> Result<Option<TextTokens>> {
-    let any = folders.iter().any(|folder| folder.join("tokenizer.json").exists());
-    Ok(any.then(|| TextTokens::open(folders)).transpose()?)
+    Ok(has_tokenizer(folders).then(|| TextTokens::open(folders)).transpose()?)
 }
 
 /// SHA-256 of the files of a tokenizer and a chat template, as [`TextTokens::open`] takes them from some folders.
@@ -60,6 +60,14 @@ pub fn tokenizer_hash(folders: &[PathBuf]) -> Result<String> {
         let bytes = path.map(|path| std::fs::read(&path).map_err(|e| Error::output(&path, e))).transpose()?;
         hasher.update([u8::from(bytes.is_some())]);
         hasher.update(Sha256::digest(bytes.unwrap_or_default()));
+    }
+    if !folders.iter().any(|folder| folder.join(FILES[0]).is_file()) {
+        for folder in folders {
+            let Some((_, of)) = gguf_tokenizer(folder).map_err(tanglescope_model::Error::from)? else { continue };
+            hasher.update(Sha256::digest(of.tokenizer.to_string()));
+            hasher.update(Sha256::digest(serde_json::to_string(&of.config).unwrap_or_default()));
+            break;
+        }
     }
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -9,7 +9,7 @@ use crate::sweep::{Checkpoint, CheckpointKind, Run};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tanglescope_checkpoint::Tensors;
+use tanglescope_checkpoint::{Tensors, gguf_tokenizer};
 use tanglescope_gram::Group;
 use tanglescope_model::{AdapterSource, Config, Outline, Scope, adapter_kinds, base_name, base_named_by};
 
@@ -51,7 +51,7 @@ pub struct ModelFound {
     pub experts: Option<usize>,
     /// Tensors of each stored type, or way of quantising.
     pub stored: BTreeMap<String, usize>,
-    /// Whether tokenizer.json is there, without which only token ids can be measured.
+    /// Whether tokenizer.json is there, or a GGUF file carries a tokenizer, without which only token ids can be measured.
     pub tokenizer: bool,
     /// Whether it has a chat template.
     pub chat_template: bool,
@@ -119,9 +119,8 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         refused: Vec::new(),
         costs: Vec::new(),
     };
-    if path.join("adapter_config.json").is_file() {
-        found.adapter(path);
-    } else if path.is_dir() {
+    // trainers leave the last model or adapter in the run's own folder too
+    if path.is_dir() {
         if let Ok(run) = Run::find(Some("run"), path)
             && let Some(trainer) = run.trainer
         {
@@ -130,7 +129,9 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
             let steps = run.checkpoints.iter().map(|checkpoint| checkpoint.step).collect();
             found.run = Some(RunFound { trainer: trainer.name.to_owned(), steps, adapters });
         }
-        if Config::model_type(path).is_ok() {
+        if path.join("adapter_config.json").is_file() {
+            found.adapter(path);
+        } else if Config::model_type(path).is_ok() {
             found.model(path);
         }
     }
@@ -162,11 +163,13 @@ impl Inspection {
         let has = |name: &str| folder.join(name).is_file();
         let in_config = std::fs::read_to_string(folder.join("tokenizer_config.json"))
             .is_ok_and(|text| text.contains("\"chat_template\""));
-        let tokenizer = has("tokenizer.json");
+        let in_file = gguf_tokenizer(folder).ok().flatten();
+        let tokenizer = has("tokenizer.json") || in_file.is_some();
         if !tokenizer {
             self.refused
                 .push("texts: there is no tokenizer.json, so that only rows of token ids can be measured".to_owned());
         }
+        let in_config = in_config || in_file.is_some_and(|(_, of)| of.config.contains_key("chat_template"));
         self.model = Some(ModelFound {
             model_type: Config::model_type(folder).unwrap_or_default(),
             layers: of.layers(),
