@@ -91,6 +91,39 @@ fn send(mut stream: &TcpStream, status: &str, headers: &[(&str, String)], body: 
     let _ = stream.flush();
 }
 
+fn packed(bytes: &[u8]) -> Vec<u8> {
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packer.write_all(bytes).unwrap();
+    packer.finish().unwrap()
+}
+
+/// What is known of a repository: its branches, or its files at one.
+fn answer_api(stream: &TcpStream, path: &str, files: &Files, compressed: bool) {
+    let encoding = ("content-encoding", "gzip".to_owned());
+    if let Some(repository) = path.strip_suffix("/refs") {
+        let revisions = files.keys().filter_map(|key| key.strip_prefix(repository)?.strip_prefix('@'));
+        let of = |name: &str| json!({"name": name, "ref": format!("refs/heads/{name}"), "targetCommit": commit(name)});
+        let body = json!({"branches": revisions.map(of).collect::<Vec<_>>(), "tags": [], "converts": []}).to_string();
+        return send(stream, "200 OK", &[], body.as_bytes(), usize::MAX);
+    }
+    let repository = path.split("/revision/").next().unwrap();
+    let revision = path.rsplit('/').next().unwrap();
+    let plain = files.get(repository).filter(|_| ["main", "v1", COMMIT].contains(&revision));
+    let (of, sha) = match files.get(&format!("{repository}@{revision}")) {
+        Some(of) => (of, commit(revision)),
+        None => match plain {
+            Some(of) => (of, COMMIT.to_owned()),
+            None => return send(stream, "404 Not Found", &[], b"", 0),
+        },
+    };
+    let siblings: Vec<_> = of.keys().map(|name| json!({"rfilename": name})).collect();
+    let body = json!({"sha": sha, "siblings": siblings}).to_string();
+    match compressed {
+        true => send(stream, "200 OK", &[encoding], &packed(body.as_bytes()), usize::MAX),
+        false => send(stream, "200 OK", &[], body.as_bytes(), usize::MAX),
+    }
+}
+
 /// One request: repository information, a file or the place where it lies, or a part of its contents.
 fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
     let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
@@ -123,35 +156,8 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
         (bytes[from.min(to)..to].to_vec(), format!("bytes {from}-{}/{}", to.max(1) - 1, bytes.len()))
     };
     state.leaked |= path.starts_with("cdn/") && headers.contains_key("authorization");
-    let packed = |bytes: &[u8]| {
-        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-        packer.write_all(bytes).unwrap();
-        packer.finish().unwrap()
-    };
-    let encoding = ("content-encoding", "gzip".to_owned());
-    if let Some(repository) = path.strip_prefix("api/").and_then(|rest| rest.strip_suffix("/refs")) {
-        let revisions = files.keys().filter_map(|key| key.strip_prefix(repository)?.strip_prefix('@'));
-        let of = |name: &str| json!({"name": name, "ref": format!("refs/heads/{name}"), "targetCommit": commit(name)});
-        let body = json!({"branches": revisions.map(of).collect::<Vec<_>>(), "tags": [], "converts": []}).to_string();
-        return send(&stream, "200 OK", &[], body.as_bytes(), usize::MAX);
-    }
-    if let Some(rest) = path.strip_prefix("api/") {
-        let repository = rest.split("/revision/").next().unwrap();
-        let revision = rest.rsplit('/').next().unwrap();
-        let plain = files.get(repository).filter(|_| ["main", "v1", COMMIT].contains(&revision));
-        let (of, sha) = match files.get(&format!("{repository}@{revision}")) {
-            Some(of) => (of, commit(revision)),
-            None => match plain {
-                Some(of) => (of, COMMIT.to_owned()),
-                None => return send(&stream, "404 Not Found", &[], b"", 0),
-            },
-        };
-        let siblings: Vec<_> = of.keys().map(|name| json!({"rfilename": name})).collect();
-        let body = json!({"sha": sha, "siblings": siblings}).to_string();
-        return match state.compressed {
-            true => send(&stream, "200 OK", &[encoding], &packed(body.as_bytes()), usize::MAX),
-            false => send(&stream, "200 OK", &[], body.as_bytes(), usize::MAX),
-        };
+    if let Some(path) = path.strip_prefix("api/") {
+        return answer_api(&stream, path, files, state.compressed);
     }
     let (repository, revision, name) = match path.strip_prefix("cdn/") {
         Some(rest) => rest.split_once("/file/").map(|(repository, name)| (repository, "", name)).unwrap(),
@@ -198,7 +204,7 @@ fn answer(stream: TcpStream, files: &Files, state: &Mutex<State>, host: &str) {
     let most = if is_contents { state.cut.remove(name).unwrap_or(usize::MAX) } else { usize::MAX };
     if state.compressed && !path.starts_with("cdn/") {
         headers.pop();
-        headers.push(encoding);
+        headers.push(("content-encoding", "gzip".to_owned()));
         return send(&stream, "200 OK", &headers, &packed(bytes), usize::MAX);
     }
     if state.whole {
@@ -270,6 +276,9 @@ fn changed(files: &BTreeMap<String, Vec<u8>>, by: u8) -> BTreeMap<String, Vec<u8
     weights[last] = by;
     files
 }
+
+/// A way in which a server answers.
+type Way = fn(&mut State);
 
 struct Case {
     folder: tempfile::TempDir,
@@ -424,7 +433,7 @@ fn hubs_and_mirrors_answer_in_their_own_ways() {
         assert!(!std::mem::take(&mut state.leaked));
         state.token = None;
     });
-    let ways: [(&str, fn(&mut State)); 4] = [
+    let ways: [(&str, Way); 4] = [
         ("compressed", |state| state.compressed = true),
         ("relative", |state| state.relative = true),
         ("whole", |state| {
@@ -484,7 +493,7 @@ fn revisions_are_the_steps_of_a_run_and_are_given_back() {
     assert_eq!(case.blobs("models--org--run").iter().filter(|name| name.len() == 64).count(), 2);
     let wl = |step: usize| {
         let out = case.folder.path().join(format!("swept/run=run/step={step}/dataset=pairs"));
-        support::numbers(&out, "pairs.parquet", "wl")[0].unwrap()
+        support::numbers(&out, "pairs.parquet", "wl")[0].unwrap().to_bits()
     };
     assert!(wl(5) != wl(10) && wl(10) != wl(100));
     // what is measured is not fetched again, and all of it where something else is asked

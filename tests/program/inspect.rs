@@ -42,7 +42,7 @@ fn check(name: &str, found: &Value, wanted: &Found) {
         }
         Refused(told) => assert!(refused.iter().any(|text| text.contains(told)), "{name}: {found}"),
         Nothing => {
-            assert_eq!((&found["model"], &found["adapter"], &found["run"]), (&Value::Null, &Value::Null, &Value::Null))
+            assert_eq!((&found["model"], &found["adapter"], &found["run"]), (&Value::Null, &Value::Null, &Value::Null));
         }
     }
 }

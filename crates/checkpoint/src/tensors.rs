@@ -387,6 +387,13 @@ fn unconverted(folder: &Path) -> Option<String> {
             beside.display()
         ));
     }
+    if begins(folder, "mp_rank_", "") && !begins(folder, "mp_rank_", ".pt") {
+        return Some(format!(
+            "holds Megatron's state of every rank. Convert it with the program that wrote it (Megatron-Bridge: \
+             `AutoBridge.from_hf_pretrained(BASE).export_ckpt(\"{}\", OUT)`), and use OUT",
+            folder.display()
+        ));
+    }
     let states = |folder: &Path| begins(folder, "", "_model_states.pt");
     let inside = || std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| states(&entry.path()));
     (states(folder) || inside()).then(|| {

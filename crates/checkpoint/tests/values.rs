@@ -164,6 +164,8 @@ fn states_of_ranks_are_named_with_their_converter() {
     write("checkpoint-5/global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt");
     write("checkpoint-5/zero_to_fp32.py");
     assert!(refusal("checkpoint-5").contains("python zero_to_fp32.py"), "{}", refusal("checkpoint-5"));
+    write("iter_0000100/mp_rank_00/model_optim_rng.pt");
+    assert!(refusal("iter_0000100").contains("export_ckpt"), "{}", refusal("iter_0000100"));
 }
 
 /// Whole numbers are no weights, whether they lie side by side or apart.

@@ -236,7 +236,7 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
         drop(scores);
         let rows = BackwardRows { full: &batch.full, segments: &batch.segments, active: Some(&batch.active) };
         let mut passed = give_on_half_way(turn, model.description.layers());
-        model.backward(trace, &delta, batch.forward_rows(), rows, (scope, sink), predicted, &mut passed);
+        model.backward(trace, &delta, (batch.forward_rows(), rows), (scope, sink), predicted, &mut passed);
     }
 }
 

@@ -238,7 +238,7 @@ impl<B: Kernels> Decoder<B> {
             match keep {
                 Keep::Nothing => {}
                 Keep::Top(top) if self.blocks.len() - layer <= top => {
-                    blocks.push(Some(KeptBlock::Trace(Box::new(trace))))
+                    blocks.push(Some(KeptBlock::Trace(Box::new(trace))));
                 }
                 Keep::Top(_) => blocks.push(Some(KeptBlock::Input(x.clone()))),
             }
@@ -313,8 +313,7 @@ impl<B: Kernels> Decoder<B> {
         &self,
         trace: Trace<B>,
         delta: &FloatTensor<B>,
-        forward: ForwardRows<'_>,
-        rows: BackwardRows<'_>,
+        (forward, rows): (ForwardRows<'_>, BackwardRows<'_>),
         (scope, sink): (&InScope, &mut dyn Sink<B>),
         TokensPredicted(of_tokens_predicted): TokensPredicted<B>,
         passed: &mut dyn FnMut(usize),

@@ -317,43 +317,9 @@ impl<B: Kernels> Decoder<B> {
             }
             None => None,
         };
-        let per_layer = match &description.per_layer {
-            Some(kind) => {
-                let [table, projection, norm] = PerLayerKind::OUTSIDE.map(|name| description.outside(name));
-                let width = description.layers() * kind.width;
-                let place = Module {
-                    path: projection,
-                    layer: OUTSIDE.layer,
-                    attention: OUTSIDE.attention,
-                    bias: false,
-                    conv1d: names.conv1d,
-                    routed: OUTSIDE.routed,
-                    stack: None,
-                };
-                Some(Box::new(PerLayerInputs {
-                    table: loader.embedding::<B>(&table, [kind.vocabulary, width], device)?,
-                    projection: loader.linear::<B>(&place, [description.hidden, width], device)?,
-                    norm: loader.norm::<B>(&norm, kind.width, &description, device)?,
-                }))
-            }
-            None => None,
-        };
-        let mut blocks = Vec::with_capacity(description.layers());
-        for layer in 0..description.layers() {
-            let from_host = layer.saturating_sub(places.device);
-            blocks.push(match (layer < places.device, from_host < places.host) {
-                (true, _) => {
-                    Residence::Device(Box::new(assemble::block::<B>(&mut loader, &description, layer, device)?))
-                }
-                (false, true) => {
-                    Residence::Host(Box::new(assemble::block::<Flex>(&mut loader, &description, layer, &FlexDevice)?))
-                }
-                (false, false) => {
-                    let block = assemble::block::<B>(&mut loader, &description, layer, device)?;
-                    Residence::Files(Box::new(InFiles::of(block, layer, &store, &loader.changed)))
-                }
-            });
-        }
+        let per_layer = per_layer_inputs(&mut loader, &description, device)?;
+        let place = |layer| residence(&mut loader, &store, layer, (places, device));
+        let blocks = (0..description.layers()).map(place).collect::<Result<_>>()?;
         let final_norm = loader.norm::<B>(&names.final_norm, description.hidden, &description, device)?;
         let head = head(&mut loader, &description, &embedding, folder, device)?;
         let head_bias = match description.head_bias {
@@ -394,6 +360,49 @@ impl<B: Kernels> Decoder<B> {
             tables_outline,
         })
     }
+}
+
+/// What blocks read of each token beside the residual stream, where they do.
+fn per_layer_inputs<B: Kernels>(
+    loader: &mut Loader<'_>,
+    of: &Description,
+    device: &B::Device,
+) -> Result<Option<Box<PerLayerInputs<B>>>> {
+    let Some(kind) = &of.per_layer else { return Ok(None) };
+    let [table, projection, norm] = PerLayerKind::OUTSIDE.map(|name| of.outside(name));
+    let width = of.layers() * kind.width;
+    let place = Module {
+        path: projection,
+        layer: OUTSIDE.layer,
+        attention: OUTSIDE.attention,
+        bias: false,
+        conv1d: of.names.conv1d,
+        routed: OUTSIDE.routed,
+        stack: None,
+    };
+    Ok(Some(Box::new(PerLayerInputs {
+        table: loader.embedding::<B>(&table, [kind.vocabulary, width], device)?,
+        projection: loader.linear::<B>(&place, [of.hidden, width], device)?,
+        norm: loader.norm::<B>(&norm, kind.width, of, device)?,
+    })))
+}
+
+/// Loads a block to where it is to be.
+fn residence<B: Kernels>(
+    loader: &mut Loader<'_>,
+    store: &Arc<Store>,
+    layer: usize,
+    (places, device): (Places, &B::Device),
+) -> Result<Residence<B>> {
+    let of = &store.description;
+    if layer < places.device {
+        return Ok(Residence::Device(Box::new(assemble::block::<B>(loader, of, layer, device)?)));
+    }
+    if layer - places.device < places.host {
+        return Ok(Residence::Host(Box::new(assemble::block::<Flex>(loader, of, layer, &FlexDevice)?)));
+    }
+    let block = assemble::block::<B>(loader, of, layer, device)?;
+    Ok(Residence::Files(Box::new(InFiles::of(block, layer, store, &loader.changed))))
 }
 
 /// Refuses an adapter whose factors differ in rank from one expert of a layer to another: they are multiplied together.

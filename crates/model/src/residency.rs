@@ -122,7 +122,7 @@ impl<B: Kernels> InFiles<B> {
         let (mut loras, mut fused) = (Vec::new(), Vec::new());
         block.visit(&mut |part| match part {
             Part::Linear(map) | Part::Expert(map) => loras.push(map.lora.take()),
-            Part::Fused(of) => fused.push(std::mem::replace(of, [None, None])),
+            Part::Fused(of) => fused.push(std::mem::take(of)),
             Part::Norm(_) | Part::Vector(_) => {}
         });
         let (mut kept, mut names) = (BTreeMap::new(), Vec::new());

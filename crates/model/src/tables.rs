@@ -1,6 +1,6 @@
 //! What an adapter changes of the embedding and of the output matrix: low-rank changes of either, and rows of single tokens.
 //!
-//! Of an embedding, `x = E[token] + s·A[token]·B`: B meets (s·A[token], δ), and rows of A the cotangent s·δ·Bᵀ. Of the output matrix,
+//! Of an embedding, `x = E[token] + s·A[token]·B`: B meets `(s·A[token], δ)`, and rows of A the cotangent s·δ·Bᵀ. Of the output matrix,
 //! `z = W y + s·B(A y)`, so that with e the cotangents of the logits B is an output matrix of inputs s·A y, and A meets (y, s·eᵀB).
 //! A row that stands for a token's own (PEFT's `trainable_token_indices`) has its gradient where the token is read, and where it
 //! may be predicted if it is the output matrix's too: a map of inputs one-hot over such tokens, and e there.

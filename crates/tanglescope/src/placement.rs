@@ -80,6 +80,7 @@ impl Placement {
     }
 
     /// Blocks that are read from the checkpoint's files whenever they are used.
+    #[must_use]
     pub fn in_files(&self, layers: usize) -> usize {
         layers.saturating_sub(self.places.device.saturating_add(self.places.host))
     }

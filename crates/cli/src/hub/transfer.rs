@@ -18,7 +18,7 @@ const RETRIES: u32 = 5;
 const REDIRECTS: usize = 10;
 
 /// The longest pause that is waited for; what asks for more is told to the user.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
 /// Why a request failed.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Transfer {
             .max_redirects_will_error(false)
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(30)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_recv_response(Some(Duration::from_mins(1)))
             .user_agent(concat!("tanglescope/", env!("CARGO_PKG_VERSION")))
             .build();
         Ok(Self { agent: config.into(), home, token })

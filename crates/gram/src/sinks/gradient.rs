@@ -58,7 +58,7 @@ pub(crate) fn head_gradient<B: Kernels>(
     let sum = parts.into_iter().reduce(|sum, part| B::add_scaled(sum, &part, 1.0));
     let sum = sum.unwrap_or_else(|| unreachable!("there is at least one chunk"));
     // a bias is a vector
-    if name.ends_with(".bias") { B::reshape(sum, [vocabulary]) } else { sum }
+    if name.rsplit('.').next() == Some("bias") { B::reshape(sum, [vocabulary]) } else { sum }
 }
 
 impl<B: Kernels> Sink<B> for GradientSink<B> {
