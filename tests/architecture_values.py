@@ -71,7 +71,8 @@ ADAPTERS = {
     },
     "phi": {"head": dict(target_modules=["q_proj", "lm_head"]), "dora": dict(use_dora=True, target_modules="all-linear", use_rslora=True)},
     "stablelm": {"tokens": dict(trainable_token_indices={"embed_tokens": [40, 3, 27, 8], "lm_head": [55, 12, 3]}),
-                 "both": dict(target_modules=["v_proj", "embed_tokens", "lm_head"])},
+                 "both": dict(target_modules=["v_proj", "embed_tokens", "lm_head"], rank_pattern={"lm_head": 2},
+                              alpha_pattern={"lm_head": 9, "embed_tokens": 4})},
     "gemma4_text": {"embedding": dict(target_modules=["q_proj", "embed_tokens"]), "head": dict(target_modules=["q_proj", "lm_head"]),
                     "tokens": dict(trainable_token_indices=[40, 3, 27, 55, 8, 12])},
 }

@@ -109,8 +109,12 @@ fn answer_api(stream: &TcpStream, path: &str, files: &Files, compressed: bool) {
     let repository = path.split("/revision/").next().unwrap();
     let revision = path.rsplit('/').next().unwrap();
     let plain = files.get(repository).filter(|_| ["main", "v1", COMMIT].contains(&revision));
-    let (of, sha) = match files.get(&format!("{repository}@{revision}")) {
-        Some(of) => (of, commit(revision)),
+    let named = files.iter().find_map(|(key, of)| {
+        let name = key.strip_prefix(repository)?.strip_prefix('@')?;
+        (name == revision || commit(name) == revision).then(|| (of, commit(name)))
+    });
+    let (of, sha) = match named {
+        Some(found) => found,
         None => match plain {
             Some(of) => (of, COMMIT.to_owned()),
             None => return send(stream, "404 Not Found", &[], b"", 0),
@@ -264,6 +268,9 @@ fn repositories(folder: &Path) -> Files {
         ("models/org/run@step10".to_owned(), changed(&read_folder(&model), 10)),
         ("models/org/run@step100-old".to_owned(), changed(&read_folder(&model), 100)),
         ("models/org/run@main".to_owned(), read_folder(&model)),
+        ("models/org/half@step1".to_owned(), [("config.json".to_owned(), b"{}".to_vec())].into()),
+        ("models/org/half@step2".to_owned(), read_folder(&model)),
+        ("datasets/org/odd".to_owned(), [("../../x.jsonl".to_owned(), b"{}".to_vec())].into()),
     ])
 }
 
@@ -412,6 +419,7 @@ fn refusals_say_what_to_do() {
     refuse("org/bare", &data, "has no model.safetensors and no pytorch_model.bin");
     refuse("org/adapter", &data, "config.json");
     refuse("model", &["--data", "org/pairs", "--split", "dev"], "`dev`");
+    refuse("model", &["--data", "org/odd"], "no name of a file");
     case.server.set(|state| state.token = Some("secret".to_owned()));
     refuse("org/model", &data, "HF_TOKEN");
     ok(&case.analyze("let in", "org/model", &data, &[("HF_TOKEN", "secret")]));
@@ -474,15 +482,17 @@ fn hubs_and_mirrors_answer_in_their_own_ways() {
 fn revisions_are_the_steps_of_a_run_and_are_given_back() {
     let case = Case::new();
     std::fs::write(case.folder.path().join("pairs.jsonl"), ids_row(&[1, 2], &[3], &[4, 5])).unwrap();
-    let sweep = |more: &[&str]| {
+    let sweep_of = |repository: &str, more: &[&str]| {
         let mut command = tanglescope();
         for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE"] {
             command.env_remove(name);
         }
         command.env("HF_HOME", &case.home).env("HF_ENDPOINT", &case.server.endpoint).current_dir(case.folder.path());
-        let base = ["sweep", "org/run", "--data", "pairs.jsonl", "--out", "swept", "--device", "cpu", "--dtype", "f64"];
+        let base =
+            ["sweep", repository, "--data", "pairs.jsonl", "--out", "swept", "--device", "cpu", "--dtype", "f64"];
         command.args(base).args(["--scope", "full"]).args(more).output().unwrap()
     };
+    let sweep = |more: &[&str]| sweep_of("org/run", more);
     let snapshots = || {
         let found = std::fs::read_dir(case.home.join("hub/models--org--run/snapshots")).into_iter().flatten().flatten();
         found.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
@@ -503,6 +513,11 @@ fn revisions_are_the_steps_of_a_run_and_are_given_back() {
     let output = sweep(&["--revisions", "step*", "--objective", "simpo"]);
     ok(&output);
     assert_eq!(snapshots().len(), 3);
+    // one that cannot be fetched is left out, and the others are not
+    let output = sweep_of("org/half", &["--revisions", "step*"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error_line(&output).contains("step 1"), "{}", error_line(&output));
+    assert!(case.folder.path().join("swept/run=half/step=2/dataset=pairs/manifest.json").is_file());
     for (more, told) in [(["--revisions", "none*"], "no revision with a step"), (["--revisions", "[*"], "--revisions")]
     {
         let output = sweep(&more);

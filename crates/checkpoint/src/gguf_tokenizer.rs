@@ -105,7 +105,7 @@ pub(crate) fn of(header: &Header<'_>) -> Result<Option<GgufTokenizer>, String> {
                         crate::error::brief(cut)
                     )
                 })?,
-                false,
+                whole_words(cut),
             )
         }
         "llama" => {
@@ -164,6 +164,12 @@ struct Parts {
     model: Value,
 }
 
+/// Whether a word that is a token is that token, whatever merges make of it; llama.cpp also puts BOS before texts that are cut in such a
+/// way, where the file does not say.
+fn whole_words(cut: &str) -> bool {
+    CUTS.iter().any(|(name, pattern)| *name == cut && [Some(LLAMA3), Some(TEKKEN)].contains(pattern))
+}
+
 /// Byte-level BPE.
 fn byte_level(cut: &str, merges: &[&str]) -> Option<Parts> {
     let pattern = CUTS.iter().find(|(name, _)| *name == cut)?.1;
@@ -177,14 +183,13 @@ fn byte_level(cut: &str, merges: &[&str]) -> Option<Parts> {
         ],
     };
     let normalizer = if pattern == Some(QWEN2) { json!({"type": "NFC"}) } else { Value::Null };
-    let whole_words = pattern == Some(LLAMA3);
     Some(Parts {
         normalizer,
         cut: json!({"type": "Sequence", "pretokenizers": steps}),
         decoder: json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
         model: json!({
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-            "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words, "merges": merges,
+            "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words(cut), "merges": merges,
         }),
     })
 }

@@ -131,8 +131,8 @@ pub struct Measured {
     /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
     #[arg(long)]
     pub device: Option<String>,
-    /// Memory limit in GiB: on the CPU for activations, on a GPU for weights and activations together; beyond it,
-    /// activations are recomputed and weights are copied to the GPU block by block [default: what is free]
+    /// Memory limit in GiB for weights and activations together; beyond it, activations are recomputed, weights are copied to the GPU
+    /// block by block, and on the CPU read from the model's files when they are used [default: what is free]
     #[arg(long, value_name = "GIB", allow_negative_numbers = true, value_parser = gibibytes)]
     pub memory: Option<f64>,
 }

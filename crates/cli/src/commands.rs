@@ -118,33 +118,49 @@ fn sweep_revisions(args: &cli::Sweep, pattern: &str, json: bool, console: &Conso
     }
     let name = run.name.clone().or_else(|| Some(run.folder.file_name()?.to_string_lossy().into_owned()));
     let name = name.map(|name| name.split('@').next().unwrap_or_default().to_owned()).unwrap_or_default();
+    if options.model.is_none() && options.reference == Some(tanglescope::ReferenceModel::Start) {
+        let problem = "--reference start: what revisions were trained from is not known; add --model";
+        return Err(Error::Input(problem.to_owned()));
+    }
     // what decides the results, and not where and how fast they are made
+    let measured = tanglescope::Measured { device: None, memory: None, ..options.measured.clone() };
+    let data = options.data.iter().map(|(name, path)| Ok((name, contents(path)?))).collect::<Result<Vec<_>>>()?;
     let asked = format!(
-        "{:?}",
-        (&options.data, &options.model, &options.measured.scope, options.measured.dtype, &options.rows, options.pairs)
-    ) + &format!(
-        "{:?}",
-        (&options.objectives, options.mean_gradients, &options.reference, options.measured.seed)
+        "{data:?} {:?} {measured:?} {:?} {:?} {:?} {:?} {:?}",
+        options.model, options.rows, options.pairs, options.objectives, options.mean_gradients, options.reference
     );
-    let folder = |step: usize| options.out.join(format!("run={name}")).join(format!("step={step}"));
-    let mut left_out = Vec::new();
-    hub::sweep_revisions(
+    let names: Vec<&str> = options.data.iter().map(|(name, _)| name.as_str()).collect();
+    let left_out = hub::sweep_revisions(
         &run.folder,
         pattern,
         args.keep,
-        &asked,
+        (&asked, &names),
         |revisions| options.shard.part(revisions),
-        folder,
+        |step| options.out.join(format!("run={name}")).join(format!("step={step}")),
         |step, files| {
             let run = tanglescope::RunFolder { name: Some(name.clone()), folder: files.to_owned(), step: Some(step) };
             let shard = tanglescope::Shard { taken: true, ..options.shard };
             let one = tanglescope::SweepOptions { runs: vec![run], shard, ..options.clone() };
-            let found = tanglescope::sweep(&one, console)?;
-            left_out.extend(found.left_out.iter().cloned());
-            complete(&found)
+            Ok(tanglescope::sweep(&one, console)?.left_out)
         },
     )?;
-    if json { print_json(&serde_json::json!({"out": options.out, "left_out": left_out})) } else { Ok(()) }
+    let found = tanglescope::SweepOutcome { out: options.out, left_out };
+    if json {
+        print_json(&serde_json::json!({"out": found.out, "left_out": found.left_out}))?;
+    }
+    complete(&found)
+}
+
+/// SHA-256 of a file, or of the files of a folder.
+fn contents(path: &Path) -> Result<Vec<String>> {
+    let fail = |e: &dyn std::fmt::Display| Error::Failed(format!("{}: {e}", path.display()));
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(|e| fail(&e))?.flatten().map(|entry| entry.path());
+        files = entries.filter(|path| path.is_file()).collect();
+        files.sort();
+    }
+    files.iter().map(|file| tanglescope_checkpoint::file_hash(file).map_err(|e| fail(&e))).collect()
 }
 
 fn sweep(args: &cli::Sweep, json: bool, console: &Console) -> Result<()> {

@@ -56,6 +56,8 @@ pub struct Decoder<B: Kernels> {
     pub(crate) tables: TableChanges<B>,
     /// The same without values.
     pub(crate) tables_outline: TablesOutline,
+    /// Base parameters that the adapter has beside what it trains.
+    pub(crate) wrapped: BTreeSet<String>,
     /// Whether the adapter has weights that stand for the base's.
     pub(crate) replaced: bool,
 }

@@ -31,6 +31,8 @@ pub(crate) struct Loader<'a> {
     replaced: bool,
     /// Names of tensors that are not as the base has them.
     changed: BTreeSet<String>,
+    /// Those of them that the adapter has beside what it trains.
+    wrapped: BTreeSet<String>,
 }
 
 impl<'a> Loader<'a> {
@@ -43,6 +45,7 @@ impl<'a> Loader<'a> {
             dtype,
             saved: BTreeSet::new(),
             changed: BTreeSet::new(),
+            wrapped: BTreeSet::new(),
             replaced: false,
         }
     }
@@ -83,6 +86,7 @@ impl Loader<'_> {
             self.base.ignore(&name);
             self.replaced = true;
             self.changed.insert(name.clone());
+            self.wrapped.insert(name.clone());
             return Ok((name, x));
         }
         let x = self.base.take::<B>(&name, shape, layout, self.dtype, device)?;
@@ -328,7 +332,7 @@ impl<B: Kernels> Decoder<B> {
         };
         let tables = loader.adapter.tables::<B>(&description, dtype, device)?;
         loader.base.finish()?;
-        let (saved, replaced) = (loader.saved, loader.replaced);
+        let (saved, wrapped, replaced) = (loader.saved, loader.wrapped, loader.replaced);
         if let Adapter::Saved(adapter) = &mut adapter {
             adapter.ignore(&never_read(&description));
         }
@@ -354,6 +358,7 @@ impl<B: Kernels> Decoder<B> {
             fused,
             bare,
             saved,
+            wrapped,
             replaced,
             taken_apart: adapter.taken_apart(),
             tables,

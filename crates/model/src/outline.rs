@@ -189,7 +189,10 @@ impl Outline {
         let tables = if of.tied { 1 } else { 2 };
         let positions = if of.names.positions.is_some() { of.first_position + of.max_positions } else { 0 };
         let by_token = of.per_layer.map_or(0, |kind| kind.vocabulary * of.layers() * kind.width + kind.width);
-        let mut outside = (tables * of.vocabulary + positions + 2) * of.hidden + by_token;
+        // a change of the output matrix, or rows of its own, are put together with it for a pass
+        let mut own_rows = [&self.tables.embedding_tokens, &self.tables.head_tokens].into_iter().flatten();
+        let copies = if self.tables.head.is_some() || own_rows.any(|own| own.of_head) { 2 } else { 0 };
+        let mut outside = ((tables + copies) * of.vocabulary + positions + 2) * of.hidden + by_token;
         let mut blocks = vec![0; of.layers()];
         for map in &self.maps {
             let values = map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);

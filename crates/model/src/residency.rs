@@ -10,7 +10,7 @@ use crate::parameters::{NamedVisitor, visit_block, visit_fused, visit_lora};
 use crate::weights::Weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData, TensorMetadata};
 
 /// How many blocks are where: the first ones on the device, the next in the host's memory, and the others in the checkpoint's
@@ -157,7 +157,9 @@ impl<B: Kernels> InFiles<B> {
     /// Whether its tensors have to be read so that all that are wanted are seen as they are.
     fn wants_files(&self, wanted: &dyn Fn(&str) -> bool) -> bool {
         // norms of columns are of the weights too
-        let lengths = self.loras.iter().flatten().any(|lora| lora.magnitude.is_some() && wanted(&lora.a_name()));
+        let factors = |lora: &Lora<B>| [lora.a_name(), lora.b_name()];
+        let with_lengths = self.loras.iter().flatten().filter(|lora| lora.magnitude.is_some());
+        let lengths = with_lengths.flat_map(factors).any(|name| wanted(&name));
         lengths || self.names.iter().any(|name| wanted(whole(name)))
     }
 
@@ -207,6 +209,18 @@ impl<B: Kernels> InFiles<B> {
     }
 }
 
+/// What comes next of a channel; a thread of the pool works on what else there is to do meanwhile, so that the reader's loops find one.
+fn awaited<T>(channel: &Receiver<T>) -> Option<T> {
+    loop {
+        match channel.try_recv() {
+            Ok(next) => return Some(next),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) if rayon::yield_now() == Some(rayon::Yield::Executed) => {}
+            Err(TryRecvError::Empty) => std::thread::sleep(std::time::Duration::from_micros(50)),
+        }
+    }
+}
+
 /// A block that was read; what cannot be read any more ends the work, with the error as the payload of its panic.
 fn read_or_stop<T>(read: Result<T>) -> T {
     read.unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error)))
@@ -234,6 +248,16 @@ impl<B: Kernels> Residence<B> {
 }
 
 impl<B: Kernels> Decoder<B> {
+    /// Where its blocks are.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        let number = |of: fn(&Residence<B>) -> bool| self.blocks.iter().filter(|block| of(block)).count();
+        Places {
+            device: number(|block| matches!(block, Residence::Device(_))),
+            host: number(|block| matches!(block, Residence::Host(_))),
+        }
+    }
+
     /// Calls a function with blocks in an order, until it says that it has enough. Those in files are read one ahead: the next while the
     /// function is at work.
     pub(crate) fn each_block(&self, order: &[usize], f: &mut dyn FnMut(usize, &Block<B>) -> bool) {
@@ -273,7 +297,7 @@ impl<B: Kernels> Decoder<B> {
                     }
                 }
             });
-            run(&mut || receive.recv().ok().map(read_or_stop));
+            run(&mut || awaited(&receive).map(read_or_stop));
             drop(receive);
         });
     }

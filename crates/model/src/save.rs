@@ -234,11 +234,16 @@ impl<B: Kernels> Decoder<B> {
             AdapterSource::Fresh(fresh) => adapter_config(self, base, fresh),
             AdapterSource::Saved(adapter) => read_json(&adapter.join("adapter_config.json"))?,
         };
-        let adapter = self.stored(|parameter| parameter.kind != ParameterKind::Base);
+        let adapter = self.stored(|parameter| self.is_of_adapter(parameter));
         let name_of = adapter_names(source)?;
         let named = adapter.into_iter().map(|(name, stored)| (name_of(&name), stored)).collect();
         write(&folder.join("adapter_model.safetensors"), named)?;
         write_json(&folder.join("adapter_config.json"), &config)
+    }
+
+    /// Whether an adapter's file has a parameter: it is trained, or was there beside what is.
+    fn is_of_adapter(&self, parameter: &Parameter) -> bool {
+        parameter.kind != ParameterKind::Base || self.wrapped.contains(&parameter.name)
     }
 
     fn save_model(&self, base: &Path, folder: &Path) -> Result<()> {
@@ -276,8 +281,9 @@ impl<B: Kernels> Decoder<B> {
         let all = *source == AdapterSource::None;
         self.constant_names().iter().for_each(|name| weights.ignore(name));
         let (mut read, device) = (Ok(()), self.device.clone());
+        let of_adapter = self.clone();
         self.visit_stored(
-            |parameter| all || parameter.kind != ParameterKind::Base,
+            |parameter| all || of_adapter.is_of_adapter(parameter),
             &mut |name, shape, layout, tensor| {
                 if read.is_err() {
                     return;
@@ -326,7 +332,7 @@ fn adapter_names(source: &AdapterSource) -> Result<impl Fn(&str) -> String> {
         AdapterSource::None | AdapterSource::Fresh(_) => None,
     };
     let prefix = if *source == AdapterSource::None { "" } else { "base_model.model." };
-    let saved = move |name: &str| adapter.as_ref().and_then(|adapter| adapter.saved(name));
+    let saved = move |name: &str| adapter.as_ref().and_then(|of| of.saved(name).or_else(|| of.wrapped(name)));
     Ok(move |name: &str| saved(name).unwrap_or_else(|| format!("{prefix}{name}")))
 }
 

@@ -190,6 +190,11 @@ impl Model {
             listener.fell_back(&format!(
                 "memory: {in_files} of {layers} blocks do not fit and are read from the checkpoint's files whenever they are used"
             ));
+            if let Some(init) = model.taken_apart {
+                listener.fell_back(&format!(
+                    "memory: weights that the adapter changes stay there all the same, since `{init}` took a part of each; convert the adapter"
+                ));
+            }
         }
         if let (Some(held), Some(memory)) = (placement.map(|of| of.held), self.memory.filter(|_| self.device.is_cpu()))
             && held > memory

@@ -46,8 +46,8 @@ pub struct Measured {
     pub dtype: Precision,
     /// Where it runs; the best device present where none is given.
     pub device: Option<DeviceName>,
-    /// GiB that activations may take, and on a device weights and activations together. Beyond it activations are computed again,
-    /// and weights are copied to the device one transformer block at a time. What is free where none is given.
+    /// GiB that weights and activations may take together. Beyond it activations are computed again, and weights are copied to the device one
+    /// transformer block at a time, or on the CPU read from the model's files. What is free where none is given.
     pub memory: Option<f64>,
 }
 

@@ -1,7 +1,8 @@
 //! What of a model is where, and how much of it runs together.
 use crate::model::Model;
 use tanglescope_gram::plan;
-use tanglescope_model::{Outline, Places};
+use tanglescope_kernels::Kernels;
+use tanglescope_model::{Decoder, Outline, Places};
 
 /// What of a model is where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,23 @@ impl Placement {
         let held = OVERHEAD + outside + block * (device + READ_AHEAD);
         let places = Places { device, host: 0 };
         Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once: 1 }
+    }
+
+    /// Where a model that is loaded is, and what that leaves: its weights are no longer free memory.
+    pub(crate) fn of_loaded<B: Kernels>(model: &Model, outline: &Outline, loaded: &Decoder<B>) -> Self {
+        let planned = Self::of(model, outline);
+        if !model.device.is_cpu() {
+            return planned;
+        }
+        let (places, layers) = (loaded.places(), outline.description.layers());
+        let (outside, block) = outline.values();
+        let [outside, block] = [outside, block].map(|values| model.bytes_on_host() * values / 16);
+        let (held, at_once) = match places.device < layers {
+            true => (OVERHEAD + outside + block * (places.device + READ_AHEAD), 1),
+            false => (outside + block * layers, plan::BATCHES_IN_FLIGHT),
+        };
+        let left = model.memory.map_or_else(|| free() / 2, |memory| memory.saturating_sub(held));
+        Self { places, held, activations: Some(left / at_once), at_once, ..planned }
     }
 
     /// Blocks that are read from the checkpoint's files whenever they are used.

@@ -173,7 +173,7 @@ impl TokensOnDevice<'_> {
         let Self { options, model: asked, .. } = self;
         let out = &options.out;
         let outline = asked.outline()?;
-        let placement = Placement::of(asked, &outline);
+        let placement = Placement::of_loaded(asked, &outline, model);
         let hashes = [Some(&model.content_hash), model.adapter_hash.as_ref()];
         let mut identity = identity(asked, data, hashes, None, Beside::default())?;
         if let Some(there) = manifest::read::<AnalysisManifest>(out)? {

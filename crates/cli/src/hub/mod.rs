@@ -11,10 +11,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::env::var;
-use std::path::{Path, PathBuf};
-use tanglescope_checkpoint::{file_names, shards};
+use std::path::{Component, Path, PathBuf};
+use tanglescope_checkpoint::{brief, file_names, shards};
 use tanglescope_data::wanted;
-use transfer::{Failure, Transfer};
+use transfer::{Failure, Transfer, is_what_was_asked};
 
 /// A repository that cannot be used as it was named.
 fn refused(id: &Id, problem: impl std::fmt::Display) -> Error {
@@ -61,6 +61,16 @@ impl Id {
         let is_id = parts.len() == 2 && parts.into_iter().all(plain) && !revision.is_empty();
         (is_id && !path.exists()).then(|| Self { name: name.to_owned(), revision: revision.to_owned() })
     }
+}
+
+/// Whether a name leads nowhere but inside the folder that it is put into.
+fn is_inside(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Whether a text is the hash of a commit.
+fn is_commit(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// What models are under, on the hub and in the cache.
@@ -180,6 +190,14 @@ impl Hub {
                 }
                 Err(error) => return Err(self.refusal(id, &error)),
             };
+        let odd = info.siblings.iter().find(|file| !is_inside(&file.rfilename));
+        if !is_commit(&info.sha) || odd.is_some() {
+            let name = odd.map_or(&info.sha, |file| &file.rfilename);
+            return Err(refused(
+                id,
+                format!("the hub names `{}`, which is no name of a file or a commit", brief(name)),
+            ));
+        }
         let names: BTreeSet<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
         let snapshot = cached.folder.join("snapshots").join(&info.sha);
         // the files of one commit, whatever the name stands for a moment later
@@ -195,7 +213,9 @@ impl Hub {
                 self.file(&files, &cached, &snapshot, name)?;
             }
         }
-        cached.name(&info.sha)?;
+        if id.revision != info.sha {
+            cached.name(&info.sha)?;
+        }
         Ok(snapshot)
     }
 
@@ -241,28 +261,30 @@ impl Hub {
         let url = format!("{files}/{name}");
         let about = self.transfer.about(&url).map_err(refuse)?;
         let blob = cached.folder.join("blobs").join(&about.etag);
-        let whole = || std::fs::metadata(&blob).is_ok_and(|of| about.size.is_none_or(|size| of.len() == size));
-        if !whole() {
-            let (part, lock) = (blob.with_extension("part"), blob.with_extension("lock"));
-            std::fs::create_dir_all(blob.parent().unwrap_or(&blob)).map_err(|e| at(&blob, e))?;
-            // a second process waits, and finds it there
-            let held = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file));
-            let _held = held.map_err(|e| at(&lock, e))?;
-            if !whole() {
-                let size = about.size.map_or_else(String::new, |size| format!(", {:.1} MB", size as f64 / 1e6));
-                tell!("{id}: {name}{size}");
-                // a part that is longer than all of it is of something else
-                if std::fs::metadata(&part).is_ok_and(|of| about.size.is_some_and(|size| of.len() > size)) {
-                    std::fs::remove_file(&part).map_err(|e| at(&part, e))?;
-                }
-                let complete = std::fs::metadata(&part).is_ok_and(|of| about.size == Some(of.len()));
-                if !complete {
-                    self.transfer.download(&url, &about, &part).map_err(refuse)?;
-                }
-                std::fs::rename(&part, &blob).map_err(|e| at(&part, e))?;
+        let (part, lock) = (blob.with_extension("part"), blob.with_extension("lock"));
+        std::fs::create_dir_all(blob.parent().unwrap_or(&blob)).map_err(|e| at(&blob, e))?;
+        // a second process waits, and finds it there
+        let held = std::fs::File::create(&lock).and_then(|file| file.lock().map(|()| file));
+        let _held = held.map_err(|e| at(&lock, e))?;
+        let length = |path: &Path| std::fs::metadata(path).ok().map(|of| of.len());
+        if length(&blob).is_none_or(|length| about.size.is_some_and(|size| size != length)) {
+            let size = about.size.map_or_else(String::new, |size| format!(", {:.1} MB", size as f64 / 1e6));
+            tell!("{id}: {name}{size}");
+            // a part that is longer than all of it is of something else
+            if length(&part).is_some_and(|length| about.size.is_some_and(|size| length > size)) {
+                std::fs::remove_file(&part).map_err(|e| at(&part, e))?;
             }
+            if length(&part).is_none_or(|length| about.size != Some(length)) {
+                self.transfer.download(&url, &about, &part).map_err(refuse)?;
+            }
+            if !is_what_was_asked(&part, &about).map_err(|e| at(&part, e))? {
+                std::fs::remove_file(&part).map_err(|e| at(&part, e))?;
+                let problem = "did not arrive as it is on the hub, and was not kept; run the command again";
+                return Err(Error::Failed(format!("{id}: {name}: {problem}")));
+            }
+            std::fs::rename(&part, &blob).map_err(|e| at(&part, e))?;
         }
-        link(&blob, &place)
+        if place.exists() { Ok(()) } else { link(&blob, &place) }
     }
 
     fn missing(&self, id: &Id, problem: &str) -> Error {
@@ -326,6 +348,10 @@ impl Cached<'_> {
 fn link(blob: &Path, place: &Path) -> Result<()> {
     let refuse = |e: std::io::Error| at(place, e);
     std::fs::create_dir_all(place.parent().unwrap_or(place)).map_err(refuse)?;
+    // a link to what is no longer there
+    if place.symlink_metadata().is_ok() {
+        std::fs::remove_file(place).map_err(refuse)?;
+    }
     #[cfg(unix)]
     {
         let depth =

@@ -1,10 +1,11 @@
 //! Revisions of a repository as the steps of a run: found by name, fetched one at a time, and given back.
-use super::{Failure, Hub, Id, MODELS, RepositoryKind, at, refused};
+use super::{Failure, Hub, Id, MODELS, RepositoryKind, at, is_commit, is_inside, refused};
 use crate::console::tell;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use tanglescope_checkpoint::brief;
 use tanglescope_records::write_whole;
 
 /// A branch or a tag that is a step of a run.
@@ -62,6 +63,9 @@ fn step_in(name: &str) -> Option<usize> {
 fn chosen(refs: BTreeMap<String, String>, pattern: &glob::Pattern, id: &Id) -> Result<Vec<Revision>> {
     let mut found: Vec<Revision> = Vec::new();
     for (name, commit) in refs.into_iter().filter(|(name, _)| pattern.matches(name)) {
+        if !is_inside(&name) || !is_commit(&commit) {
+            return Err(refused(id, format!("the hub names a revision `{}` that is none", brief(&name))));
+        }
         let Some(step) = step_in(&name) else {
             tell!("{id}: revision {name} is left out: its name has no number of a step");
             continue;
@@ -130,23 +134,23 @@ impl Hub {
 }
 
 /// Measures revisions of a repository one after the other: `part` is which of them are done here, `folder` of a step where its results are,
-/// `asked` what is asked for of each, and `measure` does it with a step and the folder of its files. Of what was fetched, the last `keep`
-/// stay in the cache.
+/// `asked` what is asked for of each, on data sets of the names `data`, and `measure` does it with a step and the folder of its files, and says
+/// what it left out. Of what was fetched, the last `keep` stay in the cache. Returns all that was left out.
 pub fn sweep_revisions(
     repository: &Path,
     pattern: &str,
     keep: Option<usize>,
-    asked: &str,
+    (asked, data): (&str, &[&str]),
     part: impl Fn(Vec<Revision>) -> Vec<Revision>,
     folder: impl Fn(usize) -> PathBuf,
-    mut measure: impl FnMut(usize, &Path) -> Result<()>,
-) -> Result<()> {
+    mut measure: impl FnMut(usize, &Path) -> Result<Vec<String>>,
+) -> Result<Vec<String>> {
     let id = Id::of(repository).ok_or_else(|| {
         Error::Input(format!("--revisions: `{}` is no repository of the hub; expected org/name", repository.display()))
     })?;
     let pattern = glob::Pattern::new(pattern).map_err(|e| Error::Input(format!("--revisions `{pattern}`: {e}")))?;
     let hub = Hub::new()?;
-    let mut fetched: Vec<(PathBuf, Revision)> = Vec::new();
+    let (mut fetched, mut left_out) = (Vec::<(PathBuf, Revision)>::new(), Vec::new());
     for revision in part(chosen(hub.refs(&id)?, &pattern, &id)?) {
         let place = folder(revision.step).join(MEASURED);
         let now = Measured {
@@ -156,28 +160,41 @@ pub fn sweep_revisions(
             asked: asked.to_owned(),
         };
         let there = std::fs::read(&place).ok().and_then(|text| serde_json::from_slice::<Measured>(&text).ok());
-        if there.is_some_and(|there| there == now) {
+        let has =
+            |folder: &Path| data.iter().all(|name| folder.join(format!("dataset={name}/manifest.json")).is_file());
+        if there.is_some_and(|there| there == now) && place.parent().is_some_and(has) {
             tell!("{id}: {} is measured already", revision.name);
             continue;
         }
-        let of = Id { name: id.name.clone(), revision: revision.name.clone() };
+        let of = Id { name: id.name.clone(), revision: revision.commit.clone() };
         let was_there = hub.cache.join(id.folder_name(MODELS)).join("snapshots").join(&revision.commit).exists();
         // a repository without a model may be one of an adapter
         let files = hub
             .fetch(&of, RepositoryKind::Model)
-            .or_else(|problem| hub.fetch(&of, RepositoryKind::Adapter).map_err(|_| problem))?;
+            .or_else(|problem| hub.fetch(&of, RepositoryKind::Adapter).map_err(|_| problem));
+        let files = match files {
+            Ok(files) => files,
+            Err(problem) => {
+                tell!("{id}: revision {} is left out: {problem}", revision.name);
+                left_out.push(format!("step {}", revision.step));
+                continue;
+            }
+        };
         if !was_there {
             fetched.push((files.clone(), revision.clone()));
         }
-        measure(revision.step, &files)?;
-        let text = serde_json::to_vec_pretty(&now).map_err(|e| at(&place, e))?;
-        write_whole(&place, &text).map_err(tanglescope::Error::from)?;
+        let missed = measure(revision.step, &files)?;
+        if missed.is_empty() {
+            let text = serde_json::to_vec_pretty(&now).map_err(|e| at(&place, e))?;
+            write_whole(&place, &text).map_err(tanglescope::Error::from)?;
+        }
+        left_out.extend(missed);
         while keep.is_some_and(|keep| fetched.len() > keep) {
             let (snapshot, revision) = fetched.remove(0);
             Hub::give_back(&snapshot, &revision)?;
         }
     }
-    Ok(())
+    Ok(left_out)
 }
 
 #[cfg(test)]

@@ -89,6 +89,8 @@ impl Transfer {
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_mins(1)))
+            // what hangs in the middle is asked for again, from there
+            .timeout_recv_body(Some(Duration::from_mins(20)))
             .user_agent(concat!("tanglescope/", env!("CARGO_PKG_VERSION")))
             .build();
         Ok(Self { agent: config.into(), home, token })
@@ -102,7 +104,7 @@ impl Transfer {
         let mut said = HeaderMap::new();
         for _ in 0..REDIRECTS {
             let mut request = self.agent.get(url.as_str()).header(header::ACCEPT_ENCODING, "identity");
-            let is_home = url.host_str() == self.home.host_str() && url.port() == self.home.port();
+            let is_home = url.origin() == self.home.origin();
             // the token is for the hub alone, and not for where its files lie
             if let Some(token) = self.token.as_ref().filter(|_| is_home) {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
@@ -186,11 +188,17 @@ impl Transfer {
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left") {
             bar.set_style(style);
         }
-        Self::retried(|| {
+        let there = || std::fs::metadata(to).map_or(0, |of| of.len());
+        let attempt = || {
             let mut file =
                 OpenOptions::new().append(true).create(true).open(to).map_err(|e| Attempt::Failed(refuse(e)))?;
             let there = file.metadata().map_err(|e| Attempt::Failed(refuse(e)))?.len();
-            let (mut response, _) = self.ask(url, (there > 0).then_some((there, false)))?;
+            let asked = self.ask(url, (there > 0).then_some((there, false)));
+            let (mut response, _) = asked.map_err(|attempt| match attempt {
+                // a connection that broke off may be there again a moment later
+                Attempt::Failed(Failure::Unreachable(_)) if there > 0 => Attempt::Busy(0, None),
+                other => other,
+            })?;
             let goes_on =
                 response.status() == StatusCode::PARTIAL_CONTENT && content_range(response.headers()).0 == Some(there);
             if there > 0 && !goes_on {
@@ -205,15 +213,17 @@ impl Transfer {
                 copy(&mut response.body_mut().as_reader(), &mut file, &bar).map_err(|e| Attempt::Failed(refuse(e)))?;
             let length = file.metadata().map_err(|e| Attempt::Failed(refuse(e)))?.len();
             if !whole || about.size.is_some_and(|size| length < size) { Err(Attempt::Busy(0, None)) } else { Ok(()) }
-        })?;
-        bar.finish_and_clear();
-        let matches = is_what_was_asked(to, about).map_err(refuse)?;
-        if !matches {
-            std::fs::remove_file(to).map_err(refuse)?;
-            return Err(Failure::Answer(
-                "did not arrive as it is on the hub, and was not kept; run the command again".to_owned(),
-            ));
+        };
+        // as long as more of it comes, it is not given up
+        loop {
+            let before = there();
+            match Self::retried(attempt) {
+                Ok(()) => break,
+                Err(Failure::Unreachable(_)) if there() > before => {}
+                Err(failure) => return Err(failure),
+            }
         }
+        bar.finish_and_clear();
         Ok(())
     }
 }
@@ -234,7 +244,7 @@ fn copy(from: &mut impl Read, to: &mut File, bar: &ProgressBar) -> std::io::Resu
 }
 
 /// Whether a file has the length, and where the hub says that of its contents the SHA-256, that were told.
-fn is_what_was_asked(path: &Path, about: &About) -> std::io::Result<bool> {
+pub fn is_what_was_asked(path: &Path, about: &About) -> std::io::Result<bool> {
     if about.size.is_some_and(|size| std::fs::metadata(path).is_ok_and(|of| of.len() != size)) {
         return Ok(false);
     }

@@ -27,6 +27,8 @@ pub struct TablesOutline {
 pub struct LowRank {
     /// Path of the module.
     pub module: String,
+    /// The same as the adapter spells it.
+    pub path: String,
     /// Names of A and B.
     pub names: [String; 2],
     /// r.
@@ -50,8 +52,10 @@ impl TablesOutline {
     /// Refuses a scope that has a table some of whose rows are the adapter's.
     pub(crate) fn refuse_replaced(&self, chosen: &InScope, scope: &Scope) -> Result<()> {
         let own = [&self.embedding_tokens, &self.head_tokens].into_iter().flatten();
+        // a checkpoint of the bare base has names without its prefix
+        let is_of = |p: &Parameter, module: &str| p.layer.is_none() && is_end_of(&p.module, module);
         let replaced =
-            |module: &str| chosen.parameters.iter().find(|p| p.module == module && p.kind == ParameterKind::Base);
+            |module: &str| chosen.parameters.iter().find(|p| is_of(p, module) && p.kind == ParameterKind::Base);
         match own.clone().find_map(|own| replaced(&own.module)) {
             None => Ok(()),
             Some(Parameter { name, .. }) => {
@@ -109,7 +113,7 @@ impl SavedAdapter {
         let path = self.spelled_with(module, tensors[0])?;
         let chosen = !matches!(self.targets, Targets::All) && self.targets_by_name(&path, None);
         let names = tensors.map(|tensor| format!("{path}.{tensor}"));
-        chosen.then(|| LowRank { module: module.to_owned(), names, rank: self.rank(&path) })
+        chosen.then(|| LowRank { module: module.to_owned(), names, rank: self.rank(&path), path })
     }
 
     /// The rows that it has for tokens of a module, whose indices are under the module's name or its end.
@@ -180,8 +184,8 @@ impl SavedAdapter {
         let (vocabulary, hidden) = (of.vocabulary, of.hidden);
         let mut changes = TableChanges::default();
         let mut low_rank = |of: Option<LowRank>, shape: [usize; 2], layouts: [Layout; 2]| {
-            let Some(LowRank { names, rank, .. }) = of else { return Ok(None) };
-            let scale = self.scale_of(&names[0]);
+            let Some(LowRank { names, rank, path, .. }) = of else { return Ok(None) };
+            let scale = self.scale_of(&path);
             let [a, b] = [0, 1].map(|at| format!("base_model.model.{}", names[at]));
             let a = self.weights.take::<B>(&a, &[rank, shape[0]], layouts[0], dtype, device)?;
             let b = self.weights.take::<B>(&b, &[shape[1], rank], layouts[1], dtype, device)?;

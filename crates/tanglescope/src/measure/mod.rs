@@ -61,7 +61,7 @@ impl<B: Kernels> Measurement<'_, B> {
         make_folder(out)?;
         let _lock = lock(out)?;
         let outline = asked.outline()?;
-        let placement = Placement::of(asked, &outline);
+        let placement = Placement::of_loaded(asked, &outline, model);
         let reference_identity = objectives.reference.identity(|_| match reference {
             LoadedReference::Model(model) => Ok(model.content_hash.clone()),
             LoadedReference::None | LoadedReference::Itself => unreachable!("a folder's model is loaded"),

@@ -53,7 +53,8 @@ pub fn open<B: Kernels>(
         None => {
             manifest::refuse_orphans(out)?;
             let outline = asked.outline()?;
-            let placement = super::placement(asked, &outline);
+            let placement = crate::Placement::of_loaded(asked, &outline, model);
+            let placement = super::for_training(placement, asked, &outline);
             TrainingManifest {
                 tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
                 kind: "train".to_owned(),

@@ -164,7 +164,8 @@ impl TrainOptions {
         let planned = Planned::new(&model)?;
         let examples = Examples::read(self, &model, &planned.outline.description, listener)?;
         let settings = self.settings(examples.train.len())?;
-        let rows = placement(&model, &planned.outline).rows_per_batch(&model, &planned.outline);
+        let outline = &planned.outline;
+        let rows = for_training(planned.placement, &model, outline).rows_per_batch(&model, outline);
         let groups: Vec<Group> = examples.train.iter().map(|example| example.group.clone()).collect();
         Ok(TrainEstimate {
             epoch: planned.groups(&groups, rows),
@@ -314,9 +315,8 @@ fn held_bytes(model: &Model, outline: &Outline) -> usize {
     3 * model.dtype.size() * if matches!(model.scope, Scope::Lora) { low_rank } else { all }
 }
 
-/// Where a model is placed that leaves room for what training holds.
-fn placement(model: &Model, outline: &Outline) -> Placement {
-    let placement = Placement::of(model, outline);
+/// A placement that leaves room for what training holds.
+fn for_training(placement: Placement, model: &Model, outline: &Outline) -> Placement {
     let held = held_bytes(model, outline) / placement.at_once;
     Placement { activations: placement.activations.map(|bytes| bytes.saturating_sub(held)), ..placement }
 }
@@ -334,7 +334,9 @@ impl OnDevice for TrainingOnDevice<'_> {
     fn run<B: Kernels>(self, device: &B::Device) -> Result<TrainOutcome> {
         let Self { options, model: asked, listener } = self;
         let mut model = asked.load::<B>(asked.dtype, device, listener)?;
-        model.activation_bytes = placement(asked, &asked.outline()?).activations;
+        let outline = asked.outline()?;
+        let placement = Placement::of_loaded(asked, &outline, &model);
+        model.activation_bytes = for_training(placement, asked, &outline).activations;
         let scope = model.in_scope(&asked.scope)?;
         let examples = Examples::read(options, asked, &model.description, listener)?;
         let settings = options.settings(examples.train.len())?;
