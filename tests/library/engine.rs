@@ -5,6 +5,8 @@
 use crate::support;
 use crate::support::{Tensors, VOCABULARY, gpt2, llama, small_models, write_model};
 use proptest::prelude::*;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::path::Path;
 use tanglescope_gram::{
@@ -388,4 +390,57 @@ fn counts_are_sums_over_groups() {
     assert!(of("head").backward.operations == 0.0 && of("head").head.operations > 0.0);
     assert!(of("layers.1.mlp").backward.operations < of("lora").backward.operations);
     assert!(of("lora").reductions.operations < of("full").reductions.operations);
+}
+
+/// The same numbers are the same function, whether a file has them in 16 bits or in 32: of models, and of every kind of adapter.
+#[test]
+fn what_is_stored_in_16_bits_is_what_is_stored_in_32() {
+    let groups = [Group::new(vec![5, 6, 40], vec![vec![7, 8, 9], vec![7, 3]])];
+    let rounded = |from: &Path, to: &Path, file: &str, dtype: Dtype| {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+            std::fs::copy(&entry, to.join(entry.file_name().unwrap())).unwrap();
+        }
+        let bytes = std::fs::read(from.join(file)).unwrap();
+        let all = SafeTensors::deserialize(&bytes).unwrap();
+        let number = |bytes: &[u8; 4]| half::bf16::from_f32(f32::from_le_bytes(*bytes)).to_f32();
+        let tensor = |view: &TensorView<'_>| support::Tensor {
+            shape: view.shape().to_vec(),
+            values: view.data().as_chunks::<4>().0.iter().map(number).collect(),
+        };
+        let tensors: Tensors = all.tensors().iter().map(|(name, view)| (name.clone(), tensor(view))).collect();
+        support::write_tensors(&to.join(file), &tensors, dtype);
+    };
+    for name in ["arcee", "stablelm", "starcoder2"] {
+        let folder = small_models().into_iter().find(|folder| folder.ends_with(name)).unwrap();
+        let adapters =
+            std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+        for adapter in adapters.map(Some).chain([None]) {
+            let run = |dtype: Dtype| {
+                let to = tempfile::tempdir().unwrap();
+                rounded(&folder, &to.path().join("model"), "model.safetensors", dtype);
+                let source = match &adapter {
+                    None => AdapterSource::None,
+                    Some(adapter) => {
+                        rounded(adapter, &to.path().join("adapter"), "adapter_model.safetensors", dtype);
+                        AdapterSource::Saved(to.path().join("adapter"))
+                    }
+                };
+                let model = to.path().join("model");
+                let model = Decoder::<Flex>::load(&model, &source, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
+                let scope = if adapter.is_some() { Scope::Trainable } else { Scope::Full };
+                let scope = model.in_scope(&scope).unwrap();
+                grams(&model, &scope, &Request::all(&groups)).remove(0)
+            };
+            let (narrow, wide) = (run(Dtype::BF16), run(Dtype::F32));
+            let at = format!("{name} {adapter:?}");
+            for branch in 0..2 {
+                assert!((narrow.logp(branch) - wide.logp(branch)).abs() <= 1e-12 * wide.logp(branch).abs(), "{at}");
+            }
+            for (narrow, wide) in narrow.total().iter().zip(wide.total()) {
+                // products of narrow matrices are summed in other pieces
+                assert!((narrow - wide).abs() <= 1e-11 * wide.abs().max(1e-3), "{at}: {narrow} and {wide}");
+            }
+        }
+    }
 }

@@ -154,7 +154,7 @@ impl Loader<'_> {
         let (shape_stored, layout) =
             if module.conv1d { ([inputs, outputs], Layout::Same) } else { ([outputs, inputs], Layout::Transposed) };
         let mut weight = self.tensor::<B>(&weight_of(path), &shape_stored, layout, device)?.1;
-        if let Some(rest) = self.adapter.rest::<B>(path, place, &weight)? {
+        if let Some(rest) = self.adapter.rest::<B>(path, place, &weight, (self.dtype, device))? {
             weight = rest;
             self.replaced = true;
             self.changed.insert(self.name(&weight_of(path)));

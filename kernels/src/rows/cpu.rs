@@ -22,7 +22,11 @@ impl Rows for Flex {
         let width = dims(x)[1];
         if x.dtype() == DType::BF16 {
             let x = x.storage::<half::bf16>();
-            let rows = index.iter().flat_map(|&row| x[row as usize * width..][..width].iter().copied()).collect();
+            let row = |(i, &row): (usize, &u32)| {
+                let weight = weights.map_or(1.0, |weights| weights[i]);
+                x[row as usize * width..][..width].iter().map(move |v| half::bf16::from_f64(v.to_f64() * weight))
+            };
+            let rows = index.iter().enumerate().flat_map(row).collect();
             return FlexTensor::from_data(TensorData::new::<half::bf16, _>(rows, [index.len(), width]));
         }
         with_real!(x, E => {

@@ -323,8 +323,8 @@ impl SavedAdapter {
             if self.weights.has(&named) { named } else { plain }
         };
         let (a, b) = (stored("lora_A"), stored("lora_B"));
-        let a = self.weights.take::<B>(&a, &[r, inputs], Layout::Transposed, dtype, device)?;
-        let b = self.weights.take::<B>(&b, &[outputs, r], Layout::Transposed, dtype, device)?;
+        let mut a = self.weights.take::<B>(&a, &[r, inputs], Layout::Transposed, dtype, device)?;
+        let mut b = self.weights.take::<B>(&b, &[outputs, r], Layout::Transposed, dtype, device)?;
         let magnitude = match self.magnitudes {
             false => None,
             true if routed => {
@@ -332,6 +332,8 @@ impl SavedAdapter {
                 return Err(Error::key(&self.config_path, "use_dora", problem));
             }
             true => {
+                // they are more than right factors of products, which may be as narrow as they are stored
+                (a, b) = (B::cast(a, dtype), B::cast(b, dtype));
                 let name = format!("base_model.model.{module}.lora_magnitude_vector");
                 let values = self.weights.take::<B>(&name, &[outputs], Layout::Same, dtype, device)?;
                 let magnitude = Magnitude::new(values, weight, [&a, &b], scale);
@@ -621,12 +623,13 @@ impl Adapter {
         module: &str,
         place: Place,
         weight: &FloatTensor<B>,
+        on: (DType, &B::Device),
     ) -> Result<Option<FloatTensor<B>>> {
         let Self::Saved(saved) = self else { return Ok(None) };
         let (module, Place { layer, routed, .. }) = (saved.spelled(module), place);
         match saved.taken_apart.filter(|_| saved.targets(&module, layer, routed)) {
             None => Ok(None),
-            Some(part) => part.rest::<B>(weight, (saved.rank(&module), saved.scale_of(&module)), &module).map(Some),
+            Some(part) => part.rest::<B>(weight, (saved.rank(&module), saved.scale_of(&module)), &module, on).map(Some),
         }
     }
 

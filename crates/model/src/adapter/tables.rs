@@ -189,6 +189,8 @@ impl SavedAdapter {
             let [a, b] = [0, 1].map(|at| format!("base_model.model.{}", names[at]));
             let a = self.weights.take::<B>(&a, &[rank, shape[0]], layouts[0], dtype, device)?;
             let b = self.weights.take::<B>(&b, &[shape[1], rank], layouts[1], dtype, device)?;
+            // they are more than right factors of products, which may be as narrow as they are stored
+            let (a, b) = (B::cast(a, dtype), B::cast(b, dtype));
             Ok::<_, Error>(Some(TableLora { names, a, b, scale }))
         };
         changes.embedding =
@@ -198,7 +200,7 @@ impl SavedAdapter {
             let Some(OwnTokens { name, tokens, of_head, .. }) = of else { return Ok(None) };
             let stored = format!("base_model.model.{name}");
             let rows = self.weights.take::<B>(&stored, &[tokens.len(), hidden], Layout::Same, dtype, device)?;
-            Ok::<_, Error>(Some(TokenRows { name, tokens, rows, of_head }))
+            Ok::<_, Error>(Some(TokenRows { name, tokens, rows: B::cast(rows, dtype), of_head }))
         };
         changes.embedding_tokens = own(outline.embedding_tokens)?;
         changes.head_tokens = own(outline.head_tokens)?;

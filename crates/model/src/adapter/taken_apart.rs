@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use faer::{Mat, MatRef};
-use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorData, TensorMetadata};
 
 /// The part of each weight W `[out, in]` that a base is without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,7 @@ impl TakenApart {
         weight: &FloatTensor<B>,
         (r, scale): (usize, f64),
         module: &str,
+        (dtype, device): (DType, &B::Device),
     ) -> Result<FloatTensor<B>> {
         let (shape, values) = (weight.shape(), B::download(weight));
         let (inputs, outputs) = (shape[0], shape[1]);
@@ -75,7 +76,9 @@ impl TakenApart {
             Self::FirstColumns => (w.subrows(0, r).transpose().qr().compute_thin_Q(), scale),
         };
         let taken = (w * &basis) * basis.transpose();
-        let rest = values.iter().enumerate().map(|(at, x)| x - part * taken[(at / outputs, at % outputs)]).collect();
-        Ok(B::upload_like(rest, &[inputs, outputs], weight))
+        let rest: Vec<f64> =
+            values.iter().enumerate().map(|(at, x)| x - part * taken[(at / outputs, at % outputs)]).collect();
+        // a matrix of bfloat16's has a rest that is none
+        Ok(B::upload(TensorData::new(rest, [inputs, outputs]).convert_dtype(dtype), device))
     }
 }
