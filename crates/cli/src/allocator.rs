@@ -13,15 +13,12 @@ fn purge_after(milliseconds: std::ffi::c_long) {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, milliseconds) }
 }
 
-/// Whether the process may have only some addresses (`ulimit -v`).
-#[cfg(unix)]
+/// Whether the process may have only some addresses (`ulimit -v`), as Linux says.
 fn has_few_addresses() -> bool {
-    rustix::process::getrlimit(rustix::process::Resource::As).current.is_some()
-}
-
-#[cfg(not(unix))]
-fn has_few_addresses() -> bool {
-    false
+    const NAME: &str = "Max address space";
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let of_addresses = limits.lines().find_map(|line| line.strip_prefix(NAME));
+    of_addresses.is_some_and(|values| !values.trim_start().starts_with("unlimited"))
 }
 
 /// Reserves no addresses ahead, of which a GiB may be most that there are. It costs a quarter of the speed.
