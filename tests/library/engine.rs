@@ -403,10 +403,13 @@ fn what_is_stored_in_16_bits_is_what_is_stored_in_32() {
         }
         let bytes = std::fs::read(from.join(file)).unwrap();
         let all = SafeTensors::deserialize(&bytes).unwrap();
-        let number = |bytes: &[u8; 4]| half::bf16::from_f32(f32::from_le_bytes(*bytes)).to_f32();
-        let tensor = |view: &TensorView<'_>| support::Tensor {
-            shape: view.shape().to_vec(),
-            values: view.data().as_chunks::<4>().0.iter().map(number).collect(),
+        let number = |value: f64| half::bf16::from_f64(value).to_f32();
+        let tensor = |view: &TensorView<'_>| {
+            let values = match view.dtype() {
+                Dtype::F64 => view.data().as_chunks::<8>().0.iter().map(|b| number(f64::from_le_bytes(*b))).collect(),
+                _ => view.data().as_chunks::<4>().0.iter().map(|b| number(f32::from_le_bytes(*b).into())).collect(),
+            };
+            support::Tensor { shape: view.shape().to_vec(), values }
         };
         let tensors: Tensors = all.tensors().iter().map(|(name, view)| (name.clone(), tensor(view))).collect();
         support::write_tensors(&to.join(file), &tensors, dtype);

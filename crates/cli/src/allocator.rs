@@ -13,29 +13,9 @@ fn purge_after(milliseconds: std::ffi::c_long) {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, milliseconds) }
 }
 
-/// Whether the process may have only some addresses (`ulimit -v`), as Linux says.
-fn has_few_addresses() -> bool {
-    const NAME: &str = "Max address space";
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let of_addresses = limits.lines().find_map(|line| line.strip_prefix(NAME));
-    of_addresses.is_some_and(|values| !values.trim_start().starts_with("unlimited"))
-}
-
-/// Reserves no addresses ahead, of which a GiB may be most that there are. It costs a quarter of the speed.
-#[allow(unsafe_code)]
-fn reserve_nothing() {
-    /// `mi_option_arena_reserve`.
-    const ARENA_RESERVE: libmimalloc_sys::mi_option_t = 23;
-    // SAFETY: stores a number of the allocator's, which it reads when it asks the system for more.
-    unsafe { libmimalloc_sys::mi_option_set(ARENA_RESERVE, 0) }
-}
-
 /// Keeps memory that is free for good: giving it back and faulting it in again took a tenth of a pass's time.
 pub fn keep_memory() {
     purge_after(-1);
-    if has_few_addresses() {
-        reserve_nothing();
-    }
 }
 
 /// Gives memory back as soon as it is free.
