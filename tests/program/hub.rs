@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -301,17 +301,21 @@ impl Case {
         Self { folder, server, home }
     }
 
-    fn analyze(&self, out: &str, model: &str, more: &[&str], variables: &[(&str, &str)]) -> Output {
+    /// The program with this hub and no other, where what is no repository is looked for in the case's folder.
+    fn command(&self) -> Command {
         let mut command = tanglescope();
         for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE"] {
             command.env_remove(name);
         }
-        command.env("HF_HOME", &self.home).env("HF_ENDPOINT", &self.server.endpoint).envs(variables.iter().copied());
+        command.env("HF_HOME", &self.home).env("HF_ENDPOINT", &self.server.endpoint).current_dir(self.folder.path());
+        command
+    }
+
+    fn analyze(&self, out: &str, model: &str, more: &[&str], variables: &[(&str, &str)]) -> Output {
         let out = self.folder.path().join(out);
         let base = ["analyze", "--device", "cpu", "--dtype", "f64", "--scope", "lora", "--model", model];
-        command.args(base).arg("--out").arg(out).args(more);
-        // what is no repository is looked for here
-        command.current_dir(self.folder.path()).output().unwrap()
+        let mut command = self.command();
+        command.envs(variables.iter().copied()).args(base).arg("--out").arg(out).args(more).output().unwrap()
     }
 
     fn wl(&self, out: &str) -> Option<f64> {
@@ -483,14 +487,9 @@ fn revisions_are_the_steps_of_a_run_and_are_given_back() {
     let case = Case::new();
     std::fs::write(case.folder.path().join("pairs.jsonl"), ids_row(&[1, 2], &[3], &[4, 5])).unwrap();
     let sweep_of = |repository: &str, more: &[&str]| {
-        let mut command = tanglescope();
-        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE"] {
-            command.env_remove(name);
-        }
-        command.env("HF_HOME", &case.home).env("HF_ENDPOINT", &case.server.endpoint).current_dir(case.folder.path());
         let base =
             ["sweep", repository, "--data", "pairs.jsonl", "--out", "swept", "--device", "cpu", "--dtype", "f64"];
-        command.args(base).args(["--scope", "full"]).args(more).output().unwrap()
+        case.command().args(base).args(["--scope", "full"]).args(more).output().unwrap()
     };
     let sweep = |more: &[&str]| sweep_of("org/run", more);
     let snapshots = || {

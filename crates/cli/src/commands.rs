@@ -2,7 +2,7 @@
 use crate::cli::{self, Cli, Command, Format, TableFormat};
 use crate::console::{Console, print, print_json, print_text};
 use crate::error::{Error, Result};
-use crate::hub::{self, RepositoryKind};
+use crate::hub;
 use crate::print::line;
 use crate::{demo, options, print, table};
 use clap::CommandFactory;
@@ -26,9 +26,7 @@ pub fn run(Cli { json, command }: Cli) -> Result<()> {
         }
         Command::Objectives => print_text(|out| print::objectives(out, json)),
         Command::Inspect(args) => {
-            // a repository without a model may be one of an adapter
-            let path = hub::resolve(&args.path, RepositoryKind::Model)
-                .or_else(|problem| hub::resolve(&args.path, RepositoryKind::Adapter).map_err(|_| problem))?;
+            let path = hub::resolve_either(&args.path)?;
             let found = tanglescope::inspect(&path)?;
             print_text(|out| print::inspection(out, &found, json))
         }

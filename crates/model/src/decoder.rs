@@ -58,8 +58,6 @@ pub struct Decoder<B: Kernels> {
     pub(crate) tables_outline: TablesOutline,
     /// Base parameters that the adapter has beside what it trains.
     pub(crate) wrapped: BTreeSet<String>,
-    /// Whether the adapter has weights that stand for the base's.
-    pub(crate) replaced: bool,
 }
 
 /// A part of what the logits are the sum of: a product of inputs and a matrix.

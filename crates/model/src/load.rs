@@ -27,8 +27,6 @@ pub(crate) struct Loader<'a> {
     bare: bool,
     pub(crate) dtype: DType,
     saved: BTreeSet<String>,
-    /// Whether the adapter has weights that stand for the base's.
-    replaced: bool,
     /// Names of tensors that are not as the base has them.
     changed: BTreeSet<String>,
     /// Those of them that the adapter has beside what it trains.
@@ -46,7 +44,6 @@ impl<'a> Loader<'a> {
             saved: BTreeSet::new(),
             changed: BTreeSet::new(),
             wrapped: BTreeSet::new(),
-            replaced: false,
         }
     }
 }
@@ -84,7 +81,6 @@ impl Loader<'_> {
         {
             let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, device)?;
             self.base.ignore(&name);
-            self.replaced = true;
             self.changed.insert(name.clone());
             self.wrapped.insert(name.clone());
             return Ok((name, x));
@@ -156,7 +152,6 @@ impl Loader<'_> {
         let mut weight = self.tensor::<B>(&weight_of(path), &shape_stored, layout, device)?.1;
         if let Some(rest) = self.adapter.rest::<B>(path, place, &weight, (self.dtype, device))? {
             weight = rest;
-            self.replaced = true;
             self.changed.insert(self.name(&weight_of(path)));
         }
         let bias = match module.bias {
@@ -206,7 +201,7 @@ impl<B: Kernels> Decoder<B> {
     /// (`modules_to_save`, or plain weights of what it wraps).
     #[must_use]
     pub fn base(&self) -> Option<Self> {
-        if !self.saved.is_empty() || self.replaced {
+        if !self.saved.is_empty() || !self.wrapped.is_empty() || self.taken_apart.is_some() {
             return None;
         }
         let mut base = Self { adapter_hash: None, ..self.clone() };
@@ -332,7 +327,7 @@ impl<B: Kernels> Decoder<B> {
         };
         let tables = loader.adapter.tables::<B>(&description, dtype, device)?;
         loader.base.finish()?;
-        let (saved, wrapped, replaced) = (loader.saved, loader.wrapped, loader.replaced);
+        let (saved, wrapped) = (loader.saved, loader.wrapped);
         if let Adapter::Saved(adapter) = &mut adapter {
             adapter.ignore(&never_read(&description));
         }
@@ -359,7 +354,6 @@ impl<B: Kernels> Decoder<B> {
             bare,
             saved,
             wrapped,
-            replaced,
             taken_apart: adapter.taken_apart(),
             tables,
             tables_outline,
@@ -407,7 +401,7 @@ fn residence<B: Kernels>(
         return Ok(Residence::Host(Box::new(assemble::block::<Flex>(loader, of, layer, &FlexDevice)?)));
     }
     let block = assemble::block::<B>(loader, of, layer, device)?;
-    Ok(Residence::Files(Box::new(InFiles::of(block, layer, store, &loader.changed))))
+    Ok(Residence::Files(Box::new(InFiles::of(block, layer, store, &|name| loader.changed.contains(name)))))
 }
 
 /// Refuses an adapter whose factors differ in rank from one expert of a layer to another: they are multiplied together.

@@ -93,65 +93,49 @@ pub(crate) struct InFiles<B: Kernels> {
     names: Vec<String>,
 }
 
-/// Calls a function with every tensor of the base, by name.
-fn base_tensors<B: Kernels>(block: &mut Block<B>, f: &mut dyn FnMut(String, &mut FloatTensor<B>)) {
-    block.visit(&mut |part| match part {
-        Part::Linear(map) | Part::Expert(map) => {
-            let (weight, bias) = (map.weight_name(), map.bias_name());
-            f(weight, &mut map.weight);
-            if let Some(of) = &mut map.bias {
-                f(bias, of);
-            }
-        }
-        Part::Fused(_) => {}
-        Part::Norm(norm) if norm.gain_name.is_empty() => {}
-        Part::Norm(norm) => {
-            let bias = norm.bias_name();
-            f(norm.gain_name.clone(), &mut norm.gain);
-            if let Some(of) = &mut norm.bias {
-                f(bias, of);
-            }
-        }
-        Part::Vector(vector) => f(vector.name.clone(), &mut vector.values),
-    });
-}
-
 impl<B: Kernels> InFiles<B> {
-    /// What stays of a block that was loaded: all that is not as the files have it.
-    pub fn of(mut block: Block<B>, layer: usize, store: &Arc<Store>, own: &BTreeSet<String>) -> Self {
+    /// What stays of a block: changes of its maps, and the tensors of the base that are its `own`, by the names of whole tensors.
+    pub fn of(mut block: Block<B>, layer: usize, store: &Arc<Store>, is_own: &dyn Fn(&str) -> bool) -> Self {
         let (mut loras, mut fused) = (Vec::new(), Vec::new());
         block.visit(&mut |part| match part {
             Part::Linear(map) | Part::Expert(map) => loras.push(map.lora.take()),
             Part::Fused(of) => fused.push(std::mem::take(of)),
             Part::Norm(_) | Part::Vector(_) => {}
         });
-        let (mut kept, mut names) = (BTreeMap::new(), Vec::new());
-        base_tensors(&mut block, &mut |name, tensor| {
-            if own.contains(whole(&name)) {
-                kept.insert(name.clone(), tensor.clone());
+        // what is left is the base's
+        let (mut own, mut names) = (BTreeMap::new(), Vec::new());
+        visit_block(&mut block, &mut |name, _, tensor| {
+            if is_own(whole(name)) {
+                own.insert(name.to_owned(), tensor.clone());
             }
-            names.push(name);
+            names.push(name.to_owned());
         });
-        Self { layer, store: store.clone(), loras, fused, own: kept, names }
+        Self { layer, store: store.clone(), loras, fused, own, names }
     }
 
     /// The block with what was read.
     fn with(&self, read: &Block<Flex>, dtype: DType, device: &B::Device) -> Block<B> {
         let mut block = read.convert(&|x| B::from_host(x, dtype, device));
+        if !self.own.is_empty() {
+            visit_block(&mut block, &mut |name, _, tensor| {
+                if let Some(own) = self.own.get(name) {
+                    *tensor = own.clone();
+                }
+            });
+        }
         let (mut loras, mut fused) = (self.loras.iter(), self.fused.iter());
         block.visit(&mut |part| match part {
             Part::Linear(map) | Part::Expert(map) => map.lora = loras.next().cloned().flatten(),
             Part::Fused(of) => *of = fused.next().cloned().unwrap_or([None, None]),
             Part::Norm(_) | Part::Vector(_) => {}
         });
-        if !self.own.is_empty() {
-            base_tensors(&mut block, &mut |name, tensor| {
-                if let Some(own) = self.own.get(&name) {
-                    *tensor = own.clone();
-                }
-            });
-        }
         block
+    }
+
+    /// What stays of it as it is now, with more of the base's tensors its own.
+    fn replace(&mut self, block: Block<B>, more: &dyn Fn(&str) -> bool) {
+        let before: BTreeSet<&str> = self.own.keys().map(|name| whole(name)).collect();
+        *self = Self::of(block, self.layer, &self.store, &|name| before.contains(name) || more(name));
     }
 
     /// Whether its tensors have to be read so that all that are wanted are seen as they are.
@@ -178,14 +162,7 @@ impl<B: Kernels> InFiles<B> {
     ) {
         let mut block = self.with(&read_or_stop(self.store.read(self.layer)), dtype, device);
         visit_block(&mut block, f);
-        let mut own = std::mem::take(&mut self.own);
-        base_tensors(&mut block, &mut |name, tensor| {
-            if wanted(whole(&name)) || own.contains_key(&name) {
-                own.insert(name, tensor.clone());
-            }
-        });
-        let of = Self::of(block, self.layer, &self.store, &BTreeSet::new());
-        (self.loras, self.fused, self.own) = (of.loras, of.fused, own);
+        self.replace(block, wanted);
     }
 
     /// Changes it as a whole, and keeps what is not as the files have it.
@@ -197,8 +174,7 @@ impl<B: Kernels> InFiles<B> {
     ) -> Result<()> {
         let mut block = self.with(&self.store.read(self.layer)?, dtype, device);
         f(&mut block)?;
-        let of = Self::of(block, self.layer, &self.store, &BTreeSet::new());
-        (self.loras, self.fused) = (of.loras, of.fused);
+        self.replace(block, &|_| false);
         Ok(())
     }
 

@@ -123,9 +123,7 @@ impl<B: Kernels> TokenRows<B> {
         let weights: Vec<f64> = tokens.iter().map(|token| f64::from(u8::from(place(token).is_some()))).collect();
         let others: Vec<f64> = weights.iter().map(|weight| 1.0 - weight).collect();
         let own: Vec<u32> = tokens.iter().map(|token| as_index(place(token).unwrap_or(0))).collect();
-        let all: Vec<u32> = (0..as_index(tokens.len())).collect();
-        // rows of a table in bfloat16 are taken as they are, and weighted in the type of the run
-        let theirs = B::gather(&B::cast(B::gather(table, tokens, None), dtype), &all, Some(&others));
+        let theirs = B::cast(B::gather(table, tokens, Some(&others)), dtype);
         B::add_scaled(theirs, &B::gather(&self.rows, &own, Some(&weights)), 1.0)
     }
 

@@ -136,10 +136,11 @@ impl Model {
     /// Loads the model in a number type.
     pub fn load<B: Kernels>(&self, dtype: DType, device: &B::Device, listener: &dyn Listener) -> Result<Decoder<B>> {
         // what a folder cannot be read for is said by the loader, which looks at everything in order
-        let placement = self.outline().ok().map(|outline| Placement::of(self, &outline));
+        let outline = self.outline().ok();
+        let placement = outline.as_ref().map(|outline| Placement::of(self, outline));
         let places = placement.map_or(Places::DEVICE, |p| p.places);
-        if self.outline().is_ok_and(|outline| placement.is_some_and(|of| of.in_files(outline.description.layers()) > 0))
-        {
+        let in_files = outline.zip(placement).map_or(0, |(outline, of)| of.in_files(outline.description.layers()));
+        if in_files > 0 {
             listener.short_of_memory();
         }
         let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, places)?;
@@ -186,7 +187,7 @@ impl Model {
                 "memory: {in_host} of {layers} blocks do not fit the device and are copied to it when they are used"
             ));
         }
-        if let Some(in_files) = placement.map(|of| of.in_files(layers)).filter(|n| *n > 0) {
+        if in_files > 0 {
             listener.fell_back(&format!(
                 "memory: {in_files} of {layers} blocks do not fit and are read from the checkpoint's files whenever they are used"
             ));

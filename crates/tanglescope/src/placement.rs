@@ -32,16 +32,26 @@ fn free() -> usize {
     usize::try_from(system.available_memory()).unwrap_or(usize::MAX)
 }
 
+/// Bytes in the host's memory of what is outside the blocks, and of the largest block.
+fn on_host(model: &Model, outline: &Outline) -> [usize; 2] {
+    let (outside, block) = outline.values();
+    [outside, block].map(|values| model.bytes_on_host() * values / 16)
+}
+
+/// Bytes that weights take where some blocks stay and the others are read.
+fn with_reading([outside, block]: [usize; 2], stay: usize) -> usize {
+    OVERHEAD + outside + block * (stay + READ_AHEAD)
+}
+
 impl Placement {
     /// Places a model: weights first, in at most 70 % of the memory, and activations in what that leaves.
     pub(crate) fn of(model: &Model, outline: &Outline) -> Self {
-        let (outside, block) = outline.values();
         let layers = outline.description.layers();
-        let host_size = model.bytes_on_host();
         if model.device.is_cpu() {
             let least = plan::ENOUGH_ROWS_OF_FILES * plan::least_bytes_per_row(&outline.description, model.dtype);
-            return Self::on_cpu(model, [outside, block].map(|values| host_size * values / 16), layers, least);
+            return Self::on_cpu(model, on_host(model, outline), layers, least);
         }
+        let (outside, block) = outline.values();
         let [outside, block] = [outside, block].map(|values| values * model.dtype.size());
         let weights = outside + block * layers;
         let at_once = plan::BATCHES_IN_FLIGHT_ON_DEVICE;
@@ -55,7 +65,7 @@ impl Placement {
         let device = device.min(layers);
         // the copies of the blocks at work are beside those that stay
         let held = outside + block * (device + usize::from(device < layers));
-        let of_host = block / model.dtype.size() * host_size / 16;
+        let [_, of_host] = on_host(model, outline);
         let host = (free() / 10 * 7 / of_host.max(1)).min(layers - device);
         let places = Places { device, host };
         Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once }
@@ -73,28 +83,27 @@ impl Placement {
             return Self { weights, places, held: weights, activations: Some(left / at_once), at_once };
         }
         // rows before blocks: a pass over more of them saves more reading than a block that stays
-        let room = memory.saturating_sub(OVERHEAD + outside + READ_AHEAD * block + rows);
+        let room = memory.saturating_sub(with_reading([outside, block], 0) + rows);
         let device = (room / block.max(1)).min(layers.saturating_sub(1));
-        let held = OVERHEAD + outside + block * (device + READ_AHEAD);
+        let held = with_reading([outside, block], device);
         let places = Places { device, host: 0 };
         Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once: 1 }
     }
 
     /// Where a model that is loaded is, and what that leaves: its weights are no longer free memory.
     pub(crate) fn of_loaded<B: Kernels>(model: &Model, outline: &Outline, loaded: &Decoder<B>) -> Self {
-        let planned = Self::of(model, outline);
         if !model.device.is_cpu() {
-            return planned;
+            return Self::of(model, outline);
         }
         let (places, layers) = (loaded.places(), outline.description.layers());
-        let (outside, block) = outline.values();
-        let [outside, block] = [outside, block].map(|values| model.bytes_on_host() * values / 16);
+        let [outside, block] = on_host(model, outline);
+        let weights = outside + block * layers;
         let (held, at_once) = match places.device < layers {
-            true => (OVERHEAD + outside + block * (places.device + READ_AHEAD), 1),
-            false => (outside + block * layers, plan::BATCHES_IN_FLIGHT),
+            true => (with_reading([outside, block], places.device), 1),
+            false => (weights, plan::BATCHES_IN_FLIGHT),
         };
         let left = model.memory.map_or_else(|| free() / 2, |memory| memory.saturating_sub(held));
-        Self { places, held, activations: Some(left / at_once), at_once, ..planned }
+        Self { weights, places, held, activations: Some(left / at_once), at_once }
     }
 
     /// Blocks that are read from the checkpoint's files whenever they are used.

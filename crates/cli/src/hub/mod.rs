@@ -98,6 +98,14 @@ pub fn resolve(path: &Path, kind: RepositoryKind<'_>) -> Result<PathBuf> {
     }
 }
 
+/// The same of a model or of an adapter, whichever it is.
+pub fn resolve_either(path: &Path) -> Result<PathBuf> {
+    match Id::of(path) {
+        None => Ok(path.to_owned()),
+        Some(id) => Hub::new()?.fetch_either(&id),
+    }
+}
+
 /// Whether a variable is set to what `huggingface_hub` takes for yes.
 fn is_on(name: &str) -> bool {
     var(name).is_ok_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
@@ -217,6 +225,12 @@ impl Hub {
             cached.name(&info.sha)?;
         }
         Ok(snapshot)
+    }
+
+    /// The same of a model, or of an adapter where it has none.
+    fn fetch_either(&self, id: &Id) -> Result<PathBuf> {
+        self.fetch(id, RepositoryKind::Model)
+            .or_else(|problem| self.fetch(id, RepositoryKind::Adapter).map_err(|_| problem))
     }
 
     /// The files that are wanted of those that there are; shards are named by the index among them.

@@ -1,5 +1,5 @@
 //! Revisions of a repository as the steps of a run: found by name, fetched one at a time, and given back.
-use super::{Failure, Hub, Id, MODELS, RepositoryKind, at, is_commit, is_inside, refused};
+use super::{Failure, Hub, Id, MODELS, at, is_commit, is_inside, refused};
 use crate::console::tell;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -168,11 +168,7 @@ pub fn sweep_revisions(
         }
         let of = Id { name: id.name.clone(), revision: revision.commit.clone() };
         let was_there = hub.cache.join(id.folder_name(MODELS)).join("snapshots").join(&revision.commit).exists();
-        // a repository without a model may be one of an adapter
-        let files = hub
-            .fetch(&of, RepositoryKind::Model)
-            .or_else(|problem| hub.fetch(&of, RepositoryKind::Adapter).map_err(|_| problem));
-        let files = match files {
+        let files = match hub.fetch_either(&of) {
             Ok(files) => files,
             Err(problem) => {
                 tell!("{id}: revision {} is left out: {problem}", revision.name);
