@@ -135,36 +135,41 @@ for name, architecture in [("gguf", "llama"), ("gguf_gemma", "gemma2")]:
     writer.write_tensors_to_file()
     writer.close()
     save_file(values, OUT / name / "values.safetensors")
-# the carried golden of Llama as a GGUF file by itself
+# the carried golden of Llama as a GGUF file by itself, its matrices as they are or of eight bits
 golden = load_file(OUT.parent / "llama3_tied" / "model.safetensors")
 config = json.load(open(OUT.parent / "llama3_tied" / "config.json"))
-(OUT / "gguf_model").mkdir()
-writer = gguf.GGUFWriter(str(OUT / "gguf_model" / "llama.gguf"), "llama")
-for key, of in dict(embedding_length="hidden_size", block_count="num_hidden_layers", feed_forward_length="intermediate_size",
-                    context_length="max_position_embeddings").items():
-    writer.add_uint32(f"llama.{key}", config[of])
 heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-writer.add_uint32("llama.attention.head_count", heads)
-writer.add_uint32("llama.attention.head_count_kv", kv_heads)
-writer.add_uint32("llama.attention.key_length", config["head_dim"])
-writer.add_float32("llama.attention.layer_norm_rms_epsilon", config["rms_norm_eps"])
-writer.add_float32("llama.rope.freq_base", config["rope_parameters"]["rope_theta"])
-names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-for name, weight in golden.items():
-    x = weight.float().numpy()
-    for map_, of in (("q_proj", heads), ("k_proj", kv_heads)):
-        if map_ in name:
-            x = x.reshape(of, 2, x.shape[0] // of // 2, -1).swapaxes(1, 2).reshape(x.shape)
-    writer.add_tensor(names.get_name(name, (".weight",)), np.ascontiguousarray(x))
-# what llama.cpp's converter makes of Llama 3's scaling
-of, pairs = config["rope_parameters"], np.arange(0, config["head_dim"], 2)
-length = 2 * np.pi * of["rope_theta"] ** (pairs / config["head_dim"])
-smooth = (of["original_max_position_embeddings"] / length - of["low_freq_factor"]) / (of["high_freq_factor"] - of["low_freq_factor"])
-divisors = 1 / ((1 - smooth.clip(0, 1)) / of["factor"] + smooth.clip(0, 1))
-writer.add_tensor("rope_freqs.weight", divisors.astype(np.float32))
-writer.write_header_to_file()
-writer.write_kv_data_to_file()
-writer.write_tensors_to_file()
-writer.close()
+for folder, kind in [("gguf_model", None), ("gguf_model_q8_0", KINDS["Q8_0"])]:
+    (OUT / folder).mkdir()
+    writer = gguf.GGUFWriter(str(OUT / folder / "llama.gguf"), "llama")
+    for key, of in dict(embedding_length="hidden_size", block_count="num_hidden_layers", feed_forward_length="intermediate_size",
+                        context_length="max_position_embeddings").items():
+        writer.add_uint32(f"llama.{key}", config[of])
+    writer.add_uint32("llama.attention.head_count", heads)
+    writer.add_uint32("llama.attention.head_count_kv", kv_heads)
+    writer.add_uint32("llama.attention.key_length", config["head_dim"])
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", config["rms_norm_eps"])
+    writer.add_float32("llama.rope.freq_base", config["rope_parameters"]["rope_theta"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, weight in golden.items():
+        x = weight.float().numpy()
+        for map_, of in (("q_proj", heads), ("k_proj", kv_heads)):
+            if map_ in name:
+                x = x.reshape(of, 2, x.shape[0] // of // 2, -1).swapaxes(1, 2).reshape(x.shape)
+        x, own = np.ascontiguousarray(x), names.get_name(name, (".weight",))
+        if kind is not None and x.ndim == 2:
+            writer.add_tensor(own, gguf.quants.quantize(x, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(own, x)
+    # what llama.cpp's converter makes of Llama 3's scaling
+    of, pairs = config["rope_parameters"], np.arange(0, config["head_dim"], 2)
+    length = 2 * np.pi * of["rope_theta"] ** (pairs / config["head_dim"])
+    smooth = (of["original_max_position_embeddings"] / length - of["low_freq_factor"]) / (of["high_freq_factor"] - of["low_freq_factor"])
+    divisors = 1 / ((1 - smooth.clip(0, 1)) / of["factor"] + smooth.clip(0, 1))
+    writer.add_tensor("rope_freqs.weight", divisors.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 for path in sorted(OUT.glob("*/*")):
     print(path.relative_to(OUT), path.stat().st_size)

@@ -405,6 +405,77 @@ fn a_gguf_file_is_the_model_that_it_was_made_from() {
     }
 }
 
+/// Grams of pairs of a llama in all parameters, its blocks at some places; and of the same model a step of nothing away, whose matrices are numbers.
+fn of_llama<B: Kernels>(
+    folder: &Path,
+    dtype: DType,
+    device: &B::Device,
+    places: Places,
+    groups: &[Group],
+) -> [Vec<Vec<f64>>; 2] {
+    let model = Decoder::<B>::load(folder, &AdapterSource::None, dtype, device, places).unwrap();
+    let scope = model.in_scope(&Scope::Full).unwrap();
+    [model.clone(), model.moved(&scope, &HashMap::new(), 0.0)].map(|model| {
+        let found = grams(&model, &scope, &Request::all(groups));
+        found.into_iter().flat_map(|result| result.grams).collect()
+    })
+}
+
+/// A model whose matrices are codes of eight bits, tables among them, wherever its blocks are: the numbers of the model of the values that those
+/// stand for.
+#[test]
+fn matrices_of_codes_are_the_values_that_they_stand_for() {
+    let carried = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+    let (golden, folder) = (carried.join("llama3_tied"), carried.join("checkpoints/gguf_model_q8_0"));
+    let pairs: Value = serde_json::from_slice(&std::fs::read(golden.join("golden.json")).unwrap()).unwrap();
+    let groups = groups(&pairs);
+    let coded = tempfile::tempdir().unwrap();
+    std::fs::copy(golden.join("config.json"), coded.path().join("config.json")).unwrap();
+    std::fs::copy(folder.join("llama.gguf"), coded.path().join("llama.gguf")).unwrap();
+    let plain = tempfile::tempdir().unwrap();
+    std::fs::copy(golden.join("config.json"), plain.path().join("config.json")).unwrap();
+    let tensors = tanglescope_checkpoint::Tensors::open(&folder, "model").unwrap();
+    let bytes = |name: &str| -> Vec<u8> {
+        let values = tensors.read::<f32>(name, tanglescope_checkpoint::Layout::Same).unwrap();
+        values.into_iter().flat_map(f32::to_le_bytes).collect()
+    };
+    let names = tensors.names().filter(|name| *name != "rope_freqs.weight");
+    let values: Vec<(String, Vec<u8>)> = names.map(|name| (name.to_owned(), bytes(name))).collect();
+    let views = values.iter().map(|(name, bytes)| {
+        let shape = tensors.get(name).unwrap().shape().to_vec();
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &plain.path().join("model.safetensors")).unwrap();
+    let same = |got: &[Vec<Vec<f64>>; 2], want: &[Vec<f64>], tolerance: f64| {
+        for got in got {
+            assert_eq!(got.len(), want.len());
+            for (got, want) in got.iter().zip(want) {
+                let size = (want[0] * want[3]).sqrt();
+                // NaN fails
+                let close = |(got, want): (&f64, &f64)| (got - want).abs() <= tolerance * size;
+                assert!(got.iter().zip(want).all(close), "{got:?} instead of {want:?}");
+            }
+        }
+    };
+    // sums of the same terms in another order
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-4)] {
+        let run = |folder: &Path, places: Places| of_llama::<Flex>(folder, dtype, &FlexDevice, places, &groups);
+        let [want, _] = run(plain.path(), Places::DEVICE);
+        let resident = run(coded.path(), Places::DEVICE);
+        same(&resident, &want, tolerance);
+        for (on_device, host) in [(1, 1), (0, usize::MAX), (0, 0)] {
+            assert!(run(coded.path(), Places { device: on_device, host }) == resident, "{on_device} {host}");
+        }
+        if dtype == DType::F32 && use_lavapipe() {
+            let (device, _) = vulkan_devices().unwrap().remove(0);
+            for (on_device, host) in [(usize::MAX, 0), (1, 1), (0, 0)] {
+                let places = Places { device: on_device, host };
+                same(&of_llama::<Vulkan>(coded.path(), dtype, &device, places, &groups), &want, tolerance);
+            }
+        }
+    }
+}
+
 /// The small models against transformers' own code run in f64 (`tests/architecture_values.py`).
 #[test]
 fn small_architectures_meet_transformers() {

@@ -62,9 +62,10 @@ type Cases<B> = fn(&Shapes<'_>, &<B as burn_backend::BackendTypes>::Device) -> V
 
 /// All kernels, one after the other.
 #[must_use]
-pub fn all<B: Kernels>() -> [Cases<B>; 11] {
+pub fn all<B: Kernels>() -> [Cases<B>; 12] {
     [
         crate::product::bench::cases::<B>,
+        crate::codes::bench::cases::<B>,
         crate::tile::bench::cases::<B>,
         crate::gram::bench::cases::<B>,
         crate::norm::bench::cases::<B>,

@@ -16,6 +16,7 @@ pub mod activation;
 pub mod arithmetic;
 pub mod attention;
 pub mod bench;
+pub mod codes;
 pub mod convolution;
 pub mod cost;
 pub mod delta;
@@ -42,6 +43,7 @@ pub mod vectors;
 pub use activation::{Activate, Activation};
 pub use arithmetic::Arithmetic;
 pub use attention::{Attend, AttentionSpec};
+pub use codes::{CodeSpec, Coded, Codes, Weight};
 pub use convolution::Convolve;
 pub use delta::{DeltaInputs, DeltaRule, DeltaSpec};
 pub use gram::RowGram;
@@ -65,6 +67,7 @@ pub trait Kernels:
     + Arithmetic
     + Rows
     + Product
+    + Codes
     + Grouped
     + Norm
     + Activate
@@ -84,6 +87,7 @@ impl<B> Kernels for B where
         + Arithmetic
         + Rows
         + Product
+        + Codes
         + Grouped
         + Norm
         + Activate

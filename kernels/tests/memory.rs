@@ -4,7 +4,7 @@ mod support;
 use peak_alloc::PeakAlloc;
 use support::{Random, rows};
 use tanglescope_kernels::{
-    DType, Flex, FlexDevice, FloatTensor, Head, HeadCotangents, Memory, RowGram, TensorData, TileGram,
+    DType, Flex, FlexDevice, FloatTensor, Head, HeadCotangents, Memory, RowGram, TensorData, TileGram, Weight,
 };
 
 #[global_allocator]
@@ -57,7 +57,7 @@ fn nothing_of_the_size_of_a_gradient_or_of_all_logits_is_held() {
     let mut heads = Vec::new();
     for vocabulary in [4096, 16_384, 65_536, 131_072] {
         let w = upload(random.values(vocabulary * d), [vocabulary, d]);
-        let head = peak(|| drop(Flex::head(&y, &w, &targets, None, Some(&cotangents))));
+        let head = peak(|| drop(Flex::head(&y, &Weight::Plain(&w), &targets, None, Some(&cotangents))));
         let logits = n * vocabulary * 4;
         println!("{n} rows × {vocabulary:<6} tokens: head {head:>9} B, all logits {logits:>10} B");
         heads.push(head);

@@ -14,12 +14,14 @@ mod support;
 use lavapipe::use_lavapipe;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use support::{Random, close, expected, rows};
+use std::ops::Range;
+use support::{Random, close, codes, expected, rows, specs};
 use tanglescope_kernels::device::{Cuda, Vulkan, cuda_devices, vulkan_devices};
 use tanglescope_kernels::{
-    Activate, Activation, Arithmetic, Attend, AttentionSpec, Convolve, DType, DeltaInputs, DeltaRule, DeltaSpec, Flex,
-    FlexDevice, FloatTensor, Grouped, Head, HeadCotangents, Kernels, Memory, Norm, NormKind, Pairs, Product, Rotary,
-    RowSet, Rows, Segment, SoftCap, Span, Stretch, TensorData, TensorMetadata, VectorGram, convolution,
+    Activate, Activation, Arithmetic, Attend, AttentionSpec, Coded, Codes, Convolve, DType, DeltaInputs, DeltaRule,
+    DeltaSpec, Flex, FlexDevice, FloatTensor, Grouped, Head, HeadCotangents, Kernels, Memory, Norm, NormKind, Pairs,
+    Product, Rotary, RowSet, Rows, Segment, SoftCap, Span, Stretch, TensorData, TensorMetadata, VectorGram, Weight,
+    convolution,
 };
 
 /// Unit roundoff of f32.
@@ -131,6 +133,57 @@ fn check_reductions<B: Kernels>(device: &B::Device, seed: u64, (groups, n, m, ot
     }
 }
 
+/// Codes become the numbers of the formula: to the bit, or to a rounding of f32 where something is taken off, which a fused multiply-add saves.
+fn widened_codes<B: Kernels>(device: &B::Device) {
+    let mut random = Random::new(17);
+    for spec in specs() {
+        let (words, values) = codes(&mut random, spec);
+        let words = Flex::upload(TensorData::new(words, [spec.words()]), &FlexDevice);
+        for (dtype, as_transpose) in types::<B>(device).into_iter().flat_map(|dtype| [(dtype, false), (dtype, true)]) {
+            let theirs = Coded::<Flex>::new(words.clone(), spec, as_transpose);
+            let coded = theirs.convert(&|x| B::from_host(x, dtype, device));
+            let back = coded.convert(&|x| B::to_host(x, dtype));
+            let of_host = Flex::download(&Flex::widen(&back, DType::F64));
+            assert_eq!(of_host, Flex::download(&Flex::widen(&theirs, DType::F64)));
+            let want = rounded(of_host, dtype);
+            let numbers = B::widen(&coded, dtype);
+            let got = B::download(&numbers);
+            if spec.has_least && dtype == DType::F32 {
+                let size = values.iter().fold(0.0, |size: f64, x| size.max(x.abs()));
+                close(&got, &want, 2.0 * U * size.max(1.0));
+            } else if !spec.has_least {
+                assert_eq!(got, want);
+            }
+            let [rows, columns] = coded.dims();
+            for transposed in [false, true] {
+                let (k, m) = if transposed { (columns, rows) } else { (rows, columns) };
+                let x = up::<B>(&rounded(random.values(5 * k), dtype), [5, k], dtype, device);
+                let start = up::<B>(&rounded(random.values(5 * m), dtype), [5, m], dtype, device);
+                let want = B::matmul(&x, &numbers, transposed, 0.5, Some(start.clone()));
+                let got = B::matmul_coded(&x, &coded, transposed, 0.5, Some(start));
+                close(&B::download(&got), &B::download(&want), tolerance(dtype));
+            }
+            if !as_transpose {
+                let index: Vec<u32> = (0..7).map(|_| u32::try_from(random.below(rows)).unwrap()).collect();
+                let got = B::gather_coded(&coded, &index, dtype);
+                assert_eq!(B::download(&got), B::download(&B::gather(&numbers, &index, None)));
+                let y = up::<B>(&rounded(random.values(7 * columns), dtype), [7, columns], dtype, device);
+                let head = |w: &Weight<'_, B>| B::head(&y, w, &index, None, None);
+                let (got, want) = (head(&Weight::Coded(&coded)), head(&Weight::Plain(&numbers)));
+                assert_eq!((got.logp, got.entropy), (want.logp, want.entropy));
+                assert_eq!(B::download(&got.back), B::download(&want.back));
+            }
+        }
+    }
+}
+
+check!(WidenedCodes, widened_codes);
+
+#[test]
+fn codes_are_the_numbers_of_the_formula() {
+    on_devices(&WidenedCodes);
+}
+
 fn reductions<B: Kernels>(device: &B::Device) {
     let group = (0usize..40, prop::collection::vec(prop_oneof![Just(0usize), 1usize..20, Just(67), Just(7)], 1..6));
     let side = || prop_oneof![Just(1usize), Just(2), Just(13), Just(16), Just(61), 1usize..90];
@@ -204,6 +257,11 @@ fn row_wise_maps<B: Kernels>(device: &B::Device) {
     types::<B>(device).into_iter().for_each(|dtype| row_wise_maps_in::<B>(device, dtype));
 }
 
+/// Half of the product of some rows with a matrix.
+fn half_of<'a, B: Kernels>((rows, w): (&Range<usize>, &'a FloatTensor<B>)) -> Stretch<'a, B> {
+    Stretch { rows: rows.clone(), w: Weight::Plain(w), scale: 0.5 }
+}
+
 fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
     for (seed, rows, heads, half) in [(1, 1, 1, 1), (2, 7, 3, 5), (3, 70, 2, 150), (4, 33, 4, 8)] {
         let mut random = Random::new(seed);
@@ -267,10 +325,8 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
         let on_device: Vec<_> = matrices.iter().map(|w| on(w, &wide)).collect();
         let on_host: Vec<_> = matrices.iter().map(|w| off(w, &wide)).collect();
         let ranges = [0..third, third..third, third..rows - rows / 4];
-        let stretches: Vec<Stretch<'_, B>> =
-            ranges.iter().zip(&on_device).map(|(rows, w)| Stretch { rows: rows.clone(), w, scale: 0.5 }).collect();
-        let host_stretches: Vec<Stretch<'_, Flex>> =
-            ranges.iter().zip(&on_host).map(|(rows, w)| Stretch { rows: rows.clone(), w, scale: 0.5 }).collect();
+        let stretches: Vec<_> = ranges.iter().zip(&on_device).map(half_of::<B>).collect();
+        let host_stretches: Vec<_> = ranges.iter().zip(&on_host).map(half_of::<Flex>).collect();
         let got = B::grouped(&mine.0, &stretches, false, 5, None);
         same::<B>(&got, &Flex::grouped(&theirs.0, &host_stretches, false, 5, None));
         for bounds in [[-0.5, 0.25], [f64::NEG_INFINITY, 0.5]] {
@@ -444,9 +500,15 @@ fn head_in<B: Kernels>(device: &B::Device, dtype: DType) {
             }
             let cotangents = HeadCotangents { weights: &weights, sets: &[0..2], set_rows: &[0..rows] };
             let (on_y, on_w) = (up::<B>(&y, [rows, d], dtype, device), up::<B>(&w, [vocabulary, d], dtype, device));
-            let run = || B::head(&on_y, &on_w, &targets, cap, Some(&cotangents));
+            let run = || B::head(&on_y, &Weight::Plain(&on_w), &targets, cap, Some(&cotangents));
             let got = run();
-            let want = Flex::head(&host(&y, [rows, d]), &host(&w, [vocabulary, d]), &targets, cap, Some(&cotangents));
+            let want = Flex::head(
+                &host(&y, [rows, d]),
+                &Weight::Plain(&host(&w, [vocabulary, d])),
+                &targets,
+                cap,
+                Some(&cotangents),
+            );
             close(&got.logp, &want.logp, 2e-4);
             close(&got.log_normaliser, &want.log_normaliser, 2e-4);
             close(&got.entropy, &want.entropy, 2e-4);

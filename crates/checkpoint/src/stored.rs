@@ -2,7 +2,7 @@
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::number::{Float, Number};
-use crate::quantised::Quantised;
+use crate::quantised::{Codes, Quantised};
 use half::{bf16, f16};
 use memmap2::{Mmap, MmapOptions};
 use rayon::prelude::*;
@@ -111,6 +111,15 @@ impl Stored {
         }
     }
 
+    /// Bits that a value takes as [codes](crate::Codes), with its share of the factors; `None` where it has none.
+    #[must_use]
+    pub fn bits_as_codes(&self) -> Option<f64> {
+        match &self.encoding {
+            Encoding::Quantised(of) => of.bits_as_codes(),
+            Encoding::Plain { .. } | Encoding::Pieces { .. } => None,
+        }
+    }
+
     /// The first of its files.
     pub(crate) fn file(&self) -> usize {
         match &self.encoding {
@@ -118,6 +127,18 @@ impl Stored {
             Encoding::Pieces { pieces, .. } => pieces.first().map_or(0, |piece| piece.place.file),
             Encoding::Quantised(of) => of.file(),
         }
+    }
+
+    /// What a layout keeps, as codes; `None` where there are none, or some stand for no number.
+    pub(crate) fn codes(&self, files: &[PathBuf], name: &str, layout: Layout) -> Result<Option<Codes>> {
+        let Encoding::Quantised(of) = &self.encoding else { return Ok(None) };
+        if self.shape.contains(&0) {
+            return Ok(None);
+        }
+        let codes = of.codes(files, &self.shape, layout);
+        let codes = codes.map_err(|problem| Error::tensor(&files[self.file()], name, problem))?;
+        // what is wrong with a value is said where it is read as one
+        Ok(codes.filter(|codes| codes.fill_words() && codes.are_finite()))
     }
 
     /// Reads the values that a layout keeps, in its order; `name` and `files` are for errors and of the checkpoint.

@@ -7,7 +7,7 @@ use crate::gguf_tokenizer::{self, GgufTokenizer};
 use crate::hash::{file_hash, hash_of_hashes};
 use crate::layout::Layout;
 use crate::number::{Float, Number};
-use crate::quantised;
+use crate::quantised::{self, Codes};
 use crate::stored::{Encoding, Piece, Place, Stored, map};
 use crate::torch::{self, distributed};
 use rayon::prelude::*;
@@ -240,6 +240,15 @@ impl Tensors {
             Some(stored) => stored.read(&self.files, name, layout),
             None => Err(Error::tensor(&self.folder, name, "missing")),
         }
+    }
+
+    /// What a layout keeps of a quantised tensor, as codes of the matrix, or, where that is another than [`Layout::Same`], of its transpose; `None`
+    /// where there are none.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn codes(&self, name: &str, layout: Layout) -> Result<Option<Codes>> {
+        self.by_name.get(name).map_or(Ok(None), |stored| stored.codes(&self.files, name, layout))
     }
 
     /// SHA-256 over the contents of all files, in the order of their names.

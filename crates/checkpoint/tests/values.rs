@@ -2,7 +2,7 @@
 //! refused by name.
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use tanglescope_checkpoint::{Layout, Tensors};
+use tanglescope_checkpoint::{Codes, Layout, Tensors};
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/checkpoints").join(name)
@@ -11,6 +11,27 @@ fn folder(name: &str) -> PathBuf {
 /// The bits of every value, by name, in the order of rows and in that of columns.
 fn bits(tensors: &Tensors, name: &str, layout: Layout) -> Vec<u32> {
     tensors.read::<f32>(name, layout).unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+/// Ways of quantising that have codes.
+const CODED: [&str; 11] = [
+    "nf4",
+    "nf4 with quantised factors",
+    "fp4",
+    "fp4 with quantised factors",
+    "int8",
+    "fp8",
+    "Q4_0",
+    "Q8_0",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+];
+
+/// Words that codes take: their bits, a number a block, twice where something is taken off, and the table.
+fn words(codes: &Codes) -> usize {
+    let numbers = codes.factors.len() + codes.least.len() + (1 << codes.bits());
+    codes.codes.len() * codes.bits() / 32 + numbers
 }
 
 fn same(name: &str) {
@@ -27,6 +48,15 @@ fn same(name: &str) {
             let apart = got.iter().zip(&want).position(|(got, want)| got != want);
             let found = apart.map(|at| (at, f32::from_bits(got[at]), f32::from_bits(want[at])));
             assert!(found.is_none() && got.len() == want.len(), "{name} {tensor} {layout:?}: {found:?}");
+        }
+        // the same as codes, where there are some: rows of them are outputs, as they are stored
+        let codes = tensors.codes(tensor, Layout::Transposed).unwrap();
+        let fill_words = want.shape().len() == 2 && want.shape()[1].is_multiple_of(8);
+        assert_eq!(codes.is_some(), CODED.contains(&of.kind()) && fill_words, "{name} {tensor}");
+        if let Some(codes) = codes {
+            let got: Vec<u32> = codes.values().into_iter().map(f32::to_bits).collect();
+            assert!(got == bits(&values, tensor, Layout::Same), "{name} {tensor}");
+            assert_eq!(codes.words().len(), words(&codes), "{name} {tensor}");
         }
         // one matrix, or row, of a stack by itself
         if let [first, rest @ ..] = want.shape()

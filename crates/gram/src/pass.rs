@@ -6,7 +6,7 @@ use crate::routed::Routed;
 use crate::schedule::{Schedule, Turn, give_on_half_way};
 use crate::sinks::{ByExpert, Detail, GramSink};
 use tanglescope_kernels::{FloatTensor, Gram, HeadOutput, Kernels, TensorMetadata};
-use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, LogitPart, Predictions, Sink, Trace};
+use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, LogitPart, Predictions, Scores, Sink, Trace};
 
 /// What a forward pass says of the branches of a group beside log-probabilities.
 #[derive(Clone, Debug, Default)]
@@ -136,7 +136,7 @@ pub(crate) struct ForwardPass<'a, B: Kernels> {
     /// Inputs of the head, `[predictions, hidden]`.
     y: FloatTensor<B>,
     /// Whose product is the logits.
-    scores: [FloatTensor<B>; 2],
+    scores: Scores<B>,
     head: HeadOutput<FloatTensor<B>, B::Pending>,
     /// Gram of the matrix of each part of the logits, where it was wanted, in their order.
     grams: Vec<Option<B::Pending>>,
@@ -154,7 +154,7 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
         let y = model.head_inputs(&trace, &batch.predicting);
         let (cotangents, cap) = (batch.head_cotangents(), model.description.logit_cap);
         let wanted = |name: &str| (head_gram && scope.contains(name)).then_some(&cotangents);
-        let run = |[y, w]: &[FloatTensor<B>; 2], wanted| B::head(y, w, &batch.targets, cap, wanted);
+        let run = |of: &Scores<B>, wanted| B::head(&of.y, &of.w.weight(), &batch.targets, cap, wanted);
         let scores = model.scores(&y, None);
         let parts = model.logit_parts();
         let (mut head, grams) = match &parts[..] {
@@ -246,8 +246,8 @@ pub fn token_logps<B: Kernels>(model: &Decoder<B>, groups: &[&Group]) -> Vec<Vec
     let batch = Batch::new(&requests);
     let trace = model.forward(batch.forward_rows(), Keep::Nothing);
     let y = model.head_inputs(&trace, &batch.predicting);
-    let [y, w] = model.scores(&y, None);
-    by_branch(&batch, &B::head(&y, &w, &batch.targets, model.description.logit_cap, None).logp)
+    let scores = model.scores(&y, None);
+    by_branch(&batch, &B::head(&scores.y, &scores.w.weight(), &batch.targets, model.description.logit_cap, None).logp)
 }
 
 /// [`token_logps`] of all groups, in their order, batch by batch; `done` is told which groups are through.

@@ -2,14 +2,14 @@
 use crate::adapter::TablesOutline;
 use crate::architectures::Description;
 use crate::layers::{
-    Angles, Backward, BackwardRows, Beside, BlockTrace, Choices, Forward, Norm, PerLayerInputs, PerLayerInputsTrace,
-    Vector, scaled, sums,
+    Angles, Backward, BackwardRows, Beside, BlockTrace, Choices, Forward, Matrix, Norm, PerLayerInputs,
+    PerLayerInputsTrace, Vector, scaled, sums,
 };
 use crate::needs::Needs;
 use crate::outline::{FusedMap, Map};
 use crate::residency::Residence;
 use crate::scope::InScope;
-use crate::sink::{Embedding, Factor, LinearRows, Predictions, Sink, TableRows};
+use crate::sink::{Embedding, Factor, LinearRows, Predictions, Scores, Sink, TableRows};
 use crate::tables::{TableChanges, TokenRows};
 use std::collections::{BTreeMap, BTreeSet};
 use tanglescope_kernels::cost::Rates;
@@ -141,7 +141,7 @@ impl<B: Kernels> Decoder<B> {
     }
 
     /// The output matrix, `[V, hidden]`.
-    fn head_table(&self) -> FloatTensor<B> {
+    fn head_table(&self) -> Matrix<B> {
         let table = &self.head.as_ref().unwrap_or(&self.embedding).table;
         match self.tables.of_head() {
             Some(tokens) => tokens.table(table, self.dtype),
@@ -167,13 +167,13 @@ impl<B: Kernels> Decoder<B> {
         }
     }
 
-    /// Two matrices whose product `y·wᵀ` is the logits of inputs of the head: those and the output matrix, or, where the logits have more parts,
-    /// the inputs of all side by side and their matrices; those of all but `only` are near zero there, and the matrices as much larger.
+    /// What the logits of inputs of the head are the product of: those and the output matrix, or, where the logits have more parts, the inputs
+    /// of all side by side and their matrices; those of all but `only` are near zero there, and the matrices as much larger.
     #[must_use]
-    pub fn scores(&self, y: &FloatTensor<B>, only: Option<LogitPart>) -> [FloatTensor<B>; 2] {
+    pub fn scores(&self, y: &FloatTensor<B>, only: Option<LogitPart>) -> Scores<B> {
         let parts = self.logit_parts();
         if parts.len() == 1 {
-            return [y.clone(), self.head_table()];
+            return Scores { y: y.clone(), w: self.head_table() };
         }
         // in f16 there is no room for the powers
         let dtype = if self.dtype == DType::F16 { DType::F32 } else { self.dtype };
@@ -181,14 +181,14 @@ impl<B: Kernels> Decoder<B> {
         let matrix = |part: LogitPart| match (part, &self.head_bias, &self.tables.head) {
             (LogitPart::Bias, Some(bias), _) => B::reshape(bias.values.clone(), [self.description.vocabulary, 1]),
             (LogitPart::Change, _, Some(lora)) => lora.b.clone(),
-            _ => self.head_table(),
+            _ => self.head_table().numbers(dtype),
         };
         let of = |(part, _): &(LogitPart, &str)| {
             let factor = if only.is_none_or(|only| only == *part) { 1.0 } else { NO_PART };
             (wide(self.logit_inputs(*part, y), factor), wide(matrix(*part), factor.recip()))
         };
         let (inputs, matrices): (Vec<_>, Vec<_>) = parts.iter().rev().map(of).unzip();
-        [B::join_columns(&inputs), B::join_columns(&matrices)]
+        Scores { y: B::join_columns(&inputs), w: Matrix::Plain(B::join_columns(&matrices)) }
     }
 
     /// Cotangents of the inputs of the head, of those of what [`scores`](Self::scores) gives; and of what B of the output matrix's change reads.
@@ -275,7 +275,7 @@ impl<B: Kernels> Decoder<B> {
 
     /// Rows of a table, in the model's number type.
     fn rows_of(&self, of: &Embedding<B>, ids: &[u32]) -> FloatTensor<B> {
-        B::cast(B::gather(&of.table, ids, None), self.dtype)
+        of.table.rows(ids, self.dtype)
     }
 
     /// Rows of learned positions.
@@ -408,7 +408,7 @@ impl<B: Kernels> Decoder<B> {
     pub fn deliver_head(
         &self,
         (y, low): (&FloatTensor<B>, Option<&FloatTensor<B>>),
-        (scores, predictions): (&[FloatTensor<B>; 2], &Predictions),
+        (scores, predictions): (&Scores<B>, &Predictions),
         (rows, weights): (&RowSet, &[f64]),
         (scope, sink): (&InScope, &mut dyn Sink<B>),
     ) -> TokensPredicted<B> {

@@ -37,5 +37,5 @@ pub use residency::{Places, stopped_by};
 pub use rope::Rope;
 pub use save::{read_tensors, write_tensors};
 pub use scope::{InScope, Location, Parameter, ParameterKind, Scope};
-pub use sink::{Embedding, Factor, HeadRows, Predictions, Sink, TableRows};
-pub use weights::{content_hash, narrow_share};
+pub use sink::{Embedding, Factor, HeadRows, Predictions, Scores, Sink, TableRows};
+pub use weights::{bytes_per_value, content_hash};

@@ -5,7 +5,9 @@ use crate::assemble;
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::{Error, Result};
-use crate::layers::{Block, FeedForward, Linear, Norm, Part, PerLayerInputs, Vector, bias_of, weight_of, whole};
+use crate::layers::{
+    Block, FeedForward, Linear, Matrix, Norm, Part, PerLayerInputs, Vector, bias_of, weight_of, whole,
+};
 use crate::outline::Outline;
 use crate::residency::{InFiles, Places, Residence, Store};
 use crate::sink::Embedding;
@@ -58,6 +60,19 @@ impl Loader<'_> {
         }
     }
 
+    /// Where a parameter of the full architecture is: its name in the checkpoint, and the stored tensor that it is read from.
+    fn source(&mut self, canonical: &str) -> (String, &mut Weights, String) {
+        let name = self.name(canonical);
+        let Adapter::Saved(adapter) = &mut *self.adapter else { return (name.clone(), &mut self.base, name) };
+        let (saved, wrapped) = (adapter.saved(canonical), adapter.wrapped(canonical));
+        let Some(stored) = saved.clone().or(wrapped) else { return (name.clone(), &mut self.base, name) };
+        self.base.ignore(&name);
+        self.changed.insert(name.clone());
+        let own = if saved.is_some() { &mut self.saved } else { &mut self.wrapped };
+        own.insert(name.clone());
+        (name, adapter.weights(), stored)
+    }
+
     /// The tensor and its name in the checkpoint.
     pub(crate) fn tensor<B: Kernels>(
         &mut self,
@@ -66,27 +81,22 @@ impl Loader<'_> {
         layout: Layout,
         device: &B::Device,
     ) -> Result<(String, FloatTensor<B>)> {
-        let name = self.name(canonical);
-        if let Adapter::Saved(adapter) = &mut *self.adapter
-            && let Some(stored) = adapter.saved(canonical)
-        {
-            let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, device)?;
-            self.base.ignore(&name);
-            self.saved.insert(name.clone());
-            self.changed.insert(name.clone());
-            return Ok((name, x));
-        }
-        if let Adapter::Saved(adapter) = &mut *self.adapter
-            && let Some(stored) = adapter.wrapped(canonical)
-        {
-            let x = adapter.weights().take::<B>(&stored, shape, layout, self.dtype, device)?;
-            self.base.ignore(&name);
-            self.changed.insert(name.clone());
-            self.wrapped.insert(name.clone());
-            return Ok((name, x));
-        }
-        let x = self.base.take::<B>(&name, shape, layout, self.dtype, device)?;
-        Ok((name, x))
+        let dtype = self.dtype;
+        let (name, weights, stored) = self.source(canonical);
+        Ok((name, weights.take::<B>(&stored, shape, layout, dtype, device)?))
+    }
+
+    /// The same of a matrix, which may be codes.
+    fn matrix<B: Kernels>(
+        &mut self,
+        canonical: &str,
+        shape: &[usize],
+        layout: Layout,
+        device: &B::Device,
+    ) -> Result<Matrix<B>> {
+        let dtype = self.dtype;
+        let (_, weights, stored) = self.source(canonical);
+        weights.take_matrix::<B>(&stored, shape, layout, dtype, device)
     }
 
     /// The values of a tensor that is no parameter, as f64.
@@ -102,8 +112,9 @@ impl Loader<'_> {
         shape: [usize; 2],
         device: &B::Device,
     ) -> Result<Embedding<B>> {
-        let (name, table) = self.tensor::<B>(&format!("{module}.weight"), &shape, Layout::Same, device)?;
-        Ok(Embedding { name, table })
+        let name = format!("{module}.weight");
+        let table = self.matrix::<B>(&name, &shape, Layout::Same, device)?;
+        Ok(Embedding { name: self.name(&name), table })
     }
 
     pub(crate) fn norm<B: Kernels>(
@@ -139,19 +150,24 @@ impl Loader<'_> {
         let path = &module.path;
         let place = Place { layer: module.layer, attention: module.attention, routed: module.routed };
         if let Some(experts) = module.stack {
-            let mut part = |name: String, kept: &[usize]| -> Result<FloatTensor<B>> {
-                let (shape, layout) = experts.place(&name, kept);
-                Ok(self.tensor::<B>(whole(&name), &shape, layout, device)?.1)
+            let name = weight_of(path);
+            let (shape, layout) = experts.place(&name, &[inputs, outputs]);
+            let weight = self.matrix::<B>(whole(&name), &shape, layout, device)?;
+            let bias = match module.bias {
+                true => {
+                    let name = bias_of(path);
+                    let (shape, layout) = experts.place(&name, &[outputs]);
+                    Some(self.tensor::<B>(whole(&name), &shape, layout, device)?.1)
+                }
+                false => None,
             };
-            let weight = part(weight_of(path), &[inputs, outputs])?;
-            let bias = if module.bias { Some(part(bias_of(path), &[outputs])?) } else { None };
             return Ok(Linear { name: self.name(path), weight, bias, lora: None });
         }
         let (shape_stored, layout) =
             if module.conv1d { ([inputs, outputs], Layout::Same) } else { ([outputs, inputs], Layout::Transposed) };
-        let mut weight = self.tensor::<B>(&weight_of(path), &shape_stored, layout, device)?.1;
+        let mut weight = self.matrix::<B>(&weight_of(path), &shape_stored, layout, device)?;
         if let Some(rest) = self.adapter.rest::<B>(path, place, &weight, (self.dtype, device))? {
-            weight = rest;
+            weight = Matrix::Plain(rest);
             self.changed.insert(self.name(&weight_of(path)));
         }
         let bias = match module.bias {

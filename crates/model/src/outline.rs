@@ -182,9 +182,9 @@ impl Outline {
         self.maps.iter().filter(|map| !map.path.contains('#')).find_map(problem)
     }
 
-    /// Values of all weights: of everything outside the blocks, and of the largest block.
+    /// Values of all weights: of everything outside the blocks, of the largest block, and of the adapter in one.
     #[must_use]
-    pub fn values(&self) -> (usize, usize) {
+    pub fn values(&self) -> [usize; 3] {
         let of = &self.description;
         let tables = if of.tied { 1 } else { 2 };
         let positions = if of.names.positions.is_some() { of.first_position + of.max_positions } else { 0 };
@@ -193,12 +193,15 @@ impl Outline {
         let mut own_rows = [&self.tables.embedding_tokens, &self.tables.head_tokens].into_iter().flatten();
         let copies = if self.tables.head.is_some() || own_rows.any(|own| own.of_head) { 2 } else { 0 };
         let mut outside = ((tables + copies) * of.vocabulary + positions + 2) * of.hidden + by_token;
-        let mut blocks = vec![0; of.layers()];
+        let (mut blocks, mut adapters) = (vec![0; of.layers()], vec![0; of.layers()]);
         for map in &self.maps {
-            let values = map.shape[0] * map.shape[1] + map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
+            let (values, low) = (map.shape[0] * map.shape[1], map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]));
             match map.layer {
-                Some(layer) => blocks[layer] += values,
-                None => outside += values,
+                Some(layer) => {
+                    blocks[layer] += values;
+                    adapters[layer] += low;
+                }
+                None => outside += values + low,
             }
         }
         let values = |part: Part| match part {
@@ -209,7 +212,8 @@ impl Outline {
         for (layer, block) in blocks.iter_mut().enumerate() {
             *block += of.parts(layer).into_iter().map(values).sum::<usize>();
         }
-        (outside, blocks.into_iter().max().unwrap_or(0))
+        let largest = |of: Vec<usize>| of.into_iter().max().unwrap_or(0);
+        [outside, largest(blocks), largest(adapters)]
     }
 }
 

@@ -1,11 +1,11 @@
 //! Walks over the parameters of a decoder: their names, their tensors, and a copy a step away.
 use crate::decoder::Decoder;
 use crate::error::Result;
-use crate::layers::{Block, FusedLora, Linear, Lora, Norm, Part};
+use crate::layers::{Block, FusedLora, Linear, Lora, Matrix, Norm, Part, whole};
 use crate::outline;
 use crate::scope::{InScope, Parameter, ParameterKind, Scope};
 use std::collections::HashMap;
-use tanglescope_kernels::{FloatTensor, Kernels};
+use tanglescope_kernels::{DType, FloatTensor, Kernels};
 
 impl<B: Kernels> Decoder<B> {
     /// All parameters, base and adapter, in the order of the forward pass.
@@ -38,16 +38,18 @@ impl<B: Kernels> Decoder<B> {
     }
 
     /// Calls a function with every parameter's name, whether it is a low-rank factor, and its tensor (matrices of
-    /// linear maps as `[in, out]`); those of blocks that are in files where one of theirs is `wanted`, which are then kept in memory.
+    /// linear maps as `[in, out]`); those of blocks that are in files where one of theirs is `wanted`, which are then kept in memory, and
+    /// those that are codes where they are wanted themselves, which are then numbers.
     pub fn visit(&mut self, wanted: &dyn Fn(&str) -> bool, f: &mut NamedVisitor<'_, B>) {
-        f(&self.embedding.name, false, &mut self.embedding.table);
+        let widened: Widened<'_> = (self.dtype, wanted);
+        visit_matrix(&self.embedding.name, &mut self.embedding.table, widened, f);
         self.tables.visit(f);
         if let Some(positions) = &mut self.positions {
-            f(&positions.name, false, &mut positions.table);
+            visit_matrix(&positions.name, &mut positions.table, widened, f);
         }
         if let Some(inputs) = &mut self.per_layer {
-            f(&inputs.table.name, false, &mut inputs.table.table);
-            visit_linear(&mut inputs.projection, f);
+            visit_matrix(&inputs.table.name, &mut inputs.table.table, widened, f);
+            visit_linear(&mut inputs.projection, widened, f);
             visit_norm(&mut inputs.norm, f);
         }
         let (dtype, device) = (self.dtype, &self.device);
@@ -56,7 +58,7 @@ impl<B: Kernels> Decoder<B> {
         }
         visit_norm(&mut self.final_norm, f);
         if let Some(head) = &mut self.head {
-            f(&head.name, false, &mut head.table);
+            visit_matrix(&head.name, &mut head.table, widened, f);
         }
         if let Some(bias) = &mut self.head_bias {
             f(&bias.name.clone(), false, &mut bias.values);
@@ -86,19 +88,34 @@ impl<B: Kernels> Decoder<B> {
 /// Takes parameters one by one: name, whether it is a low-rank factor, tensor.
 pub type NamedVisitor<'a, B> = dyn FnMut(&str, bool, &mut FloatTensor<B>) + 'a;
 
-/// Calls a function with every parameter of a block.
-pub(crate) fn visit_block<B: Kernels>(block: &mut Block<B>, f: &mut NamedVisitor<'_, B>) {
+/// The number type of what is widened, and which tensors are, by their whole names.
+pub(crate) type Widened<'a> = (DType, &'a dyn Fn(&str) -> bool);
+
+/// Calls a function with every parameter of a block, those that are codes only where they are widened.
+pub(crate) fn visit_block<B: Kernels>(block: &mut Block<B>, widened: Widened<'_>, f: &mut NamedVisitor<'_, B>) {
     block.visit(&mut |part| match part {
-        Part::Linear(map) | Part::Expert(map) => visit_linear(map, f),
+        Part::Linear(map) | Part::Expert(map) => visit_linear(map, widened, f),
         Part::Fused(fused) => fused.iter_mut().flatten().for_each(|fused| visit_fused(fused, f)),
         Part::Norm(norm) => visit_norm(norm, f),
         Part::Vector(vector) => f(&vector.name.clone(), false, &mut vector.values),
     });
 }
 
-fn visit_linear<B: Kernels>(map: &mut Linear<B>, f: &mut NamedVisitor<'_, B>) {
+/// Calls a function with a matrix, where it is numbers or is to become them.
+fn visit_matrix<B: Kernels>(
+    name: &str,
+    matrix: &mut Matrix<B>,
+    (dtype, wanted): Widened<'_>,
+    f: &mut NamedVisitor<'_, B>,
+) {
+    if matches!(matrix, Matrix::Plain(_)) || wanted(whole(name)) {
+        f(name, false, matrix.widened(dtype));
+    }
+}
+
+fn visit_linear<B: Kernels>(map: &mut Linear<B>, widened: Widened<'_>, f: &mut NamedVisitor<'_, B>) {
     let (weight_name, bias_name) = (map.weight_name(), map.bias_name());
-    f(&weight_name, false, &mut map.weight);
+    visit_matrix(&weight_name, &mut map.weight, widened, f);
     if let Some(bias) = &mut map.bias {
         f(&bias_name, false, bias);
     }

@@ -11,7 +11,7 @@ use crate::weights::Weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData, TensorMetadata};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels};
 
 /// How many blocks are where: the first ones on the device, the next in the host's memory, and the others in the checkpoint's
 /// files.
@@ -96,15 +96,18 @@ pub(crate) struct InFiles<B: Kernels> {
 impl<B: Kernels> InFiles<B> {
     /// What stays of a block: changes of its maps, and the tensors of the base that are its `own`, by the names of whole tensors.
     pub fn of(mut block: Block<B>, layer: usize, store: &Arc<Store>, is_own: &dyn Fn(&str) -> bool) -> Self {
-        let (mut loras, mut fused) = (Vec::new(), Vec::new());
+        let (mut loras, mut fused, mut names) = (Vec::new(), Vec::new(), Vec::new());
         block.visit(&mut |part| match part {
-            Part::Linear(map) | Part::Expert(map) => loras.push(map.lora.take()),
+            Part::Linear(map) | Part::Expert(map) => {
+                loras.push(map.lora.take());
+                names.push(map.weight_name());
+            }
             Part::Fused(of) => fused.push(std::mem::take(of)),
             Part::Norm(_) | Part::Vector(_) => {}
         });
         // what is left is the base's
-        let (mut own, mut names) = (BTreeMap::new(), Vec::new());
-        visit_block(&mut block, &mut |name, _, tensor| {
+        let mut own = BTreeMap::new();
+        visit_block(&mut block, (store.dtype, is_own), &mut |name, _, tensor| {
             if is_own(whole(name)) {
                 own.insert(name.to_owned(), tensor.clone());
             }
@@ -117,7 +120,8 @@ impl<B: Kernels> InFiles<B> {
     fn with(&self, read: &Block<Flex>, dtype: DType, device: &B::Device) -> Block<B> {
         let mut block = read.convert(&|x| B::from_host(x, dtype, device));
         if !self.own.is_empty() {
-            visit_block(&mut block, &mut |name, _, tensor| {
+            let is_own = |name: &str| self.own.keys().any(|own| whole(own) == name);
+            visit_block(&mut block, (dtype, &is_own), &mut |name, _, tensor| {
                 if let Some(own) = self.own.get(name) {
                     *tensor = own.clone();
                 }
@@ -161,7 +165,7 @@ impl<B: Kernels> InFiles<B> {
         f: &mut NamedVisitor<'_, B>,
     ) {
         let mut block = self.with(&read_or_stop(self.store.read(self.layer)), dtype, device);
-        visit_block(&mut block, f);
+        visit_block(&mut block, (dtype, wanted), f);
         self.replace(block, wanted);
     }
 
@@ -207,15 +211,11 @@ impl<B: Kernels> Residence<B> {
     pub fn visit(&mut self, on: (DType, &B::Device), wanted: &dyn Fn(&str) -> bool, f: &mut NamedVisitor<'_, B>) {
         let (dtype, device) = on;
         match self {
-            Self::Device(block) => visit_block(block, f),
+            Self::Device(block) => visit_block(block, (dtype, wanted), f),
             Self::Host(block) => {
                 let mut copy: Block<B> = block.convert(&|x| B::from_host(x, dtype, device));
-                visit_block(&mut copy, f);
-                let host = |x: &FloatTensor<B>| {
-                    let values = TensorData::new(B::download(x), x.shape());
-                    Flex::upload(values.convert_dtype(dtype), &FlexDevice)
-                };
-                **block = copy.convert(&host);
+                visit_block(&mut copy, (dtype, wanted), f);
+                **block = copy.convert(&|x| B::to_host(x, dtype));
             }
             Self::Files(of) if of.wants_files(wanted) => of.visit_all(on, wanted, f),
             Self::Files(of) => of.visit_changes(f),

@@ -1,4 +1,5 @@
 //! Where a backward pass delivers: a sink gets each parameter's inputs and cotangents and reduces them at once.
+use crate::layers::Matrix;
 use tanglescope_kernels::{FloatTensor, HeadCotangents, Kernels, RowSet, SoftCap, TensorMetadata, as_index};
 
 /// A table whose rows are added to the residual stream.
@@ -7,7 +8,31 @@ pub struct Embedding<B: Kernels> {
     /// Name of the parameter in the checkpoint.
     pub name: String,
     /// `[rows, hidden]`.
-    pub table: FloatTensor<B>,
+    pub table: Matrix<B>,
+}
+
+/// Two matrices whose product `y·wᵀ` is the logits.
+#[derive(Clone, Debug)]
+pub struct Scores<B: Kernels> {
+    /// `[P, d]`.
+    pub y: FloatTensor<B>,
+    /// `[V, d]`.
+    pub w: Matrix<B>,
+}
+
+impl<B: Kernels> Scores<B> {
+    /// Logits of some rows for the whole vocabulary, `[rows.len(), V]`.
+    #[must_use]
+    pub fn logits(&self, rows: &[u32]) -> FloatTensor<B> {
+        B::matmul_with(&B::gather(&self.y, rows, None), &self.w.weight(), true, 1.0, None)
+    }
+
+    /// Logits of some rows for some tokens, `[rows.len(), tokens.len()]`.
+    #[must_use]
+    pub fn logits_of(&self, rows: &[u32], tokens: &[u32]) -> FloatTensor<B> {
+        let of_tokens = self.w.rows(tokens, self.y.dtype());
+        B::matmul(&B::gather(&self.y, rows, None), &of_tokens, true, 1.0, None)
+    }
 }
 
 /// A linear parameter `[n, m]` that meets the cotangent `delta`, `[R, m]`.
@@ -75,8 +100,8 @@ pub struct HeadRows<'a, B: Kernels> {
     pub y: &'a FloatTensor<B>,
     /// What each row predicts.
     pub predictions: &'a Predictions,
-    /// Two matrices whose product `y·wᵀ` is the logits, `[P, d]` and `[V, d]`; the inputs and the output matrix where there is no bias.
-    pub scores: &'a [FloatTensor<B>; 2],
+    /// The inputs and the output matrix where there is no bias.
+    pub scores: &'a Scores<B>,
     /// Each cotangent's rows and weights, and the sets that share a Gram.
     pub cotangents: HeadCotangents<'a>,
 }

@@ -4,11 +4,12 @@
 //! `z = W y + s·B(A y)`, so that with e the cotangents of the logits B is an output matrix of inputs s·A y, and A meets (y, s·eᵀB).
 //! A row that stands for a token's own (PEFT's `trainable_token_indices`) has its gradient where the token is read, and where it
 //! may be predicted if it is the output matrix's too: a map of inputs one-hot over such tokens, and e there.
+use crate::layers::Matrix;
 use crate::parameters::NamedVisitor;
 use crate::scope::InScope;
-use crate::sink::{Embedding, Factor, LinearRows, Predictions, Sink, TableRows};
+use crate::sink::{Embedding, Factor, LinearRows, Predictions, Scores, Sink, TableRows};
 use std::collections::HashMap;
-use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, as_index};
 
 /// A learned low-rank change of the embedding or of the output matrix.
 #[derive(Clone, Debug)]
@@ -96,7 +97,7 @@ impl<B: Kernels> TableLora<B> {
         if scope.contains(a) {
             let delta = B::matmul(delta, &self.b, true, self.scale, None);
             let kept = trained(&delta);
-            let table = Embedding { name: a.clone(), table: self.a.clone() };
+            let table = Embedding { name: a.clone(), table: Matrix::Plain(self.a.clone()) };
             sink.embedding(
                 &table,
                 &TableRows { delta: &delta, trained: kept.as_ref().unwrap_or(&delta), ids: tokens },
@@ -117,20 +118,21 @@ impl<B: Kernels> TokenRows<B> {
     }
 
     /// Rows of tokens, from a table where they are not its own.
-    pub fn of_tokens(&self, table: &FloatTensor<B>, tokens: &[u32], dtype: DType) -> FloatTensor<B> {
+    pub fn of_tokens(&self, table: &Matrix<B>, tokens: &[u32], dtype: DType) -> FloatTensor<B> {
         let places = self.places();
         let place = |token: &u32| places.get(token).copied();
         let weights: Vec<f64> = tokens.iter().map(|token| f64::from(u8::from(place(token).is_some()))).collect();
         let others: Vec<f64> = weights.iter().map(|weight| 1.0 - weight).collect();
         let own: Vec<u32> = tokens.iter().map(|token| as_index(place(token).unwrap_or(0))).collect();
-        let theirs = B::cast(B::gather(table, tokens, Some(&others)), dtype);
+        let every: Vec<u32> = (0..as_index(tokens.len())).collect();
+        let theirs = B::gather(&table.rows(tokens, dtype), &every, Some(&others));
         B::add_scaled(theirs, &B::gather(&self.rows, &own, Some(&weights)), 1.0)
     }
 
     /// A table with them in it.
-    pub fn table(&self, table: &FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
-        let all: Vec<u32> = (0..as_index(table.shape()[0])).collect();
-        self.of_tokens(table, &all, dtype)
+    pub fn table(&self, table: &Matrix<B>, dtype: DType) -> Matrix<B> {
+        let all: Vec<u32> = (0..as_index(table.dims()[0])).collect();
+        Matrix::Plain(self.of_tokens(table, &all, dtype))
     }
 
     /// What they meet where tokens are read: one-hot inputs, and the cotangents of rows of the embedding.
@@ -150,12 +152,13 @@ impl<B: Kernels> TokenRows<B> {
     pub fn predicted(
         &self,
         y: &FloatTensor<B>,
-        [inputs, matrix]: &[FloatTensor<B>; 2],
+        scores: &Scores<B>,
         predictions: &Predictions,
         (rows, weights): (RowSet, &[f64]),
     ) -> LinearRows<B> {
         let n = self.tokens.len();
-        let mut e = B::download(&B::matmul(inputs, &B::gather(matrix, &self.tokens, None), true, 1.0, None));
+        let every: Vec<u32> = (0..as_index(predictions.targets.len())).collect();
+        let mut e = B::download(&scores.logits_of(&every, &self.tokens));
         for (row, e) in e.chunks_exact_mut(n).enumerate() {
             for (logit, token) in e.iter_mut().zip(&self.tokens) {
                 *logit = predictions.cotangent(row, *token as usize, *logit);

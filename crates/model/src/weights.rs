@@ -1,12 +1,14 @@
 //! The tensors of a checkpoint, each to be taken once, onto a device.
+use crate::architectures::Description;
 use crate::error::{Error, Result};
+use crate::layers::Matrix;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use tanglescope_checkpoint::{Layout, Stored, Tensors};
-use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorData};
+use tanglescope_checkpoint::{Codes, Layout, Number, Stored, Tensors};
+use tanglescope_kernels::{CodeSpec, Coded, DType, FloatTensor, Kernels, TensorData};
 
 /// The tensors of a checkpoint, each to be taken once.
 #[derive(Debug, Default)]
@@ -104,6 +106,27 @@ impl Weights {
         Ok(B::upload(data, device))
     }
 
+    /// A matrix as it is stored, as codes or numbers; see [`take`](Self::take).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take_matrix<B: Kernels>(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        layout: Layout,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Matrix<B>> {
+        if self.shape(name) == Some(shape)
+            && let Some(codes) = self.tensors.codes(name, layout)?
+        {
+            self.taken.insert(name.to_owned());
+            return Ok(Matrix::Coded(coded::<B>(&codes, layout != Layout::Same, device)));
+        }
+        Ok(Matrix::Plain(self.take::<B>(name, shape, layout, dtype, device)?))
+    }
+
     /// Whether two stored tensors hold the same numbers.
     ///
     /// # Errors
@@ -146,6 +169,26 @@ impl Weights {
     }
 }
 
+/// Codes on a device, of a matrix or its transpose.
+fn coded<B: Kernels>(codes: &Codes, transposed: bool, device: &B::Device) -> Coded<B> {
+    let spec = CodeSpec {
+        rows: codes.rows(),
+        columns: codes.columns,
+        bits: codes.bits(),
+        block: codes.block,
+        has_least: !codes.least.is_empty(),
+        second: codes.second,
+        rounded: match codes.rounded {
+            Number::BF16 => DType::BF16,
+            Number::F16 => DType::F16,
+            _ => DType::F32,
+        },
+    };
+    let words = codes.words();
+    let number = words.len();
+    Coded::new(B::upload(TensorData::new(words, [number]), device), spec, transposed)
+}
+
 /// A tensor of a stored shape with made-up values, as it is kept.
 fn made_up(shape: &[usize], layout: Layout) -> TensorData {
     let kept = layout.kept(shape);
@@ -166,20 +209,28 @@ fn brief_shape(shape: &[usize]) -> String {
     }
 }
 
-/// Share of a model folder's values that are in matrices which stay in bfloat16 in the host's memory.
+/// Bytes that a value of a model folder's weights takes in memory on average, in a number type: of those outside the blocks, and of those in
+/// them, whose names have a block's number. Matrices in bfloat16 stay so where they are `kept`, and what is stored as codes of a few bits stays codes.
 ///
 /// # Errors
 /// Where a file cannot be read.
-pub fn narrow_share(folder: &Path) -> Result<f64> {
-    let tensors = Tensors::open(folder, "model")?;
-    let (mut narrow, mut all) = (0.0, 0.0);
-    for stored in tensors.names().filter_map(|name| tensors.get(name)) {
-        let values = stored.shape().iter().map(|n| *n as f64).product::<f64>();
-        all += values;
-        // what is quantised has fewer entries than values, and becomes bfloat16's where those are
-        narrow += if stored.shape().len() >= 2 && (stored.fits_bf16() || stored.is_quantised()) { values } else { 0.0 };
+pub fn bytes_per_value(folder: &Path, of: &Description, dtype: DType, kept: bool) -> Result<[f64; 2]> {
+    let weights = Weights::open(folder, "model")?.put_together(of.fp8_block)?;
+    let of_tensor = |stored: &Stored| match stored.bits_as_codes() {
+        Some(bits) => bits / 8.0,
+        None if kept && stored.shape().len() >= 2 && stored.fits_bf16() => DType::BF16.size() as f64,
+        None => dtype.size() as f64,
+    };
+    let (mut bytes, mut values) = ([0.0; 2], [0.0; 2]);
+    for name in weights.names() {
+        let Some(stored) = weights.tensors.get(name) else { continue };
+        let number = stored.shape().iter().map(|n| *n as f64).product::<f64>();
+        let place = usize::from(name.split('.').any(|part| part.parse::<usize>().is_ok()));
+        bytes[place] += number * of_tensor(stored);
+        values[place] += number;
     }
-    Ok(if all > 0.0 { narrow / all } else { 0.0 })
+    let average = |place: usize| if values[place] > 0.0 { bytes[place] / values[place] } else { dtype.size() as f64 };
+    Ok([average(0), average(1)])
 }
 
 /// SHA-256 of a model folder's weights and config, which stand for the model.

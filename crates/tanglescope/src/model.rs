@@ -9,7 +9,7 @@ use crate::rates;
 use std::path::{Path, PathBuf};
 use tanglescope_kernels::{DType, Flex, Kernels, Memory};
 use tanglescope_model::{
-    AdapterSource, ColumnNorms, Decoder, FreshLora, Outline, Places, Scope, base_name, narrow_share,
+    AdapterSource, ColumnNorms, Decoder, FreshLora, Outline, Places, Scope, base_name, bytes_per_value,
 };
 
 /// A model to load, and what of it is measured.
@@ -104,13 +104,16 @@ impl Model {
         self.adapter_folder().into_iter().chain([self.folder.as_path()]).collect()
     }
 
-    /// Sixteenths of a byte that a weight takes in the host's memory, on average: matrices stay in bfloat16 where they are stored so.
-    pub(crate) fn bytes_on_host(&self) -> usize {
-        let narrow = if Flex::takes_stored(DType::BF16) { narrow_share(&self.folder).unwrap_or(0.0) } else { 0.0 };
-        let bytes = self.dtype.size() as f64 * (1.0 - narrow) + DType::BF16.size() as f64 * narrow;
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most 128
-        let sixteenths = (16.0 * bytes).ceil() as usize;
-        sixteenths
+    /// Bytes that weights take on the host, where matrices stay in bfloat16 that are stored so, or on the device: of what is outside the
+    /// blocks, and of the largest block.
+    pub(crate) fn bytes_of_weights(&self, outline: &Outline, on_host: bool) -> [usize; 2] {
+        let kept = on_host && Flex::takes_stored(DType::BF16);
+        let per_value = bytes_per_value(&self.folder, &outline.description, self.dtype, kept);
+        let [of_outside, of_block] = per_value.unwrap_or([self.dtype.size() as f64; 2]);
+        let [outside, block, adapter] = outline.values();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a number of bytes
+        let bytes = |values: usize, each: f64| (values as f64 * each).ceil() as usize;
+        [bytes(outside, of_outside), bytes(block, of_block) + adapter * self.dtype.size()]
     }
 
     /// The model's dimensions, read without its weights.

@@ -32,12 +32,6 @@ fn free() -> usize {
     usize::try_from(system.available_memory()).unwrap_or(usize::MAX)
 }
 
-/// Bytes in the host's memory of what is outside the blocks, and of the largest block.
-fn on_host(model: &Model, outline: &Outline) -> [usize; 2] {
-    let (outside, block) = outline.values();
-    [outside, block].map(|values| model.bytes_on_host() * values / 16)
-}
-
 /// Bytes that weights take where some blocks stay and the others are read.
 fn with_reading([outside, block]: [usize; 2], stay: usize) -> usize {
     OVERHEAD + outside + block * (stay + READ_AHEAD)
@@ -49,10 +43,9 @@ impl Placement {
         let layers = outline.description.layers();
         if model.device.is_cpu() {
             let least = plan::ENOUGH_ROWS_OF_FILES * plan::least_bytes_per_row(&outline.description, model.dtype);
-            return Self::on_cpu(model, on_host(model, outline), layers, least);
+            return Self::on_cpu(model, model.bytes_of_weights(outline, true), layers, least);
         }
-        let (outside, block) = outline.values();
-        let [outside, block] = [outside, block].map(|values| values * model.dtype.size());
+        let [outside, block] = model.bytes_of_weights(outline, false);
         let weights = outside + block * layers;
         let at_once = plan::BATCHES_IN_FLIGHT_ON_DEVICE;
         // a tenth is left to the driver and to what kernels need in passing
@@ -65,7 +58,7 @@ impl Placement {
         let device = device.min(layers);
         // the copies of the blocks at work are beside those that stay
         let held = outside + block * (device + usize::from(device < layers));
-        let [_, of_host] = on_host(model, outline);
+        let [_, of_host] = model.bytes_of_weights(outline, true);
         let host = (free() / 10 * 7 / of_host.max(1)).min(layers - device);
         let places = Places { device, host };
         Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once }
@@ -96,7 +89,7 @@ impl Placement {
             return Self::of(model, outline);
         }
         let (places, layers) = (loaded.places(), outline.description.layers());
-        let [outside, block] = on_host(model, outline);
+        let [outside, block] = model.bytes_of_weights(outline, true);
         let weights = outside + block * layers;
         let (held, at_once) = match places.device < layers {
             true => (with_reading([outside, block], places.device), 1),

@@ -1,7 +1,7 @@
 //! Products of the experts of a block, each with its share of the rows.
 use super::Stretch;
 use crate::bench::{Case, Shapes};
-use crate::{Kernels, cost};
+use crate::{Kernels, Weight, cost};
 
 /// See [`crate::bench`].
 #[must_use]
@@ -11,7 +11,8 @@ pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
     let x = shapes.matrix::<B>(rows, d, device);
     let matrices: Vec<_> = (0..experts).map(|_| shapes.matrix::<B>(d, width, device)).collect();
     let run = move || {
-        let of = |(e, w)| Stretch { rows: e * rows / experts..(e + 1) * rows / experts, w, scale: 1.0 };
+        let of =
+            |(e, w)| Stretch { rows: e * rows / experts..(e + 1) * rows / experts, w: Weight::Plain(w), scale: 1.0 };
         let stretches: Vec<Stretch<'_, B>> = matrices.iter().enumerate().map(of).collect();
         drop(B::grouped(&x, &stretches, false, width, None));
     };

@@ -2,7 +2,7 @@
 use super::{Grouped, Stretch};
 use crate::host::real::{Real, dims, in_place, matrix, values, with_real};
 use crate::host::stored::Stored;
-use crate::product::cpu::{Target, View, product_narrow, product_parallel};
+use crate::product::cpu::{Target, View, product_stored};
 use crate::{Flex, cost, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -25,13 +25,7 @@ impl Grouped for Flex {
                 stretches.par_iter().with_max_len(1).for_each(|of| {
                     let (shape, first) = ([of.rows.len(), k, width], of.rows.start);
                     let (x, target) = (View::rows(&x[first * k..of.rows.end * k], k), target.from(first, 0));
-                    match Stored::<E>::of(of.w) {
-                        Stored::Working(w) => {
-                            let b = if transposed { View::rows(w, k).transposed() } else { View::rows(w, width) };
-                            product_parallel(target, shape, x, b, of.scale, true);
-                        }
-                        Stored::Narrow(w) => product_narrow(target, shape, x, w, transposed, of.scale, true),
-                    }
+                    product_stored(target, shape, x, &Stored::of_weight(&of.w), transposed, of.scale, true);
                 });
             };
             match onto {

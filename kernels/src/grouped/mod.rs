@@ -6,7 +6,7 @@ mod cpu;
 mod launch;
 pub mod reference;
 
-use crate::{Backend, FloatTensor};
+use crate::{Backend, FloatTensor, Weight};
 use std::ops::Range;
 
 /// Some rows and the matrix that they are multiplied with.
@@ -14,8 +14,8 @@ use std::ops::Range;
 pub struct Stretch<'a, B: Backend> {
     /// Rows; stretches do not overlap.
     pub rows: Range<usize>,
-    /// `[k, m]`, or `[m, k]` where it is taken transposed, in the type of the rows or as [stored](crate::Memory::takes_stored).
-    pub w: &'a FloatTensor<B>,
+    /// `[k, m]`, or `[m, k]` where it is taken transposed.
+    pub w: Weight<'a, B>,
     /// Factor on their product.
     pub scale: f64,
 }

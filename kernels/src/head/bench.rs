@@ -1,7 +1,7 @@
 //! The head, with the Gram of the output matrix and without, and with the matrix as it is stored.
 use super::head_cost;
 use crate::bench::{Case, Shapes};
-use crate::{DType, HeadCotangents, Kernels, cost};
+use crate::{DType, HeadCotangents, Kernels, Weight, cost};
 
 /// See [`crate::bench`].
 #[must_use]
@@ -17,13 +17,15 @@ pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
     let mut cases = Vec::new();
     if B::takes_stored(DType::BF16) && dtype != DType::BF16 {
         let (y, stored, targets) = (y.clone(), B::cast(w.clone(), DType::BF16), targets.clone());
-        cases.push(Case::new("head, bf16", logits, move || drop(B::head(&y, &stored, &targets, None, None))));
+        cases.push(Case::new("head, bf16", logits, move || {
+            drop(B::head(&y, &Weight::Plain(&stored), &targets, None, None));
+        }));
     }
     let (y1, w1, targets1) = (y.clone(), w.clone(), targets.clone());
-    cases.push(Case::new("head", logits, move || drop(B::head(&y1, &w1, &targets1, None, None))));
+    cases.push(Case::new("head", logits, move || drop(B::head(&y1, &Weight::Plain(&w1), &targets1, None, None))));
     cases.push(Case::new("head, with its Gram", with_gram, move || {
         let cotangents = HeadCotangents { weights: &weights, sets: &sets, set_rows: &set_rows };
-        drop(B::head(&y, &w, &targets, None, Some(&cotangents)));
+        drop(B::head(&y, &Weight::Plain(&w), &targets, None, Some(&cotangents)));
     }));
     cases
 }

@@ -4,10 +4,10 @@
 //! exponentials and Σ exp(z)·w are kept and rescaled when the maximum grows; p·pᵀ of a set of rows is rescaled the
 //! same way on both sides. Beside the results, memory is `rows × CHUNK`.
 use super::{Head, head_cost, head_gram_cost};
-use crate::host::real::{Real, dims, dot_wide, highest, matrix, unwritten, values, vectorised, with_real};
+use crate::host::real::{Real, dot_wide, highest, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::Stored;
 use crate::product::cpu::{Target, View, product, product_parallel, transpose};
-use crate::{Flex, FloatTensor, Gram, HeadCotangents, HeadOutput, SoftCap, tally};
+use crate::{Flex, FloatTensor, Gram, HeadCotangents, HeadOutput, SoftCap, Weight, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -240,14 +240,13 @@ impl<E: Real> Rows<'_, E> {
 /// See [`Head::head`].
 pub fn walk<E: Real>(
     y: &[E],
-    w: Stored<E>,
-    d: usize,
+    w: &Stored<E>,
+    [vocabulary, d]: [usize; 2],
     targets: &[u32],
     cap: Option<SoftCap>,
     cotangents: Option<&HeadCotangents<'_>>,
 ) -> Walk<E> {
     let n = targets.len();
-    let vocabulary = w.len() / d;
     let sets = cotangents.map_or(&[][..], |c| c.set_rows);
     let start =
         Running { top: E::neg_infinity(), sum: 0.0, weighted: 0.0, squares: 0.0, rescale: E::of(1.0), above: 0 };
@@ -318,16 +317,17 @@ pub fn walk<E: Real>(
 impl Head for Flex {
     fn head(
         y: &FlexTensor,
-        w: &FlexTensor,
+        w: &Weight<'_, Self>,
         targets: &[u32],
         cap: Option<SoftCap>,
         cotangents: Option<&HeadCotangents<'_>>,
     ) -> HeadOutput<FloatTensor<Self>, Vec<Gram>> {
-        let [vocabulary, d] = dims(w);
+        let of_w = w.dims();
+        let [vocabulary, d] = of_w;
         tally::head(head_cost(targets.len(), d, vocabulary, y.dtype()));
         cotangents.iter().for_each(|c| tally::head(head_gram_cost(c.set_rows, vocabulary, y.dtype())));
         with_real!(y, E => {
-            let walk = walk(values::<E>(y), Stored::of(w), d, targets, cap, cotangents);
+            let walk = walk(values::<E>(y), &Stored::of_weight(w), of_w, targets, cap, cotangents);
             HeadOutput {
                 logp: walk.logp,
                 log_normaliser: walk.log_normaliser,

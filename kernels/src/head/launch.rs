@@ -4,12 +4,13 @@
 //! forms e = onehot − p chunk by chunk, sums its products of rows, and hands them to the *gram* reduction.
 use super::Head;
 use super::cube::{FIGURES, UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
+use crate::codes::launch::{Chosen, numbers};
 use crate::gram::{self, plan::Part};
 use crate::on_chip::{array, by_rows, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::pending::Pending;
 use crate::product::launch::{product, rows, transposed};
 use crate::rows::launch::gather;
-use crate::{FloatTensor, HeadCotangents, HeadOutput, SoftCap, as_index};
+use crate::{CodeSpec, FloatTensor, HeadCotangents, HeadOutput, SoftCap, Weight, as_index};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, ops::numeric::add, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
@@ -27,17 +28,51 @@ fn chunk_tokens(n: usize) -> usize {
     (CHUNK_VALUES / n.max(1)).clamp(64, CHUNK_TOKENS) / 64 * 64
 }
 
+/// The output matrix on a device.
+pub(crate) enum Table<'a, R: CubeRuntime> {
+    Plain(&'a CubeTensor<R>),
+    Coded(&'a CubeTensor<R>, CodeSpec),
+}
+
+impl<R: CubeRuntime> Table<'_, R> {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Plain(w) => rows_of(w),
+            Self::Coded(_, spec) => spec.rows,
+        }
+    }
+
+    /// Rows of a chunk of the vocabulary.
+    fn chunk(&self, tokens: Range<usize>, dtype: DType) -> CubeTensor<R> {
+        match self {
+            Self::Plain(w) => rows(w, tokens),
+            Self::Coded(words, spec) => numbers(words, *spec, &Chosen::Range(tokens), dtype),
+        }
+    }
+
+    /// A matrix with the rows of targets, and where in it they are.
+    fn of_targets(&self, targets: &[u32], dtype: DType) -> (CubeTensor<R>, Vec<u32>) {
+        match self {
+            Self::Plain(w) => (rows_as_they_are(w), targets.to_vec()),
+            Self::Coded(words, spec) => {
+                let own = numbers(words, *spec, &Chosen::Index(targets), dtype);
+                (own, (0..as_index(targets.len())).collect())
+            }
+        }
+    }
+}
+
 /// See [`Head::head`].
 pub(crate) fn head<R: CubeRuntime>(
     y: &CubeTensor<R>,
-    w: &CubeTensor<R>,
+    w: &Table<'_, R>,
     targets: &[u32],
     cap: Option<SoftCap>,
     cotangents: Option<&HeadCotangents<'_>>,
 ) -> HeadOutput<CubeTensor<R>, Pending<R>> {
     #[allow(clippy::cast_possible_truncation)]
     let bound = cap.map_or(1.0, |cap| cap.0 as f32);
-    let (n, d, vocabulary) = (rows_of(y), width_of(y), rows_of(w));
+    let (n, d, vocabulary) = (rows_of(y), width_of(y), w.rows());
     let client = y.client.clone();
     let back = empty(y, [n, d], y.dtype);
     if n == 0 {
@@ -51,18 +86,19 @@ pub(crate) fn head<R: CubeRuntime>(
     let cells = CubeDim::new_1d(as_index(UNITS));
     let grid = |values: usize| calculate_cube_count_elemwise(&client, values, cells);
     let own = client.empty(n * size_of::<f32>());
+    let (of_targets, places) = w.of_targets(targets, y.dtype);
     target_logits::launch::<R>(
         &client,
         by_rows(n),
         cells,
         rows_as_they_are(y).into_tensor_arg(),
-        rows_as_they_are(w).into_tensor_arg(),
-        ints(&client, targets),
+        of_targets.clone().into_tensor_arg(),
+        ints(&client, &places),
         array(own.clone(), n),
         y.dtype.into(),
     );
     for chunk in chunks() {
-        let part = rows(w, chunk.clone());
+        let part = w.chunk(chunk.clone(), y.dtype);
         let logits = product(y, &transposed(&part), DType::F32);
         let p = empty(y, [n, chunk.len()], y.dtype);
         take_chunk::launch::<R>(
@@ -88,8 +124,8 @@ pub(crate) fn head<R: CubeRuntime>(
         &client,
         grid(n * d),
         cells,
-        rows_as_they_are(w).into_tensor_arg(),
-        ints(&client, targets),
+        of_targets.into_tensor_arg(),
+        ints(&client, &places),
         mean.into_tensor_arg(),
         of_rows(),
         back.clone().into_tensor_arg(),
@@ -99,7 +135,7 @@ pub(crate) fn head<R: CubeRuntime>(
     );
     let products = |cotangents: &HeadCotangents<'_>| {
         let cotangents_of = |chunk: &Range<usize>| {
-            let logits = product(y, &transposed(&rows(w, chunk.clone())), DType::F32);
+            let logits = product(y, &transposed(&w.chunk(chunk.clone(), y.dtype)), DType::F32);
             let e = empty(y, [n, chunk.len()], y.dtype);
             cotangents_of_chunk::launch::<R>(
                 &client,
@@ -172,11 +208,15 @@ fn output<T, P>(figures: &[f32], back: T, gram: Option<P>) -> HeadOutput<T, P> {
 on_devices! { Head, R {
     fn head(
         y: &FloatTensor<Self>,
-        w: &FloatTensor<Self>,
+        w: &Weight<'_, Self>,
         targets: &[u32],
         cap: Option<SoftCap>,
         cotangents: Option<&HeadCotangents<'_>>,
     ) -> HeadOutput<FloatTensor<Self>, Self::Pending> {
-        head(y, w, targets, cap, cotangents)
+        let table = match w {
+            Weight::Plain(w) => Table::Plain(w),
+            Weight::Coded(w) => Table::Coded(w.words(), w.table()),
+        };
+        head(y, &table, targets, cap, cotangents)
     }
 } }

@@ -8,7 +8,7 @@ mod cube;
 mod launch;
 
 use crate::cost::{self, Cost};
-use crate::{DType, FloatTensor, Grams, HeadCotangents, SoftCap};
+use crate::{DType, FloatTensor, Grams, HeadCotangents, SoftCap, Weight};
 use std::ops::Range;
 
 /// What the log-probability head returns for `n` rows.
@@ -47,11 +47,11 @@ pub fn head_gram_cost(sets: &[Range<usize>], vocabulary: usize, dtype: DType) ->
 pub trait Head: Grams {
     /// Log-probability of each row's target under logits `y · wᵀ`, softly capped where a cap is given, its gradient, and the
     /// Gram of `w` where asked for.
-    /// The vocabulary (rows of `w[V, d]`, in the type of `y` or as [stored](crate::Memory::takes_stored)) is walked in chunks;
+    /// The vocabulary (rows of `w[V, d]`) is walked in chunks;
     /// logits of all rows and all tokens never exist together.
     fn head(
         y: &FloatTensor<Self>,
-        w: &FloatTensor<Self>,
+        w: &Weight<'_, Self>,
         targets: &[u32],
         cap: Option<SoftCap>,
         cotangents: Option<&HeadCotangents<'_>>,

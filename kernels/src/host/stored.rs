@@ -1,6 +1,8 @@
 //! Weights in the type that they are stored in: bf16 checkpoints take half the memory, and are widened, which is exact,
 //! piece by piece where a product uses them.
+use crate::codes::cpu::Stripes;
 use crate::host::real::{Real, unwritten, values, vectorised};
+use crate::{Flex, Weight};
 use burn_flex::FlexTensor;
 use half::bf16;
 use rayon::prelude::*;
@@ -8,12 +10,13 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 /// A row-major matrix of weights.
-#[derive(Clone, Copy)]
 pub enum Stored<'a, E> {
     /// In the type that is computed with.
     Working(&'a [E]),
     /// As checkpoints have it.
     Narrow(&'a [bf16]),
+    /// As codes, or their transpose.
+    Coded(Stripes<'a>),
 }
 
 /// Widens values in order; compiled for vectors, since the shift has no branch (weights are finite).
@@ -33,18 +36,24 @@ impl<'a, E: Real> Stored<'a, E> {
         }
     }
 
-    /// Number of values.
-    pub fn len(self) -> usize {
-        match self {
-            Self::Working(x) => x.len(),
-            Self::Narrow(x) => x.len(),
+    /// A matrix of either kind.
+    pub fn of_weight(w: &'a Weight<'_, Flex>) -> Self {
+        match w {
+            Weight::Plain(x) => Self::of(x),
+            Weight::Coded(x) => Self::Coded(Stripes::of(x)),
         }
     }
 
-    /// Rows of a matrix `width` wide, on all cores.
-    pub fn rows(self, rows: Range<usize>, width: usize) -> Cow<'a, [E]> {
+    /// Rows of a matrix `width` wide, on all cores; of codes, their own.
+    pub fn rows(&self, rows: Range<usize>, width: usize) -> Cow<'_, [E]> {
         let range = rows.start * width..rows.end * width;
         match self {
+            Self::Coded(x) => {
+                let mut out = unwritten(range.len());
+                let each = out.par_chunks_mut(width).zip(rows).with_min_len(16);
+                each.for_each(|(to, row)| x.widen_into(row..row + 1, &(0..width), to));
+                Cow::Owned(out)
+            }
             Self::Working(x) => Cow::Borrowed(&x[range]),
             Self::Narrow(x) => {
                 let mut out = unwritten(range.len());
@@ -56,14 +65,15 @@ impl<'a, E: Real> Stored<'a, E> {
         }
     }
 
-    /// Rows of a matrix by index.
-    pub fn gather(self, index: &[u32], width: usize) -> Vec<E> {
+    /// Rows of a matrix by index; of codes, their own.
+    pub fn gather(&self, index: &[u32], width: usize) -> Vec<E> {
         let mut out = unwritten(index.len() * width);
         out.par_chunks_mut(width).zip(index).with_min_len(16).for_each(|(to, &row)| {
             let range = row as usize * width..(row as usize + 1) * width;
             match self {
                 Self::Working(x) => to.copy_from_slice(&x[range]),
                 Self::Narrow(x) => vectorised!(widen(&x[range], to)),
+                Self::Coded(x) => x.widen_into(row as usize..row as usize + 1, &(0..width), to),
             }
         });
         out

@@ -18,7 +18,12 @@ impl Memory for Flex {
 
     fn from_host(x: &FlexTensor, dtype: DType, _device: &FlexDevice) -> FlexTensor {
         let is_matrix = x.layout().num_dims() == 2;
-        if is_matrix && Self::takes_stored(x.dtype()) { x.clone() } else { Self::cast(x.clone(), dtype) }
+        let as_it_is = x.dtype() == DType::U32 || is_matrix && Self::takes_stored(x.dtype());
+        if as_it_is { x.clone() } else { Self::cast(x.clone(), dtype) }
+    }
+
+    fn to_host(x: &FlexTensor, dtype: DType) -> FlexTensor {
+        if x.dtype() == DType::U32 { x.clone() } else { Self::cast(x.clone(), dtype) }
     }
 
     fn upload_like(values: Vec<f64>, shape: &[usize], like: &FlexTensor) -> FlexTensor {

@@ -2,10 +2,11 @@
 use super::Memory;
 use crate::on_chip::on_devices;
 use crate::reference::{host, wrap};
-use crate::{DType, Flex, FloatTensor, Shape, TensorData};
+use crate::{Backend, DType, Flex, FlexDevice, FloatTensor, Shape, TensorData};
 use burn_backend::BackendTypes;
 use burn_backend::ops::FloatTensorOps;
 use burn_cubecl::CubeRuntime;
+use burn_tensor::{Int, Tensor};
 
 fn wait<R: CubeRuntime>(device: &R::CubeDevice) {
     // what failed on the device is said by the next read
@@ -14,6 +15,14 @@ fn wait<R: CubeRuntime>(device: &R::CubeDevice) {
 
 fn memory_in_use<R: CubeRuntime>(device: &R::CubeDevice) -> Option<(u64, u64)> {
     R::client(device).memory_usage().ok().map(|usage| (usage.bytes_in_use, usage.bytes_reserved))
+}
+
+/// Numbers, or [words](crate::Coded), on a device.
+fn upload<B>(values: TensorData, device: &B::Device) -> FloatTensor<B>
+where
+    B: Backend<IntTensorPrimitive = FloatTensor<B>>,
+{
+    if values.dtype == DType::U32 { B::int_from_data(values, device) } else { B::float_from_data(values, device) }
 }
 
 on_devices! { Memory, R {
@@ -26,7 +35,7 @@ on_devices! { Memory, R {
     }
 
     fn upload(values: TensorData, device: &<Self as BackendTypes>::Device) -> FloatTensor<Self> {
-        Self::float_from_data(values, device)
+        upload::<Self>(values, device)
     }
 
     fn from_host(
@@ -34,7 +43,17 @@ on_devices! { Memory, R {
         dtype: DType,
         device: &<Self as BackendTypes>::Device,
     ) -> FloatTensor<Self> {
-        Self::float_from_data(x.clone().into_data().convert_dtype(dtype), device)
+        let values = x.clone().into_data();
+        let dtype = if values.dtype == DType::U32 { DType::U32 } else { dtype };
+        upload::<Self>(values.convert_dtype(dtype), device)
+    }
+
+    fn to_host(x: &FloatTensor<Self>, dtype: DType) -> FloatTensor<Flex> {
+        if x.dtype == DType::U32 {
+            return Flex::upload(Tensor::<Self, 1, Int>::from_primitive(x.clone()).into_data(), &FlexDevice);
+        }
+        let values = TensorData::new(Self::download(x), x.meta.shape().clone());
+        Flex::upload(values.convert_dtype(dtype), &FlexDevice)
     }
 
     fn upload_like(values: Vec<f64>, shape: &[usize], like: &FloatTensor<Self>) -> FloatTensor<Self> {

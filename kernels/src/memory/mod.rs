@@ -12,11 +12,15 @@ pub trait Memory: Backend {
     /// Bytes of the device's memory that are in use, and that are reserved; `None` where it is the host's.
     fn memory_in_use(device: &Self::Device) -> Option<(u64, u64)>;
 
-    /// Copies host values to the device.
+    /// Copies host values to the device: numbers, or [words](crate::Coded).
     fn upload(values: TensorData, device: &Self::Device) -> FloatTensor<Self>;
 
-    /// A tensor of the host on the device: in a number type, or a matrix as it is where products take that.
+    /// A tensor of the host on the device: in a number type, or a matrix as it is where products take that; [words](crate::Coded) as they
+    /// are.
     fn from_host(x: &FloatTensor<Flex>, dtype: DType, device: &Self::Device) -> FloatTensor<Self>;
+
+    /// A tensor on the host, in a number type; [words](crate::Coded) as they are.
+    fn to_host(x: &FloatTensor<Self>, dtype: DType) -> FloatTensor<Flex>;
 
     /// Copies host values to where another tensor is, in its type, as a tensor of a shape.
     fn upload_like(values: Vec<f64>, shape: &[usize], like: &FloatTensor<Self>) -> FloatTensor<Self>;

@@ -2,10 +2,9 @@
 use super::Product;
 use crate::host::real::{Real, dims, in_place, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::{Stored, widen_stripe};
-use crate::{Flex, cost, tally};
+use crate::{Flex, Weight, cost, tally};
 use burn_flex::FlexTensor;
 use gemm::Parallelism;
-use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -185,12 +184,13 @@ const TILE: usize = 64;
 /// every stripe, so that few wide stripes beat many that fit a second-level cache.
 const WIDENED_BYTES: usize = 4 << 20;
 
-/// `target[rows, m] = keep·target + scale · x[rows, k] · op(w)` with narrow weights, widened stripe by stripe of columns.
-pub fn product_narrow<E: Real>(
+/// `target[rows, m] = keep·target + scale · x[rows, k] · op(w)` with weights that are widened stripe by stripe of columns of `op(w)`: `widen`
+/// gives some rows and columns of w.
+pub fn product_stripes<E: Real>(
     target: Target<E>,
     [rows, k, m]: [usize; 3],
     x: View<E>,
-    w: &[bf16],
+    widen: &(impl Fn(Range<usize>, Range<usize>) -> Vec<E> + Sync),
     transposed: bool,
     scale: f64,
     keep: bool,
@@ -208,56 +208,76 @@ pub fn product_narrow<E: Real>(
         let shape = [r1 - r0, k, columns.len()];
         let (target, x) = (target.from(r0, columns.start), x.from(r0, 0));
         if transposed {
-            let wide = widen_stripe::<E>(w, k, columns, &(0..k));
+            let wide = widen(columns, 0..k);
             product(target, shape, x, View::rows(&wide, k).transposed(), scale, keep);
         } else {
-            let wide = widen_stripe::<E>(w, m, 0..k, &columns);
-            product(target, shape, x, View::rows(&wide, columns.len()), scale, keep);
+            let width = columns.len();
+            let wide = widen(0..k, columns);
+            product(target, shape, x, View::rows(&wide, width), scale, keep);
         }
     });
 }
 
-/// `scale · x · op(w)` as a new matrix, or added to `onto`.
-pub fn matmul<E: Real>(
-    x: &[E],
-    w: Stored<E>,
-    [rows, k, m]: [usize; 3],
+/// `target[rows, m] = keep·target + scale · x[rows, k] · op(w)`.
+pub fn product_stored<E: Real>(
+    target: Target<E>,
+    shape: [usize; 3],
+    x: View<E>,
+    w: &Stored<E>,
     transposed: bool,
     scale: f64,
-    onto: Option<&mut [E]>,
-) -> Option<Vec<E>> {
-    let (shape, x) = ([rows, k, m], View::rows(x, k));
-    let into = |target: Target<E>, keep: bool| match w {
+    keep: bool,
+) {
+    // columns of w
+    let width = shape[if transposed { 1 } else { 2 }];
+    match w {
         Stored::Working(w) => {
-            let b = if transposed { View::rows(w, k).transposed() } else { View::rows(w, m) };
+            let b = if transposed { View::rows(w, width).transposed() } else { View::rows(w, width) };
             product_parallel(target, shape, x, b, scale, keep);
         }
-        Stored::Narrow(w) => product_narrow(target, shape, x, w, transposed, scale, keep),
-    };
-    if let Some(y) = onto {
-        into(Target::rows(y, m), true);
-        None
-    } else {
-        let mut y = unwritten(rows * m);
-        into(Target::rows(&mut y, m), false);
-        Some(y)
+        Stored::Narrow(w) => {
+            let widen = |rows: Range<usize>, columns: Range<usize>| widen_stripe::<E>(w, width, rows, &columns);
+            product_stripes(target, shape, x, &widen, transposed, scale, keep);
+        }
+        Stored::Coded(w) => {
+            let widen = |rows: Range<usize>, columns: Range<usize>| w.widen(rows, &columns);
+            product_stripes(target, shape, x, &widen, transposed ^ w.is_transpose(), scale, keep);
+        }
     }
+}
+
+/// `scale · x · op(w)`, plus `onto` where given, of a matrix w of some dimensions.
+pub fn multiply(
+    x: &FlexTensor,
+    w: &Weight<'_, Flex>,
+    of_w: [usize; 2],
+    transposed: bool,
+    scale: f64,
+    onto: Option<FlexTensor>,
+) -> FlexTensor {
+    let [rows, k] = dims(x);
+    let m = of_w[usize::from(!transposed)];
+    tally::products(cost::product(rows, k, m, x.dtype()));
+    with_real!(x, E => {
+        let w = Stored::<E>::of_weight(w);
+        let into = |y: &mut [E], keep| {
+            let (target, x) = (Target::rows(y, m), View::rows(values::<E>(x), k));
+            product_stored(target, [rows, k, m], x, &w, transposed, scale, keep);
+        };
+        match onto {
+            Some(y) => in_place::<E>(y, |y| into(y, true)),
+            None => {
+                let mut y = unwritten::<E>(rows * m);
+                into(&mut y, false);
+                matrix(y, [rows, m])
+            }
+        }
+    })
 }
 
 impl Product for Flex {
     fn matmul(x: &FlexTensor, w: &FlexTensor, transposed: bool, scale: f64, onto: Option<FlexTensor>) -> FlexTensor {
-        let [rows, k] = dims(x);
-        let m = dims(w)[usize::from(!transposed)];
-        tally::products(cost::product(rows, k, m, x.dtype()));
-        with_real!(x, E => {
-            let multiply = |onto: Option<&mut [E]>| {
-                matmul(values::<E>(x), Stored::<E>::of(w), [rows, k, m], transposed, scale, onto)
-            };
-            match onto {
-                Some(y) => in_place::<E>(y, |y| { multiply(Some(y)); }),
-                None => matrix(multiply(None).unwrap_or_default(), [rows, m]),
-            }
-        })
+        multiply(x, &Weight::Plain(w), dims(w), transposed, scale, onto)
     }
 
     fn weight_gradient(x: &FlexTensor, delta: &FlexTensor, rows: Range<usize>) -> FlexTensor {

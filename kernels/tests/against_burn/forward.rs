@@ -1,10 +1,12 @@
 //! Values against burn's tensor operations, and against loops where burn is what composes them.
+use crate::support::{codes as coded_values, specs};
 use crate::{Random, TYPES, close, rows_of, tensor};
 use burn_tensor::{Tensor, TensorPrimitive};
 use proptest::prelude::*;
 use tanglescope_kernels::{
-    Activate, Activation, Arithmetic, Attend, AttentionSpec, Flex, FloatTensor, Norm, NormKind, Product, Rows, SoftCap,
-    Span, activation, arithmetic, attention, norm, product, reference, rows,
+    Activate, Activation, Arithmetic, Attend, AttentionSpec, Coded, Codes, Flex, FlexDevice, FloatTensor, Grouped,
+    Head, Memory, Norm, NormKind, Product, Rows, SoftCap, Span, Stretch, TensorData, Weight, activation, arithmetic,
+    attention, norm, product, reference, rows,
 };
 
 /// Values of any result; burn's own can be views with strides.
@@ -34,6 +36,56 @@ proptest! {
             let onto = || onto.then(|| start.clone());
             close(&down(&Flex::matmul(&x, &w, transposed, 0.5, onto())), &want, tolerance);
             close(&down(&product::reference::matmul::<Flex>(&x, &w, transposed, 0.5, onto())), &want, tolerance);
+        }
+    }
+
+    /// Codes are the numbers of the formula to the bit, whichever way the matrix lies, and products with them those with the numbers.
+    #[test]
+    fn codes(seed: u64, rows in 1usize..150, transposed: bool, as_transpose: bool, onto: bool) {
+        let mut random = Random::new(seed);
+        for spec in specs() {
+            let (words, values) = coded_values(&mut random, spec);
+            let words = Flex::upload(TensorData::new(words, [spec.words()]), &FlexDevice);
+            let coded = Coded::<Flex>::new(words, spec, as_transpose);
+            let value = |at: usize| values[if as_transpose { at / spec.rows + at % spec.rows * spec.columns } else { at }];
+            let want: Vec<f64> = (0..values.len()).map(value).collect();
+            let [of_rows, of_columns] = coded.dims();
+            let (k, m) = if transposed { (of_columns, of_rows) } else { (of_rows, of_columns) };
+            let (x, start) = (random.values(rows * k), random.values(rows * m));
+            for (dtype, tolerance) in TYPES {
+                let numbers = Flex::widen(&coded, dtype);
+                prop_assert_eq!(&Flex::download(&numbers), &want);
+                let (x, start) = (tensor(&x, [rows, k], dtype), tensor(&start, [rows, m], dtype));
+                let onto = || onto.then(|| start.clone());
+                let want = product::reference::matmul::<Flex>(&x, &numbers, transposed, 0.5, onto());
+                let got = Flex::matmul_coded(&x, &coded, transposed, 0.5, onto());
+                close(&down(&got), &down(&want), tolerance);
+                let stretch = Stretch { rows: 0..rows, w: Weight::Coded(&coded), scale: 0.5 };
+                close(&down(&Flex::grouped(&x, &[stretch], transposed, m, onto())), &down(&want), tolerance);
+            }
+        }
+    }
+
+    /// Rows of a table of codes, and the head over one, to the bit as with the numbers.
+    #[test]
+    fn tables_of_codes(seed: u64, rows in 1usize..20) {
+        let mut random = Random::new(seed);
+        for spec in specs() {
+            let (words, _) = coded_values(&mut random, spec);
+            let words = Flex::upload(TensorData::new(words, [spec.words()]), &FlexDevice);
+            let coded = Coded::<Flex>::new(words, spec, false);
+            let index: Vec<u32> = (0..rows).map(|_| u32::try_from(random.below(spec.rows)).unwrap()).collect();
+            let y = random.values(rows * spec.columns);
+            for (dtype, _) in TYPES {
+                let numbers = Flex::widen(&coded, dtype);
+                let (got, want) = (Flex::gather_coded(&coded, &index, dtype), Flex::gather(&numbers, &index, None));
+                prop_assert_eq!(down(&got), down(&want));
+                let y = tensor(&y, [rows, spec.columns], dtype);
+                let got = Flex::head(&y, &Weight::Coded(&coded), &index, None, None);
+                let want = Flex::head(&y, &Weight::Plain(&numbers), &index, None, None);
+                prop_assert_eq!((got.logp, got.entropy), (want.logp, want.entropy));
+                prop_assert_eq!(down(&got.back), down(&want.back));
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use tanglescope_kernels::{
     Activate, Activation, Arithmetic, Attend, AttentionSpec, Convolve, DeltaInputs, DeltaRule, DeltaSpec, Flex,
     Grouped, Head, HeadCotangents, Memory, Norm, NormKind, Pairs, Rotary, Rows, Segment, SoftCap, Span, Stretch,
-    activation, attention, convolution, delta, norm, rotary,
+    Weight, activation, attention, convolution, delta, norm, rotary,
 };
 
 /// Spans of a trunk and its suffixes, suffixes first, segments of a part of each and of the trunk, and the number of rows.
@@ -103,7 +103,7 @@ proptest! {
             let stretches: Vec<Stretch<'_, Flex>> = lengths.iter().zip(&matrices).enumerate().map(|(n, (&length, w))| {
                 let rows = first..first + length;
                 first += length + gap;
-                Stretch { rows, w, scale: 1.0 + n as f64 }
+                Stretch { rows, w: Weight::Plain(w), scale: 1.0 + n as f64 }
             }).collect();
             let of = |values: &[f64], width: usize| tensor(values, [rows, width], dtype);
             let got = Flex::grouped(&of(&x, k), &stretches, transposed, m, adds.then(|| of(&onto, m)));
@@ -356,7 +356,7 @@ fn check_head(seed: u64, sets: &[usize], d: usize, vocabulary: usize, cap: Optio
     for (dtype, tolerance) in TYPES {
         let (y, w) = (tensor(&y, [n, d], dtype), tensor(&w, [vocabulary, d], dtype));
         let cotangents = HeadCotangents { weights: &weights, sets: &of_set, set_rows: &sets };
-        let out = Flex::head(&y, &w, &targets, cap.map(SoftCap), Some(&cotangents));
+        let out = Flex::head(&y, &Weight::Plain(&w), &targets, cap.map(SoftCap), Some(&cotangents));
         close(&out.logp, &want_logp, tolerance);
         close(&out.entropy, &want_entropy, tolerance);
         close(&out.renyi, &want_renyi, tolerance);

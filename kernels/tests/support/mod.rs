@@ -1,9 +1,10 @@
 //! What the kernels' tests share: reproducible values, batches of ragged groups, and the reductions by plain loops.
 #![allow(dead_code)] // each test binary uses a part
+use half::{bf16, f16};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use tanglescope_kernels::RowSet;
+use tanglescope_kernels::{CodeSpec, DType, RowSet};
 
 /// Reproducible standard normal numbers.
 pub struct Random(ChaCha8Rng);
@@ -83,4 +84,43 @@ pub fn close(got: &[f64], want: &[f64], tolerance: f64) {
 /// Rows of a row-major matrix.
 pub fn rows_of(values: &[f64], width: usize, index: impl IntoIterator<Item = usize>) -> Vec<f64> {
     index.into_iter().flat_map(|row| values[row * width..][..width].to_vec()).collect()
+}
+
+/// Words of a matrix of codes without a pattern, and its values `[rows, columns]` by the formula.
+#[allow(clippy::cast_possible_truncation)] // numbers were made in f32; codes are of 8 bits
+pub fn codes(random: &mut Random, spec: CodeSpec) -> (Vec<u32>, Vec<f64>) {
+    let number = |random: &mut Random| random.values(1)[0] as f32;
+    let (codes, across) = (1 << spec.bits, spec.columns.div_ceil(spec.block));
+    let code: Vec<usize> = (0..spec.rows * spec.columns).map(|_| random.below(codes)).collect();
+    let factors: Vec<f32> = (0..spec.rows * across).map(|_| number(random)).collect();
+    let least: Vec<f32> = (0..if spec.has_least { factors.len() } else { 0 }).map(|_| number(random)).collect();
+    let table: Vec<f32> = (0..codes).map(|_| number(random)).collect();
+    let packed = |codes: &[usize]| codes.iter().rev().fold(0u32, |word, code| word << spec.bits | *code as u32);
+    let mut words: Vec<u32> = code.chunks(32 / spec.bits).map(packed).collect();
+    words.extend(factors.iter().chain(&least).chain(&table).map(|x| x.to_bits()));
+    let value = |at: usize| {
+        let block = at / spec.columns * across + at % spec.columns / spec.block;
+        let product = table[code[at]] * factors[block] * spec.second;
+        let rounded = match spec.rounded {
+            DType::BF16 => bf16::from_f32(product).to_f32(),
+            DType::F16 => f16::from_f32(product).to_f32(),
+            _ => product,
+        };
+        f64::from(if spec.has_least { rounded - least[block] } else { rounded })
+    };
+    (words, (0..spec.rows * spec.columns).map(value).collect())
+}
+
+/// Matrices of codes of every kind: few bits and more, blocks that do not fill a row, and what some have beside.
+pub fn specs() -> Vec<CodeSpec> {
+    let plain =
+        CodeSpec { rows: 70, columns: 136, bits: 4, block: 64, has_least: false, second: 1.0, rounded: DType::F32 };
+    vec![
+        CodeSpec { rounded: DType::BF16, ..plain },
+        CodeSpec { rounded: DType::F16, block: 8, ..plain },
+        CodeSpec { has_least: true, block: 32, ..plain },
+        CodeSpec { bits: 8, columns: 132, block: 132, second: 7.874_016e-3, ..plain },
+        CodeSpec { bits: 8, rows: 3, columns: 260, block: 128, ..plain },
+        CodeSpec { rows: 1, columns: 8, block: 8, ..plain },
+    ]
 }

@@ -1,9 +1,7 @@
 //! bitsandbytes: four bits as a place in a table of 16 numbers, times a factor for each block (Dettmers et al., arXiv 2305.14314), whose factors
 //! may be quantised again; and eight bits times a factor for each row (arXiv 2208.07339).
-use super::{ByName, Quantised, Raw, ending, put, take};
-use crate::number::{Float, Number};
-use half::{bf16, f16};
-use rayon::prelude::*;
+use super::{ByName, Codes, Quantised, Raw, ending, put, signed, take};
+use crate::number::Number;
 use serde::Deserialize;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -19,6 +17,7 @@ pub(crate) struct FourBits {
     block: usize,
     number: Number,
     floating: bool,
+    pub columns: usize,
 }
 
 /// Factors as places in a table of 256 numbers, times a factor for each block, plus an offset.
@@ -120,7 +119,8 @@ fn four_bits(
         )));
     }
     let codes = Raw { number: Number::U8, shape: vec![bytes], ..codes };
-    Ok((state.shape, FourBits { codes, table, factors, nested, block: state.blocksize, number, floating }))
+    let (block, columns) = (state.blocksize, state.shape.last().copied().unwrap_or(1));
+    Ok((state.shape, FourBits { codes, table, factors, nested, block, number, floating, columns }))
 }
 
 impl FourBits {
@@ -149,24 +149,33 @@ impl FourBits {
         Ok(blocks.zip(&codes).map(of).collect())
     }
 
-    pub fn read(&self, files: &[PathBuf], range: &Range<usize>) -> Result<Vec<f32>, String> {
-        let first_byte = range.start / 2;
-        let codes = self.codes.bytes(files, first_byte..range.end.div_ceil(2))?;
-        let table = self.table.values::<f32>(files, 0..16)?;
-        let first_block = range.start / self.block;
-        let factors = self.factors(files, first_block..range.end.div_ceil(self.block))?;
-        let round: fn(f32) -> f32 = match self.number {
-            Number::BF16 => |x| bf16::from_f32(x).to_f32(),
-            Number::F16 => |x| f16::from_f32(x).to_f32(),
-            _ => |x| x,
-        };
-        let value = |at: usize| {
-            let byte = codes[at / 2 - first_byte];
-            let code = if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
-            round(table[usize::from(code)] * factors[at / self.block - first_block])
-        };
-        Ok(range.clone().into_par_iter().with_min_len(4096).map(value).collect())
+    /// Neighbouring values of a row that share a factor, wherever the row begins.
+    pub fn block_in_rows(&self) -> usize {
+        common_divisor(self.block, self.columns)
     }
+
+    /// Rows as codes. Blocks follow each other across rows, so that a row may begin within one.
+    pub fn codes(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Codes, String> {
+        let values = rows.start * self.columns..rows.end * self.columns;
+        let first_byte = values.start / 2;
+        let bytes = self.codes.bytes(files, first_byte..values.end.div_ceil(2))?;
+        let first_block = values.start / self.block;
+        let stored = self.factors(files, first_block..values.end.div_ceil(self.block))?;
+        let block = self.block_in_rows();
+        let factors = values.clone().step_by(block).map(|at| stored[at / self.block - first_block]).collect();
+        let code = |at: usize| {
+            let byte = bytes[at / 2 - first_byte];
+            if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
+        };
+        let table = self.table.values::<f32>(files, 0..16)?;
+        let codes = Codes::plain(self.columns, values.map(code).collect(), table, (block, factors));
+        Ok(Codes { rounded: self.number, ..codes })
+    }
+}
+
+/// The largest number of which two are multiples.
+fn common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
 /// `value·factor/127` of each value, in f32, a factor for each row.
@@ -174,19 +183,16 @@ impl FourBits {
 pub(crate) struct EightBits {
     pub values: Raw,
     factors: Raw,
-    columns: usize,
+    pub columns: usize,
 }
 
 impl EightBits {
-    pub fn read(&self, files: &[PathBuf], range: &Range<usize>) -> Result<Vec<f32>, String> {
+    /// Rows as codes.
+    pub fn codes(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Codes, String> {
         /// 1/127, as bitsandbytes has it.
         const PART: f32 = 7.874_016e-3;
-        let first = range.start / self.columns;
-        let factors = self.factors.values::<f32>(files, first..range.end.div_ceil(self.columns))?;
-        let values = self.values.bytes(files, range.clone())?;
-        let of = |(at, byte): (usize, &u8)| {
-            f32::of(f64::from(byte.cast_signed())) * factors[(range.start + at) / self.columns - first] * PART
-        };
-        Ok(values.par_iter().enumerate().with_min_len(4096).map(of).collect())
+        let factors = self.factors.values::<f32>(files, rows.clone())?;
+        let codes = self.values.bytes(files, rows.start * self.columns..rows.end * self.columns)?;
+        Ok(Codes { second: PART, ..Codes::plain(self.columns, codes, signed(), (self.columns, factors)) })
     }
 }

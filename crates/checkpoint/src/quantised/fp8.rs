@@ -1,7 +1,6 @@
 //! Eight-bit floating point numbers with a factor for each block of rows and columns, or for all (DeepSeek-V3, arXiv 2412.19437, section 3.3).
-use super::{ByName, Quantised, Raw, ending, put, take};
+use super::{ByName, Codes, Quantised, Raw, ending, put, take};
 use crate::number::{Number, from_e4m3};
-use rayon::prelude::*;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -11,8 +10,8 @@ pub(crate) struct Fp8 {
     pub values: Raw,
     factors: Raw,
     /// Rows and columns that share a factor.
-    block: [usize; 2],
-    columns: usize,
+    pub block: [usize; 2],
+    pub columns: usize,
 }
 
 /// Ends of the names of factors on weights, and of those on activations, which play no part in the function of the weights.
@@ -53,15 +52,14 @@ pub(super) fn put_together(tensors: &mut ByName, block: Option<[usize; 2]>) -> R
 }
 
 impl Fp8 {
-    pub fn read(&self, files: &[PathBuf], range: &Range<usize>) -> Result<Vec<f32>, String> {
-        let factors = self.factors.values::<f32>(files, 0..self.factors.len())?;
-        let table: Vec<f32> = (0..=u8::MAX).map(from_e4m3).collect();
+    /// Rows as codes.
+    pub fn codes(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Codes, String> {
+        let stored = self.factors.values::<f32>(files, 0..self.factors.len())?;
         let across = self.columns.div_ceil(self.block[1]);
-        let values = self.values.bytes(files, range.clone())?;
-        let of = |(at, byte): (usize, &u8)| {
-            let (row, column) = ((range.start + at) / self.columns, (range.start + at) % self.columns);
-            table[usize::from(*byte)] * factors[row / self.block[0] * across + column / self.block[1]]
-        };
-        Ok(values.par_iter().enumerate().with_min_len(4096).map(of).collect())
+        let of_row = |row: usize| &stored[row / self.block[0] * across..][..across];
+        let factors = rows.clone().flat_map(of_row).copied().collect();
+        let codes = self.values.bytes(files, rows.start * self.columns..rows.end * self.columns)?;
+        let table = (0..=u8::MAX).map(from_e4m3).collect();
+        Ok(Codes::plain(self.columns, codes, table, (self.block[1], factors)))
     }
 }

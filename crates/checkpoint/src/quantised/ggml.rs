@@ -1,5 +1,6 @@
 //! llama.cpp's blocks: a few bits a value with a factor for each block, or for parts of it whose factors are a few bits themselves
 //! (`ggml-quants.c`; `gguf.quants` says the same in numpy).
+use super::{Codes, signed};
 use crate::number::Number;
 use crate::stored::{Place, map};
 use half::{bf16, f16};
@@ -77,33 +78,58 @@ impl Kind {
         columns.is_multiple_of(values).then(|| (columns / values).checked_mul(bytes))?
     }
 
-    /// The values of a block.
-    fn decode(self, bytes: &[u8], out: &mut [f32]) {
+    /// The value of a block of one.
+    fn one(self, bytes: &[u8]) -> f32 {
+        match self {
+            Self::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Self::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            _ => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        }
+    }
+
+    /// What the codes of a kind stand for, and how many values share a factor; `None` where there are no codes.
+    fn coded(self) -> Option<(Vec<f32>, usize)> {
+        let numbers = |first: i16, last: i16| (first..=last).map(f32::from).collect();
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => None,
+            Self::Q4_0 => Some((numbers(-8, 7), 32)),
+            Self::Q8_0 => Some((signed(), 32)),
+            Self::Q4K => Some((numbers(0, 15), 32)),
+            Self::Q5K => Some((numbers(0, 31), 32)),
+            Self::Q6K => Some((numbers(-32, 31), 16)),
+        }
+    }
+
+    /// Whether something is taken off the values.
+    fn has_least(self) -> bool {
+        matches!(self, Self::Q4K | Self::Q5K)
+    }
+
+    /// Codes of a block, its factors, and what is taken off.
+    fn decode(self, bytes: &[u8], codes: &mut [u8], factors: &mut [f32], least: &mut [f32]) {
         let half = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
         match self {
-            Self::F32 => out[0] = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-            Self::F16 => out[0] = half(0),
-            Self::Bf16 => out[0] = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Self::F32 | Self::F16 | Self::Bf16 => {}
             Self::Q4_0 => {
+                factors[0] = half(0);
                 for (i, byte) in bytes[2..].iter().enumerate() {
-                    out[i] = half(0) * (f32::from(byte & 15) - 8.0);
-                    out[i + 16] = half(0) * (f32::from(byte >> 4) - 8.0);
+                    codes[i] = byte & 15;
+                    codes[i + 16] = byte >> 4;
                 }
             }
             Self::Q8_0 => {
-                let of = |byte: &u8| f32::from(byte.cast_signed()) * half(0);
-                out.iter_mut().zip(&bytes[2..]).for_each(|(out, byte)| *out = of(byte));
+                factors[0] = half(0);
+                codes.copy_from_slice(&bytes[2..]);
             }
             Self::Q4K | Self::Q5K => {
-                let factors = factors(&bytes[4..16]);
                 let (high, low) = bytes[16..].split_at(if self == Self::Q5K { LARGE / 8 } else { 0 });
-                for (group, out) in out.chunks_exact_mut(32).enumerate() {
-                    let (scale, least) = factors[group];
-                    let (scale, least) = (half(0) * f32::from(scale), half(2) * f32::from(least));
-                    for (i, out) in out.iter_mut().enumerate() {
-                        let code = low[group / 2 * 32 + i] >> (group % 2 * 4) & 15;
+                for (group, (scale, offset)) in of_parts(&bytes[4..16]).into_iter().enumerate() {
+                    factors[group] = half(0) * f32::from(scale);
+                    least[group] = half(2) * f32::from(offset);
+                    for (i, code) in codes[group * 32..][..32].iter_mut().enumerate() {
+                        let four = low[group / 2 * 32 + i] >> (group % 2 * 4) & 15;
                         let fifth = high.get(i).map_or(0, |byte| byte >> group & 1);
-                        *out = scale * f32::from(code | fifth << 4) - least;
+                        *code = four | fifth << 4;
                     }
                 }
             }
@@ -111,12 +137,14 @@ impl Kind {
                 let (low, rest) = bytes.split_at(LARGE / 2);
                 let (high, rest) = rest.split_at(LARGE / 4);
                 let scale = half(LARGE / 2 + LARGE / 4 + LARGE / 16);
-                for (at, out) in out.iter_mut().enumerate() {
+                for (factor, of_part) in factors.iter_mut().zip(rest) {
+                    *factor = scale * f32::from(of_part.cast_signed());
+                }
+                for (at, code) in codes.iter_mut().enumerate() {
                     let (part, inside) = (at / 128, at % 128);
                     let four = low[part * 64 + inside % 64] >> (inside / 64 * 4) & 15;
                     let two = high[part * 32 + inside % 32] >> (inside / 32 * 2) & 3;
-                    let code = f32::from(four | two << 4) - 32.0;
-                    *out = scale * f32::from(rest[at / 16].cast_signed()) * code;
+                    *code = four | two << 4;
                 }
             }
         }
@@ -124,7 +152,7 @@ impl Kind {
 }
 
 /// Factors of the eight parts of a block and what is taken off them, of six bits each in twelve bytes.
-fn factors(bytes: &[u8]) -> [(u8, u8); 8] {
+fn of_parts(bytes: &[u8]) -> [(u8, u8); 8] {
     std::array::from_fn(|part| {
         let i = part % 4;
         match part < 4 {
@@ -158,28 +186,53 @@ impl Ggml {
         })
     }
 
-    pub fn read(&self, files: &[PathBuf], range: &Range<usize>) -> Result<Vec<f32>, String> {
-        let columns = self.columns;
-        let (values, block) = self.kind.block();
-        let row_bytes = self.kind.bytes_of_row(columns).ok_or("has rows that are no whole blocks")?;
-        let rows = range.start / columns..range.end.div_ceil(columns);
+    /// Bytes of some rows, one behind the other as the model has them.
+    fn bytes(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Vec<u8>, String> {
+        let width = self.kind.bytes_of_row(self.columns).ok_or("has rows that are no whole blocks")?;
         // heads are read whole
         let head = self.head.unwrap_or(1);
         let stored = rows.start / head * head..rows.end.div_ceil(head) * head;
-        let start = self.place.start + (stored.start * row_bytes) as u64;
-        let bytes = map(&files[self.place.file], start, Some(stored.len() * row_bytes)).map_err(|e| e.to_string())?;
-        let mut out = vec![0.0; rows.len() * columns];
-        out.par_chunks_mut(columns).enumerate().for_each(|(at, out)| {
-            let row = self.row(rows.start + at) - stored.start;
-            let blocks = bytes[row * row_bytes..][..row_bytes].chunks_exact(block);
-            blocks.zip(out.chunks_exact_mut(values)).for_each(|(bytes, out)| self.kind.decode(bytes, out));
-            if self.minus_one {
-                out.iter_mut().for_each(|value| *value -= 1.0);
+        let start = self.place.start + (stored.start * width) as u64;
+        let bytes = map(&files[self.place.file], start, Some(stored.len() * width)).map_err(|e| e.to_string())?;
+        let row = |row: usize| &bytes[(self.row(row) - stored.start) * width..][..width];
+        Ok(rows.clone().flat_map(row).copied().collect())
+    }
+
+    /// Bits that a value takes as codes; `None` where there are none.
+    pub fn bits_as_codes(&self) -> Option<f64> {
+        let (table, block) = self.kind.coded().filter(|_| !self.minus_one)?;
+        let bits = if table.len() <= 16 { 4.0 } else { 8.0 };
+        Some(bits + if self.kind.has_least() { 64.0 } else { 32.0 } / block as f64)
+    }
+
+    /// Rows as codes; `None` where values are stored as numbers, or something is taken off each.
+    pub fn codes(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Option<Codes>, String> {
+        let Some((table, block)) = self.kind.coded().filter(|_| !self.minus_one) else { return Ok(None) };
+        let (values, width) = self.kind.block();
+        let bytes = self.bytes(files, rows)?;
+        let blocks = bytes.len() / width;
+        let (mut codes, mut factors) = (vec![0; blocks * values], vec![0.0; blocks * values / block]);
+        let mut least = vec![0.0; factors.len()];
+        let parts = bytes.par_chunks_exact(width).zip(codes.par_chunks_exact_mut(values));
+        let numbers = factors.par_chunks_exact_mut(values / block).zip(least.par_chunks_exact_mut(values / block));
+        let each = parts.zip(numbers).with_min_len(64);
+        each.for_each(|((bytes, codes), (factors, least))| self.kind.decode(bytes, codes, factors, least));
+        let least = if self.kind.has_least() { least } else { Vec::new() };
+        Ok(Some(Codes { least, ..Codes::plain(self.columns, codes, table, (block, factors)) }))
+    }
+
+    /// Values of some rows.
+    pub fn values(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Vec<f32>, String> {
+        let mut values = match (Self { minus_one: false, ..self.clone() }).codes(files, rows)? {
+            Some(codes) => codes.values(),
+            None => {
+                let (_, width) = self.kind.block();
+                self.bytes(files, rows)?.par_chunks_exact(width).map(|bytes| self.kind.one(bytes)).collect()
             }
-        });
-        let first = rows.start * columns;
-        out.truncate(range.end - first);
-        out.drain(..range.start - first);
-        Ok(out)
+        };
+        if self.minus_one {
+            values.iter_mut().for_each(|value| *value -= 1.0);
+        }
+        Ok(values)
     }
 }

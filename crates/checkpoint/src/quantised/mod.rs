@@ -1,11 +1,15 @@
 //! Weights that are stored as a few bits each, with factors beside them: one way of quantising a file. What is read is the value that the
 //! trainer's library dequantises to, to the bit.
 mod bitsandbytes;
+mod codes;
 mod fp8;
 pub(crate) mod ggml;
 mod mxfp4;
 
+pub use codes::Codes;
+
 use crate::error::Result;
+use crate::layout::Layout;
 use crate::number::{Float, Number};
 use crate::stored::{Encoding, Place, Stored, map};
 use std::collections::BTreeMap;
@@ -95,16 +99,78 @@ impl Quantised {
         }
     }
 
-    /// Some of its values, in the order of the tensor's rows.
-    pub fn read(&self, files: &[PathBuf], range: &Range<usize>) -> Result<Vec<f32>, String> {
+    /// Rows as they are stored, as codes; `None` where it has none.
+    fn rows(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Option<Codes>, String> {
         match self {
-            Self::FourBits(of) => of.read(files, range),
-            Self::EightBits(of) => of.read(files, range),
-            Self::Fp8(of) => of.read(files, range),
-            Self::Mxfp4(of) => of.read(files, range),
-            Self::Ggml(of) => of.read(files, range),
+            Self::FourBits(of) => of.codes(files, rows).map(Some),
+            Self::EightBits(of) => of.codes(files, rows).map(Some),
+            Self::Fp8(of) => of.codes(files, rows).map(Some),
+            Self::Mxfp4(of) => of.codes(files, rows).map(Some),
+            Self::Ggml(of) => of.codes(files, rows),
         }
     }
+
+    /// Bits that a value takes as codes, with its share of the factors; `None` where there are none.
+    pub fn bits_as_codes(&self) -> Option<f64> {
+        let (bits, columns, block) = match self {
+            Self::FourBits(of) => (4, of.columns, of.block_in_rows()),
+            Self::EightBits(of) => (8, of.columns, of.columns),
+            Self::Fp8(of) => (8, of.columns, of.block[1]),
+            Self::Mxfp4(of) => (4, of.shape[1], mxfp4::BLOCK),
+            Self::Ggml(of) => return of.bits_as_codes(),
+        };
+        fill_words(columns, bits).then(|| bits as f64 + 32.0 / block.min(columns) as f64)
+    }
+
+    /// What a layout keeps, as codes of the matrix, or, where it keeps another than [`Layout::Same`], of its transpose; `None` where it is no such
+    /// matrix, or not of codes.
+    pub fn codes(&self, files: &[PathBuf], shape: &[usize], layout: Layout) -> Result<Option<Codes>, String> {
+        match (layout, shape, self) {
+            // an expert's columns are rows of what is stored
+            (Layout::Part { index, first, every }, _, Self::Mxfp4(of)) => {
+                let [outputs, _] = of.shape;
+                let codes = of.codes(files, &(index * outputs..(index + 1) * outputs))?;
+                Ok(Some(codes.every(first, every)))
+            }
+            (_, _, Self::Mxfp4(_)) => Ok(None),
+            (Layout::Same | Layout::Transposed, &[rows, _], _) => self.rows(files, &(0..rows)),
+            (Layout::Rows { index, piece, of }, &[_, rows, _], _) => {
+                let first = (index * of + piece) * (rows / of);
+                self.rows(files, &(first..first + rows / of))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Some of its values, in the order of the tensor's rows.
+    pub fn read(&self, files: &[PathBuf], range: &Range<usize>) -> Result<Vec<f32>, String> {
+        let columns = match self {
+            Self::Mxfp4(of) => return of.read(files, range),
+            Self::FourBits(of) => of.columns,
+            Self::EightBits(of) => of.columns,
+            Self::Fp8(of) => of.columns,
+            Self::Ggml(of) => of.columns,
+        };
+        let rows = range.start / columns..range.end.div_ceil(columns);
+        let mut values = match self {
+            Self::Ggml(of) => of.values(files, &rows)?,
+            _ => self.rows(files, &rows)?.map(|codes| codes.values()).unwrap_or_default(),
+        };
+        let first = rows.start * columns;
+        values.truncate(range.end - first);
+        values.drain(..range.start - first);
+        Ok(values)
+    }
+}
+
+/// Whether rows of codes begin where words of 32 bits do.
+fn fill_words(columns: usize, bits: usize) -> bool {
+    columns.is_multiple_of(32 / bits)
+}
+
+/// What the codes of whole numbers with a sign in a byte stand for.
+fn signed() -> Vec<f32> {
+    (0..=u8::MAX).map(|code| f32::from(code.cast_signed())).collect()
 }
 
 /// Tensors by name.

@@ -1,8 +1,8 @@
 //! Four-bit floating point numbers in blocks of 32 with a power of two each (OCP microscaling formats, 2023), as gpt-oss stores its experts:
 //! `[experts, out, in/32, 16]` bytes for a tensor `[experts, in, out]`.
-use super::{ByName, Quantised, Raw, ending, put, take};
+use super::{ByName, Codes, Quantised, Raw, ending, put, take};
+use crate::layout::Layout;
 use crate::number::Number;
-use rayon::prelude::*;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 const TABLE: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// Values of a block.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 
 /// `table[code]·2^(scale − 127)`.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,7 +19,7 @@ pub(crate) struct Mxfp4 {
     pub blocks: Raw,
     scales: Raw,
     /// Outputs and inputs of an expert.
-    shape: [usize; 2],
+    pub shape: [usize; 2],
 }
 
 pub(super) fn put_together(tensors: &mut ByName) -> Result<(), (String, String)> {
@@ -48,23 +48,25 @@ pub(super) fn put_together(tensors: &mut ByName) -> Result<(), (String, String)>
 }
 
 impl Mxfp4 {
-    /// Whole experts: what stands in a row is a column of what is stored.
+    /// Rows as they are stored, which are columns of the tensor, as codes.
+    pub fn codes(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Codes, String> {
+        let [_, inputs] = self.shape;
+        let bytes = self.blocks.bytes(files, rows.start * inputs / 2..rows.end * inputs / 2)?;
+        let scales = self.scales.bytes(files, rows.start * inputs / BLOCK..rows.end * inputs / BLOCK)?;
+        let codes = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect();
+        let factors = scales.iter().map(|scale| 2f32.powi(i32::from(*scale) - 127)).collect();
+        Ok(Codes::plain(inputs, codes, TABLE.to_vec(), (BLOCK, factors)))
+    }
+
+    /// Values of whole experts.
     pub fn read(&self, files: &[PathBuf], range: &Range<usize>) -> Result<Vec<f32>, String> {
         let [outputs, inputs] = self.shape;
         let expert = outputs * inputs;
         if !range.start.is_multiple_of(expert) || !range.end.is_multiple_of(expert) {
             return Err("is read by whole experts only".to_owned());
         }
-        let codes = self.blocks.bytes(files, range.start / 2..range.end / 2)?;
-        let scales = self.scales.bytes(files, range.start / BLOCK..range.end / BLOCK)?;
-        let factors: Vec<f32> = (0..=u8::MAX).map(|scale| 2f32.powi(i32::from(scale) - 127)).collect();
-        let value = |at: usize| {
-            let (of_expert, inside) = (at / expert, at % expert);
-            let stored = of_expert * expert + inside % outputs * inputs + inside / outputs;
-            let byte = codes[stored / 2];
-            let code = if stored.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
-            TABLE[usize::from(code)] * factors[usize::from(scales[stored / BLOCK])]
-        };
-        Ok((0..range.len()).into_par_iter().with_min_len(4096).map(value).collect())
+        let values = self.codes(files, &(range.start / inputs..range.end / inputs))?.values();
+        let turned = |of: &[f32]| Layout::Transposed.arrange(of, &[outputs, inputs], |value| value);
+        Ok(values.chunks(expert).flat_map(turned).collect())
     }
 }

@@ -73,7 +73,7 @@ impl<B: Kernels> Sink<B> for DirectionalSink<'_, B> {
     }
 
     fn head(&mut self, name: &str, head: &HeadRows<'_, B>, _gram: Option<B::Pending>) {
-        let vocabulary = head.scores[1].shape()[0];
+        let vocabulary = head.scores.w.dims()[0];
         let step = &B::reshape(self.step[name].clone(), [vocabulary, head.y.shape()[1]]);
         // Δ log p(target) of each row: Σ_v e_v Δz_v, Δz = y·Δᵀ
         let rows: Vec<usize> = (0..head.predictions.targets.len()).collect();

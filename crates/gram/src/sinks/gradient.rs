@@ -43,7 +43,7 @@ pub(crate) fn head_gradient<B: Kernels>(
     head: &HeadRows<'_, B>,
     weights: &[(usize, f64)],
 ) -> FloatTensor<B> {
-    let vocabulary = head.scores[1].shape()[0];
+    let vocabulary = head.scores.w.dims()[0];
     let rows: Vec<usize> = weights.iter().map(|(row, _)| *row).collect();
     let mut weights = weights.iter().map(|(_, weight)| *weight);
     let parts = head_in_chunks(head, &rows, |rows, y, mut e| {
@@ -93,7 +93,7 @@ impl<B: Kernels> Sink<B> for GradientSink<B> {
         let of = |k: usize| {
             let own: Vec<u32> = rows.of(k).map(as_index).collect();
             let places: Vec<u32> = rows.index[rows.of(k)].iter().map(|&row| ids[row as usize]).collect();
-            B::scatter_add(&B::gather(delta, &own, None), &places, table.table.shape()[0])
+            B::scatter_add(&B::gather(delta, &own, None), &places, table.table.dims()[0])
         };
         self.add(&table.name, (0..self.cotangents).map(of).collect());
     }

@@ -5,13 +5,13 @@ use std::ops::Range;
 use tanglescope_kernels::cost::{self, Rates, Reduction};
 use tanglescope_kernels::{FloatTensor, Gram, Kernels, RowSet, TensorMetadata, as_index};
 use tanglescope_model::layers::whole;
-use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Sink, TableRows};
+use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Scores, Sink, TableRows};
 
 /// What the head leaves for the cross terms of a tied embedding.
 struct TiedHead<B: Kernels> {
     name: String,
     y: FloatTensor<B>,
-    scores: [FloatTensor<B>; 2],
+    scores: Scores<B>,
     predictions: Predictions,
     weights: Vec<Vec<(usize, f64)>>,
     set_rows: Vec<Range<usize>>,
@@ -216,10 +216,9 @@ impl<B: Kernels> TiedHead<B> {
     fn cross(&self, b: usize, set: &Range<usize>, ids: &[u32], sums: &FloatTensor<B>) -> Gram {
         let rows = &self.set_rows[b];
         let (k, t) = (set.len(), ids.len());
-        let y = B::gather(&self.y, &indices(rows.clone()), None);
-        let [inputs, w] = &self.scores;
-        let inputs = B::gather(inputs, &indices(rows.clone()), None);
-        let logits = B::download(&B::matmul(&inputs, &B::gather(w, ids, None), true, 1.0, None));
+        let of_set = indices(rows.clone());
+        let y = B::gather(&self.y, &of_set, None);
+        let logits = B::download(&self.scores.logits_of(&of_set, ids));
         let along = B::download(&B::matmul(&y, sums, true, 1.0, None));
         let mut cross = vec![0.0; k * k];
         for i in 0..k {

@@ -29,11 +29,8 @@ fn head_in_chunks<B: Kernels, T>(
     mut chunk: impl FnMut(&[usize], &FloatTensor<B>, Vec<f64>) -> T,
 ) -> Vec<T> {
     let of_rows = |rows: &[usize]| {
-        let y = B::gather(head.y, &rows.iter().map(|&row| as_index(row)).collect::<Vec<_>>(), None);
-        let [scores, w] = head.scores;
-        let scores = B::gather(scores, &rows.iter().map(|&row| as_index(row)).collect::<Vec<_>>(), None);
-        let logits = B::download(&B::matmul(&scores, w, true, 1.0, None));
-        chunk(rows, &y, logits)
+        let places: Vec<u32> = rows.iter().map(|&row| as_index(row)).collect();
+        chunk(rows, &B::gather(head.y, &places, None), B::download(&head.scores.logits(&places)))
     };
     let (first, rest) = rows.split_at(rows.len().min(HEAD_ROWS));
     std::iter::once(first).chain(rest.chunks(HEAD_ROWS)).map(of_rows).collect()

@@ -90,7 +90,7 @@ impl<B: Kernels> Sink<B> for SumSink<B> {
             return;
         }
         let places: Vec<u32> = own.iter().map(|&row| ids[rows.index[row as usize] as usize]).collect();
-        let gradient = B::scatter_add(&B::gather(delta, &own, Some(&weights)), &places, table.table.shape()[0]);
+        let gradient = B::scatter_add(&B::gather(delta, &own, Some(&weights)), &places, table.table.dims()[0]);
         self.add(&table.name, gradient);
     }
 }

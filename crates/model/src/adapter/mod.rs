@@ -8,7 +8,7 @@ use taken_apart::TakenApart;
 use crate::architectures::{Description, ExpertsKind, StackOrder, StoredExperts, Wrapper};
 use crate::config::{Config, is_off};
 use crate::error::{Error, Result, brief, pattern_problem};
-use crate::layers::{Block, FusedLora, Linear, Lora, Magnitude, Part};
+use crate::layers::{Block, FusedLora, Linear, Lora, Magnitude, Matrix, Part};
 use crate::tables::TableChanges;
 use crate::weights::Weights;
 use fancy_regex::Regex;
@@ -17,7 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Uniform};
 use std::path::{Path, PathBuf};
 use tanglescope_checkpoint::{Layout, file_hash};
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData, TensorMetadata};
+use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels, Memory, TensorData};
 
 /// Where the low-rank factors come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -307,7 +307,7 @@ impl SavedAdapter {
         &mut self,
         module: &str,
         Place { layer, routed, .. }: Place,
-        weight: &FloatTensor<B>,
+        weight: &Matrix<B>,
         dtype: DType,
         device: &B::Device,
     ) -> Result<Option<Lora<B>>> {
@@ -315,8 +315,8 @@ impl SavedAdapter {
         if !self.targets(module, layer, routed) {
             return Ok(None);
         }
-        let (r, scale, shape) = (self.rank(module), self.scale_of(module), weight.shape());
-        let (inputs, outputs) = (shape[0], shape[1]);
+        let (r, scale) = (self.rank(module), self.scale_of(module));
+        let [inputs, outputs] = weight.dims();
         let stored = |factor: &str| {
             let plain = format!("base_model.model.{module}.{factor}.weight");
             let named = format!("base_model.model.{module}.{factor}.default.weight");
@@ -622,14 +622,16 @@ impl Adapter {
         &self,
         module: &str,
         place: Place,
-        weight: &FloatTensor<B>,
+        weight: &Matrix<B>,
         on: (DType, &B::Device),
     ) -> Result<Option<FloatTensor<B>>> {
         let Self::Saved(saved) = self else { return Ok(None) };
         let (module, Place { layer, routed, .. }) = (saved.spelled(module), place);
         match saved.taken_apart.filter(|_| saved.targets(&module, layer, routed)) {
             None => Ok(None),
-            Some(part) => part.rest::<B>(weight, (saved.rank(&module), saved.scale_of(&module)), &module, on).map(Some),
+            Some(part) => part
+                .rest::<B>(&weight.numbers(on.0), (saved.rank(&module), saved.scale_of(&module)), &module, on)
+                .map(Some),
         }
     }
 
@@ -715,7 +717,7 @@ impl Adapter {
         &mut self,
         module: &str,
         place: Place,
-        weight: &FloatTensor<B>,
+        weight: &Matrix<B>,
         dtype: DType,
         device: &B::Device,
     ) -> Result<Option<Lora<B>>> {
@@ -723,7 +725,7 @@ impl Adapter {
             Self::None => Ok(None),
             Self::Saved(saved) => saved.factors::<B>(module, place, weight, dtype, device),
             Self::Fresh { .. } => {
-                let (inputs, outputs) = (weight.shape()[0], weight.shape()[1]);
+                let [inputs, outputs] = weight.dims();
                 let Some(r) = self.rank(module, place) else { return Ok(None) };
                 if r > inputs.max(outputs) {
                     let problem = format!("{r} is more than `{module}` has rows or columns ({inputs} and {outputs})");

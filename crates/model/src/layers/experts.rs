@@ -5,7 +5,7 @@ use super::router::{BackwardRoutes, Choices, Routes, Routing};
 use super::{Backward, Forward, Layer, Linear, Mlp, MlpTrace, Norm, Part, Vector, Visitor, dims, scaled};
 use crate::needs::LayerNeeds;
 use crate::sink::Factor;
-use tanglescope_kernels::{Activation, FloatTensor, Kernels, RowSet, Stretch, as_index};
+use tanglescope_kernels::{Activation, FloatTensor, Kernels, RowSet, Stretch, Weight, as_index};
 
 /// `Σ_j w_j·down_j(f(gate_j x) ∘ up_j x)`, plus a shared expert's output.
 #[derive(Clone, Debug)]
@@ -116,20 +116,26 @@ impl<B: Kernels> FusedLora<B> {
 
     /// s·x·A of rows sorted by expert.
     fn low(&self, x: &FloatTensor<B>, offsets: &[usize]) -> FloatTensor<B> {
-        let a = stretches(self.a.iter().map(|a| Some((a, self.scale))), offsets);
+        let a = stretches(self.a.iter().map(|a| Some((Weight::Plain(a), self.scale))), offsets);
         B::grouped(x, &a, false, self.rank(), None)
     }
 
     /// Adds low·B of a piece.
     fn onto(&self, piece: usize, low: &FloatTensor<B>, y: FloatTensor<B>, offsets: &[usize]) -> FloatTensor<B> {
         let width = dims::<B>(&y)[1];
-        B::grouped(low, &stretches(self.b[piece].iter().map(|b| Some((b, 1.0))), offsets), false, width, Some(y))
+        B::grouped(
+            low,
+            &stretches(self.b[piece].iter().map(|b| Some((Weight::Plain(b), 1.0))), offsets),
+            false,
+            width,
+            Some(y),
+        )
     }
 
     /// s·Σ δ·Bᵀ over the pieces.
     fn low_delta(&self, deltas: &[&FloatTensor<B>], offsets: &[usize]) -> FloatTensor<B> {
         let of = deltas.iter().zip(&self.b).fold(None, |sum, (delta, b)| {
-            let b = stretches(b.iter().map(|b| Some((b, self.scale))), offsets);
+            let b = stretches(b.iter().map(|b| Some((Weight::Plain(b), self.scale))), offsets);
             Some(B::grouped(delta, &b, true, self.rank(), sum))
         });
         of.unwrap_or_else(|| unreachable!("there is a piece"))
@@ -138,7 +144,13 @@ impl<B: Kernels> FusedLora<B> {
     /// Cotangent of the input.
     fn input(&self, low_delta: &FloatTensor<B>, dx: FloatTensor<B>, offsets: &[usize]) -> FloatTensor<B> {
         let width = dims::<B>(&dx)[1];
-        B::grouped(low_delta, &stretches(self.a.iter().map(|a| Some((a, 1.0))), offsets), true, width, Some(dx))
+        B::grouped(
+            low_delta,
+            &stretches(self.a.iter().map(|a| Some((Weight::Plain(a), 1.0))), offsets),
+            true,
+            width,
+            Some(dx),
+        )
     }
 
     /// Whether a part of it is in scope.
@@ -217,10 +229,10 @@ fn row_products<B: Kernels>(a: FloatTensor<B>, b: FloatTensor<B>) -> Vec<f64> {
 
 /// The stretches of rows that some matrices have, where they are there.
 fn stretches<'a, B: Kernels>(
-    matrices: impl Iterator<Item = Option<(&'a FloatTensor<B>, f64)>>,
+    matrices: impl Iterator<Item = Option<(Weight<'a, B>, f64)>>,
     offsets: &[usize],
 ) -> Vec<Stretch<'a, B>> {
-    let of = |(matrix, ends): (Option<(&'a FloatTensor<B>, f64)>, &[usize])| {
+    let of = |(matrix, ends): (Option<(Weight<'a, B>, f64)>, &[usize])| {
         let (w, scale) = matrix?;
         (ends[0] < ends[1]).then(|| Stretch { rows: ends[0]..ends[1], w, scale })
     };
@@ -233,8 +245,8 @@ fn forward<B: Kernels>(
     x: &FloatTensor<B>,
     offsets: &[usize],
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
-    let width = dims::<B>(&maps[0].weight)[1];
-    let weights = stretches(maps.iter().map(|map| Some((&map.weight, 1.0))), offsets);
+    let width = maps[0].weight.dims()[1];
+    let weights = stretches(maps.iter().map(|map| Some((map.weight.weight(), 1.0))), offsets);
     let mut y = B::grouped(x, &weights, false, width, None);
     let biases: Vec<FloatTensor<B>> =
         maps.iter().filter_map(|map| Some(B::reshape(map.bias.clone()?, [1, width]))).collect();
@@ -242,12 +254,18 @@ fn forward<B: Kernels>(
         // a bias is a map of the number one
         let rows = dims::<B>(x)[0];
         let ones = B::upload_like(vec![1.0; rows], &[rows, 1], x);
-        y = B::grouped(&ones, &stretches(biases.iter().map(|bias| Some((bias, 1.0))), offsets), false, width, Some(y));
+        y = B::grouped(
+            &ones,
+            &stretches(biases.iter().map(|bias| Some((Weight::Plain(bias), 1.0))), offsets),
+            false,
+            width,
+            Some(y),
+        );
     }
     let Some(rank) = rank(maps) else { return (y, None) };
-    let a = maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.a, lora.scale)));
+    let a = maps.iter().map(|map| map.lora.as_ref().map(|lora| (Weight::Plain(&lora.a), lora.scale)));
     let low = B::grouped(x, &stretches(a, offsets), false, rank, None);
-    let b = maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.b, 1.0)));
+    let b = maps.iter().map(|map| map.lora.as_ref().map(|lora| (Weight::Plain(&lora.b), 1.0)));
     (B::grouped(&low, &stretches(b, offsets), false, width, Some(y)), Some(low))
 }
 
@@ -277,7 +295,7 @@ impl<'a, B: Kernels> Cotangent<'a, B> {
         let wanted =
             |map: &Linear<B>| map.lora.as_ref().is_some_and(|lora| input || pass.scope.contains(&lora.a_name()));
         let low_delta = rank(maps).filter(|_| maps.iter().any(wanted)).map(|rank| {
-            let b = maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.b, lora.scale)));
+            let b = maps.iter().map(|map| map.lora.as_ref().map(|lora| (Weight::Plain(&lora.b), lora.scale)));
             B::grouped(&delta, &stretches(b, offsets), true, rank, None)
         });
         Self { maps, delta, low, low_delta, offsets }
@@ -285,11 +303,11 @@ impl<'a, B: Kernels> Cotangent<'a, B> {
 
     /// Cotangent of the input, plus `onto`.
     fn input(&self, onto: Option<FloatTensor<B>>) -> FloatTensor<B> {
-        let width = dims::<B>(&self.maps[0].weight)[0];
-        let weights = stretches(self.maps.iter().map(|map| Some((&map.weight, 1.0))), self.offsets);
+        let width = self.maps[0].weight.dims()[0];
+        let weights = stretches(self.maps.iter().map(|map| Some((map.weight.weight(), 1.0))), self.offsets);
         let dx = B::grouped(&self.delta, &weights, true, width, onto);
         let Some(low_delta) = &self.low_delta else { return dx };
-        let a = self.maps.iter().map(|map| map.lora.as_ref().map(|lora| (&lora.a, 1.0)));
+        let a = self.maps.iter().map(|map| map.lora.as_ref().map(|lora| (Weight::Plain(&lora.a), 1.0)));
         B::grouped(low_delta, &stretches(a, self.offsets), true, width, Some(dx))
     }
 }

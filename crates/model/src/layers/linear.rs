@@ -2,8 +2,8 @@
 //!
 //! Its vjp is `dx = δ·Wᵀ + s·(δ·Bᵀ)·Aᵀ`. What it delivers: W meets (x, δ), A meets (x, s·δ·Bᵀ), B meets (s·x·A, δ), and the
 //! bias sums δ.
-use super::Backward;
 use super::magnitude::{ColumnNorms, Magnitude, ThroughNorms, along_units, columns_times};
+use super::{Backward, Matrix};
 use crate::sink::{Factor, LinearRows};
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet};
 
@@ -56,7 +56,7 @@ pub struct Linear<B: Kernels> {
     /// Name of the module in the checkpoint, or `tensor#part` where it is a part of a tensor.
     pub name: String,
     /// `[in, out]`.
-    pub weight: FloatTensor<B>,
+    pub weight: Matrix<B>,
     /// `[out]`.
     pub bias: Option<FloatTensor<B>>,
     /// The adapter's change.
@@ -105,7 +105,7 @@ impl<B: Kernels> Linear<B> {
         if let Some((lora, magnitude)) = self.lora.as_ref().and_then(|lora| lora.magnitude.as_ref().map(|m| (lora, m)))
         {
             let low = B::matmul(x, &lora.a, false, lora.scale, None);
-            let plain = B::matmul(x, &self.weight, false, 1.0, None);
+            let plain = B::matmul_with(x, &self.weight.weight(), false, 1.0, None);
             let unit = magnitude.unit(&B::matmul(&low, &lora.b, false, 1.0, Some(plain)));
             let mut y = columns_times::<B>(&unit, &magnitude.values);
             if let Some(onto) = onto {
@@ -113,7 +113,7 @@ impl<B: Kernels> Linear<B> {
             }
             return (self.biased(y), Some(Changed { low, unit: Some(unit) }));
         }
-        let y = self.biased(B::matmul(x, &self.weight, false, 1.0, onto));
+        let y = self.biased(B::matmul_with(x, &self.weight.weight(), false, 1.0, onto));
         let Some(lora) = &self.lora else { return (y, None) };
         let low = B::matmul(x, &lora.a, false, lora.scale, None);
         (B::matmul(&low, &lora.b, false, 1.0, Some(y)), Some(Changed { low, unit: None }))
@@ -146,7 +146,7 @@ impl<B: Kernels> Linear<B> {
     pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Linear<C> {
         Linear {
             name: self.name.clone(),
-            weight: f(&self.weight),
+            weight: self.weight.convert(f),
             bias: self.bias.as_ref().map(f),
             lora: self.lora.as_ref().map(|lora| lora.convert(f)),
         }
@@ -174,7 +174,7 @@ impl<B: Kernels> LinearCotangent<'_, B> {
 
     /// Cotangent of the input, plus `onto`: `[R, in]`.
     pub(crate) fn input(&self, onto: Option<FloatTensor<B>>) -> FloatTensor<B> {
-        let dx = B::matmul(self.below(), &self.linear.weight, true, 1.0, onto);
+        let dx = B::matmul_with(self.below(), &self.linear.weight.weight(), true, 1.0, onto);
         match (&self.linear.lora, &self.low_delta) {
             (Some(lora), Some(low_delta)) => B::matmul(low_delta, &lora.a, true, 1.0, Some(dx)),
             _ => dx,

@@ -5,7 +5,7 @@
 //! the paper), and stop there. The function's derivative has `∂L/∂V = −V̂·diag(t)` beside, with V̂ = V/n and t = Σ x̂∘δ' over a
 //! cotangent's rows. That of A and B is a sum over r rows more for each cotangent: rows of `−s·(V̂·diag(t)·Bᵀ)ᵀ` that meet the
 //! columns of one for A, and columns of one that meet rows of `−s·AᵀV̂·diag(t)` for B.
-use super::dims;
+use super::{Matrix, dims};
 use crate::sink::LinearRows;
 use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
 
@@ -36,14 +36,14 @@ pub(crate) fn columns_times<B: Kernels>(x: &FloatTensor<B>, factors: &FloatTenso
 }
 
 /// V, in a type that its columns can be summed in.
-fn changed<B: Kernels>(weight: &FloatTensor<B>, [a, b]: [&FloatTensor<B>; 2], scale: f64) -> FloatTensor<B> {
+fn changed<B: Kernels>(weight: &Matrix<B>, [a, b]: [&FloatTensor<B>; 2], scale: f64) -> FloatTensor<B> {
     let dtype = if a.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let wide = |x: &FloatTensor<B>| B::cast(x.clone(), dtype);
-    B::matmul(&wide(a), &wide(b), false, scale, Some(wide(weight)))
+    B::matmul(&wide(a), &wide(b), false, scale, Some(wide(&weight.numbers(dtype))))
 }
 
 /// 1/n, `[out]`.
-fn per_length<B: Kernels>(weight: &FloatTensor<B>, factors: [&FloatTensor<B>; 2], scale: f64) -> FloatTensor<B> {
+fn per_length<B: Kernels>(weight: &Matrix<B>, factors: [&FloatTensor<B>; 2], scale: f64) -> FloatTensor<B> {
     let v = changed::<B>(weight, factors, scale);
     let [inputs, outputs] = dims::<B>(&v);
     let squares = B::download(&B::segment_sums(&B::times(v.clone(), v), &[0, inputs]));
@@ -53,12 +53,12 @@ fn per_length<B: Kernels>(weight: &FloatTensor<B>, factors: [&FloatTensor<B>; 2]
 
 impl<B: Kernels> Magnitude<B> {
     /// Of a map and its low-rank change.
-    pub fn new(values: FloatTensor<B>, weight: &FloatTensor<B>, factors: [&FloatTensor<B>; 2], scale: f64) -> Self {
+    pub fn new(values: FloatTensor<B>, weight: &Matrix<B>, factors: [&FloatTensor<B>; 2], scale: f64) -> Self {
         Self { values, per_length: per_length::<B>(weight, factors, scale) }
     }
 
     /// Takes the lengths again, of a map that has changed.
-    pub(crate) fn renew(&mut self, weight: &FloatTensor<B>, factors: [&FloatTensor<B>; 2], scale: f64) {
+    pub(crate) fn renew(&mut self, weight: &Matrix<B>, factors: [&FloatTensor<B>; 2], scale: f64) {
         self.per_length = per_length::<B>(weight, factors, scale);
     }
 
@@ -107,7 +107,7 @@ impl<'a, B: Kernels> ThroughNorms<'a, B> {
     /// For δ' of some rows.
     pub fn new(
         of: &Magnitude<B>,
-        (weight, factors, scale): (&FloatTensor<B>, [&FloatTensor<B>; 2], f64),
+        (weight, factors, scale): (&Matrix<B>, [&FloatTensor<B>; 2], f64),
         (unit, below): (&FloatTensor<B>, &FloatTensor<B>),
         rows: &'a RowSet,
     ) -> Self {

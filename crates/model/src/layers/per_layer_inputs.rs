@@ -28,7 +28,7 @@ pub struct PerLayerInputsTrace<B: Kernels> {
 impl<B: Kernels> PerLayerInputs<B> {
     /// 1/√d, √m and 1/√2.
     fn factors(&self) -> [f64; 3] {
-        let (d, m) = (dims::<B>(&self.projection.weight)[0], self.width());
+        let (d, m) = (self.projection.weight.dims()[0], self.width());
         [(d as f64).sqrt().recip(), (m as f64).sqrt(), std::f64::consts::FRAC_1_SQRT_2]
     }
 

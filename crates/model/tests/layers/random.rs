@@ -6,7 +6,8 @@ use rand_distr::{Distribution, StandardNormal};
 use std::collections::BTreeMap;
 use tanglescope_kernels::{Activation, AttentionSpec, Flex, FloatTensor, Memory, NormKind, Pairs};
 use tanglescope_model::layers::{
-    Attention, Block, FeedForward, Linear, Lora, Magnitude, Mixer, Mlp, Norm, Pieces, Projection, Source, Sublayer,
+    Attention, Block, FeedForward, Linear, Lora, Magnitude, Matrix, Mixer, Mlp, Norm, Pieces, Projection, Source,
+    Sublayer,
 };
 
 /// Shape of a random block and of its rows.
@@ -129,7 +130,7 @@ impl Parameters {
     }
 
     fn linear(&mut self, name: &str, [inputs, outputs]: [usize; 2], shape: &Shape) -> Linear<Flex> {
-        let weight = self.matrix(&format!("{name}.weight"), [inputs, outputs]);
+        let weight = Matrix::Plain(self.matrix(&format!("{name}.weight"), [inputs, outputs]));
         let bias = shape.bias.then(|| self.vector(&format!("{name}.bias"), outputs));
         let lora = (shape.rank > 0).then(|| {
             let a = self.matrix(&format!("{name}.lora_A.weight"), [inputs, shape.rank]);

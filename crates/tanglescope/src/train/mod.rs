@@ -306,13 +306,18 @@ fn below_1(option: &'static str, value: f32) -> Result<f32> {
     }
 }
 
-/// Bytes of a gradient and two moments of all that is trained, at most; activations get what is left.
+/// Bytes of a gradient and two moments of all that is trained, at most, and of the numbers that weights become which were codes; activations get
+/// what is left.
 fn held_bytes(model: &Model, outline: &Outline) -> usize {
     let factors = |map: &LinearMap| map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
     let low_rank: usize = outline.maps.iter().map(factors).sum();
-    let (outside, block) = outline.values();
-    let all = outside + block * outline.description.layers();
-    3 * model.dtype.size() * if matches!(model.scope, Scope::Lora) { low_rank } else { all }
+    if matches!(model.scope, Scope::Lora) {
+        return 3 * model.dtype.size() * low_rank;
+    }
+    let [outside, block, adapter] = outline.values();
+    let all = (outside + (block + adapter) * outline.description.layers()) * model.dtype.size();
+    let [outside, block] = model.bytes_of_weights(outline, model.device.is_cpu());
+    3 * all + all.saturating_sub(outside + block * outline.description.layers())
 }
 
 /// A placement that leaves room for what training holds.
