@@ -279,50 +279,71 @@ fn safetensors_and_adapters() {
     );
 }
 
-/// What torch writes, as an archive and before that, and the descriptions of distributed and quantised checkpoints.
+/// What torch writes, as an archive and before that.
 #[test]
-fn torch_files_and_quantised_tensors() {
+fn torch_files() {
     let folder = tempfile::tempdir().unwrap();
-    let seed = |path: &str| std::fs::read(repository("tests/golden/checkpoints").join(path)).unwrap();
-    let open = |name: &str, bytes: &[u8]| {
-        std::fs::write(folder.path().join(name), bytes).unwrap();
-        if let Ok(tensors) = Tensors::open(folder.path(), "model").and_then(|of| of.put_together(Some([128, 128]))) {
-            let names: Vec<String> = tensors.names().map(str::to_owned).collect();
-            for name in names {
-                // a model reads shapes that it expects, and no others
-                let values = tensors
-                    .get(&name)
-                    .map_or(0, |of| of.shape().iter().fold(1usize, |n, size| n.saturating_mul(*size)));
-                if values < 1 << 20 {
-                    let _values = tensors.read::<f32>(&name, Layout::Same);
-                }
-            }
-        }
-        std::fs::remove_file(folder.path().join(name)).unwrap();
-    };
-    let torch = [seed("legacy/pytorch_model.bin"), seed("zip/pytorch_model.bin"), seed("nested/model.pt")];
-    survive("files of torch.save", &torch, cases(20_000), |bytes| open("pytorch_model.bin", bytes));
-    let quantised =
-        [seed("eight_bits/model.safetensors"), seed("four_bits/model.safetensors"), seed("fp8/model.safetensors")];
-    survive("quantised tensors", &quantised, cases(2_000), |bytes| open("model.safetensors", bytes));
+    let torch = ["legacy/pytorch_model.bin", "zip/pytorch_model.bin", "nested/model.pt"].map(checkpoint);
+    survive("files of torch.save", &torch, cases(20_000), |bytes| open_as(folder.path(), "pytorch_model.bin", bytes));
+}
+
+#[test]
+fn quantised_tensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let quantised = ["eight_bits", "four_bits", "fp8"].map(|name| checkpoint(&format!("{name}/model.safetensors")));
+    survive("quantised tensors", &quantised, cases(2_000), |bytes| open_as(folder.path(), "model.safetensors", bytes));
+}
+
+#[test]
+fn gguf_files() {
+    let folder = tempfile::tempdir().unwrap();
     let gguf = [
-        seed("gguf/model.gguf")[..4096].to_vec(),
-        seed("gguf_gemma/model.gguf"),
-        seed("../gguf_tokenizers/pieces.gguf"),
-        seed("../gguf_tokenizers/qwen2.gguf"),
+        checkpoint("gguf/model.gguf")[..4096].to_vec(),
+        checkpoint("gguf_gemma/model.gguf"),
+        checkpoint("../gguf_tokenizers/pieces.gguf"),
+        checkpoint("../gguf_tokenizers/qwen2.gguf"),
     ];
     survive("GGUF files", &gguf, cases(2_000), |bytes| {
-        open("model.gguf", bytes);
+        open_as(folder.path(), "model.gguf", bytes);
         std::fs::write(folder.path().join("model.gguf"), bytes).unwrap();
         let _config = tanglescope_checkpoint::gguf_config(folder.path());
         let _tokenizer = tanglescope_checkpoint::gguf_tokenizer(folder.path());
         std::fs::remove_file(folder.path().join("model.gguf")).unwrap();
     });
+}
+
+#[test]
+fn distributed_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
     let distributed = repository("../shared/golden_formats/dcp_llama/pytorch_model_fsdp_0");
     // where the shared goldens lie beside the checkout
     if distributed.is_dir() {
         copy_folder(&distributed, folder.path());
         let metadata = std::fs::read(distributed.join(".metadata")).unwrap();
-        survive("descriptions of distributed checkpoints", &[metadata], cases(5_000), |bytes| open(".metadata", bytes));
+        let read = |bytes: &[u8]| open_as(folder.path(), ".metadata", bytes);
+        survive("descriptions of distributed checkpoints", &[metadata], cases(5_000), read);
     }
+}
+
+/// A file of the checkpoints that are carried.
+fn checkpoint(path: &str) -> Vec<u8> {
+    std::fs::read(repository("tests/golden/checkpoints").join(path)).unwrap()
+}
+
+/// Reads a folder with some bytes as one of its files: what is in it, and the tensors' values and codes.
+fn open_as(folder: &Path, name: &str, bytes: &[u8]) {
+    std::fs::write(folder.join(name), bytes).unwrap();
+    if let Ok(tensors) = Tensors::open(folder, "model").and_then(|of| of.put_together(Some([128, 128]))) {
+        for name in tensors.names() {
+            // a model reads shapes that it expects, and no others
+            let shape = tensors.get(name).map_or(&[][..], |of| of.shape());
+            if shape.iter().fold(1usize, |n, size| n.saturating_mul(*size)) < 1 << 20 {
+                let _values = tensors.read::<f32>(name, Layout::Same);
+                for layout in [Layout::Same, Layout::Rows { index: 0, piece: 0, of: 2 }] {
+                    let _words = tensors.codes(name, layout).map(|codes| codes.map(|codes| codes.words()));
+                }
+            }
+        }
+    }
+    std::fs::remove_file(folder.join(name)).unwrap();
 }
