@@ -405,6 +405,57 @@ fn a_gguf_file_is_the_model_that_it_was_made_from() {
     }
 }
 
+/// The goldens as GGUF files (`tests/gguf_models.py`), with experts of a block in one tensor, and others of llama.cpp's names and orders; those
+/// whose header says all of a config, by themselves too.
+#[test]
+fn gguf_files_of_other_architectures_are_the_goldens() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden");
+    if !shared.is_dir() {
+        return;
+    }
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gguf_models");
+    let complete = ["mixtral", "qwen2_moe", "phi3", "olmo2", "granite"];
+    for name in ["mixtral", "olmoe", "qwen2_moe", "phi3", "olmo2", "granite", "smollm3"] {
+        let golden: Value =
+            serde_json::from_slice(&std::fs::read(shared.join(name).join("golden.json")).unwrap()).unwrap();
+        for with_config in [true, false] {
+            if !with_config && !complete.contains(&name) {
+                continue;
+            }
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::copy(files.join(format!("{name}.gguf")), folder.path().join("model.gguf")).unwrap();
+            if with_config {
+                std::fs::copy(shared.join(name).join("config.json"), folder.path().join("config.json")).unwrap();
+            }
+            let none = AdapterSource::None;
+            let model = Decoder::<Flex>::load(folder.path(), &none, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
+            let scope = model.in_scope(&Scope::Full).unwrap();
+            let names: Vec<String> = scope.parameters.iter().map(|p| p.name.clone()).collect();
+            let results = grams(&model, &scope, &Request::all(&groups(&golden)));
+            for (i, (result, pair)) in results.iter().zip(golden["pairs"].as_array().unwrap()).enumerate() {
+                let (worst, at) = error(result, &names, pair, "full");
+                assert!(worst <= 1e-9, "{name} pair {i}, config {with_config}: {worst:e} at {at}");
+            }
+        }
+    }
+    // llama.cpp has no block without experts among such, which the golden has
+    let tempdir = tempfile::tempdir().unwrap();
+    std::fs::copy(files.join("qwen3_moe.gguf"), tempdir.path().join("model.gguf")).unwrap();
+    let open = |folder: &Path| tanglescope_checkpoint::Tensors::open(folder, "model").unwrap();
+    let (got, want) = (open(tempdir.path()), open(&shared.join("qwen3_moe")));
+    let bits = |of: &tanglescope_checkpoint::Tensors, name: &str| -> Vec<u32> {
+        let values = of.read::<f32>(name, tanglescope_checkpoint::Layout::Same).unwrap();
+        values.into_iter().map(f32::to_bits).collect()
+    };
+    let names = |of: &tanglescope_checkpoint::Tensors| -> Vec<String> {
+        of.names().filter(|name| !name.starts_with("model.layers.1.")).map(str::to_owned).collect()
+    };
+    assert_eq!(names(&got), names(&want));
+    names(&got).iter().for_each(|name| assert!(bits(&got, name) == bits(&want, name), "{name}"));
+    let (_, config) = tanglescope_checkpoint::gguf_config(tempdir.path()).unwrap().unwrap();
+    assert_eq!((&config["norm_topk_prob"], &config["num_experts"]), (&true.into(), &6.into()));
+}
+
 /// Grams of pairs of a llama in all parameters, its blocks at some places; and of the same model a step of nothing away, whose matrices are numbers.
 fn of_llama<B: Kernels>(
     folder: &Path,

@@ -300,6 +300,7 @@ fn gguf_files() {
     let gguf = [
         checkpoint("gguf/model.gguf")[..4096].to_vec(),
         checkpoint("gguf_gemma/model.gguf"),
+        checkpoint("../gguf_models/mixtral.gguf"),
         checkpoint("../gguf_tokenizers/pieces.gguf"),
         checkpoint("../gguf_tokenizers/qwen2.gguf"),
     ];

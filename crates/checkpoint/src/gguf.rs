@@ -199,23 +199,57 @@ impl Header<'_> {
 /// The tensor of what frequencies of rotary angles are divided by.
 const DIVISORS: &str = "rope_freqs.weight";
 
-/// Architectures whose tensors are given transformers' names: llama.cpp's name, `model_type`, and whether norms before and after both layers are
-/// Gemma's.
-const ARCHITECTURES: [(&str, &str, bool); 6] = [
-    ("llama", "llama", false),
-    ("qwen2", "qwen2", false),
-    ("qwen3", "qwen3", false),
-    ("gemma", "gemma", false),
-    ("gemma2", "gemma2", true),
-    ("gemma3", "gemma3_text", true),
+/// An architecture whose tensors are given transformers' names.
+struct Architecture {
+    /// llama.cpp's name.
+    name: &'static str,
+    /// `model_type`.
+    model_type: &'static str,
+    /// Whether rows of queries and keys are in the order of rotating neighbours, as llama.cpp does.
+    neighbours: bool,
+    /// Whether norms before and after both layers are Gemma's.
+    four_norms: bool,
+    /// Router, and gate, up and down of an expert, by module.
+    experts: Option<[&'static str; 4]>,
+}
+
+/// One without experts whose rows are in the order of transformers.
+const fn plain(name: &'static str, model_type: &'static str) -> Architecture {
+    Architecture { name, model_type, neighbours: false, four_norms: false, experts: None }
+}
+
+/// Names of experts in most architectures.
+const EXPERTS: Option<[&str; 4]> = Some(["mlp.gate", "gate_proj", "up_proj", "down_proj"]);
+
+const ARCHITECTURES: [Architecture; 14] = [
+    Architecture { neighbours: true, ..plain("llama", "llama") },
+    // known from the first by its experts
+    Architecture {
+        neighbours: true,
+        experts: Some(["block_sparse_moe.gate", "w1", "w3", "w2"]),
+        ..plain("llama", "mixtral")
+    },
+    plain("qwen2", "qwen2"),
+    plain("qwen3", "qwen3"),
+    Architecture { experts: EXPERTS, ..plain("qwen2moe", "qwen2_moe") },
+    Architecture { experts: EXPERTS, ..plain("qwen3moe", "qwen3_moe") },
+    Architecture { experts: EXPERTS, ..plain("olmoe", "olmoe") },
+    plain("olmo2", "olmo2"),
+    plain("phi3", "phi3"),
+    Architecture { neighbours: true, ..plain("granite", "granite") },
+    Architecture { neighbours: true, ..plain("smollm3", "smollm3") },
+    plain("gemma", "gemma"),
+    Architecture { four_norms: true, ..plain("gemma2", "gemma2") },
+    Architecture { four_norms: true, ..plain("gemma3", "gemma3_text") },
 ];
 
 /// Names inside a block.
-const IN_BLOCK: [(&str, &str); 13] = [
+const IN_BLOCK: [(&str, &str); 18] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
     ("attn_v", "self_attn.v_proj"),
+    ("attn_qkv", "self_attn.qkv_proj"),
     ("attn_output", "self_attn.o_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
     ("attn_k_norm", "self_attn.k_norm"),
@@ -225,41 +259,83 @@ const IN_BLOCK: [(&str, &str); 13] = [
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
     ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+    (SHARED_GATE, "mlp.shared_expert_gate"),
 ];
 
-/// The name that transformers has for a tensor.
-fn name_of(name: &str, four_norms: bool) -> Option<String> {
-    let (module, tensor) = name.rsplit_once('.')?;
-    let outside = [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
-    if let Some((_, of)) = outside.iter().find(|(of, _)| *of == module) {
-        return Some(format!("{of}.{tensor}"));
+/// What opens the shared expert, a matrix of one row that is stored as a vector.
+const SHARED_GATE: &str = "ffn_gate_inp_shexp";
+
+/// Experts of a block in one tensor.
+const OF_EXPERTS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+
+impl Architecture {
+    /// The one of a header.
+    fn of(header: &Header<'_>) -> Result<Option<&'static Self>, String> {
+        let name = header.architecture()?;
+        let routed = header.size("expert_count").is_some_and(|number| number > 0);
+        let mut named = ARCHITECTURES.iter().filter(|of| of.name == name);
+        let first = named.next();
+        Ok(named.find(|of| routed && of.experts.is_some()).or(first))
     }
-    let (layer, inside) = module.strip_prefix("blk.")?.split_once('.')?;
-    let (_, of) = IN_BLOCK.iter().find(|(of, _)| *of == inside)?;
-    let of = if four_norms && inside == "ffn_norm" { "pre_feedforward_layernorm" } else { of };
-    Some(format!("model.layers.{layer}.{of}.{tensor}"))
+
+    /// The name that transformers has for a tensor; of the experts of a block, that of the first, with what stands for its number.
+    fn name_of(&self, name: &str) -> Option<String> {
+        let (module, tensor) = name.rsplit_once('.')?;
+        let outside = [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+        if let Some((_, of)) = outside.iter().find(|(of, _)| *of == module) {
+            return Some(format!("{of}.{tensor}"));
+        }
+        let (layer, inside) = module.strip_prefix("blk.")?.split_once('.')?;
+        if let Some([router, maps @ ..]) = self.experts {
+            let layers = router.rsplit_once('.')?.0;
+            if inside == "ffn_gate_inp" {
+                return Some(format!("model.layers.{layer}.{router}.{tensor}"));
+            }
+            if let Some(at) = OF_EXPERTS.iter().position(|of| *of == inside) {
+                return Some(format!("model.layers.{layer}.{layers}.experts.{EXPERT}.{}.{tensor}", maps[at]));
+            }
+        }
+        let (_, of) = IN_BLOCK.iter().find(|(of, _)| *of == inside)?;
+        let of = match inside {
+            "ffn_norm" if self.four_norms => "pre_feedforward_layernorm",
+            // gate and up in one
+            "ffn_up" if self.model_type == "phi3" => "mlp.gate_up_proj",
+            _ => of,
+        };
+        Some(format!("model.layers.{layer}.{of}.{tensor}"))
+    }
 }
+
+/// What stands for the number of an expert in a name.
+const EXPERT: &str = "#";
+
+/// Most experts of a block.
+const MOST_EXPERTS: usize = 4096;
 
 /// The tensors of a file, under transformers' names.
 pub(crate) fn tensors(bytes: &[u8], file: usize) -> Result<Vec<(String, Stored)>, String> {
     let header = header(bytes)?;
     let architecture = header.architecture()?;
-    let Some((_, _, four_norms)) = ARCHITECTURES.iter().find(|(name, ..)| *name == architecture) else {
-        let known = ARCHITECTURES.map(|(name, ..)| name).join(", ");
+    let Some(of) = Architecture::of(&header)? else {
+        let mut known: Vec<&str> = ARCHITECTURES.iter().map(|of| of.name).collect();
+        known.dedup();
         let found = crate::error::brief(architecture);
-        return Err(format!("is of architecture `{found}`, which is not read from GGUF; read: {known}"));
+        return Err(format!("is of architecture `{found}`, which is not read from GGUF; read: {}", known.join(", ")));
     };
     let gemma = architecture.starts_with("gemma");
     let mut found = Vec::new();
     for (name, shape, kind, offset) in &header.tensors {
         // a part of the config
-        if *name == DIVISORS {
+        if *name == DIVISORS || DIVISORS_BY_LENGTH.contains(name) {
             continue;
         }
-        let of = name_of(name, *four_norms)
+        let named = of
+            .name_of(name)
             .ok_or_else(|| format!("has a tensor `{}`, which is not known", crate::error::brief(name)))?;
         let start = header.data.checked_add(*offset).ok_or(TRUNCATED)?;
-        let place = Place { file, start };
         let kind = Kind::of(*kind).ok_or_else(|| format!("`{name}` is of type {kind}; read: {}", Kind::names()))?;
         let length = shape.last().and_then(|columns| kind.bytes_of_row(*columns));
         let rows = shape.iter().rev().skip(1).try_fold(1usize, |rows, size| rows.checked_mul(*size));
@@ -269,9 +345,11 @@ pub(crate) fn tensors(bytes: &[u8], file: usize) -> Result<Vec<(String, Stored)>
             return Err(format!("`{name}` ends beyond the file; copy or download it again"));
         }
         // llama.cpp rotates neighbours, and has rows of queries and keys in that order
-        let heads = match (architecture, name.rsplit('.').nth(1)) {
-            ("llama", Some("attn_q")) => header.size("attention.head_count"),
-            ("llama", Some("attn_k")) => header.size("attention.head_count_kv").or(header.size("attention.head_count")),
+        let heads = match name.rsplit('.').nth(1) {
+            Some("attn_q") if of.neighbours => header.size("attention.head_count"),
+            Some("attn_k") if of.neighbours => {
+                header.size("attention.head_count_kv").or(header.size("attention.head_count"))
+            }
             _ => None,
         };
         let rows = shape.first().copied().unwrap_or(0);
@@ -282,23 +360,42 @@ pub(crate) fn tensors(bytes: &[u8], file: usize) -> Result<Vec<(String, Stored)>
         }
         // it has one more than Gemma's gains
         let minus_one = gemma && name.ends_with("norm.weight");
-        let encoding = match kind.plain().filter(|_| apart.is_none() && !minus_one) {
-            Some(number) => Encoding::Plain { number, place },
-            None => Encoding::Quantised(Quantised::Ggml(Ggml {
-                kind,
-                place,
-                columns: shape.last().copied().unwrap_or(1),
-                head: apart,
-                minus_one,
-            })),
+        let columns = shape.last().copied().unwrap_or(1);
+        let encoding = |start: u64| {
+            let place = Place { file, start };
+            match kind.plain().filter(|_| apart.is_none() && !minus_one) {
+                Some(number) => Encoding::Plain { number, place },
+                None => Encoding::Quantised(Quantised::Ggml(Ggml { kind, place, columns, head: apart, minus_one })),
+            }
         };
-        found.push((of, Stored { shape: shape.clone(), encoding }));
+        match (named.split_once(EXPERT), shape.as_slice()) {
+            // experts lie one behind the other
+            (Some((before, after)), &[experts, rows, columns]) if (1..=MOST_EXPERTS).contains(&experts) => {
+                for expert in 0..experts {
+                    let encoding = encoding(start + (length / experts * expert) as u64);
+                    let stored = Stored { shape: vec![rows, columns], encoding };
+                    found.push((format!("{before}{expert}{after}"), stored));
+                }
+            }
+            (Some(_), _) => {
+                return Err(format!(
+                    "`{name}` is of shape {shape:?}; expected a matrix for each of up to {MOST_EXPERTS} experts"
+                ));
+            }
+            (None, &[columns]) if name.contains(SHARED_GATE) => {
+                found.push((named, Stored { shape: vec![1, columns], encoding: encoding(start) }));
+            }
+            (None, _) => found.push((named, Stored { shape: shape.clone(), encoding: encoding(start) })),
+        }
     }
     Ok(found)
 }
 
+/// Divisors of sequences within the original length, and of longer ones: their config says which length that is, and the header does not.
+const DIVISORS_BY_LENGTH: [&str; 2] = ["rope_factors_long.weight", "rope_factors_short.weight"];
+
 /// Keys of config.json, and llama.cpp's for the same.
-const SIZES: [(&str, &str); 8] = [
+const SIZES: [(&str, &str); 12] = [
     ("hidden_size", "embedding_length"),
     ("num_hidden_layers", "block_count"),
     ("intermediate_size", "feed_forward_length"),
@@ -307,6 +404,10 @@ const SIZES: [(&str, &str); 8] = [
     ("head_dim", "attention.key_length"),
     ("max_position_embeddings", "context_length"),
     ("sliding_window", "attention.sliding_window"),
+    ("num_experts", "expert_count"),
+    ("num_experts_per_tok", "expert_used_count"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
+    ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
 ];
 
 /// The config that a file's header stands for, as transformers writes it.
@@ -314,7 +415,7 @@ pub(crate) fn config(bytes: &[u8]) -> Result<Value, String> {
     let header = header(bytes)?;
     let architecture = header.architecture()?.to_owned();
     let beside = "; put the model's own config.json beside the file";
-    let Some((_, model_type, _)) = ARCHITECTURES.iter().find(|(name, ..)| *name == architecture) else {
+    let Some(Architecture { model_type, .. }) = Architecture::of(&header)? else {
         return Err(format!(
             "is of architecture `{}`, whose config is not made from it{beside}",
             crate::error::brief(&architecture)
@@ -334,6 +435,10 @@ pub(crate) fn config(bytes: &[u8]) -> Result<Value, String> {
         ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
         ("attn_logit_softcapping", "attn_logit_softcapping"),
         ("final_logit_softcapping", "final_logit_softcapping"),
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("attention_multiplier", "attention.scale"),
+        ("logits_scaling", "logit_scale"),
     ] {
         if let Some(Field::Real(number)) = header.own(own) {
             // it was written from f32: the shortest decimal number that is that again
@@ -369,6 +474,15 @@ pub(crate) fn config(bytes: &[u8]) -> Result<Value, String> {
     config.insert("tie_word_embeddings".to_owned(), json!(!has("output.weight")));
     if architecture == "llama" && has("blk.0.attn_q.bias") {
         config.insert("attention_bias".to_owned(), json!(true));
+    }
+    // what llama.cpp does in its code, and has in no header
+    match *model_type {
+        "qwen3_moe" => drop(config.insert("norm_topk_prob".to_owned(), json!(true))),
+        "qwen2_moe" | "olmoe" => drop(config.insert("norm_topk_prob".to_owned(), json!(false))),
+        _ => {}
+    }
+    if DIVISORS_BY_LENGTH.iter().any(|name| has(name)) {
+        return Err(format!("scales its rotary angles by the length of a sequence{beside}"));
     }
     Ok(Value::Object(config))
 }
