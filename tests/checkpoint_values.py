@@ -112,6 +112,8 @@ for name, architecture in [("gguf", "llama"), ("gguf_gemma", "gemma2")]:
         ("token_embd", "model.embed_tokens", "Q6_K", (9, 256)), ("output_norm", "model.norm", "F32", (256,)),
         ("blk.0.attn_q", "model.layers.0.self_attn.q_proj", "Q4_K", (64, 256)),
         ("blk.0.attn_k", "model.layers.0.self_attn.k_proj", "F16", (32, 256)),
+        ("blk.0.attn_q.bias", "model.layers.0.self_attn.q_proj.bias", "F32", (64,)),
+        ("blk.0.attn_k.bias", "model.layers.0.self_attn.k_proj.bias", "F16", (32,)),
         ("blk.0.attn_v", "model.layers.0.self_attn.v_proj", "Q5_K", (32, 256)),
         ("blk.0.attn_output", "model.layers.0.self_attn.o_proj", "Q8_0", (256, 64)),
         ("blk.0.ffn_gate", "model.layers.0.mlp.gate_proj", "Q4_0", (64, 256)),
@@ -124,12 +126,13 @@ for name, architecture in [("gguf", "llama"), ("gguf_gemma", "gemma2")]:
         else:
             raw = blocks(*shape, kind)
             x = gguf.quants.dequantize(raw, KINDS[kind])
-        writer.add_tensor(f"{own}.weight", raw, raw_dtype=KINDS[kind])
-        if architecture == "llama" and own.endswith(("attn_q", "attn_k")):
-            x = order_of_transformers(x, 4 if own.endswith("q") else 2)
-        if architecture == "gemma2" and own.endswith("norm"):
+        own, of = (name if name.endswith(".bias") else f"{name}.weight" for name in (own, of))
+        writer.add_tensor(own, raw, raw_dtype=KINDS[kind])
+        if architecture == "llama" and ("attn_q." in own or "attn_k." in own):
+            x = order_of_transformers(x, 4 if "attn_q." in own else 2)
+        if architecture == "gemma2" and own.endswith("norm.weight"):
             x = x - np.float32(1)
-        values[f"{of}.weight"] = torch.from_numpy(np.ascontiguousarray(x))
+        values[of] = torch.from_numpy(np.ascontiguousarray(x))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,7 +7,6 @@
 //! Files are not trusted: nothing in them is run, and what is not understood is named.
 mod error;
 mod gguf;
-mod gguf_tokenizer;
 mod hash;
 mod layout;
 mod number;
@@ -17,7 +16,7 @@ mod tensors;
 mod torch;
 
 pub use error::{Error, Result, brief};
-pub use gguf_tokenizer::GgufTokenizer;
+pub use gguf::GgufTokenizer;
 pub use hash::{file_hash, text_hash};
 pub use layout::Layout;
 pub use number::{Float, Number};

@@ -138,7 +138,7 @@ impl Stored {
         let codes = of.codes(files, &self.shape, layout);
         let codes = codes.map_err(|problem| Error::tensor(&files[self.file()], name, problem))?;
         // what is wrong with a value is said where it is read as one
-        Ok(codes.filter(|codes| codes.fill_words() && codes.are_finite()))
+        Ok(codes.filter(|codes| codes.fill_words() && codes.largest().is_finite()))
     }
 
     /// Reads the values that a layout keeps, in its order; `name` and `files` are for errors and of the checkpoint.

@@ -2,8 +2,7 @@
 //!
 //! Files are mapped and described when a checkpoint is opened; values are read one tensor at a time.
 use crate::error::{Error, Result};
-use crate::gguf;
-use crate::gguf_tokenizer::{self, GgufTokenizer};
+use crate::gguf::{self, GgufTokenizer};
 use crate::hash::{file_hash, hash_of_hashes};
 use crate::layout::Layout;
 use crate::number::{Float, Number};
@@ -366,7 +365,7 @@ fn gguf_in(folder: &Path) -> Result<Option<PathBuf>> {
 pub fn gguf_tokenizer(folder: &Path) -> Result<Option<(PathBuf, GgufTokenizer)>> {
     let Some(path) = gguf_in(folder)? else { return Ok(None) };
     let bytes = map(&path, 0, None)?;
-    let of = gguf::header(&bytes).and_then(|header| gguf_tokenizer::of(&header));
+    let of = gguf::header(&bytes).and_then(|header| gguf::tokenizer(&header));
     Ok(of.map_err(|problem| Error::file(&path, problem))?.map(|of| (path, of)))
 }
 

@@ -31,7 +31,7 @@ pub use decoder::{Decoder, ForwardRows, Keep, LogitPart, TokensPredicted, Trace}
 pub use error::{Error, Result};
 pub use layers::{BackwardRows, Choices, ColumnNorms};
 pub use needs::{BlockNeeds, LayerNeeds, Needs};
-pub use outline::{Map, Outline};
+pub use outline::{Map, Outline, Values};
 pub use parameters::NamedVisitor;
 pub use residency::{Places, stopped_by};
 pub use rope::Rope;

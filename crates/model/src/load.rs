@@ -348,7 +348,7 @@ impl<B: Kernels> Decoder<B> {
             adapter.ignore(&never_read(&description));
         }
         adapter.finish()?;
-        let Outline { description, maps, fused, tables: tables_outline } = Outline::with(description, &mut adapter);
+        let Outline { description, maps, fused, tables: tables_outline, .. } = Outline::with(description, &mut adapter);
         Ok(Self {
             description,
             dtype,

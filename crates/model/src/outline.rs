@@ -51,6 +51,8 @@ pub struct Outline {
     pub fused: Vec<FusedMap>,
     /// Its changes of the embedding and of the output matrix.
     pub tables: TablesOutline,
+    /// Whether it took a part of the weights that it changes.
+    pub taken_apart: bool,
 }
 
 impl Map {
@@ -111,7 +113,7 @@ impl Outline {
         let tables = adapter.tables_outline(&description);
         let column_norms = adapter.has_magnitudes().then_some(description.column_norms.unwrap_or_default());
         let description = Description { column_norms, ..description };
-        Self { description, maps, fused, tables }
+        Self { description, maps, fused, tables, taken_apart: adapter.taken_apart().is_some() }
     }
 
     /// All parameters under the names of the full architecture, in the order of the forward pass.
@@ -182,38 +184,68 @@ impl Outline {
         self.maps.iter().filter(|map| !map.path.contains('#')).find_map(problem)
     }
 
-    /// Values of all weights: of everything outside the blocks, of the largest block, and of the adapter in one.
+    /// How many values of weights there are.
     #[must_use]
-    pub fn values(&self) -> [usize; 3] {
+    pub fn values(&self) -> Values {
         let of = &self.description;
         let tables = if of.tied { 1 } else { 2 };
         let positions = if of.names.positions.is_some() { of.first_position + of.max_positions } else { 0 };
         let by_token = of.per_layer.map_or(0, |kind| kind.vocabulary * of.layers() * kind.width + kind.width);
+        let mut values =
+            Values { outside: (tables * of.vocabulary + positions + 2) * of.hidden + by_token, ..Values::default() };
         // a change of the output matrix, or rows of its own, are put together with it for a pass
         let mut own_rows = [&self.tables.embedding_tokens, &self.tables.head_tokens].into_iter().flatten();
-        let copies = if self.tables.head.is_some() || own_rows.any(|own| own.of_head) { 2 } else { 0 };
-        let mut outside = ((tables + copies) * of.vocabulary + positions + 2) * of.hidden + by_token;
-        let (mut blocks, mut adapters) = (vec![0; of.layers()], vec![0; of.layers()]);
+        if self.tables.head.is_some() || own_rows.any(|own| own.of_head) {
+            values.numbers_outside = 2 * of.vocabulary * of.hidden;
+        }
+        let (mut blocks, mut numbers) = (vec![0; of.layers()], vec![0; of.layers()]);
         for map in &self.maps {
-            let (values, low) = (map.shape[0] * map.shape[1], map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]));
+            let (all, low) = (map.shape[0] * map.shape[1], map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]));
+            // what is left of a base that was taken apart is not as it is stored
+            let (stored, low) = if self.taken_apart && map.rank.is_some() { (0, low + all) } else { (all, low) };
             match map.layer {
                 Some(layer) => {
-                    blocks[layer] += values;
-                    adapters[layer] += low;
+                    blocks[layer] += stored;
+                    numbers[layer] += low;
                 }
-                None => outside += values + low,
+                None => {
+                    values.outside += stored;
+                    values.numbers_outside += low;
+                }
             }
         }
-        let values = |part: Part| match part {
+        let of_part = |part: Part| match part {
             Part::Norm { features, .. } => 2 * features,
             Part::Vector { shape, .. } => shape.iter().product(),
             Part::Map { .. } => 0,
         };
         for (layer, block) in blocks.iter_mut().enumerate() {
-            *block += of.parts(layer).into_iter().map(values).sum::<usize>();
+            *block += of.parts(layer).into_iter().map(of_part).sum::<usize>();
         }
         let largest = |of: Vec<usize>| of.into_iter().max().unwrap_or(0);
-        [outside, largest(blocks), largest(adapters)]
+        Values { block: largest(blocks), numbers_of_block: largest(numbers), ..values }
+    }
+}
+
+/// Values of weights: of those that are as they are stored, and of those that are numbers of the model's type whatever they are stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Values {
+    /// Outside the blocks.
+    pub outside: usize,
+    /// Copies of the output matrix with an adapter's change, and adapters outside the blocks.
+    pub numbers_outside: usize,
+    /// Of the largest block.
+    pub block: usize,
+    /// Of the adapter in a block, and of weights that it took a part of.
+    pub numbers_of_block: usize,
+}
+
+impl Values {
+    /// Of a model of some blocks.
+    #[must_use]
+    pub fn all(&self, layers: usize) -> usize {
+        let block = self.block.saturating_add(self.numbers_of_block);
+        self.outside.saturating_add(self.numbers_outside).saturating_add(block.saturating_mul(layers))
     }
 }
 

@@ -120,6 +120,8 @@ impl Weights {
     ) -> Result<Matrix<B>> {
         if self.shape(name) == Some(shape)
             && let Some(codes) = self.tensors.codes(name, layout)?
+            // what is beyond the type is said where values are read
+            && (dtype != DType::F16 || codes.largest() <= f16::MAX.to_f32())
         {
             self.taken.insert(name.to_owned());
             return Ok(Matrix::Coded(coded::<B>(&codes, layout != Layout::Same, device)));
@@ -225,6 +227,9 @@ pub fn bytes_per_value(folder: &Path, of: &Description, dtype: DType, kept: bool
     for name in weights.names() {
         let Some(stored) = weights.tensors.get(name) else { continue };
         let number = stored.shape().iter().map(|n| *n as f64).product::<f64>();
+        if number == 0.0 {
+            continue;
+        }
         let place = usize::from(name.split('.').any(|part| part.parse::<usize>().is_ok()));
         bytes[place] += number * of_tensor(stored);
         values[place] += number;

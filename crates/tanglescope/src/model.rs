@@ -9,7 +9,7 @@ use crate::rates;
 use std::path::{Path, PathBuf};
 use tanglescope_kernels::{DType, Flex, Kernels, Memory};
 use tanglescope_model::{
-    AdapterSource, ColumnNorms, Decoder, FreshLora, Outline, Places, Scope, base_name, bytes_per_value,
+    AdapterSource, ColumnNorms, Decoder, FreshLora, Outline, Places, Scope, Values, base_name, bytes_per_value,
 };
 
 /// A model to load, and what of it is measured.
@@ -110,10 +110,11 @@ impl Model {
         let kept = on_host && Flex::takes_stored(DType::BF16);
         let per_value = bytes_per_value(&self.folder, &outline.description, self.dtype, kept);
         let [of_outside, of_block] = per_value.unwrap_or([self.dtype.size() as f64; 2]);
-        let [outside, block, adapter] = outline.values();
+        let Values { outside, numbers_outside, block, numbers_of_block } = outline.values();
+        let size = self.dtype.size();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a number of bytes
         let bytes = |values: usize, each: f64| (values as f64 * each).ceil() as usize;
-        [bytes(outside, of_outside), bytes(block, of_block) + adapter * self.dtype.size()]
+        [bytes(outside, of_outside) + numbers_outside * size, bytes(block, of_block) + numbers_of_block * size]
     }
 
     /// The model's dimensions, read without its weights.

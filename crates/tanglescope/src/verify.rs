@@ -134,8 +134,7 @@ fn working_tolerance(dtype: DType) -> f64 {
 pub fn verify(options: &VerifyOptions, listener: &dyn Listener) -> Result<Verification> {
     let model = options.checked(listener)?;
     let outline = model.outline()?;
-    let [outside, of_block, adapter] = outline.values();
-    let values = outside.saturating_add((of_block + adapter).saturating_mul(outline.description.layers())) as u64;
+    let values = outline.values().all(outline.description.layers()) as u64;
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     // 8 bytes a value; the model, a moved copy, two gradients, and as much again in passing

@@ -126,6 +126,17 @@ impl<B: Backend> Weight<'_, B> {
             Self::Coded(w) => w.dims(),
         }
     }
+
+    /// Rows and columns of a table, whose rows are taken by themselves.
+    ///
+    /// # Panics
+    /// Where it is the transpose of its codes.
+    pub(crate) fn table(&self) -> [usize; 2] {
+        match self {
+            Self::Plain(_) => self.dims(),
+            Self::Coded(w) => [w.table().rows, w.table().columns],
+        }
+    }
 }
 
 /// Products with matrices of codes.

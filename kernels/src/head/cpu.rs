@@ -322,7 +322,7 @@ impl Head for Flex {
         cap: Option<SoftCap>,
         cotangents: Option<&HeadCotangents<'_>>,
     ) -> HeadOutput<FloatTensor<Self>, Vec<Gram>> {
-        let of_w = w.dims();
+        let of_w = w.table();
         let [vocabulary, d] = of_w;
         tally::head(head_cost(targets.len(), d, vocabulary, y.dtype()));
         cotangents.iter().for_each(|c| tally::head(head_gram_cost(c.set_rows, vocabulary, y.dtype())));

@@ -2,6 +2,7 @@
 //! may be quantised again; and eight bits times a factor for each row (arXiv 2208.07339).
 use super::{ByName, Codes, Quantised, Raw, ending, put, signed, take};
 use crate::number::Number;
+use rayon::prelude::*;
 use serde::Deserialize;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -168,7 +169,8 @@ impl FourBits {
             if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
         };
         let table = self.table.values::<f32>(files, 0..16)?;
-        let codes = Codes::plain(self.columns, values.map(code).collect(), table, (block, factors));
+        let codes = values.into_par_iter().with_min_len(4096).map(code).collect();
+        let codes = Codes::plain(self.columns, codes, table, (block, factors));
         Ok(Codes { rounded: self.number, ..codes })
     }
 }

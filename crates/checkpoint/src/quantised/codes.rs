@@ -4,6 +4,11 @@ use crate::number::Number;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+/// Bits of a code of a table.
+pub(super) fn bits_of(table: usize) -> usize {
+    if table <= 16 { 4 } else { 8 }
+}
+
 /// `round(table[code]·factor·second) − least` of each value, in f32, from left to right.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codes {
@@ -46,7 +51,7 @@ impl Codes {
     /// Bits that a code needs.
     #[must_use]
     pub fn bits(&self) -> usize {
-        if self.table.len() <= 16 { 4 } else { 8 }
+        bits_of(self.table.len())
     }
 
     fn round(&self) -> fn(f32) -> f32 {
@@ -76,32 +81,17 @@ impl Codes {
         out
     }
 
-    /// Every so many-th row from one on.
+    /// What no value is larger than; infinite where one is no number, as far as the largest factor and entry of the table say.
     #[must_use]
-    pub(crate) fn every(self, first: usize, step: usize) -> Self {
-        fn rows<T: Copy>(all: &[T], width: usize, (first, step): (usize, usize)) -> Vec<T> {
-            all.chunks(width.max(1)).skip(first).step_by(step).flatten().copied().collect()
-        }
-        let (across, of) = (self.across(), (first, step));
-        Self {
-            codes: rows(&self.codes, self.columns, of),
-            factors: rows(&self.factors, across, of),
-            least: rows(&self.least, across, of),
-            ..self
-        }
-    }
-
-    /// Whether every value is a number, as far as the largest of all say.
-    #[must_use]
-    pub(crate) fn are_finite(&self) -> bool {
+    pub fn largest(&self) -> f32 {
         let largest =
             |of: &[f32]| of.iter().fold(0f32, |most, x| if x.is_nan() { f32::INFINITY } else { most.max(x.abs()) });
         let of_table = self.table.iter().filter(|x| x.is_finite()).fold(0f32, |most, x| most.max(x.abs()));
-        let most = (of_table * largest(&self.factors) * self.second).abs();
-        let most = (self.round())(most) + largest(&self.least);
+        let most = (self.round())((of_table * largest(&self.factors) * self.second).abs()) + largest(&self.least);
         // a table may have codes that stand for no number
         let known = |code: &u8| self.table.get(usize::from(*code)).is_some_and(|x| x.is_finite());
-        most.is_finite() && self.codes.par_chunks(1 << 14).all(|codes| codes.iter().all(known))
+        let all_known = self.codes.par_chunks(1 << 14).all(|codes| codes.iter().all(known));
+        if most.is_nan() || !all_known { f32::INFINITY } else { most }
     }
 
     /// Codes, factors, what is taken off, and the table as words: codes from the lowest bits on, numbers as their bits, the table filled up

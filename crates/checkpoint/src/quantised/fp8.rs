@@ -32,6 +32,9 @@ pub(super) fn put_together(tensors: &mut ByName, block: Option<[usize; 2]>) -> R
             let &[rows, columns] = values.shape.as_slice() else {
                 return Err(problem(format!("is of 8 bits in shape {:?}; expected a matrix", values.shape)));
             };
+            if rows == 0 || columns == 0 {
+                return Err(problem(format!("is of 8 bits in shape [{rows}, {columns}], without a value")));
+            }
             let (all, by_row) = ([rows, columns], [1, columns]);
             let block = match factors.len() {
                 1 => all,

@@ -1,6 +1,6 @@
 //! llama.cpp's blocks: a few bits a value with a factor for each block, or for parts of it whose factors are a few bits themselves
 //! (`ggml-quants.c`; `gguf.quants` says the same in numpy).
-use super::{Codes, signed};
+use super::{Codes, bits_of, fill_words, signed};
 use crate::number::Number;
 use crate::stored::{Place, map};
 use half::{bf16, f16};
@@ -194,15 +194,23 @@ impl Ggml {
         let stored = rows.start / head * head..rows.end.div_ceil(head) * head;
         let start = self.place.start + (stored.start * width) as u64;
         let bytes = map(&files[self.place.file], start, Some(stored.len() * width)).map_err(|e| e.to_string())?;
-        let row = |row: usize| &bytes[(self.row(row) - stored.start) * width..][..width];
-        Ok(rows.clone().flat_map(row).copied().collect())
+        let mut out = Vec::with_capacity(rows.len() * width);
+        match self.head {
+            None => out.extend_from_slice(&bytes),
+            Some(_) => {
+                let row = |row: usize| &bytes[(self.row(row) - stored.start) * width..][..width];
+                rows.clone().for_each(|at| out.extend_from_slice(row(at)));
+            }
+        }
+        Ok(out)
     }
 
     /// Bits that a value takes as codes; `None` where there are none.
     pub fn bits_as_codes(&self) -> Option<f64> {
         let (table, block) = self.kind.coded().filter(|_| !self.minus_one)?;
-        let bits = if table.len() <= 16 { 4.0 } else { 8.0 };
-        Some(bits + if self.kind.has_least() { 64.0 } else { 32.0 } / block as f64)
+        let bits = bits_of(table.len());
+        let of_block = if self.kind.has_least() { 64.0 } else { 32.0 };
+        fill_words(self.columns, bits).then(|| bits as f64 + of_block / block as f64)
     }
 
     /// Rows as codes; `None` where values are stored as numbers, or something is taken off each.

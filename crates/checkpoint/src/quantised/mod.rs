@@ -7,6 +7,7 @@ pub(crate) mod ggml;
 mod mxfp4;
 
 pub use codes::Codes;
+use codes::bits_of;
 
 use crate::error::Result;
 use crate::layout::Layout;
@@ -105,7 +106,7 @@ impl Quantised {
             Self::FourBits(of) => of.codes(files, rows).map(Some),
             Self::EightBits(of) => of.codes(files, rows).map(Some),
             Self::Fp8(of) => of.codes(files, rows).map(Some),
-            Self::Mxfp4(of) => of.codes(files, rows).map(Some),
+            Self::Mxfp4(of) => of.codes(files, rows, 1).map(Some),
             Self::Ggml(of) => of.codes(files, rows),
         }
     }
@@ -129,8 +130,7 @@ impl Quantised {
             // an expert's columns are rows of what is stored
             (Layout::Part { index, first, every }, _, Self::Mxfp4(of)) => {
                 let [outputs, _] = of.shape;
-                let codes = of.codes(files, &(index * outputs..(index + 1) * outputs))?;
-                Ok(Some(codes.every(first, every)))
+                of.codes(files, &(index * outputs + first..(index + 1) * outputs), every).map(Some)
             }
             (_, _, Self::Mxfp4(_)) => Ok(None),
             (Layout::Same | Layout::Transposed, &[rows, _], _) => self.rows(files, &(0..rows)),

@@ -3,6 +3,7 @@
 use super::{ByName, Codes, Quantised, Raw, ending, put, take};
 use crate::layout::Layout;
 use crate::number::Number;
+use rayon::prelude::*;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -48,13 +49,20 @@ pub(super) fn put_together(tensors: &mut ByName) -> Result<(), (String, String)>
 }
 
 impl Mxfp4 {
-    /// Rows as they are stored, which are columns of the tensor, as codes.
-    pub fn codes(&self, files: &[PathBuf], rows: &Range<usize>) -> Result<Codes, String> {
+    /// Rows as they are stored, which are columns of the tensor, every so many-th of them, as codes.
+    pub fn codes(&self, files: &[PathBuf], rows: &Range<usize>, every: usize) -> Result<Codes, String> {
         let [_, inputs] = self.shape;
         let bytes = self.blocks.bytes(files, rows.start * inputs / 2..rows.end * inputs / 2)?;
         let scales = self.scales.bytes(files, rows.start * inputs / BLOCK..rows.end * inputs / BLOCK)?;
-        let codes = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect();
-        let factors = scales.iter().map(|scale| 2f32.powi(i32::from(*scale) - 127)).collect();
+        let mut codes = vec![0; rows.len().div_ceil(every) * inputs];
+        codes.par_chunks_mut(inputs).zip(bytes.par_chunks(every * inputs / 2)).for_each(|(codes, bytes)| {
+            for (codes, byte) in codes.chunks_exact_mut(2).zip(bytes) {
+                codes.copy_from_slice(&[byte & 15, byte >> 4]);
+            }
+        });
+        let of_row = |scales: &[u8]| scales.iter().take(inputs / BLOCK).copied().collect::<Vec<u8>>();
+        let factor = |scale: u8| 2f32.powi(i32::from(scale) - 127);
+        let factors = scales.chunks(every * inputs / BLOCK).flat_map(of_row).map(factor).collect();
         Ok(Codes::plain(inputs, codes, TABLE.to_vec(), (BLOCK, factors)))
     }
 
@@ -65,7 +73,7 @@ impl Mxfp4 {
         if !range.start.is_multiple_of(expert) || !range.end.is_multiple_of(expert) {
             return Err("is read by whole experts only".to_owned());
         }
-        let values = self.codes(files, &(range.start / inputs..range.end / inputs))?.values();
+        let values = self.codes(files, &(range.start / inputs..range.end / inputs), 1)?.values();
         let turned = |of: &[f32]| Layout::Transposed.arrange(of, &[outputs, inputs], |value| value);
         Ok(values.chunks(expert).flat_map(turned).collect())
     }

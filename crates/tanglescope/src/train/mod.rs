@@ -172,7 +172,7 @@ impl TrainOptions {
             steps: settings.max_steps,
             pairs_per_step: settings.pairs_per_step(),
             epochs: settings.max_steps as f64 * settings.pairs_per_step() as f64 / groups.len() as f64,
-            held_bytes: held_bytes(&model, &planned.outline),
+            held_bytes: held_bytes(&planned.placement, &model, outline),
             reference: self.objective.uses_reference(),
             held_out: examples.held_out.len(),
         })
@@ -306,23 +306,19 @@ fn below_1(option: &'static str, value: f32) -> Result<f32> {
     }
 }
 
-/// Bytes of a gradient and two moments of all that is trained, at most, and of the numbers that weights become which were codes; activations get
-/// what is left.
-fn held_bytes(model: &Model, outline: &Outline) -> usize {
-    let factors = |map: &LinearMap| map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
-    let low_rank: usize = outline.maps.iter().map(factors).sum();
+/// Bytes of a gradient and two moments of all that is trained, at most, and of the numbers that weights become which are held as less.
+fn held_bytes(placement: &Placement, model: &Model, outline: &Outline) -> usize {
     if matches!(model.scope, Scope::Lora) {
-        return 3 * model.dtype.size() * low_rank;
+        let factors = |map: &LinearMap| map.rank.unwrap_or(0) * (map.shape[0] + map.shape[1]);
+        return 3 * model.dtype.size() * outline.maps.iter().map(factors).sum::<usize>();
     }
-    let [outside, block, adapter] = outline.values();
-    let all = (outside + (block + adapter) * outline.description.layers()) * model.dtype.size();
-    let [outside, block] = model.bytes_of_weights(outline, model.device.is_cpu());
-    3 * all + all.saturating_sub(outside + block * outline.description.layers())
+    let all = outline.values().all(outline.description.layers()) * model.dtype.size();
+    3 * all + all.saturating_sub(placement.held)
 }
 
-/// A placement that leaves room for what training holds.
+/// A placement that leaves room for what training holds; activations get what is left.
 fn for_training(placement: Placement, model: &Model, outline: &Outline) -> Placement {
-    let held = held_bytes(model, outline) / placement.at_once;
+    let held = held_bytes(&placement, model, outline) / placement.at_once;
     Placement { activations: placement.activations.map(|bytes| bytes.saturating_sub(held)), ..placement }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Two kinds are there: byte-level BPE (`gpt2`), whose way of cutting texts is known by a name, and SentencePiece's BPE (`llama`), whose merges
 //! follow from the scores of its pieces as transformers makes them (`convert_slow_tokenizer.generate_merges`).
-use crate::gguf::{Field, Header};
+use super::header::{Field, Header};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
