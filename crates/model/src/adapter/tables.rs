@@ -1,5 +1,6 @@
 //! What a saved adapter changes of the embedding and of the output matrix: LoRA on either, and rows of single tokens.
-use super::{SavedAdapter, Targets, is_end_of};
+use super::SavedAdapter;
+use super::targets::{Targets, is_end_of};
 use crate::architectures::{Description, Wrapper};
 use crate::config::Config;
 use crate::error::{Error, Result};

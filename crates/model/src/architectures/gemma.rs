@@ -1,9 +1,10 @@
 //! `GemmaForCausalLM`: Llama with norms that multiply with one plus their gain, and a scaled embedding.
+use super::Description;
 use super::llama::{self, Defaults};
-use super::{Activation, Description};
 use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
+use tanglescope_kernels::Activation;
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
     let defaults = Defaults {
