@@ -8,4 +8,5 @@ mod checkpoints;
 mod engine;
 mod formats;
 mod recipes;
+mod stopping;
 mod untrusted;

@@ -1,5 +1,6 @@
 //! Which device a run uses.
 use crate::error::{Error, Result};
+use crate::listener::Stopped;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::str::FromStr;
@@ -250,9 +251,12 @@ impl Device {
     }
 }
 
-/// Runs work; where a file of a model could not be read any more, that is its error.
+/// Runs work; where a file of a model could not be read any more, or the listener wanted an end, that is its error.
 fn readable<T>(work: impl FnOnce() -> Result<T>) -> std::result::Result<Result<T>, Box<dyn Any + Send>> {
-    catch_unwind(AssertUnwindSafe(work)).or_else(|payload| Ok(Err(stopped_by(payload)?.into())))
+    catch_unwind(AssertUnwindSafe(work)).or_else(|payload| match payload.downcast::<Stopped>() {
+        Ok(_) => Ok(Err(Error::Stopped)),
+        Err(payload) => Ok(Err(stopped_by(payload)?.into())),
+    })
 }
 
 /// Name of a number type.

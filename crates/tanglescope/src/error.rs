@@ -45,6 +45,9 @@ pub enum Error {
         /// What is missing, and what to do.
         problem: String,
     },
+    /// The listener wanted the call to end.
+    #[error("stopped; what is written stays, and the same call goes on from there")]
+    Stopped,
     /// Work that did not end well: numbers that overflowed, checks that failed, parts that were left out.
     #[error("{0}")]
     Failed(String),

@@ -50,6 +50,23 @@ pub trait Listener: Sync {
 
     /// A check of `verify`, as it is made.
     fn checked(&self, _check: &Check) {}
+
+    /// Whether the call is to end: asked whenever some of the work is done. It then ends with [`Error::Stopped`](crate::Error::Stopped); what
+    /// was written stays, and a second call goes on from there.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+}
+
+/// What ends the work of a call whose listener wants it to, as the payload of a panic: batches run on several threads, which all come here.
+pub(crate) struct Stopped;
+
+/// Some of the work is done.
+pub(crate) fn advance(listener: &dyn Listener, more: Amount) {
+    listener.advance(more);
+    if listener.is_stopped() {
+        std::panic::resume_unwind(Box::new(Stopped));
+    }
 }
 
 /// Begins work into a folder, and tells how much of it an earlier call did, where it did some.

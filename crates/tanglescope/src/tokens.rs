@@ -3,7 +3,7 @@ use crate::data::{group, groups, read, reading, tokenizer};
 use crate::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
-use crate::listener::{Amount, Listener, begin};
+use crate::listener::{Amount, Listener, advance, begin};
 use crate::measure::{identity, open};
 use crate::model::Model;
 use crate::options::{DataOptions, ModelOptions};
@@ -147,7 +147,7 @@ impl OnDevice for TokensOnDevice<'_> {
                 let found =
                     token_matrices(&model, &scope, &groups.iter().collect::<Vec<_>>(), (most, at_once), |done| {
                         let rows = done.iter().map(|&g| token_rows(&groups[g])).sum();
-                        listener.advance(Amount { pairs: done.len(), rows });
+                        advance(listener, Amount { pairs: done.len(), rows });
                     });
                 tables.write(part, window, &found, tokenizer.as_ref())?;
             }

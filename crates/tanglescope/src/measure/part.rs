@@ -4,7 +4,7 @@ use super::pair::{Masks, MeasuredPair};
 use super::stages::ROWS_PER_PART;
 use super::{Measurement, Probe, TokenLogps};
 use crate::error::{Error, Result};
-use crate::listener::Amount;
+use crate::listener::{Amount, advance};
 use crate::reference::LoadedReference;
 use tanglescope_data::Dataset;
 use tanglescope_gram::{
@@ -78,7 +78,7 @@ impl<B: Kernels> Setup<'_, B> {
             batches_of(requests.iter().map(|request| request.group), self.plan.forward_rows_per_batch, self.at_once);
         let results = grams_in_batches(self.model, self.scope, &requests, &schedule, Detail::Parameters, |batch| {
             let rows = batch.iter().map(|&g| requests[g].group.forward_rows()).sum();
-            self.of.listener.advance(Amount { pairs: batch.len(), rows });
+            advance(self.of.listener, Amount { pairs: batch.len(), rows });
         });
         let groups: Vec<&Group> = window.iter().map(|item| &item.group).collect();
         let reference: Option<TokenLogps> = match self.of.reference {

@@ -1,7 +1,7 @@
 //! Token log-probabilities under the reference: computed once, and kept in the run's folder.
 use super::examples::Examples;
 use crate::error::{Error, Result};
-use crate::listener::{Amount, Listener};
+use crate::listener::{Amount, Listener, advance};
 use crate::model::Model;
 use crate::reference::{LoadedReference, Reference};
 use std::path::Path;
@@ -74,8 +74,8 @@ fn compute<B: Kernels>(
         let groups: Vec<&Group> = set.iter().map(|example| &example.group).collect();
         let schedule = batches_of(groups.iter().copied(), plan.rows, plan.at_once);
         let logps = token_logps_in_batches(model, &groups, &schedule, |batch| {
-            listener
-                .advance(Amount { pairs: batch.len(), rows: batch.iter().map(|&g| groups[g].forward_rows()).sum() });
+            let rows = batch.iter().map(|&g| groups[g].forward_rows()).sum();
+            advance(listener, Amount { pairs: batch.len(), rows });
         });
         tensors.push(((*name).to_owned(), tensor(logps.into_iter().flatten().flatten().collect())));
     }

@@ -1,7 +1,7 @@
 //! The loop of a run: steps, evaluations, checkpoints.
 use super::log::Log;
 use crate::error::Result;
-use crate::listener::{Amount, Listener};
+use crate::listener::{Amount, Listener, advance};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use tanglescope_kernels::Kernels;
@@ -52,7 +52,7 @@ impl<B: Kernels> TrainingLoop<'_, B> {
             let (before, after) = (self.amount(number - 1), self.amount(number));
             let more = Amount { pairs: after.pairs - before.pairs, rows: after.rows - before.rows };
             self.listener.about(&format!("step {number} of {max_steps}: {}, ", brief(&step.log)));
-            self.listener.advance(more);
+            advance(self.listener, more);
             self.note(step.log, &mut log)?;
             pairs.extend(step.pairs);
             predicted.extend(step.predictions);

@@ -1,0 +1,67 @@
+//! Calls that a listener ends.
+use crate::support::demo;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tanglescope::{
+    Amount, AnalyzeOptions, DataOptions, Error, Listener, ModelOptions, RowOptions, TokensOptions, analyze, tokens,
+};
+
+/// Ends a call when some batches are done, and counts the pairs of all of them.
+struct After {
+    batches: usize,
+    seen: AtomicUsize,
+    pairs: AtomicUsize,
+}
+
+impl After {
+    fn new(batches: usize) -> Self {
+        Self { batches, seen: AtomicUsize::new(0), pairs: AtomicUsize::new(0) }
+    }
+}
+
+impl Listener for After {
+    fn advance(&self, more: Amount) {
+        self.seen.fetch_add(1, Ordering::Relaxed);
+        self.pairs.fetch_add(more.pairs, Ordering::Relaxed);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.seen.load(Ordering::Relaxed) >= self.batches
+    }
+}
+
+/// What was written stays, nothing of it is measured again, and the whole is what a call that is not stopped writes.
+#[test]
+fn a_stopped_call_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = RowOptions { limit: Some(150), ..RowOptions::default() };
+    let data = DataOptions { rows, ..DataOptions::new(demo().join("long.jsonl")) };
+    let options = |out: &str| AnalyzeOptions::new(ModelOptions::new(demo()), data.clone(), folder.path().join(out));
+    let whole = analyze(&options("whole"), &()).unwrap().records;
+    // no batch has more pairs than a part: there is at least one part, and not all
+    let (mut stops, mut measured) = (0, 0);
+    let found = loop {
+        let listener = After::new(4);
+        match analyze(&options("stopped"), &listener) {
+            Ok(found) => break found.records,
+            Err(error) => assert!(matches!(error, Error::Stopped), "{error}"),
+        }
+        (stops, measured) = (stops + 1, measured + listener.pairs.into_inner());
+        assert!(stops < 100, "no part is ever done");
+    };
+    assert!(stops > 0 && measured > 0);
+    for table in ["pairs.parquet", "params.parquet", "responses.parquet"] {
+        let (got, want) = (found.table(table).unwrap().unwrap(), whole.table(table).unwrap().unwrap());
+        assert!(got.equals_missing(&want), "{table}");
+    }
+}
+
+/// Token matrices too.
+#[test]
+fn stopped_tokens_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = RowOptions { limit: Some(4), ..RowOptions::default() };
+    let data = DataOptions { rows, ..DataOptions::new(demo().join("long.jsonl")) };
+    let options = TokensOptions::new(ModelOptions::new(demo()), data, folder.path().join("out"));
+    assert!(matches!(tokens(&options, &After::new(1)), Err(Error::Stopped)));
+    tokens(&options, &()).unwrap();
+}
