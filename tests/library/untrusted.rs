@@ -341,7 +341,7 @@ fn open_as(folder: &Path, name: &str, bytes: &[u8]) {
             if shape.iter().fold(1usize, |n, size| n.saturating_mul(*size)) < 1 << 20 {
                 let _values = tensors.read::<f32>(name, Layout::Same);
                 for layout in [Layout::Same, Layout::Rows { index: 0, piece: 0, of: 2 }] {
-                    let _words = tensors.codes(name, layout).map(|codes| codes.map(|codes| codes.words()));
+                    let _words = tensors.codes(name, layout, f32::MAX).map(|codes| codes.map(|codes| codes.words()));
                 }
             }
         }

@@ -129,8 +129,8 @@ impl Stored {
         }
     }
 
-    /// What a layout keeps, as codes; `None` where there are none, or some stand for no number.
-    pub(crate) fn codes(&self, files: &[PathBuf], name: &str, layout: Layout) -> Result<Option<Codes>> {
+    /// What a layout keeps, as codes; `None` where there are none, or some may stand for no number, or for one beyond `most`.
+    pub(crate) fn codes(&self, files: &[PathBuf], name: &str, layout: Layout, most: f32) -> Result<Option<Codes>> {
         let Encoding::Quantised(of) = &self.encoding else { return Ok(None) };
         if self.shape.contains(&0) {
             return Ok(None);
@@ -138,7 +138,7 @@ impl Stored {
         let codes = of.codes(files, &self.shape, layout);
         let codes = codes.map_err(|problem| Error::tensor(&files[self.file()], name, problem))?;
         // what is wrong with a value is said where it is read as one
-        Ok(codes.filter(|codes| codes.fill_words() && codes.largest().is_finite()))
+        Ok(codes.filter(|codes| codes.fill_words() && codes.largest() <= most))
     }
 
     /// Reads the values that a layout keeps, in its order; `name` and `files` are for errors and of the checkpoint.

@@ -242,12 +242,12 @@ impl Tensors {
     }
 
     /// What a layout keeps of a quantised tensor, as codes of the matrix, or, where that is another than [`Layout::Same`], of its transpose; `None`
-    /// where there are none.
+    /// where there are none, or some may stand for no number, or for one beyond `most`: reading them as values says which.
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn codes(&self, name: &str, layout: Layout) -> Result<Option<Codes>> {
-        self.by_name.get(name).map_or(Ok(None), |stored| stored.codes(&self.files, name, layout))
+    pub fn codes(&self, name: &str, layout: Layout, most: f32) -> Result<Option<Codes>> {
+        self.by_name.get(name).map_or(Ok(None), |stored| stored.codes(&self.files, name, layout, most))
     }
 
     /// SHA-256 over the contents of all files, in the order of their names.

@@ -9,7 +9,7 @@ use crate::parameters::NamedVisitor;
 use crate::scope::InScope;
 use crate::sink::{Embedding, Factor, LinearRows, Predictions, Scores, Sink, TableRows};
 use std::collections::HashMap;
-use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, as_index};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
 
 /// A learned low-rank change of the embedding or of the output matrix.
 #[derive(Clone, Debug)]
@@ -157,8 +157,8 @@ impl<B: Kernels> TokenRows<B> {
         (rows, weights): (RowSet, &[f64]),
     ) -> LinearRows<B> {
         let n = self.tokens.len();
-        let every: Vec<u32> = (0..as_index(predictions.targets.len())).collect();
-        let mut e = B::download(&scores.logits_of(&every, &self.tokens));
+        let of_tokens = scores.w.rows(&self.tokens, scores.y.dtype());
+        let mut e = B::download(&B::matmul(&scores.y, &of_tokens, true, 1.0, None));
         for (row, e) in e.chunks_exact_mut(n).enumerate() {
             for (logit, token) in e.iter_mut().zip(&self.tokens) {
                 *logit = predictions.cotangent(row, *token as usize, *logit);

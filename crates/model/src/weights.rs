@@ -118,10 +118,10 @@ impl Weights {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Matrix<B>> {
+        // what is beyond the type is said where values are read
+        let most = if dtype == DType::F16 { f16::MAX.to_f32() } else { f32::MAX };
         if self.shape(name) == Some(shape)
-            && let Some(codes) = self.tensors.codes(name, layout)?
-            // what is beyond the type is said where values are read
-            && (dtype != DType::F16 || codes.largest() <= f16::MAX.to_f32())
+            && let Some(codes) = self.tensors.codes(name, layout, most)?
         {
             self.taken.insert(name.to_owned());
             return Ok(Matrix::Coded(coded::<B>(&codes, layout != Layout::Same, device)));

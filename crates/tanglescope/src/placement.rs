@@ -58,8 +58,11 @@ impl Placement {
         let device = device.min(layers);
         // the copies of the blocks at work are beside those that stay
         let held = outside + block * (device + usize::from(device < layers));
-        let [_, of_host] = model.bytes_of_weights(outline, true);
-        let host = (free() / 10 * 7 / of_host.max(1)).min(layers - device);
+        let on_host = || {
+            let [_, of_host] = model.bytes_of_weights(outline, true);
+            (free() / 10 * 7 / of_host.max(1)).min(layers - device)
+        };
+        let host = if device < layers { on_host() } else { 0 };
         let places = Places { device, host };
         Self { weights, places, held, activations: Some(memory.saturating_sub(held)), at_once }
     }

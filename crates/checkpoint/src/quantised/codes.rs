@@ -83,7 +83,7 @@ impl Codes {
 
     /// What no value is larger than; infinite where one is no number, as far as the largest factor and entry of the table say.
     #[must_use]
-    pub fn largest(&self) -> f32 {
+    pub(crate) fn largest(&self) -> f32 {
         let largest =
             |of: &[f32]| of.iter().fold(0f32, |most, x| if x.is_nan() { f32::INFINITY } else { most.max(x.abs()) });
         let of_table = self.table.iter().filter(|x| x.is_finite()).fold(0f32, |most, x| most.max(x.abs()));
