@@ -7,6 +7,7 @@ mod architectures;
 mod checkpoints;
 mod engine;
 mod formats;
+mod loaded;
 mod recipes;
 mod stopping;
 mod untrusted;

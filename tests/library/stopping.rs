@@ -2,7 +2,8 @@
 use crate::support::demo;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tanglescope::{
-    Amount, AnalyzeOptions, DataOptions, Error, Listener, ModelOptions, RowOptions, TokensOptions, analyze, tokens,
+    Amount, AnalyzeOptions, DataOptions, Error, Listener, ModelOptions, RowOptions, Stop, TokensOptions, analyze,
+    tokens,
 };
 
 /// Ends a call when some batches are done, and counts the pairs of all of them.
@@ -10,22 +11,25 @@ struct After {
     batches: usize,
     seen: AtomicUsize,
     pairs: AtomicUsize,
+    stop: Stop,
 }
 
 impl After {
     fn new(batches: usize) -> Self {
-        Self { batches, seen: AtomicUsize::new(0), pairs: AtomicUsize::new(0) }
+        Self { batches, seen: AtomicUsize::new(0), pairs: AtomicUsize::new(0), stop: Stop::default() }
     }
 }
 
 impl Listener for After {
     fn advance(&self, more: Amount) {
-        self.seen.fetch_add(1, Ordering::Relaxed);
         self.pairs.fetch_add(more.pairs, Ordering::Relaxed);
+        if self.seen.fetch_add(1, Ordering::Relaxed) + 1 >= self.batches {
+            self.stop.ask();
+        }
     }
 
-    fn is_stopped(&self) -> bool {
-        self.seen.load(Ordering::Relaxed) >= self.batches
+    fn stop(&self) -> Option<&Stop> {
+        Some(&self.stop)
     }
 }
 
@@ -53,6 +57,18 @@ fn a_stopped_call_goes_on() {
         let (got, want) = (found.table(table).unwrap().unwrap(), whole.table(table).unwrap().unwrap());
         assert!(got.equals_missing(&want), "{table}");
     }
+}
+
+/// An end that is asked for before the first block is one before any batch is done.
+#[test]
+fn a_call_ends_within_a_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataOptions::new(demo().join("long.jsonl"));
+    let listener = After::new(1);
+    listener.stop.ask();
+    let options = AnalyzeOptions::new(ModelOptions::new(demo()), data, folder.path().join("out"));
+    assert!(matches!(analyze(&options, &listener), Err(Error::Stopped)));
+    assert_eq!(listener.pairs.into_inner(), 0);
 }
 
 /// Token matrices too.

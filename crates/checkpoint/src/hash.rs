@@ -1,5 +1,6 @@
 //! SHA-256 of files, which stand for what they hold.
 use crate::error::{Error, Result};
+use crate::stored::Held;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
@@ -19,6 +20,14 @@ pub(crate) fn hash_of_hashes(mut hashes: Vec<String>) -> String {
 #[must_use]
 pub fn text_hash(text: &str) -> String {
     hex(&Sha256::digest(text))
+}
+
+/// SHA-256 of a tensor in memory, with its name, shape and type.
+pub(crate) fn held_hash(name: &str, shape: &[usize], held: &Held) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(format!("{name} {shape:?} {}\n", held.number.name()));
+    hasher.update(&held.bytes);
+    hex(&hasher.finalize())
 }
 
 /// SHA-256 of a file.

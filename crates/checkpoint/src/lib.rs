@@ -21,5 +21,5 @@ pub use hash::{file_hash, text_hash};
 pub use layout::Layout;
 pub use number::{Float, Number};
 pub use quantised::Codes;
-pub use stored::Stored;
+pub use stored::{Held, Stored};
 pub use tensors::{Tensors, file_names, gguf_config, gguf_tokenizer, shards};

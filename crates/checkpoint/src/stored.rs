@@ -3,6 +3,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::number::{Float, Number};
 use crate::quantised::{Codes, Quantised};
+use bytes::Bytes;
 use half::{bf16, f16};
 use memmap2::{Mmap, MmapOptions};
 use rayon::prelude::*;
@@ -47,6 +48,23 @@ pub(crate) enum Encoding {
     Pieces { number: Number, pieces: Vec<Piece> },
     /// As a few bits each, with factors beside them.
     Quantised(Quantised),
+    /// One behind the other, in memory.
+    Held(Held),
+}
+
+/// Numbers in memory that another library may own, one behind the other.
+#[derive(Clone, PartialEq)]
+pub struct Held {
+    /// Their type.
+    pub number: Number,
+    /// All of them.
+    pub bytes: Bytes,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of {}", self.bytes.len(), self.number.name())
+    }
 }
 
 /// Bytes of a file, mapped.
@@ -69,6 +87,11 @@ fn first_not_finite<E: Float>(numbers: &[E]) -> Option<usize> {
     if numbers.par_chunks(1 << 14).all(all_finite) { None } else { numbers.iter().position(|x| !x.finite()) }
 }
 
+/// Whether there are numbers, and all of them are finite.
+fn all_finite<E: Float>(numbers: Option<&[E]>) -> bool {
+    numbers.is_some_and(|numbers| first_not_finite(numbers).is_none())
+}
+
 impl Stored {
     /// Its shape.
     #[must_use]
@@ -82,6 +105,7 @@ impl Stored {
         match &self.encoding {
             Encoding::Plain { number, .. } | Encoding::Pieces { number, .. } => number.name(),
             Encoding::Quantised(of) => of.kind(),
+            Encoding::Held(of) => of.number.name(),
         }
     }
 
@@ -89,7 +113,7 @@ impl Stored {
     #[must_use]
     pub fn holds_weights(&self) -> bool {
         match &self.encoding {
-            Encoding::Plain { number, .. } | Encoding::Pieces { number, .. } => {
+            Encoding::Plain { number, .. } | Encoding::Pieces { number, .. } | Encoding::Held(Held { number, .. }) => {
                 matches!(number, Number::F64 | Number::F32 | Number::F16 | Number::BF16)
             }
             Encoding::Quantised(_) => true,
@@ -106,7 +130,9 @@ impl Stored {
     #[must_use]
     pub fn fits_bf16(&self) -> bool {
         match &self.encoding {
-            Encoding::Plain { number, .. } | Encoding::Pieces { number, .. } => *number == Number::BF16,
+            Encoding::Plain { number, .. } | Encoding::Pieces { number, .. } | Encoding::Held(Held { number, .. }) => {
+                *number == Number::BF16
+            }
             Encoding::Quantised(of) => of.fits_bf16(),
         }
     }
@@ -116,7 +142,7 @@ impl Stored {
     pub fn bits_as_codes(&self) -> Option<f64> {
         match &self.encoding {
             Encoding::Quantised(of) => of.bits_as_codes(),
-            Encoding::Plain { .. } | Encoding::Pieces { .. } => None,
+            Encoding::Plain { .. } | Encoding::Pieces { .. } | Encoding::Held(_) => None,
         }
     }
 
@@ -126,7 +152,21 @@ impl Stored {
             Encoding::Plain { place, .. } => place.file,
             Encoding::Pieces { pieces, .. } => pieces.first().map_or(0, |piece| piece.place.file),
             Encoding::Quantised(of) => of.file(),
+            Encoding::Held(_) => 0,
         }
+    }
+
+    /// The numbers themselves, where they are in memory, of a type, and finite.
+    pub(crate) fn held(&self, number: Number) -> Option<Bytes> {
+        let Encoding::Held(of) = &self.encoding else { return None };
+        let finite = || match number {
+            Number::F32 => all_finite(bytemuck::try_cast_slice::<_, f32>(&of.bytes).ok()),
+            Number::F64 => all_finite(bytemuck::try_cast_slice::<_, f64>(&of.bytes).ok()),
+            Number::BF16 => all_finite(bytemuck::try_cast_slice::<_, bf16>(&of.bytes).ok()),
+            _ => false,
+        };
+        // what is wrong with a value is said where it is read as one
+        (of.number == number && !of.bytes.is_empty() && finite()).then(|| of.bytes.clone())
     }
 
     /// What a layout keeps, as codes; `None` where there are none, or some may stand for no number, or for one beyond `most`.
@@ -155,6 +195,10 @@ impl Stored {
                 let bytes =
                     map(path, place.start + (range.start * number.size()) as u64, Some(range.len() * number.size()))?;
                 self.plain(*number, &bytes, layout).ok_or_else(|| no_weights(path, name, *number))?
+            }
+            Encoding::Held(Held { number, bytes }) => {
+                let bytes = &bytes[range.start * number.size()..range.end * number.size()];
+                self.plain(*number, bytes, layout).ok_or_else(|| no_weights(path, name, *number))?
             }
             Encoding::Pieces { number, pieces } => {
                 let values = match number {

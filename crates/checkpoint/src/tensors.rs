@@ -3,12 +3,13 @@
 //! Files are mapped and described when a checkpoint is opened; values are read one tensor at a time.
 use crate::error::{Error, Result};
 use crate::gguf::{self, GgufTokenizer};
-use crate::hash::{file_hash, hash_of_hashes};
+use crate::hash::{file_hash, hash_of_hashes, held_hash, text_hash};
 use crate::layout::Layout;
 use crate::number::{Float, Number};
 use crate::quantised::{self, Codes};
-use crate::stored::{Encoding, Piece, Place, Stored, map};
+use crate::stored::{Encoding, Held, Piece, Place, Stored, map};
 use crate::torch::{self, distributed};
+use bytes::Bytes;
 use rayon::prelude::*;
 use safetensors::tensor::Metadata;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -97,6 +98,25 @@ impl Tensors {
         }
         tensors.unwrap_names()?;
         Ok(tensors)
+    }
+
+    /// Tensors that another library holds in memory, by name and shape; `called` is what complaints call them.
+    ///
+    /// # Errors
+    /// Names a tensor whose bytes are not as many as its shape has.
+    pub fn held(called: &Path, tensors: impl IntoIterator<Item = (String, Vec<usize>, Held)>) -> Result<Self> {
+        let mut of = Self { folder: called.to_owned(), files: vec![called.to_owned()], ..Self::default() };
+        for (name, shape, held) in tensors {
+            let values = shape.iter().try_fold(1usize, |all, n| all.checked_mul(*n));
+            let needed = values.and_then(|values| values.checked_mul(held.number.size()));
+            if needed != Some(held.bytes.len()) {
+                let problem = format!("has {} bytes for shape {shape:?} of {}", held.bytes.len(), held.number.name());
+                return Err(Error::tensor(called, &name, problem));
+            }
+            of.by_name.insert(name, Stored { shape, encoding: Encoding::Held(held) });
+        }
+        of.unwrap_names()?;
+        Ok(of)
     }
 
     /// The same with quantised tensors put together from what they are stored as. `fp8_block` is how many rows and columns share a factor
@@ -250,11 +270,26 @@ impl Tensors {
         self.by_name.get(name).map_or(Ok(None), |stored| stored.codes(&self.files, name, layout, most))
     }
 
-    /// SHA-256 over the contents of all files, in the order of their names.
+    /// The numbers of a tensor where they lie; `None` where it is not [held](Self::held), or of another type, or has a value that is not
+    /// finite.
+    #[must_use]
+    pub fn held_numbers(&self, name: &str, number: Number) -> Option<Bytes> {
+        self.by_name.get(name)?.held(number)
+    }
+
+    /// SHA-256 over the contents of all files, in the order of their names; of tensors in memory, over their names, shapes and bytes.
     ///
     /// # Errors
     /// Where a file cannot be read.
     pub fn content_hash(&self) -> Result<String> {
+        let of_held = |(name, stored): (&String, &Stored)| match &stored.encoding {
+            Encoding::Held(held) => Some(held_hash(name, &stored.shape, held)),
+            _ => None,
+        };
+        let held: Vec<String> = self.by_name.par_iter().filter_map(of_held).collect();
+        if !held.is_empty() {
+            return Ok(text_hash(&held.concat()));
+        }
         let mut files: Vec<&PathBuf> = self.files.iter().collect();
         files.sort();
         let hashes: Vec<String> = files.par_iter().map(|path| file_hash(path)).collect::<Result<_>>()?;

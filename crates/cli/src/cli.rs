@@ -1,4 +1,5 @@
 //! The command line as it is written.
+#![allow(missing_docs)] // of groups of options that are flattened, which say what they are themselves
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -291,6 +292,15 @@ pub struct Analyze {
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
     #[command(flatten)]
+    pub measures: AnalysisMeasures,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// What `analyze` finds of every pair.
+#[derive(Args, Clone, Debug)]
+pub struct AnalysisMeasures {
+    #[command(flatten)]
     pub found: PairMeasures,
     /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
@@ -305,8 +315,6 @@ pub struct Analyze {
     /// File of probe texts (rows of `prompt` and `completion`): predicts how a step on each pair changes their log-probability
     #[arg(long, value_name = "FILE")]
     pub probe: Option<PathBuf>,
-    #[command(flatten)]
-    pub dry: DryRun,
 }
 
 /// Options of `rows`.

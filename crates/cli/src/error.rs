@@ -1,6 +1,5 @@
 //! Errors as the command line says them, and the exit codes that they end in.
 use regex::{Captures, Regex};
-use std::process::ExitCode;
 use std::sync::LazyLock;
 
 /// What ended a command.
@@ -22,11 +21,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// 2 for bad input, 1 for anything else.
-    pub fn exit_code(&self) -> ExitCode {
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Input(_) => ExitCode::from(2),
-            Self::Work(error) if error.is_bad_input() => ExitCode::from(2),
-            Self::Work(_) | Self::Failed(_) => ExitCode::from(1),
+            Self::Input(_) => 2,
+            Self::Work(error) if error.is_bad_input() => 2,
+            Self::Work(_) | Self::Failed(_) => 1,
         }
     }
 }

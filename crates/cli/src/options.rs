@@ -1,6 +1,6 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    Analyze, Bench, Compat, DataArgs, Derivative, Measured, ModelArgs, OnBadRow, PairMeasures, Precision, Report,
+    AnalysisMeasures, Analyze, Bench, Compat, DataArgs, Derivative, Measured, ModelArgs, OnBadRow, PairMeasures, Precision, Report,
     ReportFormat, RowArgs, Rows, ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, TokenArgs, Tokens, Train,
     Verify,
 };
@@ -12,11 +12,16 @@ use tanglescope::{
 };
 
 /// The command line, for manifests.
+#[must_use]
 pub fn command() -> Vec<String> {
     std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
-fn model(args: &ModelArgs) -> Result<library::ModelOptions> {
+/// A model, fetched where it is on the hub.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
+pub fn model(args: &ModelArgs) -> Result<library::ModelOptions> {
     let model = hub::resolve(&args.model, RepositoryKind::Model)?;
     let adapter = args.adapter.as_deref().map(|adapter| hub::resolve(adapter, RepositoryKind::Adapter)).transpose()?;
     Ok(library::ModelOptions { model, adapter, measured: measured(&args.measured)? })
@@ -32,6 +37,9 @@ fn precision(precision: Precision) -> library::Precision {
 }
 
 /// The device that a name is of.
+///
+/// # Errors
+/// Where it is none.
 pub fn device(name: Option<&str>) -> Result<Option<library::DeviceName>> {
     Ok(name.map(str::parse).transpose()?)
 }
@@ -47,7 +55,11 @@ fn derivative(of: Derivative) -> library::Derivative {
     }
 }
 
-fn measured(args: &Measured) -> Result<library::Measured> {
+/// What of a model is measured.
+///
+/// # Errors
+/// Where an option cannot be used.
+pub fn measured(args: &Measured) -> Result<library::Measured> {
     Ok(library::Measured {
         scope: scope(&args.scope)?,
         lora_r: args.lora_r,
@@ -89,7 +101,11 @@ fn recipe(args: &TokenArgs) -> Recipe {
     }
 }
 
-fn data(args: &DataArgs) -> Result<library::DataOptions> {
+/// Preference data, fetched where it is on the hub.
+///
+/// # Errors
+/// Where a name leads nowhere.
+pub fn data(args: &DataArgs) -> Result<library::DataOptions> {
     Ok(library::DataOptions { data: hub::resolve(&args.data, data_kind(&args.rows))?, rows: rows(&args.rows) })
 }
 
@@ -117,36 +133,54 @@ fn reference(text: &str) -> Result<ReferenceModel> {
     })
 }
 
-/// Options of `analyze`.
-pub fn analyze(args: &Analyze) -> Result<library::AnalyzeOptions> {
+/// What `analyze` is to find of every pair.
+///
+/// # Errors
+/// Where an objective is none, or a name leads nowhere.
+pub fn pair_measures(args: &AnalysisMeasures) -> Result<library::PairMeasures> {
     let group_objective = |name: &String| name.parse().map_err(|e| Error::Input(format!("--group-objective: {e}")));
-    Ok(library::AnalyzeOptions {
-        model: model(&args.model)?,
-        data: data(&args.data)?,
-        out: args.out.clone(),
+    Ok(library::PairMeasures {
         objectives: objectives(&args.found)?,
         reference: args.reference.as_deref().map(reference).transpose()?,
         mean_gradients: args.found.mean_gradients,
         all_pairs: args.all_pairs,
         group_objectives: args.group_objective.iter().map(group_objective).collect::<Result<_>>()?,
         probe: args.probe.as_deref().map(|path| hub::resolve(path, RepositoryKind::Data(None))).transpose()?,
+    })
+}
+
+/// Options of `analyze`.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
+pub fn analyze(args: &Analyze) -> Result<library::AnalyzeOptions> {
+    Ok(library::AnalyzeOptions {
+        model: model(&args.model)?,
+        data: data(&args.data)?,
+        measures: pair_measures(&args.measures)?,
+        out: args.out.clone(),
         command: command(),
     })
 }
 
 /// Options of `tokens`.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
 pub fn tokens(args: &Tokens) -> Result<library::TokensOptions> {
     Ok(library::TokensOptions {
         model: model(&args.model)?,
         data: data(&args.data)?,
+        measures: library::TokenMeasures { npy: args.npy, positions: args.positions },
         out: args.out.clone(),
-        npy: args.npy,
-        positions: args.positions,
         command: command(),
     })
 }
 
 /// Options of `rows`.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
 pub fn rows_of(args: &Rows) -> Result<library::RowsOptions> {
     Ok(library::RowsOptions {
         model: hub::resolve(&args.model, RepositoryKind::Model)?,
@@ -158,6 +192,9 @@ pub fn rows_of(args: &Rows) -> Result<library::RowsOptions> {
 }
 
 /// Options of `sweep`.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
 pub fn sweep(args: &Sweep) -> Result<library::SweepOptions> {
     let run = |text: &String| -> Result<library::RunFolder> {
         let (name, folder) = library::named("runs", text)?;
@@ -189,6 +226,9 @@ pub fn sweep(args: &Sweep) -> Result<library::SweepOptions> {
 }
 
 /// Options of `train`.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
 pub fn train(args: &Train) -> Result<library::TrainOptions> {
     let data_of = |path: &PathBuf| hub::resolve(path, data_kind(&args.data.rows));
     Ok(library::TrainOptions {
@@ -225,6 +265,9 @@ pub fn train(args: &Train) -> Result<library::TrainOptions> {
 }
 
 /// Options of `verify`.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
 pub fn verify(args: &Verify) -> Result<library::VerifyOptions> {
     Ok(library::VerifyOptions {
         model: model(&args.model)?,
@@ -235,6 +278,9 @@ pub fn verify(args: &Verify) -> Result<library::VerifyOptions> {
 }
 
 /// Options of `bench`.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
 pub fn bench(args: &Bench) -> Result<library::BenchOptions> {
     Ok(library::BenchOptions {
         model: args.model.as_deref().map(|model| hub::resolve(model, RepositoryKind::Model)).transpose()?,
@@ -264,6 +310,7 @@ pub fn bench(args: &Bench) -> Result<library::BenchOptions> {
 }
 
 /// Options of `summarize`.
+#[must_use]
 pub fn summarize(args: &Summarize) -> library::SummarizeOptions {
     let by = match args.by {
         SummaryBy::Run => library::SummaryBy::Run,
@@ -287,6 +334,7 @@ pub fn summarize(args: &Summarize) -> library::SummarizeOptions {
 }
 
 /// Options of `report`.
+#[must_use]
 pub fn report(args: &Report) -> library::ReportOptions {
     library::ReportOptions {
         folders: args.folders.clone(),

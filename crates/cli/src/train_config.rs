@@ -7,11 +7,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Parses the command line, with the options of a config file where it names one.
-pub fn parse() -> Result<Cli> {
-    read(std::env::args_os().collect())
-}
-
-fn read(words: Vec<OsString>) -> Result<Cli> {
+pub fn parse(words: Vec<OsString>) -> Result<Cli> {
     // required options may be in the file
     let lenient = Cli::command().ignore_errors(true).disable_help_flag(true).try_get_matches_from(&words).ok();
     let config = lenient

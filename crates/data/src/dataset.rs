@@ -254,6 +254,45 @@ impl Dataset {
     }
 }
 
+impl Dataset {
+    /// Refuses a row that a model cannot take.
+    ///
+    /// # Errors
+    /// Names the first such row.
+    pub fn check(&self, limits: Limits) -> Result<()> {
+        for pair in self.pairs.iter() {
+            let pair = pair?;
+            let checked = check(&pair.tokens.prompt, &pair.responses(), pair.group.is_some(), limits);
+            checked.map_err(|problem| Error::Row { path: self.path.clone(), row: pair.row, problem })?;
+        }
+        Ok(())
+    }
+
+    /// Some of its rows, by their places among the usable ones; what was said of the others is left out.
+    ///
+    /// # Errors
+    /// Where they cannot be read back.
+    pub fn select(&self, places: &[usize]) -> Result<Self> {
+        let (mut spool, mut hasher) = (Spool::new()?, Sha256::new());
+        for &at in places {
+            for pair in self.pairs.get(at..at + 1)? {
+                hash(&mut hasher, &pair);
+                spool.add(&pair)?;
+            }
+        }
+        Ok(Self {
+            path: self.path.clone(),
+            pairs: spool.finish()?,
+            skipped: Vec::new(),
+            groups: self.groups,
+            files: self.files.clone(),
+            notes: Vec::new(),
+            tokenize: self.tokenize.clone(),
+            content_hash: hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+        })
+    }
+}
+
 /// Responses of one prompt, of rows that are one response each.
 #[derive(Default)]
 struct PromptResponses {
@@ -467,7 +506,7 @@ fn usable(row: u64, parsed: Row, tokenizer: Option<&TextTokens>, reading: &Readi
         (preference, Some(tokenizer)) => recipe.tokens(&preference, &parsed.setting, tokenizer)?,
         (_, None) => return Err(Unusable::Bad("needs a tokenizer".to_owned())),
     };
-    check(&tokens, is_group, limits)?;
+    check(&tokens.prompt, &tokens.responses.iter().map(Vec::as_slice).collect::<Vec<_>>(), is_group, limits)?;
     let mut remarks = std::mem::take(&mut tokens.remarks);
     remarks.extend(parsed.ids_beside_text.then_some(Remark::IdsBesideText));
     let Tokens { prompt, responses, cut, .. } = tokens;
@@ -481,15 +520,19 @@ fn usable(row: u64, parsed: Row, tokenizer: Option<&TextTokens>, reading: &Readi
     Ok((Pair { row, id: parsed.id, tokens, cut, group }, remarks))
 }
 
-/// Checks ids and lengths against the model's limits.
-fn check(tokens: &Tokens, group: bool, limits: Limits) -> Result<(), String> {
-    let name = |k: usize| match (group, k) {
+/// What a response is called in its row.
+fn name_of(group: bool, k: usize) -> String {
+    match (group, k) {
         (true, k) => format!("responses[{k}]"),
         (false, 0) => "chosen".to_owned(),
         (false, _) => "rejected".to_owned(),
-    };
-    let responses = tokens.responses.iter().enumerate().map(|(k, ids)| (name(k), ids));
-    for (name, ids) in std::iter::once(("prompt".to_owned(), &tokens.prompt)).chain(responses) {
+    }
+}
+
+/// Checks ids and lengths of a prompt and its responses against the model's limits.
+fn check(prompt: &[u32], responses: &[&[u32]], group: bool, limits: Limits) -> Result<(), String> {
+    let named = responses.iter().enumerate().map(|(k, ids)| (name_of(group, k), *ids));
+    for (name, ids) in std::iter::once(("prompt".to_owned(), prompt)).chain(named) {
         if ids.is_empty() {
             return Err(format!("`{name}` has no tokens"));
         }
@@ -498,8 +541,8 @@ fn check(tokens: &Tokens, group: bool, limits: Limits) -> Result<(), String> {
             return Err(format!("`{name}` has the id {id}, beyond the model's vocabulary (0 to {last})"));
         }
     }
-    let response = tokens.responses.iter().map(Vec::len).max().unwrap_or(0);
-    let inputs = tokens.prompt.len() + response - 1;
+    let response = responses.iter().map(|ids| ids.len()).max().unwrap_or(0);
+    let inputs = prompt.len() + response - 1;
     if inputs > limits.positions {
         return Err(format!(
             "prompt and response need {inputs} positions, and the model has {}; option `max_length` = {} with option `truncate` = \

@@ -9,6 +9,7 @@ use crate::needs::Needs;
 use crate::outline::{FusedMap, Map};
 use crate::residency::Residence;
 use crate::scope::InScope;
+use crate::stop::Stop;
 use crate::sink::{Embedding, Factor, LinearRows, Predictions, Scores, Sink, TableRows};
 use crate::tables::{TableChanges, TokenRows};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,8 @@ pub struct Decoder<B: Kernels> {
     pub taken_apart: Option<&'static str>,
     /// What the device does in a second: decides between the two Gram reductions of a map.
     pub rates: Rates,
+    /// Asked before every block.
+    pub stop: Stop,
     pub(crate) embedding: Embedding<B>,
     pub(crate) positions: Option<Embedding<B>>,
     pub(crate) per_layer: Option<Box<PerLayerInputs<B>>>,

@@ -19,6 +19,7 @@ mod rope;
 mod save;
 mod scope;
 mod sink;
+mod stop;
 mod tables;
 mod weights;
 
@@ -38,4 +39,5 @@ pub use rope::Rope;
 pub use save::{read_tensors, write_tensors};
 pub use scope::{InScope, Location, Parameter, ParameterKind, Scope};
 pub use sink::{Embedding, Factor, HeadRows, Predictions, Scores, Sink, TableRows};
-pub use weights::{bytes_per_value, content_hash};
+pub use stop::{Stop, Stopped};
+pub use weights::{HeldModel, bytes_per_value, content_hash};

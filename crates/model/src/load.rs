@@ -1,5 +1,5 @@
 //! From a Hugging Face folder to a decoder, and from one adapter to another.
-use crate::adapter::{Adapter, AdapterSource, Place, SavedAdapter, TablesOutline};
+use crate::adapter::{Adapter, AdapterSource, Place, TablesOutline};
 use crate::architectures::{self, Description, ExpertsKind, PerLayerKind, Wrapper};
 use crate::assemble;
 use crate::config::Config;
@@ -11,8 +11,9 @@ use crate::layers::{
 use crate::outline::Outline;
 use crate::residency::{InFiles, Places, Residence, Store};
 use crate::sink::Embedding;
+use crate::stop::Stop;
 use crate::tables::TableChanges;
-use crate::weights::{Weights, content_hash};
+use crate::weights::{HeldModel, Weights, content_hash};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -213,6 +214,22 @@ impl<B: Kernels> Decoder<B> {
         Self::build(base, content_hash(folder)?, description, folder, source, dtype, device, places)
     }
 
+    /// The same of a model whose weights another library holds in memory; on the CPU they are used where they lie.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_held(
+        held: &HeldModel,
+        source: &AdapterSource,
+        dtype: DType,
+        device: &B::Device,
+        places: Places,
+    ) -> Result<Self> {
+        let description = architectures::describe(&Config::of_model(&held.folder)?)?;
+        let (weights, hash) = (Weights::of(held.tensors.clone()), held.content_hash.clone());
+        Self::build(weights, hash, description, &held.folder, source, dtype, device, places)
+    }
+
     /// The base model under the adapter, sharing its tensors; `None` where the adapter replaced some of them
     /// (`modules_to_save`, or plain weights of what it wraps).
     #[must_use]
@@ -236,40 +253,51 @@ impl<B: Kernels> Decoder<B> {
         Some(base)
     }
 
-    /// This model under another saved adapter, sharing the base's tensors; `None` where this adapter or the other
+    /// This model under another adapter, or none, sharing the base's tensors; `None` where this adapter or the other
     /// replaces some of them (`modules_to_save`).
     ///
     /// # Errors
     /// Names the file, key or tensor of the adapter that cannot be used.
-    pub fn adapted(&self, folder: &Path) -> Result<Option<Self>> {
-        let mut adapter = SavedAdapter::open(folder)?;
-        let as_a_whole = adapter.saves_parameters() || adapter.changes_all_experts();
+    pub fn under(&self, source: &AdapterSource) -> Result<Option<Self>> {
+        let mut adapter = Adapter::open(source)?;
+        let as_a_whole = match &adapter {
+            Adapter::Saved(saved) => saved.saves_parameters() || saved.changes_all_experts(),
+            Adapter::None | Adapter::Fresh(_) => false,
+        };
         let Some(mut model) = self.base().filter(|_| !as_a_whole) else { return Ok(None) };
         let before = if self.bare { &*self.description.names.prefix } else { "" };
+        let of_attention: BTreeSet<&str> =
+            self.maps.iter().filter(|map| map.reads.by_attention()).map(|map| map.path.as_str()).collect();
+        let attention = |path: &str| of_attention.contains(path);
+        let (dtype, device) = (self.dtype, &self.device);
+        // in the order in which a load asks for factors, which decides the numbers of fresh ones
+        if let Some(inputs) = &mut model.per_layer {
+            adapter.attach(&mut inputs.projection, before, OUTSIDE, (dtype, device))?;
+        }
         for (layer, block) in model.blocks.iter_mut().enumerate() {
+            let at = (layer, &attention as &dyn Fn(&str) -> bool);
             match block {
                 Residence::Device(block) => {
-                    adapter.attach_to_block(block, before, layer, self.dtype, &self.device)?;
+                    adapter.attach_to_block(block, before, at, (dtype, device))?;
                     one_rank(&block.mlp.layer)?;
                 }
                 Residence::Host(block) => {
-                    adapter.attach_to_block(block, before, layer, self.dtype, &FlexDevice)?;
+                    adapter.attach_to_block(block, before, at, (dtype, &FlexDevice))?;
                     one_rank(&block.mlp.layer)?;
                 }
-                Residence::Files(of) => of.change(self.dtype, &self.device, |block| {
-                    adapter.attach_to_block(block, before, layer, self.dtype, &self.device)?;
+                Residence::Files(of) => of.change(dtype, device, |block| {
+                    adapter.attach_to_block(block, before, at, (dtype, device))?;
                     one_rank(&block.mlp.layer)
                 })?,
             }
         }
-        if let Some(inputs) = &mut model.per_layer {
-            adapter.attach(&mut inputs.projection, before, OUTSIDE, self.dtype, &self.device)?;
+        model.tables = adapter.tables::<B>(&self.description, dtype, device)?;
+        if let Adapter::Saved(saved) = &mut adapter {
+            saved.ignore(&never_read(&self.description));
+            model.adapter_hash = Some(saved.content_hash()?);
         }
-        model.tables = adapter.tables::<B>(&self.description, self.dtype, &self.device)?;
-        adapter.ignore(&never_read(&self.description));
         adapter.finish()?;
-        model.adapter_hash = Some(adapter.content_hash()?);
-        let outline = Outline::with(model.description.clone(), &mut Adapter::Saved(Box::new(adapter)));
+        let outline = Outline::with(model.description.clone(), &mut adapter);
         (model.description, model.maps, model.tables_outline) = (outline.description, outline.maps, outline.tables);
         Ok(Some(model))
     }
@@ -358,6 +386,7 @@ impl<B: Kernels> Decoder<B> {
             quantised,
             activation_bytes: None,
             rates: Rates::CPU,
+            stop: Stop::default(),
             embedding,
             positions,
             per_layer,

@@ -254,6 +254,7 @@ impl<B: Kernels> Decoder<B> {
         };
         let mut run = |next: &mut dyn FnMut() -> Option<Block<Flex>>| {
             for layer in order {
+                self.stop.end_if_asked();
                 let Some(block) = on_device(*layer, next) else { return };
                 if !f(*layer, &block) {
                     return;

@@ -5,10 +5,10 @@ use crate::layers::Matrix;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tanglescope_checkpoint::{Codes, Layout, Number, Stored, Tensors};
-use tanglescope_kernels::{CodeSpec, Coded, DType, FloatTensor, Kernels, TensorData};
+use tanglescope_kernels::{AllocationProperty, Bytes, CodeSpec, Coded, DType, FloatTensor, Kernels, TensorData};
 
 /// The tensors of a checkpoint, each to be taken once.
 #[derive(Debug, Default)]
@@ -29,6 +29,11 @@ impl Weights {
     pub fn put_together(self, fp8_block: Option<[usize; 2]>) -> Result<Self> {
         let tensors = Arc::try_unwrap(self.tensors).unwrap_or_else(|shared| Tensors::clone(&shared));
         Ok(Self { tensors: Arc::new(tensors.put_together(fp8_block)?), ..self })
+    }
+
+    /// Tensors that are open.
+    pub fn of(tensors: Arc<Tensors>) -> Self {
+        Self { tensors, ..Self::default() }
     }
 
     /// The same tensors, none of them taken.
@@ -95,6 +100,13 @@ impl Weights {
         }
         let kept = layout.kept(shape);
         let narrow = kept.len() == 2 && stored.fits_bf16() && B::takes_stored(DType::BF16);
+        let as_it_lies = (layout == Layout::Same)
+            .then(|| self.held::<B>(name, shape, if narrow { DType::BF16 } else { dtype }))
+            .flatten();
+        if let Some(data) = as_it_lies {
+            self.taken.insert(name.to_owned());
+            return Ok(B::upload(data, device));
+        }
         let data = match dtype {
             _ if narrow => TensorData::new(self.tensors.read::<bf16>(name, layout)?, kept),
             DType::F64 => TensorData::new(self.tensors.read::<f64>(name, layout)?, kept),
@@ -104,6 +116,19 @@ impl Weights {
         };
         self.taken.insert(name.to_owned());
         Ok(B::upload(data, device))
+    }
+
+    /// A tensor's numbers where they lie in the host's memory, if they are used there: in a number type.
+    fn held<B: Kernels>(&self, name: &str, shape: &[usize], dtype: DType) -> Option<TensorData> {
+        let number = match dtype {
+            DType::F32 => Number::F32,
+            DType::F64 => Number::F64,
+            DType::BF16 => Number::BF16,
+            _ => return None,
+        };
+        let bytes = self.tensors.held_numbers(name, number).filter(|_| B::is_host())?;
+        let bytes = Bytes::from_shared(bytes, AllocationProperty::Native);
+        Some(TensorData::from_bytes(bytes, shape.to_vec(), dtype))
     }
 
     /// A matrix as it is stored, as codes or numbers; see [`take`](Self::take).
@@ -125,6 +150,13 @@ impl Weights {
         {
             self.taken.insert(name.to_owned());
             return Ok(Matrix::Coded(coded::<B>(&codes, layout != Layout::Same, device)));
+        }
+        if layout == Layout::Transposed
+            && self.shape(name) == Some(shape)
+            && let Some(of) = [dtype, DType::BF16].into_iter().find_map(|dtype| self.held::<B>(name, shape, dtype))
+        {
+            self.taken.insert(name.to_owned());
+            return Ok(Matrix::Turned(B::upload(of, device)));
         }
         Ok(Matrix::Plain(self.take::<B>(name, shape, layout, dtype, device)?))
     }
@@ -211,6 +243,45 @@ fn brief_shape(shape: &[usize]) -> String {
     }
 }
 
+/// A base model whose weights another library holds in memory.
+#[derive(Clone, Debug)]
+pub struct HeldModel {
+    /// What it is called.
+    pub called: String,
+    /// The folder with its config.json, which says what the weights are of.
+    pub folder: PathBuf,
+    /// Its weights, under the names of its checkpoint.
+    pub tensors: Arc<Tensors>,
+    /// Stands for both.
+    pub content_hash: String,
+}
+
+impl PartialEq for HeldModel {
+    fn eq(&self, other: &Self) -> bool {
+        self.content_hash == other.content_hash
+    }
+}
+
+impl Eq for HeldModel {}
+
+impl HeldModel {
+    /// The weights of a model whose config.json is in a folder.
+    ///
+    /// # Errors
+    /// Where the config cannot be read.
+    pub fn new(called: &str, folder: &Path, tensors: Tensors) -> Result<Self> {
+        let config = tanglescope_checkpoint::file_hash(&folder.join("config.json"))?;
+        let content_hash = format!("{}+{config}", tensors.content_hash()?);
+        Ok(Self { called: called.to_owned(), folder: folder.to_owned(), tensors: Arc::new(tensors), content_hash })
+    }
+
+    /// See [`bytes_per_value`].
+    #[must_use]
+    pub fn bytes_per_value(&self, dtype: DType, kept: bool) -> [f64; 2] {
+        average_bytes(&self.tensors, dtype, kept)
+    }
+}
+
 /// Bytes that a value of a model folder's weights takes in memory on average, in a number type: of those outside the blocks, and of those in
 /// them, whose names have a block's number. Matrices in bfloat16 stay so where they are `kept`, and what is stored as codes of a few bits stays codes.
 ///
@@ -218,14 +289,18 @@ fn brief_shape(shape: &[usize]) -> String {
 /// Where a file cannot be read.
 pub fn bytes_per_value(folder: &Path, of: &Description, dtype: DType, kept: bool) -> Result<[f64; 2]> {
     let weights = Weights::open(folder, "model")?.put_together(of.fp8_block)?;
+    Ok(average_bytes(&weights.tensors, dtype, kept))
+}
+
+/// The same of tensors.
+fn average_bytes(tensors: &Tensors, dtype: DType, kept: bool) -> [f64; 2] {
     let of_tensor = |stored: &Stored| match stored.bits_as_codes() {
         Some(bits) => bits / 8.0,
         None if kept && stored.shape().len() >= 2 && stored.fits_bf16() => DType::BF16.size() as f64,
         None => dtype.size() as f64,
     };
     let (mut bytes, mut values) = ([0.0; 2], [0.0; 2]);
-    for name in weights.names() {
-        let Some(stored) = weights.tensors.get(name) else { continue };
+    for (name, stored) in tensors.names().filter_map(|name| Some((name, tensors.get(name)?))) {
         let number = stored.shape().iter().map(|n| *n as f64).product::<f64>();
         if number == 0.0 {
             continue;
@@ -235,7 +310,7 @@ pub fn bytes_per_value(folder: &Path, of: &Description, dtype: DType, kept: bool
         values[place] += number;
     }
     let average = |place: usize| if values[place] > 0.0 { bytes[place] / values[place] } else { dtype.size() as f64 };
-    Ok([average(0), average(1)])
+    [average(0), average(1)]
 }
 
 /// SHA-256 of a model folder's weights and config, which stand for the model.

@@ -3,6 +3,7 @@ use crate::error::{Error, Result};
 use crate::folder::{Kind, expect};
 use crate::listener::Listener;
 use crate::options::RowOptions;
+use crate::token_rows::limits;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use tanglescope_checkpoint::gguf_tokenizer;
@@ -27,8 +28,18 @@ pub fn read(
     model: &Description,
     listener: &dyn Listener,
 ) -> Result<Dataset> {
+    read_within(path, folders, reading, limits(model), listener)
+}
+
+/// The same with limits.
+pub fn read_within(
+    path: &Path,
+    folders: &[&Path],
+    reading: &Reading,
+    limits: Limits,
+    listener: &dyn Listener,
+) -> Result<Dataset> {
     expect(Kind::Data, "data", path)?;
-    let limits = Limits { vocabulary: model.vocabulary, positions: model.max_positions };
     let data = Dataset::read(path, folders, reading, limits)?;
     let path = path.display();
     for note in &data.notes {

@@ -1,6 +1,5 @@
 //! Which device a run uses.
 use crate::error::{Error, Result};
-use crate::listener::Stopped;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::str::FromStr;
@@ -11,7 +10,7 @@ use tanglescope_kernels::device::{
     vulkan_devices,
 };
 use tanglescope_kernels::{Backend, DType, Flex, FlexDevice, Kernels};
-use tanglescope_model::stopped_by;
+use tanglescope_model::{Stopped, stopped_by};
 
 /// Number type of weights and activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,10 +149,18 @@ impl Device {
 
     /// Runs work on the device.
     pub(crate) fn run<W: OnDevice>(&self, work: W) -> Result<W::Output> {
+        self.guard(|| match self {
+            Self::Cpu => work.run::<Flex>(&FlexDevice),
+            Self::Cuda(device, _) => work.run::<Cuda>(device),
+            Self::Vulkan(device, _) => work.run::<Vulkan>(device),
+        })
+    }
+
+    /// Runs what may end before it is done: by a device that fails, a file that cannot be read any more, or a listener that wants an end.
+    pub(crate) fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         match self {
-            Self::Cpu => readable(|| work.run::<Flex>(&FlexDevice)).unwrap_or_else(|other| resume_unwind(other)),
-            Self::Cuda(device, _) => self.guarded(|| work.run::<Cuda>(device)),
-            Self::Vulkan(device, _) => self.guarded(|| work.run::<Vulkan>(device)),
+            Self::Cpu => readable(work).unwrap_or_else(|other| resume_unwind(other)),
+            Self::Cuda(..) | Self::Vulkan(..) => self.guarded(work),
         }
     }
 

@@ -1,6 +1,7 @@
 //! How a caller learns what a long call is doing.
 use crate::verify::Check;
 use std::path::Path;
+use tanglescope_model::Stop;
 
 /// Pairs, and the forward rows that they take: pairs run in the order of their length, so that rows tell the time left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,24 +49,24 @@ pub trait Listener: Sync {
     /// Memory is short: blocks are read from files whenever they are used. An allocator that keeps what was freed should give it back.
     fn short_of_memory(&self) {}
 
+    /// The records of a checkpoint on a data set are whole, by this call or an earlier one.
+    fn completed(&self, _records: &Path) {}
+
     /// A check of `verify`, as it is made.
     fn checked(&self, _check: &Check) {}
 
-    /// Whether the call is to end: asked whenever some of the work is done. It then ends with [`Error::Stopped`](crate::Error::Stopped); what
-    /// was written stays, and a second call goes on from there.
-    fn is_stopped(&self) -> bool {
-        false
+    /// What ends the call where it is [asked](Stop::ask) for: before the next transformer block of a pass, and whenever some of the work is done.
+    /// The call then ends with [`Error::Stopped`](crate::Error::Stopped); what was written stays, and a second call goes on from there.
+    fn stop(&self) -> Option<&Stop> {
+        None
     }
 }
-
-/// What ends the work of a call whose listener wants it to, as the payload of a panic: batches run on several threads, which all come here.
-pub(crate) struct Stopped;
 
 /// Some of the work is done.
 pub(crate) fn advance(listener: &dyn Listener, more: Amount) {
     listener.advance(more);
-    if listener.is_stopped() {
-        std::panic::resume_unwind(Box::new(Stopped));
+    if let Some(stop) = listener.stop() {
+        stop.end_if_asked();
     }
 }
 

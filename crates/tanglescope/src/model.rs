@@ -7,16 +7,21 @@ use crate::options::{Derivative, Measured, ModelOptions};
 use crate::placement::Placement;
 use crate::rates;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tanglescope_kernels::{DType, Flex, Kernels, Memory};
 use tanglescope_model::{
-    AdapterSource, ColumnNorms, Decoder, FreshLora, Outline, Places, Scope, Values, base_name, bytes_per_value,
+    AdapterSource, ColumnNorms, Decoder, FreshLora, HeldModel, Outline, Places, Scope, Values, base_name,
+    bytes_per_value,
 };
+use tanglescope_records::absolute;
 
 /// A model to load, and what of it is measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     /// Where it is.
     pub folder: PathBuf,
+    /// Its weights, where another library holds them in memory; the folder then has its config and tokenizer.
+    pub held: Option<Arc<HeldModel>>,
     /// Its adapter.
     pub adapter: AdapterSource,
     /// The parameters in question.
@@ -49,6 +54,19 @@ impl Model {
         Self::of(options.model.clone(), options.adapter.clone(), &options.measured)
     }
 
+    /// The same of a model that another library holds in memory.
+    pub fn of_held(held: Arc<HeldModel>, adapter: Option<PathBuf>, options: &Measured) -> Result<Self> {
+        Ok(Self { held: Some(held.clone()), ..Self::of(held.folder.clone(), adapter, options)? })
+    }
+
+    /// What it is called in manifests.
+    pub fn called(&self) -> PathBuf {
+        match &self.held {
+            Some(held) => PathBuf::from(&held.called),
+            None => absolute(&self.folder),
+        }
+    }
+
     /// The same for a model and its adapter.
     pub fn of(folder: PathBuf, adapter: Option<PathBuf>, options: &Measured) -> Result<Self> {
         if let Some(adapter) = &adapter {
@@ -76,7 +94,7 @@ impl Model {
         };
         let Measured { padding_row, dora_norm, .. } = *options;
         let (scope, memory) = (options.scope.clone(), bytes(options.memory)?);
-        Ok(Self { folder, adapter, scope, padding_row, dora_norm, dtype, device, memory })
+        Ok(Self { folder, held: None, adapter, scope, padding_row, dora_norm, dtype, device, memory })
     }
 
     /// What stands for a model's adapter: the hash of a saved one, or the settings of a fresh one.
@@ -108,7 +126,10 @@ impl Model {
     /// blocks, and of the largest block.
     pub(crate) fn bytes_of_weights(&self, outline: &Outline, on_host: bool) -> [usize; 2] {
         let kept = on_host && Flex::takes_stored(DType::BF16);
-        let per_value = bytes_per_value(&self.folder, &outline.description, self.dtype, kept);
+        let per_value = match &self.held {
+            Some(held) => Ok(held.bytes_per_value(self.dtype, kept)),
+            None => bytes_per_value(&self.folder, &outline.description, self.dtype, kept),
+        };
         let [of_outside, of_block] = per_value.unwrap_or([self.dtype.size() as f64; 2]);
         let Values { outside, numbers_outside, block, numbers_of_block } = outline.values();
         let size = self.dtype.size();
@@ -147,14 +168,12 @@ impl Model {
         if in_files > 0 {
             listener.short_of_memory();
         }
-        let mut model = Decoder::load(&self.folder, &self.adapter, dtype, device, places)?;
-        if self.padding_row == Derivative::Exact {
-            model.description.padding_row = None;
-        }
-        if self.dora_norm == Derivative::Exact {
-            let norms = &mut model.description.column_norms;
-            *norms = norms.map(|_| ColumnNorms::Differentiated);
-        }
+        let mut model = match &self.held {
+            Some(held) => Decoder::load_held(held, &self.adapter, dtype, device, places)?,
+            None => Decoder::load(&self.folder, &self.adapter, dtype, device, places)?,
+        };
+        model.stop = listener.stop().cloned().unwrap_or_default();
+        self.settle(&mut model);
         if let Some(init) = model.taken_apart {
             listener.note(&format!(
                 "adapter: `init_lora_weights` is {init}: the base is without the part of each weight that the factors began as, \
@@ -212,6 +231,17 @@ impl Model {
         model.activation_bytes = placement.and_then(|p| p.activations);
         model.rates = rates::of(&self.device, dtype).0;
         Ok(model)
+    }
+
+    /// Takes the derivatives that are asked for.
+    pub fn settle<B: Kernels>(&self, model: &mut Decoder<B>) {
+        if self.padding_row == Derivative::Exact {
+            model.description.padding_row = None;
+        }
+        if self.dora_norm == Derivative::Exact {
+            let norms = &mut model.description.column_norms;
+            *norms = norms.map(|_| ColumnNorms::Differentiated);
+        }
     }
 
     /// Says what runs where.

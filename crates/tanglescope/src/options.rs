@@ -2,9 +2,10 @@
 use crate::device::{DeviceName, Precision};
 use chrono::NaiveDate;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tanglescope_data::{Mapping, Reading, Recipe};
-use tanglescope_model::Scope;
-use tanglescope_objectives::Objective;
+use tanglescope_model::{HeldModel, Scope};
+use tanglescope_objectives::{GroupObjective, Objective};
 
 /// A model, and what of it is measured.
 #[derive(Clone, Debug)]
@@ -143,6 +144,33 @@ pub enum ObjectiveChoice {
     One(Objective),
 }
 
+/// What of every pair is measured beside its two gradients.
+#[derive(Clone, Debug, Default)]
+pub struct PairMeasures {
+    /// What one step on a loss would do to every pair.
+    pub objectives: Vec<ObjectiveChoice>,
+    /// Reference model of objectives that use one; the base under a saved adapter, the policy itself under a fresh one, else
+    /// none.
+    pub reference: Option<ReferenceModel>,
+    /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope.
+    pub mean_gradients: bool,
+    /// Of rows with more than two responses, every pair of a better and a worse one, not only the best and the worst.
+    pub all_pairs: bool,
+    /// What one step on a loss over groups would do to every response.
+    pub group_objectives: Vec<GroupObjective>,
+    /// Texts beside the pairs, rows of `prompt` and `completion`, whose predicted change under every pair's step is wanted.
+    pub probe: Option<PathBuf>,
+}
+
+/// What of single tokens is measured beside their products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenMeasures {
+    /// Also write the matrices as NumPy arrays: npy/PAIR-wl.npy, -ww.npy, -ll.npy.
+    pub npy: bool,
+    /// Also take wl apart by the positions at which parameters are used, prompt included, which needs no pass a token.
+    pub positions: bool,
+}
+
 /// The reference model of objectives that use one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReferenceModel {
@@ -154,4 +182,6 @@ pub enum ReferenceModel {
     Start,
     /// The model of a folder.
     Folder(PathBuf),
+    /// A model whose weights another library holds in memory.
+    Held(Arc<HeldModel>),
 }

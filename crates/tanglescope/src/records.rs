@@ -2,7 +2,8 @@
 use crate::error::{Error, Result};
 use polars_core::prelude::DataFrame;
 use std::path::{Path, PathBuf};
-use tanglescope_records::{Leaf, tables};
+use tanglescope_analytics::Summary;
+use tanglescope_records::{Leaf, Table, tables};
 
 /// Makes a folder that results go into, and those above it.
 pub(crate) fn make_folder(folder: &Path) -> Result<()> {
@@ -47,6 +48,23 @@ impl Folder {
     /// Where a part is damaged.
     pub fn params(&self) -> Result<DataFrame> {
         Ok(self.table(tables::PARAMS)?.unwrap_or_default())
+    }
+
+    /// What an analysis found, in a few lines.
+    ///
+    /// # Errors
+    /// Where a part is missing or damaged.
+    pub fn summary(&self) -> Result<Summary> {
+        let [pairs, params, objectives] =
+            [tables::PAIRS, tables::PARAMS, tables::OBJECTIVES].map(|name| Table::at(&self.path, name));
+        let mut summary = Summary::default();
+        for part in 0..pairs.parts()?.len() {
+            summary.add(&pairs.read(part)?, &params.read(part)?)?;
+        }
+        for part in 0..objectives.parts()?.len() {
+            summary.add_objectives(&objectives.read(part)?)?;
+        }
+        Ok(summary)
     }
 
     /// tokens.parquet: a row a pair and entry of its matrices. Empty where nothing was measured.

@@ -5,8 +5,9 @@ use crate::listener::Listener;
 use crate::model::Model;
 use crate::options::{ObjectiveChoice, ReferenceModel};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tanglescope_kernels::Kernels;
-use tanglescope_model::{AdapterSource, Decoder, adapter_hash};
+use tanglescope_model::{AdapterSource, Decoder, HeldModel, adapter_hash};
 use tanglescope_objectives::{Needs, Objective};
 use tanglescope_records::manifest::Beside;
 
@@ -23,6 +24,8 @@ pub enum Reference {
     Folder(PathBuf),
     /// The model under another adapter.
     Adapter(PathBuf),
+    /// Another model, in memory.
+    Held(Arc<HeldModel>),
 }
 
 /// Where TRL keeps the adapter that training went on from, inside a checkpoint: its reference.
@@ -74,6 +77,7 @@ impl Objectives {
                 return Err(Error::value("reference", "start", "only a sweep knows what a run was trained from"));
             }
             Some(ReferenceModel::Folder(folder)) => Some(Reference::of(folder)),
+            Some(ReferenceModel::Held(held)) => Some(Reference::Held(held.clone())),
         };
         let available = given.clone().or(under_adapter);
         let mut objectives: Vec<Objective> = Vec::new();
@@ -152,7 +156,7 @@ impl Reference {
 
     /// Whether it takes a forward pass of its own.
     pub fn is_another(&self) -> bool {
-        matches!(self, Self::Base | Self::Folder(_) | Self::Adapter(_))
+        matches!(self, Self::Base | Self::Folder(_) | Self::Adapter(_) | Self::Held(_))
     }
 
     /// Loads it; the base shares the policy's weights where it can.
@@ -172,7 +176,11 @@ impl Reference {
             },
             Self::Folder(folder) => {
                 same_texts(folder, model, listener)?;
-                load(Model { folder: folder.clone(), adapter: AdapterSource::None, ..model.clone() })?
+                load(Model { folder: folder.clone(), held: None, adapter: AdapterSource::None, ..model.clone() })?
+            }
+            Self::Held(held) => {
+                let (folder, held) = (held.folder.clone(), Some(held.clone()));
+                load(Model { folder, held, adapter: AdapterSource::None, ..model.clone() })?
             }
             Self::Adapter(folder) => load(Model { adapter: AdapterSource::Saved(folder.clone()), ..model.clone() })?,
         };
@@ -191,6 +199,7 @@ impl Reference {
             Self::Itself => Ok(Some("self".to_owned())),
             Self::Base => Ok(Some("base".to_owned())),
             Self::Folder(folder) => hash(folder).map(Some),
+            Self::Held(held) => Ok(Some(held.content_hash.clone())),
             Self::Adapter(folder) => Ok(Some(format!("adapter {}", adapter_hash(folder)?))),
         }
     }

@@ -1,12 +1,12 @@
 //! What will be measured: the tokens of every row, before anything is computed.
-use crate::data::{read, reading, tokenizer};
 use crate::error::Result;
 use crate::listener::Listener;
 use crate::options::DataOptions;
+use crate::token_rows::{TokenRows, row_tokens};
 use serde::Serialize;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use tanglescope_data::{Dataset, Pair, TextTokens};
+use tanglescope_data::Dataset;
 use tanglescope_model::{AdapterSource, Outline};
 use tanglescope_records::manifest::SkippedRow;
 use tanglescope_records::write_with;
@@ -106,12 +106,11 @@ pub struct Rows {
 pub fn rows(options: &RowsOptions, listener: &dyn Listener) -> Result<Rows> {
     let adapter = options.adapter.clone().map_or(AdapterSource::None, AdapterSource::Saved);
     let outline = Outline::read(&options.model, &adapter)?;
-    let folders: Vec<&Path> = options.adapter.as_deref().into_iter().chain([options.model.as_path()]).collect();
-    let of = &options.data;
-    let data = read(&of.data, &folders, &reading(&of.rows)?, &outline.description, listener)?;
-    let tokenizer = tokenizer(&folders)?;
+    let folders: Vec<PathBuf> = options.adapter.iter().chain([&options.model]).cloned().collect();
+    let rows = TokenRows::of_model(&options.data, &folders, &outline.description, listener)?;
+    let TokenRows { data, tokenizer, .. } = &rows;
     if let Some(path) = &options.out {
-        write_ids(path, &data)?;
+        write_ids(path, data)?;
     }
     let (mut prompts, mut responses, mut cut, mut shown) = (Vec::new(), Vec::new(), 0, Vec::new());
     for pair in data.pairs.iter() {
@@ -129,22 +128,9 @@ pub fn rows(options: &RowsOptions, listener: &dyn Listener) -> Result<Rows> {
         prompt: Lengths::of(prompts),
         response: Lengths::of(responses),
         cut,
-        skipped: crate::data::skipped(&data),
+        skipped: crate::data::skipped(data),
         shown,
     })
-}
-
-fn row_tokens(pair: &Pair, tokenizer: Option<&TextTokens>) -> RowTokens {
-    let token = |id: &u32| RowToken { id: *id, text: tokenizer.and_then(|tokenizer| tokenizer.text(*id)) };
-    let tokens = |ids: &[u32]| ids.iter().map(token).collect();
-    RowTokens {
-        row: pair.row,
-        id: pair.id.clone(),
-        prompt: tokens(&pair.tokens.prompt),
-        responses: pair.responses().into_iter().map(tokens).collect(),
-        prompt_cut: pair.cut.prompt,
-        responses_cut: pair.cut.responses.clone(),
-    }
 }
 
 /// A row as columns of ids.

@@ -1,15 +1,16 @@
 //! The inner products of the gradients of single response tokens.
-use crate::data::{group, groups, read, reading, tokenizer};
-use crate::device::OnDevice;
+use crate::data::{group, groups, read, reading};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Amount, Listener, advance, begin};
 use crate::measure::{identity, open};
 use crate::model::Model;
-use crate::options::{DataOptions, ModelOptions};
+use crate::loaded::{LoadedModel, OnModel};
+use crate::options::{DataOptions, ModelOptions, TokenMeasures};
 use crate::placement::Placement;
 use crate::rates;
 use crate::records::{Folder, make_folder};
+use crate::token_rows::TokenRows;
 use polars_core::prelude::DataFrame;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -33,12 +34,10 @@ pub struct TokensOptions {
     pub model: ModelOptions,
     /// The data.
     pub data: DataOptions,
+    /// What is measured.
+    pub measures: TokenMeasures,
     /// Folder for the results, which may be that of an analysis of the same; an unfinished run in it goes on.
     pub out: PathBuf,
-    /// Also write the matrices as NumPy arrays: npy/PAIR-wl.npy, -ww.npy, -ll.npy.
-    pub npy: bool,
-    /// Also take wl apart by the positions at which parameters are used, prompt included, which needs no pass a token.
-    pub positions: bool,
     /// The command line, for the manifest.
     pub command: Vec<String>,
 }
@@ -58,7 +57,7 @@ impl TokensOptions {
     /// A model on data, with all defaults.
     #[must_use]
     pub fn new(model: ModelOptions, data: DataOptions, out: impl Into<PathBuf>) -> Self {
-        Self { model, data, out: out.into(), npy: false, positions: false, command: Vec::new() }
+        Self { model, data, measures: TokenMeasures::default(), out: out.into(), command: Vec::new() }
     }
 
     /// What the call would do, without loading the model.
@@ -97,33 +96,51 @@ pub struct TokenProducts {
 /// # Errors
 /// As [`analyze`](crate::analyze()).
 pub fn tokens(options: &TokensOptions, listener: &dyn Listener) -> Result<TokenProducts> {
-    let model = Model::new(&options.model)?;
-    model.announce(listener);
-    let shares = model.device.run(TokensOnDevice { options, model: &model, listener })?;
-    Ok(TokenProducts { shares, records: Folder::new(&options.out) })
+    let TokensOptions { model, data, measures, out, command } = options;
+    let mut model = LoadedModel::load(model, listener)?;
+    let rows = model.rows(data, listener)?;
+    model.tokens(&rows, *measures, out, command, listener)
 }
 
-struct TokensOnDevice<'a> {
-    options: &'a TokensOptions,
-    model: &'a Model,
+impl LoadedModel {
+    /// Measures the token-level matrix of every pair of some rows into a folder, as [`tokens`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tokens(
+        &mut self,
+        rows: &TokenRows,
+        measures: TokenMeasures,
+        out: &Path,
+        command: &[String],
+        listener: &dyn Listener,
+    ) -> Result<TokenProducts> {
+        let asked = &self.asked.clone();
+        let shares = self.run(TokensOnModel { asked, rows, measures, out, command, listener }, listener)?;
+        Ok(TokenProducts { shares, records: Folder::new(out) })
+    }
+}
+
+struct TokensOnModel<'a> {
+    asked: &'a Model,
+    rows: &'a TokenRows,
+    measures: TokenMeasures,
+    out: &'a Path,
+    command: &'a [String],
     listener: &'a dyn Listener,
 }
 
-impl OnDevice for TokensOnDevice<'_> {
+impl OnModel for TokensOnModel<'_> {
     type Output = Shares;
 
-    fn run<B: Kernels>(self, device: &B::Device) -> Result<Shares> {
-        let Self { options, model: asked, listener } = self;
-        let mut model = asked.load::<B>(asked.dtype, device, listener)?;
+    fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Shares> {
+        let Self { asked, rows: TokenRows { data, tokenizer, .. }, measures, out, listener, .. } = self;
+        self.rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
-        let rows = reading(&options.data.rows)?;
-        let data = read(&options.data.data, &asked.tokenizer_folders(), &rows, &model.description, listener)?;
-        let tokenizer = tokenizer(&asked.tokenizer_folders())?;
-        let out = &options.out;
         make_folder(out)?;
         let _lock = lock(out)?;
-        let (most, at_once) = self.plan(&mut model, &data)?;
-        let tables = Tables::create(options)?;
+        let (most, at_once) = self.plan(model, data)?;
+        let tables = Tables::create(out, measures)?;
         let windows: Vec<Range<usize>> = data.pairs.parts(PAIRS_PER_PART).collect();
         let amount = |window: &[Pair]| Amount {
             pairs: window.len(),
@@ -145,18 +162,18 @@ impl OnDevice for TokensOnDevice<'_> {
                 let groups: Vec<Group> =
                     window.iter().map(|pair| group(&model.description, pair.tokens.clone())).collect();
                 let found =
-                    token_matrices(&model, &scope, &groups.iter().collect::<Vec<_>>(), (most, at_once), |done| {
+                    token_matrices(model, &scope, &groups.iter().collect::<Vec<_>>(), (most, at_once), |done| {
                         let rows = done.iter().map(|&g| token_rows(&groups[g])).sum();
                         advance(listener, Amount { pairs: done.len(), rows });
                     });
                 tables.write(part, window, &found, tokenizer.as_ref())?;
             }
             if let Some(products) = tables.products.as_ref().filter(|products| !products.has(part)) {
-                let of = |pair: &Pair| position_products(&model, &scope, pair);
+                let of = |pair: &Pair| position_products(model, &scope, pair);
                 products.write(part, rows::position_products(&window.iter().map(of).collect::<Vec<_>>()))?;
             }
             let of_part = tables.matrices.read(part)?;
-            if options.npy {
+            if measures.npy {
                 write_arrays(&out.join("npy"), &of_part)?;
             }
             shares.add(&of_part, &tables.positions.read(part)?)?;
@@ -166,12 +183,11 @@ impl OnDevice for TokensOnDevice<'_> {
     }
 }
 
-impl TokensOnDevice<'_> {
+impl TokensOnModel<'_> {
     /// Backward rows of a pass, and passes that run side by side: as the folder's manifest says, which is written where there is
     /// none.
     fn plan<B: Kernels>(&self, model: &mut Decoder<B>, data: &Dataset) -> Result<(usize, usize)> {
-        let Self { options, model: asked, .. } = self;
-        let out = &options.out;
+        let Self { asked, out, command, .. } = self;
         let outline = asked.outline()?;
         let placement = Placement::of_loaded(asked, &outline, model);
         let hashes = [Some(&model.content_hash), model.adapter_hash.as_ref()];
@@ -188,7 +204,7 @@ impl TokensOnDevice<'_> {
             backward_rows_per_pass,
             rates: rates::stored(model.rates),
         };
-        let mut manifest = open(out, (asked, &model.quantised), data, identity, plan, (&[], &options.command))?;
+        let mut manifest = open(out, (asked, &model.quantised), data, identity, plan, (&[], command))?;
         model.rates = rates::read(manifest.plan.rates);
         // a folder of `analyze` has no such number yet
         if manifest.plan.backward_rows_per_pass.is_none() {
@@ -207,12 +223,12 @@ struct Tables {
 }
 
 impl Tables {
-    fn create(options: &TokensOptions) -> Result<Self> {
-        let table = |name| Table::create(&options.out, name);
+    fn create(out: &Path, measures: TokenMeasures) -> Result<Self> {
+        let table = |name| Table::create(out, name);
         Ok(Self {
             matrices: table(tables::TOKENS)?,
             positions: table(tables::POSITIONS)?,
-            products: options.positions.then(|| table(tables::POSITION_PRODUCTS)).transpose()?,
+            products: measures.positions.then(|| table(tables::POSITION_PRODUCTS)).transpose()?,
         })
     }
 

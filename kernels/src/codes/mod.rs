@@ -113,27 +113,29 @@ impl<B: Backend> Coded<B> {
 pub enum Weight<'a, B: Backend> {
     /// Of numbers, in the type of the rows or as [stored](crate::Memory::takes_stored).
     Plain(&'a FloatTensor<B>),
+    /// The transpose of such numbers.
+    Turned(&'a FloatTensor<B>),
     /// As codes.
     Coded(&'a Coded<B>),
 }
 
-impl<B: Backend> Weight<'_, B> {
-    /// Rows and columns.
-    #[must_use]
-    pub fn dims(&self) -> [usize; 2] {
+impl<'a, B: Backend> Weight<'a, B> {
+    /// The matrix as its numbers lie, with whether a product takes the transpose of that.
+    pub(crate) fn as_it_lies(&self, transposed: bool) -> (Weight<'a, B>, bool) {
         match self {
-            Self::Plain(w) => w.shape().dims(),
-            Self::Coded(w) => w.dims(),
+            Self::Turned(w) => (Self::Plain(w), !transposed),
+            other => (other.clone(), transposed),
         }
     }
 
     /// Rows and columns of a table, whose rows are taken by themselves.
     ///
     /// # Panics
-    /// Where it is the transpose of its codes.
+    /// Where it is the transpose of what lies in memory.
     pub(crate) fn table(&self) -> [usize; 2] {
         match self {
-            Self::Plain(_) => self.dims(),
+            Self::Plain(w) => w.shape().dims(),
+            Self::Turned(_) => unreachable!("rows of a matrix that lies column by column"),
             Self::Coded(w) => [w.table().rows, w.table().columns],
         }
     }
@@ -166,6 +168,7 @@ pub trait Codes: Product {
     ) -> FloatTensor<Self> {
         match w {
             Weight::Plain(w) => Self::matmul(x, w, transposed, scale, onto),
+            Weight::Turned(w) => Self::matmul(x, w, !transposed, scale, onto),
             Weight::Coded(w) => Self::matmul_coded(x, w, transposed, scale, onto),
         }
     }

@@ -25,7 +25,8 @@ impl Grouped for Flex {
                 stretches.par_iter().with_max_len(1).for_each(|of| {
                     let (shape, first) = ([of.rows.len(), k, width], of.rows.start);
                     let (x, target) = (View::rows(&x[first * k..of.rows.end * k], k), target.from(first, 0));
-                    product_stored(target, shape, x, &Stored::of_weight(&of.w), transposed, of.scale, true);
+                    let (w, transposed) = of.w.as_it_lies(transposed);
+                    product_stored(target, shape, x, &Stored::of_weight(&w), transposed, of.scale, true);
                 });
             };
             match onto {

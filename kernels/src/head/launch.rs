@@ -214,7 +214,7 @@ on_devices! { Head, R {
         cotangents: Option<&HeadCotangents<'_>>,
     ) -> HeadOutput<FloatTensor<Self>, Self::Pending> {
         let table = match w {
-            Weight::Plain(w) => Table::Plain(w),
+            Weight::Plain(w) | Weight::Turned(w) => Table::Plain(w),
             Weight::Coded(w) => Table::Coded(w.words(), w.table()),
         };
         head(y, &table, targets, cap, cotangents)

@@ -36,10 +36,10 @@ impl<'a, E: Real> Stored<'a, E> {
         }
     }
 
-    /// A matrix of either kind.
+    /// A matrix as it lies.
     pub fn of_weight(w: &'a Weight<'_, Flex>) -> Self {
         match w {
-            Weight::Plain(x) => Self::of(x),
+            Weight::Plain(x) | Weight::Turned(x) => Self::of(x),
             Weight::Coded(x) => Self::Coded(Stripes::of(x)),
         }
     }

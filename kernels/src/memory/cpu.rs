@@ -1,9 +1,11 @@
 //! The host's own memory.
 use super::Memory;
-use crate::host::real::{Real, values, with_real};
+use crate::host::real::{Real, dims, matrix, values, with_real};
+use crate::product::cpu::transpose;
 use crate::{DType, Flex, FlexDevice, Shape, TensorData};
 use burn_backend::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
 impl Memory for Flex {
     fn wait(_device: &FlexDevice) {}
@@ -47,6 +49,21 @@ impl Memory for Flex {
 
     fn takes_stored(dtype: DType) -> bool {
         dtype == DType::BF16
+    }
+
+    fn is_host() -> bool {
+        true
+    }
+
+    fn turned(x: &FlexTensor) -> FlexTensor {
+        let [rows, columns] = dims(x);
+        if x.dtype() == DType::BF16 {
+            let values = x.storage::<half::bf16>();
+            let at = |i: usize| values[i % rows * columns + i / rows];
+            let turned: Vec<half::bf16> = (0..values.len()).into_par_iter().with_min_len(4096).map(at).collect();
+            return FlexTensor::from_data(TensorData::new(turned, [columns, rows]));
+        }
+        with_real!(x, E => matrix(transpose(values::<E>(x), columns), [columns, rows]))
     }
 
     fn reshape(x: FlexTensor, shape: impl Into<Shape>) -> FlexTensor {

@@ -77,6 +77,10 @@ on_devices! { Memory, R {
         false
     }
 
+    fn turned(x: &FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::from_host(&Flex::turned(&Self::to_host(x, x.dtype)), x.dtype, &x.device)
+    }
+
     fn reshape(x: FloatTensor<Self>, shape: impl Into<Shape>) -> FloatTensor<Self> {
         Self::float_reshape(x, shape.into())
     }

@@ -37,6 +37,14 @@ pub trait Memory: Backend {
     /// Whether products take matrices of weights in a type narrower than that of the other factor, as they are stored.
     fn takes_stored(dtype: DType) -> bool;
 
+    /// Whether tensors are used where they lie in the host's memory.
+    fn is_host() -> bool {
+        false
+    }
+
+    /// The transpose of a matrix, row by row.
+    fn turned(x: &FloatTensor<Self>) -> FloatTensor<Self>;
+
     /// The same values in another shape.
     fn reshape(x: FloatTensor<Self>, shape: impl Into<Shape>) -> FloatTensor<Self>;
 }

@@ -14,7 +14,7 @@ use taken_apart::TakenApart;
 
 use crate::architectures::{Description, ExpertsKind};
 use crate::error::Result;
-use crate::layers::{FusedLora, Lora, Matrix};
+use crate::layers::{Block, FusedLora, Linear, Lora, Matrix, Part};
 use crate::tables::TableChanges;
 use std::path::PathBuf;
 use tanglescope_kernels::{DType, FloatTensor, Kernels};
@@ -166,6 +166,41 @@ impl Adapter {
             Self::Saved(saved) => saved.factors::<B>(module, place, weight, dtype, device),
             Self::Fresh(fresh) => fresh.factors::<B>(module, place, weight, dtype, device),
         }
+    }
+
+    /// Gives a linear map its factors; `before` is what its name lacks of the full architecture's.
+    pub fn attach<B: Kernels>(
+        &mut self,
+        map: &mut Linear<B>,
+        before: &str,
+        place: Place,
+        on: (DType, &B::Device),
+    ) -> Result<()> {
+        map.lora = self.factors::<B>(&format!("{before}{}", map.name), place, &map.weight, on.0, on.1)?;
+        Ok(())
+    }
+
+    /// Gives the linear maps of a block their factors; `attention` tells whether a path is of a projection of attention.
+    pub fn attach_to_block<B: Kernels>(
+        &mut self,
+        block: &mut Block<B>,
+        before: &str,
+        (layer, attention): (usize, &dyn Fn(&str) -> bool),
+        on: (DType, &B::Device),
+    ) -> Result<()> {
+        let mut attached = Ok(());
+        block.visit(&mut |part| {
+            let (map, routed) = match part {
+                Part::Linear(map) => (map, false),
+                Part::Expert(map) => (map, true),
+                Part::Fused(_) | Part::Norm(_) | Part::Vector(_) => return,
+            };
+            if attached.is_ok() {
+                let attention = attention(&format!("{before}{}", map.name));
+                attached = self.attach(map, before, Place { layer: Some(layer), attention, routed }, on);
+            }
+        });
+        attached
     }
 
     pub fn finish(&self) -> Result<()> {

@@ -6,7 +6,7 @@ use super::targets::{ModuleName, OneOrMany, Targets, is_end_of, pattern_table, t
 use crate::architectures::{ExpertsKind, StackOrder, StoredExperts, Wrapper};
 use crate::config::{Config, is_off};
 use crate::error::{Error, Result, brief};
-use crate::layers::{Block, FusedLora, Linear, Lora, Magnitude, Matrix, Part};
+use crate::layers::{FusedLora, Lora, Magnitude, Matrix};
 use crate::weights::Weights;
 use std::path::{Path, PathBuf};
 use tanglescope_checkpoint::{Layout, file_hash};
@@ -213,43 +213,6 @@ impl SavedAdapter {
             }
         };
         Ok(Some(Lora { name: module.clone(), a, b, scale, magnitude }))
-    }
-
-    /// Gives a linear map its factors; `before` is what its name lacks of the full architecture's.
-    pub fn attach<B: Kernels>(
-        &mut self,
-        map: &mut Linear<B>,
-        before: &str,
-        place: Place,
-        dtype: DType,
-        device: &B::Device,
-    ) -> Result<()> {
-        map.lora = self.factors::<B>(&format!("{before}{}", map.name), place, &map.weight, dtype, device)?;
-        Ok(())
-    }
-
-    /// Gives the linear maps of a block their factors.
-    pub fn attach_to_block<B: Kernels>(
-        &mut self,
-        block: &mut Block<B>,
-        before: &str,
-        layer: usize,
-        dtype: DType,
-        device: &B::Device,
-    ) -> Result<()> {
-        let mut attached = Ok(());
-        block.visit(&mut |part| {
-            let (map, routed) = match part {
-                Part::Linear(map) => (map, false),
-                Part::Expert(map) => (map, true),
-                Part::Fused(_) | Part::Norm(_) | Part::Vector(_) => return,
-            };
-            if attached.is_ok() {
-                let place = Place { layer: Some(layer), attention: false, routed };
-                attached = self.attach(map, before, place, dtype, device);
-            }
-        });
-        attached
     }
 
     /// Marks factors of modules that the model no longer has, and that changed nothing where it had them.

@@ -7,6 +7,8 @@ use tanglescope_kernels::{Coded, DType, FloatTensor, Kernels, Weight};
 pub enum Matrix<B: Kernels> {
     /// Numbers, in the model's type or as they are stored.
     Plain(FloatTensor<B>),
+    /// The transpose of such numbers: those of another library's memory, which has them so.
+    Turned(FloatTensor<B>),
     /// Codes of a few bits each, as they are stored.
     Coded(Coded<B>),
 }
@@ -17,6 +19,10 @@ impl<B: Kernels> Matrix<B> {
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Plain(numbers) => dims::<B>(numbers),
+            Self::Turned(numbers) => {
+                let [columns, rows] = dims::<B>(numbers);
+                [rows, columns]
+            }
             Self::Coded(codes) => codes.dims(),
         }
     }
@@ -24,7 +30,7 @@ impl<B: Kernels> Matrix<B> {
     /// Rows by index, in a number type.
     pub(crate) fn rows(&self, index: &[u32], dtype: DType) -> FloatTensor<B> {
         match self {
-            Self::Plain(numbers) => B::cast(B::gather(numbers, index, None), dtype),
+            Self::Plain(_) | Self::Turned(_) => B::cast(B::gather(&self.numbers(dtype), index, None), dtype),
             Self::Coded(codes) => B::gather_coded(codes, index, dtype),
         }
     }
@@ -34,6 +40,7 @@ impl<B: Kernels> Matrix<B> {
     pub fn weight(&self) -> Weight<'_, B> {
         match self {
             Self::Plain(numbers) => Weight::Plain(numbers),
+            Self::Turned(numbers) => Weight::Turned(numbers),
             Self::Coded(codes) => Weight::Coded(codes),
         }
     }
@@ -42,22 +49,24 @@ impl<B: Kernels> Matrix<B> {
     pub(crate) fn numbers(&self, dtype: DType) -> FloatTensor<B> {
         match self {
             Self::Plain(numbers) => numbers.clone(),
+            Self::Turned(numbers) => B::turned(numbers),
             Self::Coded(codes) => B::widen(codes, dtype),
         }
     }
 
     /// Its numbers, which it is from now on.
     pub(crate) fn widened(&mut self, dtype: DType) -> &mut FloatTensor<B> {
-        if let Self::Coded(codes) = self {
-            *self = Self::Plain(B::widen(codes, dtype));
+        if !matches!(self, Self::Plain(_)) {
+            *self = Self::Plain(self.numbers(dtype));
         }
-        let Self::Plain(numbers) = self else { unreachable!("codes were widened") };
+        let Self::Plain(numbers) = self else { unreachable!("it was made so") };
         numbers
     }
 
     pub(crate) fn convert<C: Kernels>(&self, f: &impl Fn(&FloatTensor<B>) -> FloatTensor<C>) -> Matrix<C> {
         match self {
             Self::Plain(numbers) => Matrix::Plain(f(numbers)),
+            Self::Turned(numbers) => Matrix::Turned(f(numbers)),
             Self::Coded(codes) => Matrix::Coded(codes.convert(f)),
         }
     }

@@ -172,9 +172,9 @@ pub fn open(
             AnalysisManifest {
                 tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
                 command: command.to_vec(),
-                model: absolute(&asked.folder),
+                model: asked.called(),
                 hub: [
-                    ("model", Some(asked.folder.as_path())),
+                    ("model", asked.held.is_none().then_some(asked.folder.as_path())),
                     ("adapter", adapter),
                     ("data", Some(data.path.as_path())),
                 ]

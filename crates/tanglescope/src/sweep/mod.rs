@@ -244,6 +244,7 @@ impl OnDevice for SweepOnDevice<'_> {
             let asked = jobs[0].model(self.template);
             let is_finished = |job| finished(job, &asked, options.mean_gradients, &mut hashes);
             let states: Vec<bool> = jobs.iter().map(is_finished).collect::<Result<_>>()?;
+            jobs.iter().zip(&states).filter(|(_, finished)| **finished).for_each(|(job, _)| listener.completed(&job.out));
             let left: Vec<&Job<'_>> =
                 jobs.iter().zip(states).filter(|(_, finished)| !finished).map(|(job, _)| job).collect();
             if !left.is_empty() {
@@ -307,7 +308,7 @@ impl SweepOnDevice<'_> {
             let at = |name: String| format!("{name}, step {}, {}", checkpoint.step, job.name);
             listener.about(&format!("{}: ", at(format!("run {}", run.run.name))));
             match measurement.write(model, &scope, job.data, &job.out) {
-                Ok(_) => {}
+                Ok(_) => listener.completed(&job.out),
                 Err(error @ Error::Failed(_)) => {
                     let at = at(format!("run `{}`", run.run.name));
                     listener.left_out(&format!("left out: {at}: {error}"));
@@ -328,7 +329,7 @@ fn load<'a, B: Kernels>(
     listener: &dyn Listener,
 ) -> Result<&'a mut Decoder<B>> {
     let adapted = match (&*policy, &asked.adapter) {
-        (Some(before), AdapterSource::Saved(folder)) => before.adapted(folder)?,
+        (Some(before), AdapterSource::Saved(_)) => before.under(&asked.adapter)?,
         _ => None,
     };
     if adapted.is_none() {

@@ -284,6 +284,7 @@ impl TrainOptions {
                 Err(Error::value("reference", "start", "is self here: the model as training starts"))
             }
             ReferenceModel::Folder(folder) => Ok(Reference::of(folder)),
+            ReferenceModel::Held(held) => Ok(Reference::Held(held.clone())),
         }
     }
 }
