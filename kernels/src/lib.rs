@@ -9,7 +9,9 @@
 //! The engine is generic over [`Kernels`], the sum of the traits, and calls nothing else of a backend, so that a device's code
 //! is generated here once and a change in the engine recompiles none of it. Shapes are the caller's duty: the engine builds
 //! them from a validated model and batch, and an implementation may panic on a mismatch.
-pub use burn_backend::{AllocationProperty, Backend, Bytes, DType, Element, Shape, TensorData, TensorMetadata, tensor::FloatTensor};
+pub use burn_backend::{
+    AllocationProperty, Backend, Bytes, DType, Element, Shape, TensorData, TensorMetadata, tensor::FloatTensor,
+};
 pub use burn_flex::{Flex, FlexDevice};
 
 pub mod activation;

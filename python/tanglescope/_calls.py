@@ -8,7 +8,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from . import _native
 from ._data import DataLike
@@ -21,9 +21,9 @@ from ._rows import Rows
 from ._rows import rows as read_rows
 from ._words import words
 
-ObjectiveLike = Union[str, Objective]
+ObjectiveLike = str | Objective
 #: A reference model: `base` (without the adapter), `self`, the folder or hub name of a model or of an adapter, or a `Model`.
-ReferenceLike = Union[str, "os.PathLike[str]", Model, None]
+ReferenceLike = str | os.PathLike[str] | Model | None
 
 
 def _model(model: Any) -> Model:
@@ -44,9 +44,7 @@ def _names(objectives: Any) -> list[str]:
     return [of.given if isinstance(of, Objective) else str(of) for of in objectives]
 
 
-def _fresh(
-    scope: str, lora_r: int, lora_alpha: float | None, lora_targets: Sequence[str] | None, seed: int
-) -> list[str]:
+def _fresh(scope: str, lora_r: int, lora_alpha: float | None, lora_targets: Sequence[str] | None, seed: int) -> list[str]:
     targets = None if lora_targets is None else list(lora_targets)
     return words(scope=scope, lora_r=lora_r, lora_alpha=lora_alpha, lora_targets=targets, seed=seed)
 
@@ -67,6 +65,7 @@ def analyze(
     objectives: ObjectiveLike | Sequence[ObjectiveLike] | None = None,
     reference: ReferenceLike = None,
     out: PathLike | None = None,
+    shard: str | None = None,
     progress: ProgressLike = None,
     lora_r: int = 16,
     lora_alpha: float | None = None,
@@ -87,6 +86,7 @@ def analyze(
         objectives: Losses whose step is predicted, such as `dpo:beta=0.1` or `tanglescope.objective(...)`, or `all`.
         reference: Reference of losses that use one; the base under a saved adapter, the policy under a fresh one, where not given.
         out: Folder for the records; an unfinished call in it goes on. In passing where not given: `Analysis.save` keeps them.
+        shard: `i/n`: only the i-th of n parts of the work; the parts may run at once, anywhere, and come to the bytes of one call.
         progress: None, True for a bar, or a function that is called with a `Progress`.
         lora_r, lora_alpha, lora_targets, seed: The fresh adapter of scope `lora` where the model has none.
         mean_gradients: Also the Gram of the mean gradients over all pairs.
@@ -112,7 +112,7 @@ def analyze(
     listener = Listener(progress)
     try:
         live = reference._engine if isinstance(reference, Model) else None
-        model._engine.analyze(rows._native, said, live, folder, listener)
+        model._engine.analyze(rows._native, said, live, folder, shard, listener)
     finally:
         listener.close()
     return Analysis(folder, temporary)
@@ -125,6 +125,7 @@ def tokens(
     scope: str = "lora",
     positions: bool = False,
     out: PathLike | None = None,
+    shard: str | None = None,
     progress: ProgressLike = None,
     lora_r: int = 16,
     lora_alpha: float | None = None,
@@ -143,7 +144,7 @@ def tokens(
     listener = Listener(progress)
     try:
         said = _fresh(scope, lora_r, lora_alpha, lora_targets, seed)
-        model._engine.tokens(rows._native, said, positions, folder, listener)
+        model._engine.tokens(rows._native, said, positions, folder, shard, listener)
     finally:
         listener.close()
     return Tokens(folder, temporary)
@@ -171,18 +172,16 @@ def gram(
     import numpy as np
 
     said = _fresh(scope, lora_r, lora_alpha, lora_targets, seed)
-    values, _ = _model(model)._engine.gram(
-        _ids("prompt", prompt), [_ids("responses", of) for of in responses], said, Listener()
-    )
+    values, _ = _model(model)._engine.gram(_ids("prompt", prompt), [_ids("responses", of) for of in responses], said, Listener())
     number = len(responses)
     return np.frombuffer(values, dtype=np.float64).reshape(number, number).copy()
 
 
 def _ids(name: str, ids: Any) -> list[int]:
-    ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    if not all(isinstance(of, int) and 0 <= of < 2**32 for of in ids):
+    found: list[int] = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if not all(isinstance(of, int) and 0 <= of < 2**32 for of in found):
         raise InputError(f"{name}: expected token ids, numbers from 0", option=name)
-    return ids
+    return found
 
 
 class Sweep:
@@ -205,7 +204,7 @@ class Sweep:
         """Measures all there is to measure, and returns the records."""
         listener = Listener(self._progress)
         try:
-            self.left_out = _native.sweep(self._said, listener)
+            self.left_out = _native.sweep(self._said, None, None, listener)
         finally:
             listener.close()
         return SweepRecords(self.out)
@@ -222,7 +221,7 @@ class Sweep:
         def work() -> None:
             listener = Listener(self._progress, completed)
             try:
-                self.left_out = _native.sweep(self._said, _Leaving(listener, abandoned))
+                self.left_out = _native.sweep(self._said, None, None, _Leaving(listener, abandoned))
                 done.put(None)
             except BaseException as error:
                 done.put(error)
@@ -300,12 +299,8 @@ def sweep(
     The other arguments are those of `analyze` and `Model`.
     """
     # one run or data set may be given by itself
-    many = runs if isinstance(runs, (Mapping, list, tuple)) else [runs]
-    named_runs = (
-        [f"{name}={os.fspath(path)}" for name, path in many.items()]
-        if isinstance(many, Mapping)
-        else [os.fspath(path) for path in many]
-    )
+    many: Any = runs if isinstance(runs, (Mapping, list, tuple)) else [runs]
+    named_runs = [f"{name}={os.fspath(path)}" for name, path in many.items()] if isinstance(many, Mapping) else [os.fspath(path) for path in many]
     folders: list[Any] = []
     said_data, settings = _data_words(data, folders)
     said = [

@@ -7,12 +7,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Union
+from typing import Any
 
 from ._errors import InputError
 
 #: A path, the name of a data set on the hub, dicts, a `datasets.Dataset`, or a polars, pandas or Arrow table.
-DataLike = Union[str, "os.PathLike[str]", Iterable[Mapping[str, Any]], Any]
+DataLike = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Any
 
 
 def _default(value: Any) -> Any:
@@ -57,22 +57,21 @@ def as_file(data: DataLike) -> Iterator[tuple[str, str | None]]:
     if isinstance(data, (str, os.PathLike)):
         yield os.fspath(data), None
         return
-    if isinstance(data, (bytes, Mapping)) or data is None:
-        raise InputError(
-            f"data: found {type(data).__name__}; expected a path, a list of dicts, a datasets.Dataset or a table", option="data"
-        )
+    if isinstance(data, (bytes, int, float)) or data is None or (isinstance(data, Mapping) and not _is_module(data, "datasets")):
+        raise InputError(f"data: found {type(data).__name__}; expected a path, a list of dicts, a datasets.Dataset or a table", option="data")
     with tempfile.TemporaryDirectory(prefix="tanglescope-") as folder:
         if _is_module(data, "datasets"):
             if isinstance(data, Mapping) or hasattr(data, "keys"):  # a DatasetDict
                 names = ", ".join(map(str, data))
                 raise InputError(f"data: is several parts ({names}); give one of them", option="data")
+            rows: Any = data
             path = os.path.join(folder, "rows.parquet" if hasattr(data, "to_parquet") else "rows.jsonl")
             if path.endswith(".parquet"):
-                data.with_format(None).to_parquet(path)
+                rows.with_format(None).to_parquet(path)
             else:  # an IterableDataset
                 write_rows(data, path)
             yield path, f"datasets.{type(data).__name__}"
-        elif hasattr(data, "__arrow_c_stream__") or _is_module(data, "pandas"):
+        elif hasattr(data, "__arrow_c_stream__") or _is_module(data, "pandas") or _is_module(data, "polars"):
             import polars as pl
 
             frame = _frame(data, pl)

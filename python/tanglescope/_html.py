@@ -31,11 +31,9 @@ def heat_map(of: TokenMatrices) -> str:
     chosen, rejected, values = of.texts("w"), of.texts("l"), of.wl
     most = float(abs(values).max()) if values.size else 0.0
     cut = f", of which the first {_MOST} are shown" if max(values.shape) > _MOST else ""
-    head = "".join(
-        f'<th style="writing-mode:vertical-rl;white-space:pre;font-weight:normal">{html.escape(text)}</th>' for text in rejected[:_MOST]
-    )
+    head = "".join(f'<th style="writing-mode:vertical-rl;white-space:pre;font-weight:normal">{html.escape(text)}</th>' for text in rejected[:_MOST])
     lines = []
-    for text, row in list(zip(chosen, values))[:_MOST]:
+    for text, row in list(zip(chosen, values, strict=True))[:_MOST]:
         cells = "".join(
             f'<td title="{value:.4g}" style="padding:0;min-width:12px;height:14px;background:{_colour(value / most if most else 0.0)}"></td>'
             for value in row[:_MOST]

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from types import TracebackType
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from . import _native
 from ._progress import Listener, ProgressLike
@@ -14,7 +14,7 @@ from ._words import words
 
 Dtype = Literal["f32", "f64", "bf16", "f16"]
 Derivative = Literal["trainer", "exact"]
-PathLike = Union[str, "os.PathLike[str]"]
+PathLike = str | os.PathLike[str]
 
 
 def device_words(device: str | None, memory: float | str | None) -> dict[str, Any]:
@@ -53,8 +53,9 @@ class Model:
         dora_norm: Derivative = "trainer",
         progress: ProgressLike = None,
     ) -> None:
+        self._called = os.fspath(model)
         said = words(
-            model=model,
+            model=self._called,
             adapter=adapter,
             # what is measured is chosen by each call
             scope="full",
@@ -64,7 +65,6 @@ class Model:
             **device_words(device, memory),
         )
         self._engine = _native.Model.load(said, Listener(progress))
-        self._called = os.fspath(model)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._live: Any = None
 
@@ -83,9 +83,9 @@ class Model:
     ) -> Model:
         """Takes a live model of `transformers`, or of `peft` with its active adapter.
 
-        On the CPU weights are used where they lie, by DLPack: nothing is copied but the adapter, tensors whose numbers do not lie one behind the other,
-        and those that the engine keeps in another order (stacked experts). What is not copied follows the live model's training, and must not change
-        while a call is at work.
+        On the CPU weights are used where they lie, by DLPack: nothing is copied but the adapter, tensors whose numbers do not lie one
+        behind the other, and those that the engine keeps in another order (stacked experts). What is not copied follows the live model's
+        training, and must not change while a call is at work.
 
         Args:
             module: The model. Quantised ones, and those that are sharded over processes or offloaded, are refused by name.
@@ -152,9 +152,7 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 logger = logging.getLogger("tanglescope")
 
@@ -36,7 +36,7 @@ class Progress:
 
 
 #: `None` for nothing but the log, `True` for a bar, or a function that is called with a `Progress`.
-ProgressLike = Union[None, bool, Callable[[Progress], object]]
+ProgressLike = bool | Callable[[Progress], object] | None
 
 _LEVELS = {"note": logging.INFO, "resumed": logging.INFO, "left_out": logging.WARNING, "fell_back": logging.WARNING}
 

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Path = "str | os.PathLike[str]"
-SummaryBy = Literal[
-    "run", "metric", "regime", "objective", "layer", "module", "expert", "mean", "relation", "bin", "outlier"
-]
+SummaryBy = Literal["run", "metric", "regime", "objective", "layer", "module", "expert", "mean", "relation", "bin", "outlier"]
 
 
 def frame(native: _native.Frame) -> pl.DataFrame:
@@ -175,7 +173,7 @@ class TokenMatrices:
         """Texts of the tokens of a response; their ids without a tokenizer."""
         of = self.positions
         rows = of.filter(of["branch"] == branch).sort("position")
-        return [str(token) if text is None else text for token, text in zip(rows["token"], rows["text"])]
+        return [str(token) if text is None else text for token, text in zip(rows["token"], rows["text"], strict=True)]
 
     def __repr__(self) -> str:
         return f"<tanglescope.TokenMatrices of pair {self.pair}: {len(self.texts('w'))} × {len(self.texts('l'))} tokens>"

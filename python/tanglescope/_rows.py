@@ -7,16 +7,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
+from typing import Any, Literal, NamedTuple
 
 from . import _native
 from ._data import DataLike, as_file
 from ._errors import InputError
 from ._progress import Listener
 from ._words import words
-
-if TYPE_CHECKING:
-    from ._model import Model
 
 Recipe = Literal["trl", "trl-0.29", "trl-0.24", "openrlhf", "llama-factory", "official", "apart"]
 
@@ -156,7 +153,8 @@ class _Unset:
 
 
 RECIPE = _Unset()
-TokenizerLike = Union[str, "os.PathLike[str]", "Model", Any, None]
+#: A `Model`, a folder, a hub name, or a fast tokenizer of transformers.
+TokenizerLike = str | os.PathLike[str] | Any | None
 
 
 def rows(
@@ -245,8 +243,6 @@ def tokenizer_folders(tokenizer: Any, folder: str) -> list[str]:
             option="tokenizer",
         )
     if getattr(tokenizer, "is_fast", True) is False:
-        raise InputError(
-            "tokenizer: is a slow one of transformers, which has no tokenizer.json; load it with use_fast=True", option="tokenizer"
-        )
+        raise InputError("tokenizer: is a slow one of transformers, which has no tokenizer.json; load it with use_fast=True", option="tokenizer")
     tokenizer.save_pretrained(folder)
     return [folder]

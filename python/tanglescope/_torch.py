@@ -125,16 +125,16 @@ def take(module: Any, tokenizer: Any, *, copy: bool) -> Taken:
 def base_tensors(base: Any, *, tied: bool, copy: bool) -> list[tuple[str, Any]]:
     """The base's tensors under the names of its checkpoint, on the host and one number behind the other."""
     found: dict[str, Any] = {}
-    for name, tensor in base.state_dict(keep_vars=False).items():
+    for name, tensor in base.state_dict(keep_vars=True).items():
         dotted = f".{name}."
         if any(part in dotted for part in _ADAPTERS):
             continue
         for wrapper in _WRAPPERS:
             name = name.replace(wrapper, "")
-        tensor = tensor.detach()
         if not tensor.dtype.is_floating_point and "weight" not in name:
             continue  # counters and masks
         check(name, tensor)
+        tensor = tensor.detach()
         moved = tensor.cpu().contiguous()
         found[name] = moved.clone() if copy and moved.data_ptr() == tensor.data_ptr() else moved
     embedding = [name for name in found if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))]

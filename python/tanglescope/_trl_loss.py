@@ -58,7 +58,7 @@ def _dpo(args: Any) -> str:
     def weighted(term: str, weight: float) -> str:
         return f"{term}{',' if ':' in term else ':'}weight={float(weight)!r}"
 
-    return "+".join(weighted(term, weight) for term, weight in zip(terms, weights))
+    return "+".join(weighted(term, weight) for term, weight in zip(terms, weights, strict=True))
 
 
 def _dpo_term(args: Any, loss: str) -> str:

@@ -1,10 +1,10 @@
 """A callback for TRL's trainers of preferences: entanglement on the live policy, in the trainer's own tokens, beside its own metrics.
 
-    from tanglescope.trl import EntanglementCallback
+from tanglescope.trl import EntanglementCallback
 
-    trainer = DPOTrainer(model, args=args, train_dataset=train, eval_dataset=evaluation, processing_class=tokenizer)
-    trainer.add_callback(EntanglementCallback(trainer, every=50))
-    trainer.train()
+trainer = DPOTrainer(model, args=args, train_dataset=train, eval_dataset=evaluation, processing_class=tokenizer)
+trainer.add_callback(EntanglementCallback(trainer, every=50))
+trainer.train()
 """
 
 from __future__ import annotations
@@ -148,9 +148,7 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
             if self._policy is not None:
                 self._policy.close()
             copy = self._background and not with_adapter
-            self._policy = Model.from_torch(
-                module, tokenizer=trainer.processing_class, dtype=self._dtype, device=self._device, copy=copy
-            )
+            self._policy = Model.from_torch(module, tokenizer=trainer.processing_class, dtype=self._dtype, device=self._device, copy=copy)
         if self._rows is None:
             self._rows = read_rows(self._sample, self._policy)
         self._reference = self._reference_of(module)
@@ -422,7 +420,9 @@ def _sample(trainer: Any, given: Any, pairs: int, seed: int) -> tuple[list[dict[
     if not rows:
         raise InputError("dataset: no row of it is a pair of responses to one prompt", option="dataset")
     if len(rows) < len(found):
-        logger.warning("%d of %d rows of the sample have no common prompt as the trainer cuts them, and are left out", len(found) - len(rows), len(found))
+        logger.warning(
+            "%d of %d rows of the sample have no common prompt as the trainer cuts them, and are left out", len(found) - len(rows), len(found)
+        )
         whole = False
     return rows, whole and data is evaluation
 
@@ -461,7 +461,7 @@ def _of_collator(trainer: Any, example: Mapping[str, Any]) -> dict[str, Any] | N
     if not {"input_ids", "attention_mask", "completion_mask"} <= set(batch):
         return _pair((example["prompt_ids"], example["chosen_ids"]), (example["prompt_ids"], example["rejected_ids"]))
     branches = []
-    for ids, seen, completion in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"]):
+    for ids, seen, completion in zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True):
         kept = [at for at, of in enumerate(seen.tolist()) if of]
         branches.append(_split(ids[kept].tolist(), completion[kept].tolist()))
     return _pair(branches[0], branches[1])
@@ -478,11 +478,11 @@ def _of_labels(example: Mapping[str, Any]) -> dict[str, Any] | None:
 def _of_kto(data: Any) -> list[Callable[[], dict[str, Any] | None]]:
     """Rows of one prompt of which one response is desirable and one is not."""
     by_prompt: dict[tuple[int, ...], dict[bool, list[int]]] = {}
-    for at, (prompt, label) in enumerate(zip(data["prompt_ids"], data["label"])):
+    for at, (prompt, label) in enumerate(zip(data["prompt_ids"], data["label"], strict=True)):
         by_prompt.setdefault(tuple(prompt), {}).setdefault(bool(label), []).append(at)
     found: list[Callable[[], dict[str, Any] | None]] = []
     for prompt, of in by_prompt.items():
-        for chosen, rejected in zip(of.get(True, []), of.get(False, [])):
+        for chosen, rejected in zip(of.get(True, []), of.get(False, []), strict=False):
             found.append(
                 lambda prompt=prompt, chosen=chosen, rejected=rejected: _pair(  # type: ignore[misc]
                     (list(prompt), list(data[chosen]["completion_ids"])), (list(prompt), list(data[rejected]["completion_ids"]))

@@ -51,7 +51,7 @@ fn every_format_and_layout_gives_the_rows_that_were_written() {
         assert_eq!(Value::Array(rows(&found, &tokenizer)), want, "{name}");
         let told = ["comparisons", "ultrafeedback.", "helpsteer", "shp", "saferlhf", "nectar", "kto"];
         assert_eq!(
-            found.notes.iter().any(|note| note.contains("read as")),
+            found.recognised.iter().any(|note| note.contains("read as")),
             told.iter().any(|t| name.starts_with(t)),
             "{name}"
         );

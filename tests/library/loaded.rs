@@ -3,8 +3,8 @@ use crate::support::{demo, llama, small_models, write_json, write_model};
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use tanglescope::{
-    AnalyzeOptions, DataOptions, DeviceName, HeldModel, LoadedModel, Measured, ModelOptions, PairMeasures, RowOptions, Scope, TokenRows,
-    analyze,
+    AnalyzeOptions, DataOptions, Destination, DeviceName, HeldModel, LoadedModel, Measured, ModelOptions, PairMeasures,
+    RowOptions, Scope, TokenRows, analyze,
 };
 use tanglescope_checkpoint::{Held, Number, Tensors};
 use tanglescope_gram::{Group, Request, grams};
@@ -30,9 +30,8 @@ fn fresh() -> AdapterSource {
 fn a_fresh_adapter_on_a_loaded_base_has_the_bits_of_one_that_was_loaded_with_it() {
     let mut seen = 0;
     for folder in small_models() {
-        let load = |source: &AdapterSource| {
-            Decoder::<Flex>::load(&folder, source, DType::F64, &FlexDevice, Places::DEVICE)
-        };
+        let load =
+            |source: &AdapterSource| Decoder::<Flex>::load(&folder, source, DType::F64, &FlexDevice, Places::DEVICE);
         // some models' attention has no map that a fresh adapter can change
         let Ok(want) = load(&fresh()) else { continue };
         let base = load(&AdapterSource::None).unwrap();
@@ -79,15 +78,21 @@ fn weights_that_are_held_in_memory_are_those_of_the_file() {
         if file.tensors().iter().any(|(_, tensor)| tensor.dtype() != safetensors::Dtype::F32) {
             continue;
         }
-        let want = Decoder::<Flex>::load(&folder, &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
+        let want =
+            Decoder::<Flex>::load(&folder, &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
         let want = total(&want, &Scope::Full);
         let most = want.iter().fold(0.0f64, |most, x| most.max(x.abs()));
         for number in [Number::F64, Number::F32] {
             let held = HeldModel::new("live", &folder, held(&folder, number)).unwrap();
-            let got = Decoder::<Flex>::load_held(&held, &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
+            let got = Decoder::<Flex>::load_held(&held, &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE)
+                .unwrap();
             let got = total(&got, &Scope::Full);
             for (got, want) in got.iter().zip(&want) {
-                assert!((got - want).abs() <= 1e-12 * most, "{}, {number:?}: {got} instead of {want}", folder.display());
+                assert!(
+                    (got - want).abs() <= 1e-12 * most,
+                    "{}, {number:?}: {got} instead of {want}",
+                    folder.display()
+                );
             }
         }
         seen += 1;
@@ -102,7 +107,8 @@ fn weights_of_16_bits_in_memory_are_those_of_a_file_of_16_bits() {
     let model = llama(3, true);
     write_json(&folder.path().join("config.json"), &model.0);
     crate::support::write_tensors(&folder.path().join("model.safetensors"), &model.1, safetensors::Dtype::BF16);
-    let want = Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F32, &FlexDevice, Places::DEVICE).unwrap();
+    let want =
+        Decoder::<Flex>::load(folder.path(), &AdapterSource::None, DType::F32, &FlexDevice, Places::DEVICE).unwrap();
     let want = total(&want, &Scope::Full);
     write_model(folder.path(), &model);
     let held = HeldModel::new("live", folder.path(), held(folder.path(), Number::BF16)).unwrap();
@@ -169,7 +175,10 @@ fn adapter(folder: &Path, seed: f32) -> PathBuf {
 fn a_loaded_model_measures_what_calls_that_load_measure() {
     let folder = tempfile::tempdir().unwrap();
     let adapters = [0.37, 1.3].map(|seed| adapter(folder.path(), seed));
-    let data = DataOptions { rows: RowOptions { limit: Some(3), ..RowOptions::default() }, ..DataOptions::new(demo().join("long.jsonl")) };
+    let data = DataOptions {
+        rows: RowOptions { limit: Some(3), ..RowOptions::default() },
+        ..DataOptions::new(demo().join("long.jsonl"))
+    };
     let mut model = LoadedModel::load(&ModelOptions { measured: cpu(), ..ModelOptions::new(demo()) }, &()).unwrap();
     let rows: TokenRows = model.rows(&data, &()).unwrap();
     let steps: [(Option<usize>, Scope); 6] = [
@@ -186,7 +195,8 @@ fn a_loaded_model_measures_what_calls_that_load_measure() {
         model.load_adapter(adapter.as_deref(), &()).unwrap();
         model.measure(&measured, &()).unwrap();
         let out = |of: &str| folder.path().join(format!("{of}-{step}"));
-        let got = model.analyze(&rows, &PairMeasures::default(), &out("loaded"), &[], &()).unwrap().records;
+        let to = Destination::new(out("loaded"));
+        let got = model.analyze(&rows, &PairMeasures::default(), &to, &()).unwrap().records;
         let options = ModelOptions { model: demo(), adapter, measured };
         let want = analyze(&AnalyzeOptions::new(options, data.clone(), out("calls")), &()).unwrap().records;
         for table in ["pairs.parquet", "params.parquet", "responses.parquet"] {
@@ -207,7 +217,11 @@ fn a_gram_of_responses_is_that_of_their_pairs() {
     let most = all.inner.iter().fold(0.0f64, |most, x| most.max(x.abs()));
     for (a, b) in [(0, 1), (1, 2), (2, 0)] {
         let two = model.gram(&prompt, &[responses[a].clone(), responses[b].clone()], &()).unwrap();
-        for (got, want) in [(two.inner[0], all.inner[a * 3 + a]), (two.inner[1], all.inner[a * 3 + b]), (two.inner[3], all.inner[b * 3 + b])] {
+        for (got, want) in [
+            (two.inner[0], all.inner[a * 3 + a]),
+            (two.inner[1], all.inner[a * 3 + b]),
+            (two.inner[3], all.inner[b * 3 + b]),
+        ] {
             // f32, sums of another batch
             assert!((got - want).abs() <= 1e-5 * most, "{got} instead of {want}");
         }

@@ -13,6 +13,7 @@ mod hub;
 mod inspect;
 mod objectives;
 mod report;
+mod shards;
 mod streams;
 mod sweep;
 mod tokens;

@@ -1,37 +1,11 @@
 //! `sweep` as a user runs it, on runs that `train` made and on damaged ones.
 use crate::support;
 use crate::support::{
-    Tensors, analyze, error_line, ids_row, llama, run, succeed, tanglescope, write_json, write_model,
+    Tensors, analyze, error_line, files, ids_row, llama, run, same, succeed, tanglescope, write_json, write_model,
 };
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tanglescope_records::Table;
-
-/// Every parquet file under a folder, by its path there.
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    fn search(at: &Path, root: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
-        for entry in std::fs::read_dir(at).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                search(&path, root, found);
-            } else if path.extension().is_some_and(|e| e == "parquet") {
-                found.insert(path.strip_prefix(root).unwrap().to_owned(), std::fs::read(&path).unwrap());
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    search(folder, folder, &mut found);
-    found
-}
-
-/// Two folders have the same files, byte for byte.
-#[track_caller]
-fn same(a: &BTreeMap<PathBuf, Vec<u8>>, b: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
-    assert!(a.keys().eq(b.keys()), "{what}: {:?} and {:?}", a.keys(), b.keys());
-    let other: Vec<&PathBuf> = a.keys().filter(|key| a[*key] != b[*key]).collect();
-    assert!(other.is_empty(), "{what}: {other:?} differ");
-}
 
 /// A model, two data sets of several parts, and a run of adapters and one of whole models with checkpoints 0, 2 and 4.
 struct Runs {

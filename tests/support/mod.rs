@@ -228,3 +228,28 @@ pub fn error_line(output: &Output) -> String {
     assert!(stderr.trim_end().ends_with(errors[0]), "the message is not the last line:\n{stderr}");
     errors[0].to_owned()
 }
+
+/// Every parquet file under a folder, by its path there.
+pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn search(at: &Path, root: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        for entry in std::fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                search(&path, root, found);
+            } else if path.extension().is_some_and(|e| e == "parquet") {
+                found.insert(path.strip_prefix(root).unwrap().to_owned(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    search(folder, folder, &mut found);
+    found
+}
+
+/// Two folders have the same files, byte for byte.
+#[track_caller]
+pub fn same(a: &BTreeMap<PathBuf, Vec<u8>>, b: &BTreeMap<PathBuf, Vec<u8>>, what: &str) {
+    assert!(a.keys().eq(b.keys()), "{what}: {:?} and {:?}", a.keys(), b.keys());
+    let other: Vec<&PathBuf> = a.keys().filter(|key| a[*key] != b[*key]).collect();
+    assert!(other.is_empty(), "{what}: {other:?} differ");
+}

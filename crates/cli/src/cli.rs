@@ -293,6 +293,9 @@ pub struct Analyze {
     pub out: PathBuf,
     #[command(flatten)]
     pub measures: AnalysisMeasures,
+    /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
     #[command(flatten)]
     pub dry: DryRun,
 }
@@ -493,6 +496,9 @@ pub struct Tokens {
     /// Also decompose wl by the positions at which parameters are used, prompt included; needs only the pass of the Gram
     #[arg(long)]
     pub positions: bool,
+    /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
     #[command(flatten)]
     pub dry: DryRun,
 }

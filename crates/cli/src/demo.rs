@@ -251,7 +251,8 @@ impl Experiment<'_> {
         let [m, d, o] = [&model, &data, &out].map(|path| path.display().to_string());
         let words = ["tokens", "--model", &m, "--data", &d, "--out", &o, "--scope", "full", "--tokenize", "apart"];
         let command = self.shown(&words)?;
-        let options = TokensOptions { command, ..TokensOptions::new(self.model(model), as_they_are(data), out) };
+        let mut options = TokensOptions::new(self.model(model), as_they_are(data), out);
+        options.to.command = command;
         tanglescope::tokens(&options, &Console::quiet())?;
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    AnalysisMeasures, Analyze, Bench, Compat, DataArgs, Derivative, Measured, ModelArgs, OnBadRow, PairMeasures, Precision, Report,
-    ReportFormat, RowArgs, Rows, ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, TokenArgs, Tokens, Train,
-    Verify,
+    AnalysisMeasures, Analyze, Bench, Compat, DataArgs, Derivative, Measured, ModelArgs, OnBadRow, PairMeasures,
+    Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, TokenArgs,
+    Tokens, Train, Verify,
 };
 use crate::error::{Error, Result};
 use crate::hub::{self, RepositoryKind};
@@ -106,7 +106,8 @@ fn recipe(args: &TokenArgs) -> Recipe {
 /// # Errors
 /// Where a name leads nowhere.
 pub fn data(args: &DataArgs) -> Result<library::DataOptions> {
-    Ok(library::DataOptions { data: hub::resolve(&args.data, data_kind(&args.rows))?, rows: rows(&args.rows) })
+    let data = hub::resolve(&args.data, data_kind(&args.rows))?;
+    Ok(library::DataOptions { data, called: None, rows: rows(&args.rows) })
 }
 
 fn data_kind(rows: &RowArgs) -> RepositoryKind<'_> {
@@ -149,6 +150,18 @@ pub fn pair_measures(args: &AnalysisMeasures) -> Result<library::PairMeasures> {
     })
 }
 
+fn shard(of: Option<&str>) -> Result<library::Shard> {
+    Ok(of.map_or(Ok(library::Shard::WHOLE), str::parse)?)
+}
+
+/// Where results go: a folder, and which part of the work is this call's.
+///
+/// # Errors
+/// Where the part is none.
+pub fn destination(out: &Path, part: Option<&str>) -> Result<library::Destination> {
+    Ok(library::Destination { out: out.to_owned(), shard: shard(part)?, command: command() })
+}
+
 /// Options of `analyze`.
 ///
 /// # Errors
@@ -158,8 +171,7 @@ pub fn analyze(args: &Analyze) -> Result<library::AnalyzeOptions> {
         model: model(&args.model)?,
         data: data(&args.data)?,
         measures: pair_measures(&args.measures)?,
-        out: args.out.clone(),
-        command: command(),
+        to: destination(&args.out, args.shard.as_deref())?,
     })
 }
 
@@ -172,8 +184,7 @@ pub fn tokens(args: &Tokens) -> Result<library::TokensOptions> {
         model: model(&args.model)?,
         data: data(&args.data)?,
         measures: library::TokenMeasures { npy: args.npy, positions: args.positions },
-        out: args.out.clone(),
-        command: command(),
+        to: destination(&args.out, args.shard.as_deref())?,
     })
 }
 
@@ -191,23 +202,28 @@ pub fn rows_of(args: &Rows) -> Result<library::RowsOptions> {
     })
 }
 
+/// The run that a text is: a folder, or NAME=FOLDER.
+///
+/// # Errors
+/// Where it gives no name that a folder can have.
+pub fn run(text: &str) -> Result<library::RunFolder> {
+    let (name, folder) = library::named("runs", text)?;
+    // a path that gives the name itself is a checkpoint of its parent, where it is one
+    let name = (folder != Path::new(text)).then_some(name);
+    Ok(library::RunFolder { name, folder, step: None })
+}
+
 /// Options of `sweep`.
 ///
 /// # Errors
 /// Where an option cannot be used, or a name leads nowhere.
 pub fn sweep(args: &Sweep) -> Result<library::SweepOptions> {
-    let run = |text: &String| -> Result<library::RunFolder> {
-        let (name, folder) = library::named("runs", text)?;
-        // a path that gives the name itself is a checkpoint of its parent, where it is one
-        let name = (folder != Path::new(text)).then_some(name);
-        Ok(library::RunFolder { name, folder, step: None })
-    };
     let of_data = |text: &String| -> Result<(String, PathBuf)> {
         let (name, path) = library::named("data", text)?;
         Ok((name, hub::resolve(&path, data_kind(&args.rows))?))
     };
     Ok(library::SweepOptions {
-        runs: args.runs.iter().map(run).collect::<Result<_>>()?,
+        runs: args.runs.iter().map(|text| run(text)).collect::<Result<_>>()?,
         data: args.data.iter().map(of_data).collect::<Result<_>>()?,
         out: args.out.clone(),
         model: args.model.as_deref().map(|model| hub::resolve(model, RepositoryKind::Model)).transpose()?,
@@ -220,7 +236,7 @@ pub fn sweep(args: &Sweep) -> Result<library::SweepOptions> {
             Some("start") => Some(ReferenceModel::Start),
             other => other.map(reference).transpose()?,
         },
-        shard: args.shard.as_deref().map_or(Ok(library::Shard::WHOLE), str::parse)?,
+        shard: shard(args.shard.as_deref())?,
         command: command(),
     })
 }

@@ -168,7 +168,9 @@ pub struct Dataset {
     pub groups: bool,
     /// Its files.
     pub files: Vec<PathBuf>,
-    /// What was recognised, taken or left out, in words.
+    /// What the rows were read as, and how texts became tokens, in words.
+    pub recognised: Vec<String>,
+    /// What of them was cut or left out, in words.
     pub notes: Vec<String>,
     /// How texts became tokens; `None` where no row is text.
     pub tokenize: Option<String>,
@@ -286,6 +288,7 @@ impl Dataset {
             skipped: Vec::new(),
             groups: self.groups,
             files: self.files.clone(),
+            recognised: self.recognised.clone(),
             notes: Vec::new(),
             tokenize: self.tokenize.clone(),
             content_hash: hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -438,8 +441,9 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(mut self, joined: Joined, files: Vec<PathBuf>, note: Option<String>) -> Result<Dataset> {
-        let mut notes: Vec<String> = note.into_iter().collect();
-        notes.extend(self.layout.and_then(Layout::name).map(|name| format!("read as {name}")));
+        let mut recognised: Vec<String> = note.into_iter().collect();
+        recognised.extend(self.layout.and_then(Layout::name).map(|name| format!("read as {name}")));
+        let mut notes = Vec::new();
         if !joined.prompts.is_empty() {
             let all = joined.prompts.len();
             let differ = |of: &PromptResponses| of.scores.iter().any(|score| (score - of.scores[0]).abs() > 0.0);
@@ -469,12 +473,12 @@ impl<'a> Reader<'a> {
         let content_hash = self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         notes.extend(self.remarks.iter().map(|(remark, (rows, first))| remark.of_rows(*rows, *first)));
         if let Some(tokenizer) = &self.tokenizer {
-            notes.push(format!("tokens by recipe {}", self.reading.recipe));
-            notes.extend(other_folders(tokenizer, self.folders));
+            recognised.push(format!("tokens by recipe {}", self.reading.recipe));
+            recognised.extend(other_folders(tokenizer, self.folders));
         }
         let tokenize = self.tokenizer.is_some().then(|| self.reading.tokenize());
         let (path, skipped, groups) = (self.path.to_owned(), self.skipped, self.groups);
-        Ok(Dataset { path, pairs, skipped, groups, files, notes, tokenize, content_hash })
+        Ok(Dataset { path, pairs, skipped, groups, files, recognised, notes, tokenize, content_hash })
     }
 }
 

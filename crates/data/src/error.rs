@@ -36,6 +36,16 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// The same under the name that a file in passing is known by.
+    #[must_use]
+    pub fn called(mut self, file: &Path, name: &Path) -> Self {
+        match &mut self {
+            Self::File { path, .. } | Self::Row { path, .. } if path == file => name.clone_into(path),
+            _ => {}
+        }
+        self
+    }
+
     pub(crate) fn file(path: &Path, problem: impl ToString) -> Self {
         Self::File { path: path.to_owned(), problem: problem.to_string() }
     }

@@ -7,7 +7,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use tanglescope::Folder;
+use std::sync::{Mutex, PoisonError};
+use tanglescope::{Folder, KeptModels, RunFolder, Shard};
 use tanglescope_cli::cli::{Cli, Command};
 use tanglescope_cli::hub::{self, RepositoryKind};
 use tanglescope_cli::{options, print};
@@ -51,12 +52,57 @@ pub fn resolve(py: Python<'_>, path: PathBuf, kind: &str) -> PyResult<PathBuf> {
     at_once(py, || hub::resolve(&path, kind))
 }
 
-/// Measures checkpoints on data sets; returns what was left out.
+/// Models that stay loaded from one sweep to the next.
+#[pyclass(frozen, module = "tanglescope._native")]
+#[derive(Default)]
+pub struct Kept(Mutex<KeptModels>);
+
+#[pymethods]
+impl Kept {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// A checkpoint by itself, as the i-th of n parts of a sweep: i, n, name of the run, step, folder.
+type OneCheckpoint = (usize, usize, String, usize, PathBuf);
+
+/// Measures checkpoints on data sets, or one of them; returns what was left out.
 #[pyfunction]
-pub fn sweep(py: Python<'_>, words: Vec<String>, progress: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+pub fn sweep(
+    py: Python<'_>,
+    words: Vec<String>,
+    one: Option<OneCheckpoint>,
+    kept: Option<&Kept>,
+    progress: &Bound<'_, PyAny>,
+) -> PyResult<Vec<String>> {
     run(py, listener(progress), |telling| match command(words)? {
-        Command::Sweep(args) => Ok(tanglescope::sweep(&options::sweep(&args)?, telling)?.left_out),
+        Command::Sweep(args) => {
+            let mut options = options::sweep(&args)?;
+            if let Some((number, of, name, step, folder)) = one {
+                options.shard = Shard { number, of, taken: true };
+                options.runs = vec![RunFolder { name: Some(name), folder, step: Some(step) }];
+            }
+            let mut own = KeptModels::default();
+            let mut held = kept.map(|kept| kept.0.lock().unwrap_or_else(PoisonError::into_inner));
+            let kept = held.as_deref_mut().unwrap_or(&mut own);
+            Ok(tanglescope::sweep_keeping(&options, kept, telling)?.left_out)
+        }
         _ => other(),
+    })
+}
+
+/// The checkpoints of runs: name of the run, step, folder.
+#[pyfunction]
+pub fn checkpoints(py: Python<'_>, runs: Vec<String>) -> PyResult<Vec<(String, usize, PathBuf)>> {
+    at_once(py, || {
+        let mut found = Vec::new();
+        for run in &runs {
+            let (name, steps) = tanglescope::checkpoints(&options::run(run)?)?;
+            found.extend(steps.into_iter().map(|(step, folder)| (name.clone(), step, folder)));
+        }
+        Ok(found)
     })
 }
 

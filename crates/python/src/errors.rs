@@ -108,7 +108,10 @@ pub fn broken(py: Python<'_>, said: &str) -> PyErr {
 /// What a parser of options says, as bad input.
 pub fn refused(error: &clap::Error) -> Failure {
     let text = error.to_string();
-    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("For more information") && !line.starts_with("Usage:"));
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("For more information") && !line.starts_with("Usage:"));
     let text = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     CommandError::Input(text.strip_prefix("error: ").unwrap_or(&text).to_owned())
 }

@@ -20,8 +20,8 @@ mod _native {
     use super::arrow::Frame;
     #[pymodule_export]
     use super::commands::{
-        bench, devices, figures, inspect, objectives, report, resolve, run_command, summarize, summary, sweep, table, train,
-        verify,
+        Kept, bench, checkpoints, devices, figures, inspect, objectives, report, resolve, run_command, summarize,
+        summary, sweep, table, train, verify,
     };
     #[pymodule_export]
     use super::model::Model;

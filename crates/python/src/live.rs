@@ -41,7 +41,10 @@ pub fn shared(tensor: &Bound<'_, PyAny>) -> PyResult<(Vec<usize>, Held)> {
             (DLDataTypeCode::FLOAT, 16, 1) => Number::F16,
             (DLDataTypeCode::BFLOAT, 16, 1) => Number::BF16,
             (code, bits, _) => {
-                return Err(refuse(format!("has numbers of {bits} bits of kind {}; expected f64, f32, f16 or bf16", code.0)));
+                return Err(refuse(format!(
+                    "has numbers of {bits} bits of kind {}; expected f64, f32, f16 or bf16",
+                    code.0
+                )));
             }
         };
         let shape: Result<Vec<usize>, _> = of.shape().iter().map(|n| usize::try_from(*n)).collect();

@@ -81,6 +81,7 @@ impl Model {
 
     /// Takes the weights of a model that another library holds, by name; the folder has its config.json and tokenizer.
     #[staticmethod]
+    #[allow(clippy::too_many_arguments)] // as Python's keywords
     fn held(
         py: Python<'_>,
         called: &str,
@@ -147,17 +148,18 @@ impl Model {
         &self,
         py: Python<'_>,
         words: Vec<String>,
-        called: Option<&str>,
+        called: Option<String>,
         progress: &Bound<'_, PyAny>,
     ) -> PyResult<Rows> {
         let rows = run(py, listener(progress), |telling| {
-            let data = DataWords::options(words)?;
+            let data = DataWords::options(words, called)?;
             self.with(|model| Ok(model.rows(&data, telling)?))
         })?;
-        Ok(Rows::new(rows, called))
+        Ok(Rows::new(rows))
     }
 
     /// Measures every pair of some rows into a folder.
+    #[allow(clippy::too_many_arguments)] // as Python's keywords
     fn analyze(
         &self,
         py: Python<'_>,
@@ -165,6 +167,7 @@ impl Model {
         words: Vec<String>,
         reference: Option<&Self>,
         out: PathBuf,
+        shard: Option<String>,
         progress: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let rows = rows.rows.clone();
@@ -180,13 +183,14 @@ impl Model {
             }
             self.with(|model| {
                 model.measure(&measured, telling)?;
-                model.analyze(&rows, &measures, &out, &options::command(), telling)?;
+                model.analyze(&rows, &measures, &options::destination(&out, shard.as_deref())?, telling)?;
                 Ok(())
             })
         })
     }
 
     /// Measures the token-level matrices of some rows into a folder.
+    #[allow(clippy::too_many_arguments)] // as Python's keywords
     fn tokens(
         &self,
         py: Python<'_>,
@@ -194,6 +198,7 @@ impl Model {
         words: Vec<String>,
         positions: bool,
         out: PathBuf,
+        shard: Option<String>,
         progress: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let rows = rows.rows.clone();
@@ -202,7 +207,7 @@ impl Model {
             self.with(|model| {
                 model.measure(&measured, telling)?;
                 let measures = TokenMeasures { npy: false, positions };
-                model.tokens(&rows, measures, &out, &options::command(), telling)?;
+                model.tokens(&rows, measures, &options::destination(&out, shard.as_deref())?, telling)?;
                 Ok(())
             })
         })

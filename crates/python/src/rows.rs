@@ -18,8 +18,9 @@ pub struct DataWords {
 
 impl DataWords {
     /// The data that some words are of.
-    pub fn options(words: Vec<String>) -> Result<tanglescope::DataOptions, Failure> {
-        options::data(&Self::try_parse_from(words).map_err(|e| refused(&e))?.data)
+    pub fn options(words: Vec<String>, called: Option<String>) -> Result<tanglescope::DataOptions, Failure> {
+        let data = options::data(&Self::try_parse_from(words).map_err(|e| refused(&e))?.data)?;
+        Ok(tanglescope::DataOptions { called, ..data })
     }
 }
 
@@ -30,11 +31,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub fn new(rows: TokenRows, called: Option<&str>) -> Self {
-        let rows = match called {
-            None => rows,
-            Some(name) => rows.called(name),
-        };
+    pub fn new(rows: TokenRows) -> Self {
         Self { rows: Arc::new(rows) }
     }
 }
@@ -47,13 +44,13 @@ impl Rows {
         py: Python<'_>,
         words: Vec<String>,
         folders: Vec<PathBuf>,
-        called: Option<&str>,
+        called: Option<String>,
         progress: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
         let rows = run(py, listener(progress), |telling| {
-            Ok(TokenRows::read(&DataWords::options(words)?, &folders, telling)?)
+            Ok(TokenRows::read(&DataWords::options(words, called)?, &folders, telling)?)
         })?;
-        Ok(Self::new(rows, called))
+        Ok(Self::new(rows))
     }
 
     fn __len__(&self) -> usize {
@@ -87,7 +84,7 @@ impl Rows {
 
     #[getter]
     fn notes(&self) -> Vec<String> {
-        self.rows.notes().to_vec()
+        self.rows.notes().cloned().collect()
     }
 
     #[getter]

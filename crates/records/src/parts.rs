@@ -19,10 +19,19 @@ impl Table {
     /// # Errors
     /// Where it cannot be made.
     pub fn create(run: &Path, name: &str) -> Result<Self> {
+        let table = Self::create_shared(run, name)?;
+        tidy(&table.folder)?;
+        Ok(table)
+    }
+
+    /// The same of a table that other processes write parts of.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn create_shared(run: &Path, name: &str) -> Result<Self> {
         let table = Self::at(run, name);
         std::fs::create_dir_all(&table.folder)
             .map_err(|e| Error::new(&table.folder, format!("cannot be made: {e}")))?;
-        tidy(&table.folder)?;
         Ok(table)
     }
 

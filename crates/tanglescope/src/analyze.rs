@@ -6,7 +6,7 @@ use crate::listener::{Listener, begin};
 use crate::loaded::{LoadedModel, OnModel};
 use crate::measure::{Extras, Measurement, Probe, ReferenceLogps, done, work};
 use crate::model::Model;
-use crate::options::{DataOptions, ModelOptions, PairMeasures};
+use crate::options::{DataOptions, Destination, ModelOptions, PairMeasures};
 use crate::records::Folder;
 use crate::reference::{Objectives, Reference};
 use crate::token_rows::TokenRows;
@@ -27,17 +27,15 @@ pub struct AnalyzeOptions {
     pub data: DataOptions,
     /// What is measured.
     pub measures: PairMeasures,
-    /// Folder for the results; an unfinished run in it goes on where it stopped.
-    pub out: PathBuf,
-    /// The command line, for the manifest.
-    pub command: Vec<String>,
+    /// Where the results go.
+    pub to: Destination,
 }
 
 impl AnalyzeOptions {
     /// A model on data, with all defaults.
     #[must_use]
     pub fn new(model: ModelOptions, data: DataOptions, out: impl Into<PathBuf>) -> Self {
-        Self { model, data, measures: PairMeasures::default(), out: out.into(), command: Vec::new() }
+        Self { model, data, measures: PairMeasures::default(), to: Destination::new(out) }
     }
 
     /// What the call would do, without loading the model, and whether a pass of a reference over the same rows comes to it.
@@ -110,12 +108,12 @@ pub struct Analysis {
 /// Where an option, the model, the adapter, a row or the folder cannot be used, the device fails, or a number overflows. What
 /// was written stays, and a second call goes on from there.
 pub fn analyze(options: &AnalyzeOptions, listener: &dyn Listener) -> Result<Analysis> {
-    let AnalyzeOptions { model, data, measures, out, command } = options;
+    let AnalyzeOptions { model, data, measures, to } = options;
     // what cannot be measured is refused before the weights are read
     measures.checked(&Model::new(model)?, &())?;
     let mut model = LoadedModel::load(model, listener)?;
     let rows = model.rows(data, listener)?;
-    model.analyze(&rows, measures, out, command, listener)
+    model.analyze(&rows, measures, to, listener)
 }
 
 impl LoadedModel {
@@ -127,15 +125,14 @@ impl LoadedModel {
         &mut self,
         rows: &TokenRows,
         measures: &PairMeasures,
-        out: &Path,
-        command: &[String],
+        to: &Destination,
         listener: &dyn Listener,
     ) -> Result<Analysis> {
         let asked = self.asked.clone();
         let objectives = measures.checked(&asked, listener)?;
-        let work = AnalysisOnModel { asked: &asked, rows, measures, objectives, out, command, listener };
+        let work = AnalysisOnModel { asked: &asked, rows, measures, objectives, to, listener };
         let summary = self.run(work, listener)?;
-        Ok(Analysis { summary, records: Folder::new(out) })
+        Ok(Analysis { summary, records: Folder::new(&to.out) })
     }
 }
 
@@ -144,8 +141,7 @@ struct AnalysisOnModel<'a> {
     rows: &'a TokenRows,
     measures: &'a PairMeasures,
     objectives: Objectives,
-    out: &'a Path,
-    command: &'a [String],
+    to: &'a Destination,
     listener: &'a dyn Listener,
 }
 
@@ -153,14 +149,14 @@ impl OnModel for AnalysisOnModel<'_> {
     type Output = Summary;
 
     fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Summary> {
-        let Self { asked, rows, measures, objectives, out, command, listener } = self;
+        let Self { asked, rows, measures, objectives, to, listener } = self;
         rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
         let reference = objectives.reference.load(asked, model, listener)?;
         let data = &rows.data;
-        let before = done(out, data)?;
+        let before = done(&to.out, data, to.shard)?;
         let extras = measures.extras(rows, &model.description, listener)?;
-        begin(listener, out, work(data)?, before);
+        begin(listener, &to.out, work(data, to.shard)?, before);
         let measurement = Measurement {
             asked,
             objectives: &objectives,
@@ -168,10 +164,9 @@ impl OnModel for AnalysisOnModel<'_> {
             memo: &ReferenceLogps::default(),
             tokenizer: rows.tokenizer.as_ref(),
             extras: &extras,
-            command,
             listener,
         };
-        let summary = measurement.write(model, &scope, data, out)?;
+        let summary = measurement.write(model, &scope, data, to)?;
         listener.end();
         Ok(summary)
     }

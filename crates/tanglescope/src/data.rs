@@ -28,20 +28,24 @@ pub fn read(
     model: &Description,
     listener: &dyn Listener,
 ) -> Result<Dataset> {
-    read_within(path, folders, reading, limits(model), listener)
+    read_within((path, path), folders, reading, limits(model), listener)
 }
 
-/// The same with limits.
+/// The same with limits, of a file and the name that it goes by.
 pub fn read_within(
-    path: &Path,
+    (path, called): (&Path, &Path),
     folders: &[&Path],
     reading: &Reading,
     limits: Limits,
     listener: &dyn Listener,
 ) -> Result<Dataset> {
     expect(Kind::Data, "data", path)?;
-    let data = Dataset::read(path, folders, reading, limits)?;
-    let path = path.display();
+    let mut data = Dataset::read(path, folders, reading, limits).map_err(|error| error.called(path, called))?;
+    called.clone_into(&mut data.path);
+    let path = called.display();
+    for recognised in &data.recognised {
+        listener.note(&format!("{path}: {recognised}"));
+    }
     for note in &data.notes {
         listener.left_out(&format!("{path}: {note}"));
     }

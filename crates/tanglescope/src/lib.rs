@@ -55,6 +55,7 @@ mod records;
 mod reference;
 mod report;
 mod rows;
+mod shard;
 mod summarize;
 mod sweep;
 mod token_rows;
@@ -71,14 +72,18 @@ pub use inspect::{AdapterFound, Inspection, ModelFound, PairCost, RunFound, insp
 pub use listener::{Amount, Listener};
 pub use loaded::{LoadedModel, ResponseGram};
 pub use options::{
-    DataOptions, Derivative, Measured, ModelOptions, ObjectiveChoice, PairMeasures, ReferenceModel, RowOptions, TokenMeasures,
+    DataOptions, Derivative, Destination, Measured, ModelOptions, ObjectiveChoice, PairMeasures, ReferenceModel,
+    RowOptions, TokenMeasures,
 };
 pub use placement::Placement;
 pub use records::Folder;
 pub use report::{ReportFormat, ReportOptions, report};
 pub use rows::{Lengths, RowToken, RowTokens, Rows, RowsOptions, rows};
+pub use shard::Shard;
 pub use summarize::{SummarizeOptions, SummaryBy, SummaryKind, summarize};
-pub use sweep::{RunFolder, Shard, SweepEstimate, SweepOptions, SweepOutcome, named, sweep};
+pub use sweep::{
+    KeptModels, RunFolder, SweepEstimate, SweepOptions, SweepOutcome, checkpoints, named, sweep, sweep_keeping,
+};
 pub use token_rows::TokenRows;
 pub use tokens::{TokenProducts, TokensEstimate, TokensOptions, tokens};
 pub use train::{TrainEstimate, TrainOptions, TrainOutcome, train};

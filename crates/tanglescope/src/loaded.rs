@@ -199,7 +199,10 @@ impl LoadedModel {
         let of = self.asked.outline()?.description;
         let ids = || responses.iter().flatten().chain(prompt);
         if prompt.is_empty() || responses.is_empty() || responses.iter().any(Vec::is_empty) {
-            return Err(Error::option("responses", "prompt and responses have one token at least, and there is one response at least"));
+            return Err(Error::option(
+                "responses",
+                "prompt and responses have one token at least, and there is one response at least",
+            ));
         }
         if let Some(id) = ids().find(|id| **id as usize >= of.vocabulary) {
             let problem = format!("has the id {id}, beyond the model's vocabulary (0 to {})", of.vocabulary - 1);

@@ -1,5 +1,6 @@
 //! What calls are given: which model, which data, and how. Every type has the defaults that the command line has.
 use crate::device::{DeviceName, Precision};
+use crate::shard::Shard;
 use chrono::NaiveDate;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -84,6 +85,8 @@ impl Default for Measured {
 pub struct DataOptions {
     /// JSONL, JSON, CSV, parquet or arrow: a file or a folder of files.
     pub data: PathBuf,
+    /// What manifests and complaints call it, where the file is there only in passing.
+    pub called: Option<String>,
     /// How rows become tokens.
     pub rows: RowOptions,
 }
@@ -92,7 +95,7 @@ impl DataOptions {
     /// All rows of a data set.
     #[must_use]
     pub fn new(data: impl Into<PathBuf>) -> Self {
-        Self { data: data.into(), rows: RowOptions::default() }
+        Self { data: data.into(), called: None, rows: RowOptions::default() }
     }
 }
 
@@ -169,6 +172,25 @@ pub struct TokenMeasures {
     pub npy: bool,
     /// Also take wl apart by the positions at which parameters are used, prompt included, which needs no pass a token.
     pub positions: bool,
+}
+
+/// Where a call's results go.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Folder for them; an unfinished call in it goes on where it stopped.
+    pub out: PathBuf,
+    /// Which part of the work; the parts may run at once, anywhere, and come to the same bytes as one call.
+    pub shard: Shard,
+    /// The command line, for the manifest.
+    pub command: Vec<String>,
+}
+
+impl Destination {
+    /// All of the work, into a folder.
+    #[must_use]
+    pub fn new(out: impl Into<PathBuf>) -> Self {
+        Self { out: out.into(), shard: Shard::WHOLE, command: Vec::new() }
+    }
 }
 
 /// The reference model of objectives that use one.

@@ -45,19 +45,13 @@ impl TokenRows {
 
     fn within(data: &DataOptions, folders: &[PathBuf], limits: Limits, listener: &dyn Listener) -> Result<Self> {
         let in_order: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
+        let called = data.called.as_ref().map_or(data.data.as_path(), Path::new);
         Ok(Self {
-            data: read_within(&data.data, &in_order, &reading(&data.rows)?, limits, listener)?,
+            data: read_within((&data.data, called), &in_order, &reading(&data.rows)?, limits, listener)?,
             options: data.rows.clone(),
             folders: folders.to_vec(),
             tokenizer: tokenizer(&in_order)?,
         })
-    }
-
-    /// The same rows under another name, for manifests and complaints.
-    #[must_use]
-    pub fn called(mut self, name: &str) -> Self {
-        self.data.path = PathBuf::from(name);
-        self
     }
 
     /// Refuses rows that a model cannot take.
@@ -83,10 +77,9 @@ impl TokenRows {
         &self.data.skipped
     }
 
-    /// What was recognised, taken or cut, in words.
-    #[must_use]
-    pub fn notes(&self) -> &[String] {
-        &self.data.notes
+    /// What was recognised, and what was cut or left out, in words.
+    pub fn notes(&self) -> impl Iterator<Item = &String> {
+        self.data.recognised.iter().chain(&self.data.notes)
     }
 
     /// How texts became tokens; `None` where no row is text.

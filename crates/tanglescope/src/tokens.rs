@@ -3,16 +3,15 @@ use crate::data::{group, groups, read, reading};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Amount, Listener, advance, begin};
+use crate::loaded::{LoadedModel, OnModel};
 use crate::measure::{identity, open};
 use crate::model::Model;
-use crate::loaded::{LoadedModel, OnModel};
-use crate::options::{DataOptions, ModelOptions, TokenMeasures};
+use crate::options::{DataOptions, Destination, ModelOptions, TokenMeasures};
 use crate::placement::Placement;
 use crate::rates;
 use crate::records::{Folder, make_folder};
 use crate::token_rows::TokenRows;
 use polars_core::prelude::DataFrame;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tanglescope_analytics::Shares;
 use tanglescope_data::{Dataset, Pair, TextTokens};
@@ -22,7 +21,7 @@ use tanglescope_model::{Decoder, InScope};
 use tanglescope_objectives::contrast;
 use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan, Beside};
 use tanglescope_records::tables::tokens::{self as rows, Array, PositionProducts, PositionRow, TokenMatrixRows};
-use tanglescope_records::{Table, lock, tables, write_whole};
+use tanglescope_records::{Table, tables, write_whole};
 
 /// Pairs of a part: a matrix has as many entries as the square of a pair's response tokens.
 const PAIRS_PER_PART: usize = 8;
@@ -36,10 +35,8 @@ pub struct TokensOptions {
     pub data: DataOptions,
     /// What is measured.
     pub measures: TokenMeasures,
-    /// Folder for the results, which may be that of an analysis of the same; an unfinished run in it goes on.
-    pub out: PathBuf,
-    /// The command line, for the manifest.
-    pub command: Vec<String>,
+    /// Where the results go, which may be where an analysis of the same is.
+    pub to: Destination,
 }
 
 /// What the matrices of a data set would take.
@@ -57,7 +54,7 @@ impl TokensOptions {
     /// A model on data, with all defaults.
     #[must_use]
     pub fn new(model: ModelOptions, data: DataOptions, out: impl Into<PathBuf>) -> Self {
-        Self { model, data, measures: TokenMeasures::default(), out: out.into(), command: Vec::new() }
+        Self { model, data, measures: TokenMeasures::default(), to: Destination::new(out) }
     }
 
     /// What the call would do, without loading the model.
@@ -96,10 +93,10 @@ pub struct TokenProducts {
 /// # Errors
 /// As [`analyze`](crate::analyze()).
 pub fn tokens(options: &TokensOptions, listener: &dyn Listener) -> Result<TokenProducts> {
-    let TokensOptions { model, data, measures, out, command } = options;
+    let TokensOptions { model, data, measures, to } = options;
     let mut model = LoadedModel::load(model, listener)?;
     let rows = model.rows(data, listener)?;
-    model.tokens(&rows, *measures, out, command, listener)
+    model.tokens(&rows, *measures, to, listener)
 }
 
 impl LoadedModel {
@@ -111,13 +108,12 @@ impl LoadedModel {
         &mut self,
         rows: &TokenRows,
         measures: TokenMeasures,
-        out: &Path,
-        command: &[String],
+        to: &Destination,
         listener: &dyn Listener,
     ) -> Result<TokenProducts> {
         let asked = &self.asked.clone();
-        let shares = self.run(TokensOnModel { asked, rows, measures, out, command, listener }, listener)?;
-        Ok(TokenProducts { shares, records: Folder::new(out) })
+        let shares = self.run(TokensOnModel { asked, rows, measures, to, listener }, listener)?;
+        Ok(TokenProducts { shares, records: Folder::new(&to.out) })
     }
 }
 
@@ -125,8 +121,7 @@ struct TokensOnModel<'a> {
     asked: &'a Model,
     rows: &'a TokenRows,
     measures: TokenMeasures,
-    out: &'a Path,
-    command: &'a [String],
+    to: &'a Destination,
     listener: &'a dyn Listener,
 }
 
@@ -134,30 +129,31 @@ impl OnModel for TokensOnModel<'_> {
     type Output = Shares;
 
     fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Shares> {
-        let Self { asked, rows: TokenRows { data, tokenizer, .. }, measures, out, listener, .. } = self;
+        let Self { asked, rows: TokenRows { data, tokenizer, .. }, measures, to, listener } = self;
+        let Destination { out, shard, .. } = to;
         self.rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
         make_folder(out)?;
-        let _lock = lock(out)?;
+        let _locks = shard.lock(out)?;
         let (most, at_once) = self.plan(model, data)?;
-        let tables = Tables::create(out, measures)?;
-        let windows: Vec<Range<usize>> = data.pairs.parts(PAIRS_PER_PART).collect();
+        let tables = Tables::create(to, measures)?;
+        let windows = shard.part(data.pairs.parts(PAIRS_PER_PART).enumerate().collect());
         let amount = |window: &[Pair]| Amount {
             pairs: window.len(),
             rows: window.iter().map(|pair| token_rows(&group(&model.description, pair.tokens.clone()))).sum(),
         };
         let (mut before, mut all) = (Amount::default(), Amount::default());
-        for (part, window) in windows.iter().enumerate() {
+        for (part, window) in &windows {
             let of_part = amount(&data.pairs.get(window.clone())?);
             all.add(of_part);
-            if tables.has(part) {
+            if tables.has(*part) {
                 before.add(of_part);
             }
         }
         begin(listener, out, all, before);
         let mut shares = Shares::default();
-        for (part, window) in windows.iter().enumerate() {
-            let window = &data.pairs.get(window.clone())?;
+        for (part, window) in windows {
+            let window = &data.pairs.get(window)?;
             if !tables.has(part) {
                 let groups: Vec<Group> =
                     window.iter().map(|pair| group(&model.description, pair.tokens.clone())).collect();
@@ -187,7 +183,8 @@ impl TokensOnModel<'_> {
     /// Backward rows of a pass, and passes that run side by side: as the folder's manifest says, which is written where there is
     /// none.
     fn plan<B: Kernels>(&self, model: &mut Decoder<B>, data: &Dataset) -> Result<(usize, usize)> {
-        let Self { asked, out, command, .. } = self;
+        let Self { asked, to, .. } = self;
+        let Destination { out, shard, .. } = to;
         let outline = asked.outline()?;
         let placement = Placement::of_loaded(asked, &outline, model);
         let hashes = [Some(&model.content_hash), model.adapter_hash.as_ref()];
@@ -204,8 +201,12 @@ impl TokensOnModel<'_> {
             backward_rows_per_pass,
             rates: rates::stored(model.rates),
         };
-        let mut manifest = open(out, (asked, &model.quantised), data, identity, plan, (&[], command))?;
+        let mut manifest = open(to, (asked, &model.quantised), data, identity, plan, &[])?;
         model.rates = rates::read(manifest.plan.rates);
+        let _turn = shard.turn(out)?;
+        if let Some(there) = manifest::read::<AnalysisManifest>(out)? {
+            manifest.plan = there.plan;
+        }
         // a folder of `analyze` has no such number yet
         if manifest.plan.backward_rows_per_pass.is_none() {
             manifest.plan.backward_rows_per_pass = backward_rows_per_pass;
@@ -223,8 +224,8 @@ struct Tables {
 }
 
 impl Tables {
-    fn create(out: &Path, measures: TokenMeasures) -> Result<Self> {
-        let table = |name| Table::create(out, name);
+    fn create(to: &Destination, measures: TokenMeasures) -> Result<Self> {
+        let table = |name| to.shard.table(&to.out, name);
         Ok(Self {
             matrices: table(tables::TOKENS)?,
             positions: table(tables::POSITIONS)?,

@@ -13,6 +13,7 @@ use crate::device::dtype_name;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::model::Model;
+use crate::options::Destination;
 use crate::placement::Placement;
 use crate::rates;
 use crate::records::make_folder;
@@ -26,7 +27,7 @@ use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
 use tanglescope_records::identity::difference;
 use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan, Beside, hub_source};
-use tanglescope_records::{Table, absolute, lock, tables};
+use tanglescope_records::{Table, absolute, tables};
 
 /// Token log-probabilities of all responses under the reference, row by row.
 pub(crate) type TokenLogps = Vec<Vec<Vec<f64>>>;
@@ -48,18 +49,17 @@ pub struct Measurement<'a, B: Kernels> {
     pub tokenizer: Option<&'a TextTokens>,
     /// What is measured beside pairs.
     pub extras: &'a Extras,
-    /// The command line, for the manifest.
-    pub command: &'a [String],
     /// Is told how far it is.
     pub listener: &'a dyn Listener,
 }
 
 impl<B: Kernels> Measurement<'_, B> {
     /// Measures a model on data into a folder, or goes on where an earlier call stopped.
-    pub fn write(&self, model: &mut Decoder<B>, scope: &InScope, data: &Dataset, out: &Path) -> Result<Summary> {
+    pub fn write(&self, model: &mut Decoder<B>, scope: &InScope, data: &Dataset, to: &Destination) -> Result<Summary> {
         let Self { asked, objectives, reference, extras, .. } = self;
+        let Destination { out, shard, .. } = to;
         make_folder(out)?;
-        let _lock = lock(out)?;
+        let _locks = shard.lock(out)?;
         let outline = asked.outline()?;
         let placement = Placement::of_loaded(asked, &outline, model);
         let reference_identity = objectives.reference.identity(|_| match reference {
@@ -83,7 +83,7 @@ impl<B: Kernels> Measurement<'_, B> {
             backward_rows_per_pass: None,
             rates: rates::stored(model.rates),
         };
-        let manifest = open(out, (asked, &model.quantised), data, identity, plan, (&objectives.names(), self.command))?;
+        let manifest = open(to, (asked, &model.quantised), data, identity, plan, &objectives.names())?;
         model.rates = rates::read(manifest.plan.rates);
         let setup = part::Setup {
             of: self,
@@ -94,7 +94,13 @@ impl<B: Kernels> Measurement<'_, B> {
             plan: manifest.plan,
             at_once: placement.at_once,
         };
-        let summary = stages::run(&setup, out)?;
+        let summary = stages::run(&setup, to)?;
+        if extras.mean_gradients && !shard.is_whole() {
+            self.listener.left_out(
+                "mean gradients: are of all pairs; the same call without option `shard` adds them once every shard is done",
+            );
+            return Ok(summary);
+        }
         let means = extras.mean_gradients.then(|| Table::create(out, tables::MEANS)).transpose()?;
         if let Some(means) = means.filter(|means| !means.has(0)) {
             means.write(0, tables::params::means(&setup.means()?))?;
@@ -137,13 +143,15 @@ pub fn same_run(there: &AnalysisManifest, now: &AnalysisIdentity, out: &Path) ->
 
 /// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
 pub fn open(
-    out: &Path,
+    Destination { out, shard, command }: &Destination,
     (asked, quantised): (&Model, &BTreeSet<&'static str>),
     data: &Dataset,
     identity: AnalysisIdentity,
     plan: BatchPlan,
-    (objectives, command): (&[String], &[String]),
+    objectives: &[String],
 ) -> Result<AnalysisManifest> {
+    // the first shard's plan is that of all
+    let _turn = shard.turn(out)?;
     let seed = match &asked.adapter {
         AdapterSource::Fresh(fresh) => Some(fresh.seed),
         AdapterSource::None | AdapterSource::Saved(_) => None,
@@ -171,7 +179,7 @@ pub fn open(
             manifest::refuse_orphans(out)?;
             AnalysisManifest {
                 tanglescope: env!("CARGO_PKG_VERSION").to_owned(),
-                command: command.to_vec(),
+                command: command.clone(),
                 model: asked.called(),
                 hub: [
                     ("model", asked.held.is_none().then_some(asked.folder.as_path())),

@@ -4,6 +4,8 @@ use super::part::{Rows, Setup};
 use crate::device::dtype_name;
 use crate::error::Result;
 use crate::listener::Amount;
+use crate::options::Destination;
+use crate::shard::Shard;
 use std::ops::Range;
 use std::path::Path;
 use tanglescope_analytics::Summary;
@@ -21,10 +23,10 @@ pub const ROWS_PER_PART: usize = 64;
 const MEASURED: [&str; 3] = [tables::PARAMS, tables::RESPONSES, tables::PAIRS];
 
 /// What of a measurement is in a folder already.
-pub fn done(out: &Path, data: &Dataset) -> Result<Amount> {
+pub fn done(out: &Path, data: &Dataset, shard: Shard) -> Result<Amount> {
     let tables = MEASURED.map(|name| Table::at(out, name));
     let mut done = Amount::default();
-    for (part, window) in data.pairs.parts(ROWS_PER_PART).enumerate() {
+    for (part, window) in own(data, shard) {
         if tables.iter().all(|table| table.has(part)) {
             done.add(Amount { pairs: window.len(), rows: rows(&data.pairs.get(window)?) });
         }
@@ -41,10 +43,16 @@ pub fn has_followed(out: &Path, data: &Dataset, objectives: &[Objective], mean: 
     (0..needed).all(|part| outcomes.has(part)) && (!mean || Table::at(out, tables::MEANS).has(0))
 }
 
+/// The parts of a shard, with their rows.
+fn own(data: &Dataset, shard: Shard) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let parts: Vec<(usize, Range<usize>)> = data.pairs.parts(ROWS_PER_PART).enumerate().collect();
+    shard.part(parts).into_iter()
+}
+
 /// All that a measurement has to do.
-pub fn work(data: &Dataset) -> Result<Amount> {
+pub fn work(data: &Dataset, shard: Shard) -> Result<Amount> {
     let mut work = Amount::default();
-    for window in data.pairs.parts(ROWS_PER_PART) {
+    for (_, window) in own(data, shard) {
         work.add(Amount { pairs: window.len(), rows: rows(&data.pairs.get(window)?) });
     }
     Ok(work)
@@ -60,26 +68,39 @@ fn rows(pairs: &[Pair]) -> usize {
     pairs.iter().map(of).sum()
 }
 
-/// Makes every part that is not there yet, and sums up all of them.
-pub fn run<B: Kernels>(setup: &Setup<'_, B>, out: &Path) -> Result<Summary> {
+/// Makes every part of a shard that is not there yet, and sums up all of them. What takes all parts is made once they are there, by the shard
+/// that is done last.
+pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Summary> {
+    let Destination { out, shard, .. } = to;
     let (data, extras) = (setup.data, setup.of.extras);
     let rounding = Rounding::of(dtype_name(setup.model.dtype));
     let beside = [data.groups, !extras.probes.is_empty(), setup.model.description.experts.is_some()];
-    let measured = Measured::create(out, beside, rounding)?;
-    let mut following = Following::create(out, setup, &measured)?;
+    let measured = Measured::create(to, beside, rounding)?;
+    let following = Following::create(to, setup, &measured)?;
     let windows: Vec<Range<usize>> = data.pairs.parts(ROWS_PER_PART).collect();
+    let own = shard.range(windows.len());
     let (mut summary, mut first) = (Summary::default(), 0);
     for (part, window) in windows.iter().enumerate() {
+        // numbers of pairs go on from those of the parts before
+        if !own.contains(&part) && !(extras.all_pairs && part < own.end) {
+            continue;
+        }
         let first_pair = extras.all_pairs.then_some(first);
         let items = Item::all(&setup.model.description, data.pairs.get(window.clone())?, first_pair);
         first += items.iter().map(|item| item.pairs.len() as u64).sum::<u64>();
+        if !own.contains(&part) {
+            continue;
+        }
         if !measured.has(part) {
             measured.write(part, &setup.window(part, &items)?)?;
         }
         summary.add(&measured.pairs.read(part)?, &measured.params.read(part)?)?;
         following.part(part, &measured, &mut summary)?;
     }
-    following.end(windows.len(), &measured, &mut summary)?;
+    if (0..windows.len()).all(|part| measured.has(part)) {
+        let _turn = shard.turn(out)?;
+        following.end(windows.len(), &measured, &mut summary)?;
+    }
     Ok(summary)
 }
 
@@ -97,9 +118,9 @@ struct Measured {
 
 impl Measured {
     /// With a table of groups, of probes and of routing where those are wanted.
-    fn create(out: &Path, [groups, probes, routing]: [bool; 3], rounding: Rounding) -> Result<Self> {
-        let [params, responses, pairs] = MEASURED.map(|name| Table::create(out, name));
-        let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
+    fn create(to: &Destination, [groups, probes, routing]: [bool; 3], rounding: Rounding) -> Result<Self> {
+        let [params, responses, pairs] = MEASURED.map(|name| to.shard.table(&to.out, name));
+        let table = |wanted: bool, name: &str| wanted.then(|| to.shard.table(&to.out, name)).transpose();
         Ok(Self {
             groups: table(groups, tables::GROUPS)?,
             probes: table(probes, tables::PROBES)?,
@@ -144,14 +165,12 @@ struct Following<'a> {
     group_objectives: &'a [tanglescope_objectives::GroupObjective],
     /// Objectives that follow other gradients than those of both responses, which are not multiplied with probes'.
     others: Vec<String>,
-    /// Every pair so far, for objectives that take the whole data as one batch.
-    all: Vec<objectives::Measured>,
 }
 
 impl<'a> Following<'a> {
-    fn create<B: Kernels>(out: &Path, setup: &Setup<'a, B>, measured: &Measured) -> Result<Self> {
+    fn create<B: Kernels>(to: &Destination, setup: &Setup<'a, B>, measured: &Measured) -> Result<Self> {
         let (objectives, group_objectives) = (&setup.of.objectives.objectives, &setup.of.extras.objectives);
-        let table = |wanted: bool, name: &str| wanted.then(|| Table::create(out, name)).transpose();
+        let table = |wanted: bool, name: &str| wanted.then(|| to.shard.table(&to.out, name)).transpose();
         let others = |objective: &&Objective| matches!(objective.needs(), Needs::Contrast | Needs::Tail | Needs::Text);
         let others = objectives.iter().filter(others);
         Ok(Self {
@@ -161,11 +180,10 @@ impl<'a> Following<'a> {
             objectives,
             group_objectives,
             others: others.map(Objective::to_string).collect(),
-            all: Vec::new(),
         })
     }
 
-    fn part(&mut self, part: usize, measured: &Measured, summary: &mut Summary) -> Result<()> {
+    fn part(&self, part: usize, measured: &Measured, summary: &mut Summary) -> Result<()> {
         if let (Some(table), Some(group_outcomes)) = (&measured.groups, &self.group_outcomes) {
             let rows = groups::measured(&table.read(part)?)?;
             group_outcomes.write(part, groups::outcomes(&rows, self.group_objectives))?;
@@ -180,14 +198,21 @@ impl<'a> Following<'a> {
         if let (Some(table), Some(probe_outcomes)) = (&measured.probes, &self.probe_outcomes) {
             probe_outcomes.write(part, probes::outcomes(&[table.read(part)?], &of_part, &self.others)?)?;
         }
-        self.all.extend(rows);
         Ok(())
     }
 
     /// Objectives of a batch take the whole data as theirs: a part after all others.
     fn end(&self, part: usize, measured: &Measured, summary: &mut Summary) -> Result<()> {
         let Some(outcomes) = &self.outcomes else { return Ok(()) };
-        let Some(of_all) = objectives::of_all(&self.all, self.objectives, measured.rounding) else { return Ok(()) };
+        let of_batches = |o: &Objective| matches!(o.needs(), Needs::Batch | Needs::Mismatched);
+        if !self.objectives.iter().any(of_batches) {
+            return Ok(());
+        }
+        let mut all = Vec::new();
+        for part in 0..part {
+            all.extend(objectives::measured(&measured.pairs.read(part)?)?);
+        }
+        let Some(of_all) = objectives::of_all(&all, self.objectives, measured.rounding) else { return Ok(()) };
         outcomes.write(part, of_all)?;
         let of_all = outcomes.read(part)?;
         summary.add_objectives(&of_all)?;

@@ -3,6 +3,7 @@ use super::jobs::Job;
 use crate::error::Result;
 use crate::measure::{done, has_followed, identity, same_run};
 use crate::model::Model;
+use crate::shard::Shard;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tanglescope_model::{AdapterSource, adapter_hash, content_hash};
@@ -37,7 +38,7 @@ impl Hashes {
 
 /// Whether every part that a job makes is there, whatever it was made of.
 pub fn has_everything(job: &Job<'_>, mean: bool) -> Result<bool> {
-    let all = done(&job.out, job.data)?.pairs == job.data.pairs.len();
+    let all = done(&job.out, job.data, Shard::WHOLE)?.pairs == job.data.pairs.len();
     Ok(all && has_followed(&job.out, job.data, &job.run.objectives.objectives, mean))
 }
 

@@ -3,11 +3,9 @@ mod finished;
 mod jobs;
 mod manifest;
 mod runs;
-mod shard;
 pub(crate) mod trainers;
 
 pub use runs::named;
-pub use shard::Shard;
 
 use crate::data::{reading, whole_groups};
 use crate::device::{OnDevice, dtype_name};
@@ -16,12 +14,14 @@ use crate::estimate::{Estimate, Planned};
 use crate::listener::{Amount, Listener, begin};
 use crate::measure::{Extras, Measurement, ReferenceLogps, done, work};
 use crate::model::Model;
-use crate::options::{Measured, ObjectiveChoice, ReferenceModel, RowOptions};
+use crate::options::{Destination, Measured, ObjectiveChoice, ReferenceModel, RowOptions};
 use crate::records::make_folder;
 use crate::reference::{LoadedReference, Reference};
+use crate::shard::Shard;
 use finished::{Hashes, finished};
 use jobs::{Job, Prepared, jobs, prepare};
 pub(crate) use runs::{Checkpoint, CheckpointKind, Run};
+use std::any::Any;
 use std::path::PathBuf;
 use tanglescope_data::{Reading, Sample};
 use tanglescope_gram::Group;
@@ -122,11 +122,32 @@ pub struct SweepOutcome {
 /// # Errors
 /// Where an option, a run, a row or the folder cannot be used. A checkpoint that cannot be measured is no error: it is left out.
 pub fn sweep(options: &SweepOptions, listener: &dyn Listener) -> Result<SweepOutcome> {
+    sweep_keeping(options, &mut KeptModels::default(), listener)
+}
+
+/// Models that stay loaded from one sweep to the next: the base under the adapters, and the reference.
+#[derive(Default)]
+pub struct KeptModels(Option<(String, Box<dyn Any + Send>)>);
+
+/// [`sweep`] of several calls for checkpoints of one base, which is loaded by the first of them.
+///
+/// # Errors
+/// As there.
+pub fn sweep_keeping(options: &SweepOptions, kept: &mut KeptModels, listener: &dyn Listener) -> Result<SweepOutcome> {
     let left_out = prepared(options, listener, |template, runs, jobs| {
-        let work = SweepOnDevice { options, template, runs, jobs, listener };
+        let work = SweepOnDevice { options, template, runs, jobs, kept, listener };
         template.device.run(work)
     })?;
     Ok(SweepOutcome { out: options.out.clone(), left_out })
+}
+
+/// The checkpoints of a run: its name, and the step and folder of each.
+///
+/// # Errors
+/// Where it is no run.
+pub fn checkpoints(run: &RunFolder) -> Result<(String, Vec<(usize, PathBuf)>)> {
+    let run = Run::of(run)?;
+    Ok((run.name, run.checkpoints.into_iter().map(|of| (of.step, of.folder)).collect()))
 }
 
 /// Finds the runs, reads the data, and hands on the jobs of this part of the work.
@@ -213,6 +234,7 @@ struct SweepOnDevice<'a> {
     template: &'a Model,
     runs: &'a [Prepared<'a>],
     jobs: &'a [Job<'a>],
+    kept: &'a mut KeptModels,
     listener: &'a dyn Listener,
 }
 
@@ -234,17 +256,25 @@ impl OnDevice for SweepOnDevice<'_> {
         manifest::write(options, self.template, self.runs)?;
         let (mut total, mut before) = (Amount::default(), Amount::default());
         for job in self.jobs {
-            total.add(work(job.data)?);
-            before.add(done(&job.out, job.data)?);
+            total.add(work(job.data, Shard::WHOLE)?);
+            before.add(done(&job.out, job.data, Shard::WHOLE)?);
         }
         begin(listener, out, total, before);
         let (mut left_out, mut hashes) = (Vec::new(), Hashes::default());
-        let mut models = Models::<B> { policy: None, base: None, reference: None };
+        // what of a model is chosen when it is loaded
+        let Model { dtype, device: on, memory, padding_row, dora_norm, .. } = self.template;
+        let settings = format!("{dtype:?} {on} {memory:?} {padding_row:?} {dora_norm:?}");
+        let fits = |(of, models): (String, Box<dyn Any + Send>)| (of == settings).then_some(models);
+        let before = self.kept.0.take().and_then(fits).and_then(|models| models.downcast::<Models<B>>().ok());
+        let mut models = before.map_or_else(Models::<B>::default, |models| *models);
         for jobs in self.jobs.chunk_by(|a, b| std::ptr::eq(a.checkpoint, b.checkpoint)) {
             let asked = jobs[0].model(self.template);
             let is_finished = |job| finished(job, &asked, options.mean_gradients, &mut hashes);
             let states: Vec<bool> = jobs.iter().map(is_finished).collect::<Result<_>>()?;
-            jobs.iter().zip(&states).filter(|(_, finished)| **finished).for_each(|(job, _)| listener.completed(&job.out));
+            jobs.iter()
+                .zip(&states)
+                .filter(|(_, finished)| **finished)
+                .for_each(|(job, _)| listener.completed(&job.out));
             let left: Vec<&Job<'_>> =
                 jobs.iter().zip(states).filter(|(_, finished)| !finished).map(|(job, _)| job).collect();
             if !left.is_empty() {
@@ -252,7 +282,14 @@ impl OnDevice for SweepOnDevice<'_> {
             }
         }
         listener.end();
+        self.kept.0 = Some((settings, Box::new(models)));
         Ok(left_out)
+    }
+}
+
+impl<B: Kernels> Default for Models<B> {
+    fn default() -> Self {
+        Self { policy: None, base: None, reference: None }
     }
 }
 
@@ -300,14 +337,14 @@ impl SweepOnDevice<'_> {
             memo,
             tokenizer: run.texts.tokenizer.as_ref(),
             extras: &Extras { mean_gradients: options.mean_gradients, ..Extras::default() },
-            command: &options.command,
             listener: *listener,
         };
         let mut left_out = Vec::new();
         for job in jobs {
             let at = |name: String| format!("{name}, step {}, {}", checkpoint.step, job.name);
             listener.about(&format!("{}: ", at(format!("run {}", run.run.name))));
-            match measurement.write(model, &scope, job.data, &job.out) {
+            let to = Destination { out: job.out.clone(), shard: Shard::WHOLE, command: options.command.clone() };
+            match measurement.write(model, &scope, job.data, &to) {
                 Ok(_) => listener.completed(&job.out),
                 Err(error @ Error::Failed(_)) => {
                     let at = at(format!("run `{}`", run.run.name));
