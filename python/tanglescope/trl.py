@@ -51,7 +51,7 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
     | `entanglement/layer_N/cosine` | of the part of block N |
     | `regime/…` | share of pairs in each regime under the trainer's loss: ideal, both-up, both-down, … |
     | `norm/chosen`, `norm/rejected`, `norm/ratio` | lengths of both gradients, and rejected over chosen |
-    | `entanglement/logps_chosen`, `entanglement/logps_rejected` | means, as the trainer's `logps/…` |
+    | `entanglement/logps_chosen`, `entanglement/logps_rejected` | means of the means of evaluation batches, as the trainer's `eval_logps/…` |
     | `entanglement/seconds` | what the measurement took |
 
     Records of every measurement stay in `out`; `tanglescope.report` makes a page of them.
@@ -62,6 +62,7 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
         pairs: Pairs of the sample; all rows where there are no more.
         dataset: Which rows: `eval` or `train` of the trainer, or a data set in the trainer's prepared form; `eval` where there is one.
         at_evaluation: Measure whenever the trainer evaluates.
+        by_layer: Log the cosine of each block too; the records have it in any case.
         scope: Parameters, as of `analyze`: `lora` of PEFT models and `full` of others where not given.
         objective: Loss whose step is predicted; the trainer's where not given.
         out: Folder for the records; `entanglement` in the trainer's output folder where not given, none for False.
@@ -83,6 +84,7 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
         pairs: int = 32,
         dataset: Literal["eval", "train"] | Any = None,
         at_evaluation: bool = True,
+        by_layer: bool = True,
         scope: str | None = None,
         objective: str | Objective | None = None,
         out: str | os.PathLike[str] | Literal[False] | None = None,
@@ -100,6 +102,7 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
         self._every = every
         self._at_evaluation = at_evaluation
+        self._by_layer = by_layer
         self._scope = scope or ("lora" if is_peft(unwrapped(trainer.model)) else "full")
         self._stop_if = _condition("stop_if", stop_if)
         self._warn_if = _condition("warn_if", warn_if)
@@ -194,7 +197,10 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
             reference=self._reference,
             out=out,
         )
-        logs = _logs(found, None if self._objective is None else self._objective.given)
+        logs = _logs(found, None if self._objective is None else self._objective.given, self._by_layer)
+        for branch in ("chosen", "rejected"):
+            values = found.pairs[f"logp_{branch}"].to_list()
+            logs[f"entanglement/logps_{branch}"] = _mean_of_batches(values, self._trainer.args.eval_batch_size)
         logs["entanglement/seconds"] = time.monotonic() - start
         return logs, found
 
@@ -224,7 +230,7 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
         if metrics is not None and self._whole:
             self._collect(wait=True)
             if self._last is not None and self._last[0] == step:
-                self._compare(self._last[2], metrics)
+                self._compare(self._last[1], metrics)
         return self._judge(control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **of: Any) -> None:
@@ -270,13 +276,15 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
 
     def _log(self, logs: dict[str, float], step: int) -> None:
         trainer = self._trainer
-        now = trainer.state.global_step
+        now, due = trainer.state.global_step, trainer.control.should_log
         trainer.state.global_step = step
         try:
             # the trainer's own method would also log, and forget, its averages since the last log
             Trainer.log(trainer, dict(logs))
         finally:
             trainer.state.global_step = now
+            # a log that is due would count as done
+            trainer.control.should_log = due
 
     def _judge(self, control: Any) -> Any:
         if self._last is None:
@@ -290,7 +298,7 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
         return control
 
-    def _compare(self, found: Analysis, metrics: Mapping[str, float]) -> None:
+    def _compare(self, logs: Mapping[str, float], metrics: Mapping[str, float]) -> None:
         """Warns where the trainer's log-probabilities of the same pairs are others."""
         dtype = str(next(iter(base_of(self._trainer.model).parameters())).dtype)
         if getattr(self._trainer.args, "bf16", False):
@@ -299,10 +307,9 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
             dtype = "torch.float16"
         most = _ROUNDING.get(dtype, 1e-4)
         for branch in ("chosen", "rejected"):
-            theirs = metrics.get(f"eval_logps/{branch}")
+            theirs, ours = metrics.get(f"eval_logps/{branch}"), logs[f"entanglement/logps_{branch}"]
             if theirs is None:
                 continue
-            ours = _mean_of_batches(found.pairs[f"logp_{branch}"].to_list(), self._trainer.args.eval_batch_size)
             if abs(ours - theirs) > most * abs(theirs):
                 logger.warning(
                     "log π of %s responses is %.6g here and %.6g by the trainer (eval_logps/%s), more than the rounding of %s explains: "
@@ -358,7 +365,7 @@ def _objective(trainer: Any, given: str | Objective | None) -> Objective | None:
         return None
 
 
-def _logs(found: Analysis, objective: str | None) -> dict[str, float]:
+def _logs(found: Analysis, objective: str | None, by_layer: bool) -> dict[str, float]:
     """What of a measurement is logged."""
     import polars as pl
 
@@ -373,8 +380,6 @@ def _logs(found: Analysis, objective: str | None) -> dict[str, float]:
     put("norm/chosen", pairs["ww"].sqrt().median())
     put("norm/rejected", pairs["ll"].sqrt().median())
     put("norm/ratio", (pairs["ll"] / pairs["ww"]).sqrt().median())
-    put("entanglement/logps_chosen", pairs["logp_chosen"].mean())
-    put("entanglement/logps_rejected", pairs["logp_rejected"].mean())
     layers = (
         found.params.filter(pl.col("layer").is_not_null())
         .group_by("pair", "layer")
@@ -385,7 +390,7 @@ def _logs(found: Analysis, objective: str | None) -> dict[str, float]:
         .agg(pl.col("cosine").median())
         .sort("layer")
     )
-    for layer, cosine in layers.iter_rows():
+    for layer, cosine in layers.iter_rows() if by_layer else ():
         put(f"entanglement/layer_{layer}/cosine", cosine)
     if objective is not None:
         outcomes = found.objectives.filter(pl.col("objective") == objective)

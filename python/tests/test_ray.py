@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import tanglescope as ts
 
 ray = pytest.importorskip("ray")
@@ -74,9 +73,7 @@ def test_a_lost_node_loses_nothing(cluster: Any, many: Path, demo: Path, alone: 
             state["lost"] = next(iter(cluster.worker_nodes))
             cluster.remove_node(state["lost"], allow_graceful=False)
 
-    found = tanglescope.ray.sweep(
-        many, {"rows": demo / "long.jsonl"}, out=out, pairs=24, model=demo, device="cpu", objectives="dpo", progress=told
-    )
+    found = tanglescope.ray.sweep(many, {"rows": demo / "long.jsonl"}, out=out, pairs=24, model=demo, device="cpu", objectives="dpo", progress=told)
     assert sorted(step for step, _ in seen) == list(range(STEPS)), "each once"
     assert len({node for _, node in seen}) > 1
     assert parts(out) == alone

@@ -85,6 +85,7 @@ fn estimate(out: &mut String, of: &Estimate, passes: &str, rows: &str) {
 }
 
 /// What a pass would take, for programs.
+#[must_use]
 pub fn estimate_json(of: &Estimate) -> Value {
     let stages = [
         ("forward", of.count.forward),
@@ -108,6 +109,7 @@ pub fn estimate_json(of: &Estimate) -> Value {
 }
 
 /// What token-level matrices would take, for programs.
+#[must_use]
 pub fn tokens_json(of: &TokensEstimate) -> Value {
     json!({"entries": of.entries, "in_parts": of.in_parts, "passes": estimate_json(&of.passes)})
 }
@@ -120,6 +122,7 @@ pub fn sweep_json(of: &SweepEstimate) -> Value {
 }
 
 /// What a training run would take, for programs.
+#[must_use]
 pub fn train_json(of: &TrainEstimate) -> Value {
     json!({
         "epoch": estimate_json(&of.epoch), "steps": of.steps, "pairs_per_step": of.pairs_per_step, "epochs": of.epochs,

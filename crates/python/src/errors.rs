@@ -52,21 +52,18 @@ fn of_library(error: &Error) -> (&'static str, Fields) {
     const INPUT: &str = "InputError";
     const OTHER: &str = "TanglescopeError";
     match error {
-        Error::Option { option, .. } => (INPUT, Fields::option(option)),
+        Error::Option { option, .. } | Error::Model(Model::Option { option, .. }) => (INPUT, Fields::option(option)),
         Error::Device { .. } => ("DeviceError", Fields::option("device")),
-        Error::Output { path, .. } => (OTHER, Fields::file(path)),
+        Error::Output { path, .. } | Error::Model(Model::Output { path, .. }) => (OTHER, Fields::file(path)),
         Error::Model(Model::Key { path, key, .. }) => {
             ("Unsupported", Fields { key: Some(key.clone()), ..Fields::file(path) })
         }
         Error::Model(Model::Tensor { path, tensor, .. }) => {
             (INPUT, Fields { tensor: Some(tensor.clone()), ..Fields::file(path) })
         }
-        Error::Model(Model::File { path, .. }) => (INPUT, Fields::file(path)),
-        Error::Model(Model::Output { path, .. }) => (OTHER, Fields::file(path)),
-        Error::Model(Model::Option { option, .. }) => (INPUT, Fields::option(option)),
+        Error::Model(Model::File { path, .. }) | Error::Data(Data::File { path, .. }) => (INPUT, Fields::file(path)),
         Error::Model(Model::Scope { .. }) => (INPUT, Fields::option("scope")),
         Error::Data(Data::Row { path, row, .. }) => (INPUT, Fields { row: Some(*row), ..Fields::file(path) }),
-        Error::Data(Data::File { path, .. }) => (INPUT, Fields::file(path)),
         other if other.is_bad_input() => (INPUT, Fields::default()),
         _ => (OTHER, Fields::default()),
     }

@@ -97,7 +97,7 @@ impl LoadedModel {
     /// Where the scope selects nothing, or the fresh adapter does not fit.
     pub fn measure(&mut self, measured: &Measured, listener: &dyn Listener) -> Result<()> {
         let Measured { dtype, device, memory, padding_row, dora_norm, .. } = self.measured.clone();
-        let measured = Measured { dtype, device, memory, padding_row, dora_norm, ..measured.clone() };
+        let measured = Measured { padding_row, dora_norm, dtype, device, memory, ..measured.clone() };
         let asked = self.asked_for(self.adapter.as_deref(), &measured)?;
         let tells = asked.adapter != self.asked.adapter;
         self.change(asked, listener)?;

@@ -53,8 +53,8 @@ impl Shard {
         Ok(vec![lock_file(&out.join(".lock"), true)?, lock_file(&own, false)?])
     }
 
-    /// The turn of this shard to do what shards do one after the other.
-    pub(crate) fn turn(self, out: &Path) -> Result<File> {
+    /// The turn of a shard to do what shards do one after the other.
+    pub(crate) fn turn(out: &Path) -> Result<File> {
         Ok(wait_for_lock(&out.join(".lock-manifest"))?)
     }
 

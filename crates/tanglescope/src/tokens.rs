@@ -10,6 +10,7 @@ use crate::options::{DataOptions, Destination, ModelOptions, TokenMeasures};
 use crate::placement::Placement;
 use crate::rates;
 use crate::records::{Folder, make_folder};
+use crate::shard::Shard;
 use crate::token_rows::TokenRows;
 use polars_core::prelude::DataFrame;
 use std::path::{Path, PathBuf};
@@ -184,7 +185,7 @@ impl TokensOnModel<'_> {
     /// none.
     fn plan<B: Kernels>(&self, model: &mut Decoder<B>, data: &Dataset) -> Result<(usize, usize)> {
         let Self { asked, to, .. } = self;
-        let Destination { out, shard, .. } = to;
+        let Destination { out, .. } = to;
         let outline = asked.outline()?;
         let placement = Placement::of_loaded(asked, &outline, model);
         let hashes = [Some(&model.content_hash), model.adapter_hash.as_ref()];
@@ -203,7 +204,7 @@ impl TokensOnModel<'_> {
         };
         let mut manifest = open(to, (asked, &model.quantised), data, identity, plan, &[])?;
         model.rates = rates::read(manifest.plan.rates);
-        let _turn = shard.turn(out)?;
+        let _turn = Shard::turn(out)?;
         if let Some(there) = manifest::read::<AnalysisManifest>(out)? {
             manifest.plan = there.plan;
         }

@@ -38,6 +38,7 @@ pub trait Memory: Backend {
     fn takes_stored(dtype: DType) -> bool;
 
     /// Whether tensors are used where they lie in the host's memory.
+    #[must_use]
     fn is_host() -> bool {
         false
     }

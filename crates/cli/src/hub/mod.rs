@@ -91,6 +91,9 @@ impl std::fmt::Display for Id {
 }
 
 /// A folder on this machine with what a path or the name of a repository stands for.
+///
+/// # Errors
+/// Where a repository is not there, is not to be had, or cannot be kept.
 pub fn resolve(path: &Path, kind: RepositoryKind<'_>) -> Result<PathBuf> {
     match Id::of(path) {
         None => Ok(path.to_owned()),
@@ -99,6 +102,9 @@ pub fn resolve(path: &Path, kind: RepositoryKind<'_>) -> Result<PathBuf> {
 }
 
 /// The same of a model or of an adapter, whichever it is.
+///
+/// # Errors
+/// Where a repository is not there, is not to be had, or cannot be kept.
 pub fn resolve_either(path: &Path) -> Result<PathBuf> {
     match Id::of(path) {
         None => Ok(path.to_owned()),

@@ -136,6 +136,9 @@ impl Hub {
 /// Measures revisions of a repository one after the other: `part` is which of them are done here, `folder` of a step where its results are,
 /// `asked` what is asked for of each, on data sets of the names `data`, and `measure` does it with a step and the folder of its files, and says
 /// what it left out. Of what was fetched, the last `keep` stay in the cache. Returns all that was left out.
+///
+/// # Errors
+/// Where there are no such revisions, or one cannot be fetched or measured.
 pub fn sweep_revisions(
     repository: &Path,
     pattern: &str,

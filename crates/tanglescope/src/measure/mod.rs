@@ -18,6 +18,7 @@ use crate::placement::Placement;
 use crate::rates;
 use crate::records::make_folder;
 use crate::reference::{LoadedReference, Objectives};
+use crate::shard::Shard;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -143,7 +144,7 @@ pub fn same_run(there: &AnalysisManifest, now: &AnalysisIdentity, out: &Path) ->
 
 /// The manifest of the folder: the one that is there, if it is of the same run, or a new one.
 pub fn open(
-    Destination { out, shard, command }: &Destination,
+    Destination { out, command, .. }: &Destination,
     (asked, quantised): (&Model, &BTreeSet<&'static str>),
     data: &Dataset,
     identity: AnalysisIdentity,
@@ -151,7 +152,7 @@ pub fn open(
     objectives: &[String],
 ) -> Result<AnalysisManifest> {
     // the first shard's plan is that of all
-    let _turn = shard.turn(out)?;
+    let _turn = Shard::turn(out)?;
     let seed = match &asked.adapter {
         AdapterSource::Fresh(fresh) => Some(fresh.seed),
         AdapterSource::None | AdapterSource::Saved(_) => None,

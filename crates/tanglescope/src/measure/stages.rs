@@ -82,7 +82,7 @@ pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Summary
     let (mut summary, mut first) = (Summary::default(), 0);
     for (part, window) in windows.iter().enumerate() {
         // numbers of pairs go on from those of the parts before
-        if !own.contains(&part) && !(extras.all_pairs && part < own.end) {
+        if !(own.contains(&part) || extras.all_pairs && part < own.end) {
             continue;
         }
         let first_pair = extras.all_pairs.then_some(first);
@@ -98,7 +98,7 @@ pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Summary
         following.part(part, &measured, &mut summary)?;
     }
     if (0..windows.len()).all(|part| measured.has(part)) {
-        let _turn = shard.turn(out)?;
+        let _turn = Shard::turn(out)?;
         following.end(windows.len(), &measured, &mut summary)?;
     }
     Ok(summary)
