@@ -14,16 +14,23 @@ _MOST = 60
 
 def analysis(of: Analysis) -> str:
     """A table of medians, and the first two figures of the report."""
-    table = of.summary("metric")._repr_html_()
-    figures = list(of.figures().values())[:2]
-    pictures = "".join(f'<div style="display:inline-block;max-width:49%">{svg}</div>' for svg in figures)
-    return f"<pre>{html.escape(str(of))}</pre>{table}<div>{pictures}</div>"
+    table = of.summary("metric").select("metric", "median", "low", "high", "q25", "q75")._repr_html_()
+    # as wide as the page has room for
+    figures = [svg.replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1) for svg in list(of.figures().values())[:2]]
+    pictures = "".join(f'<div style="flex:1;min-width:300px">{svg}</div>' for svg in figures)
+    return f'<pre>{html.escape(str(of))}</pre>{table}<div style="display:flex;flex-wrap:wrap;gap:16px">{pictures}</div>'
+
+
+#: Of the largest positive and negative value, as the report has them.
+_MOST_POSITIVE, _MOST_NEGATIVE = (0xB2, 0x18, 0x2B), (0x21, 0x66, 0xAC)
 
 
 def _colour(value: float) -> str:
-    """Blue for positive, red for negative, white at zero; of values in ±1."""
-    strength = int(255 * (1 - min(1.0, abs(value)) ** 0.5))
-    return f"rgb({strength},{strength},255)" if value >= 0 else f"rgb(255,{strength},{strength})"
+    """Red for positive, blue for negative, white at zero; of values in ±1."""
+    strength = min(1.0, abs(value)) ** 0.5
+    end = _MOST_POSITIVE if value >= 0 else _MOST_NEGATIVE
+    red, green, blue = (round(255 + strength * (of - 255)) for of in end)
+    return f"rgb({red},{green},{blue})"
 
 
 def heat_map(of: TokenMatrices) -> str:
@@ -41,7 +48,7 @@ def heat_map(of: TokenMatrices) -> str:
         lines.append(f'<tr><th style="text-align:right;white-space:pre;font-weight:normal">{html.escape(text)}</th>{cells}</tr>')
     caption = (
         f"pair {of.pair}: inner products of the gradients of chosen tokens (rows) and rejected tokens (columns), "
-        f"±{most:.3g}{cut}; blue: they rise and fall together"
+        f"±{most:.3g}{cut}; red: they rise and fall together"
     )
     return (
         f'<table style="border-collapse:collapse;font-size:10px"><caption>{caption}</caption>'

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from . import _native
-from ._progress import Listener, ProgressLike
+from ._progress import Listener
 from ._words import words
 
 Dtype = Literal["f32", "f64", "bf16", "f16"]
@@ -33,7 +33,6 @@ class Model:
         memory: GiB that weights and activations may take together; beyond it blocks are copied or read when they are used.
         padding_row: Whether the embedding's row of the padding token is left out of gradients as torch does (`trainer`), or not (`exact`).
         dora_norm: Whether DoRA's norms are held fixed in gradients as PEFT does (`trainer`), or gone through (`exact`).
-        progress: Reserved for long loads; what is told goes to the log.
 
     Raises:
         InputError: Where the folder is none, or a tensor is missing or damaged.
@@ -51,7 +50,6 @@ class Model:
         memory: float | str | None = None,
         padding_row: Derivative = "trainer",
         dora_norm: Derivative = "trainer",
-        progress: ProgressLike = None,
     ) -> None:
         self._called = os.fspath(model)
         said = words(
@@ -64,7 +62,7 @@ class Model:
             dora_norm=dora_norm,
             **device_words(device, memory),
         )
-        self._engine = _native.Model.load(said, Listener(progress))
+        self._engine = _native.Model.load(said, Listener())
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._live: Any = None
 

@@ -27,7 +27,7 @@ class Objective:
     >>> dpo = ts.objective("dpo", beta=0.1)
     >>> outcome = dpo(-41.25, -63.5, ref_w=-40.0, ref_l=-60.0)
     >>> round(outcome.loss, 4), outcome.d_w == outcome.d_l
-    (0.5869, True)
+    (0.587, True)
 
     Args:
         name: One of `tanglescope.objectives()`, or a whole text such as `dpo:beta=0.1`, or a sum of them.

@@ -38,6 +38,7 @@ class Records:
 
     def __init__(self, folder: str, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
         self.folder = folder
+        self._where = "in passing" if temporary is not None else folder
         if temporary is not None:
             # as long as this object, or until the interpreter ends
             self._cleanup = weakref.finalize(self, temporary.cleanup)
@@ -120,7 +121,7 @@ class Analysis(Records):
         return _native.summary(self.folder)[0]
 
     def __repr__(self) -> str:
-        return f"<tanglescope.Analysis: {self.folder}>"
+        return f"<tanglescope.Analysis: {self._where}>"
 
     def _repr_html_(self) -> str:
         from ._html import analysis
@@ -226,7 +227,7 @@ class Tokens(Records):
         return self._only().ll
 
     def __repr__(self) -> str:
-        return f"<tanglescope.Tokens: {len(self)} pairs, {self.folder}>"
+        return f"<tanglescope.Tokens: {len(self)} pairs, {self._where}>"
 
     def _repr_html_(self) -> str:
         return self[0]._repr_html_()

@@ -47,12 +47,47 @@ class _Worker:
             jobs["run"], jobs["step"], jobs["folder"], jobs["dataset"], jobs["path"], jobs["number"], jobs["of"], jobs["out"], strict=True
         ):
             where = [] if self._device is None else [f"--device={self._device}"]
-            said = ["sweep", folder, f"--data={dataset}={path}", f"--out={out}", *self._settings, *where]
+            said = ["sweep", folder, f"--data={dataset}={path}", *self._settings, *where]
             one = (int(number) + 1, int(of), str(run), int(step), str(folder))
-            left_out = _native.sweep(said, one, self._kept, Listener())
+            if "://" in out:
+                left_out = self._elsewhere(said, one, str(dataset), str(out))
+            else:
+                left_out = _native.sweep([*said, f"--out={out}"], one, self._kept, Listener())
             for name, value in (("run", run), ("step", step), ("dataset", dataset), ("left_out", "; ".join(left_out)), ("node", node)):
                 done[name].append(value)
         return done
+
+    def _elsewhere(self, said: list[str], one: tuple[int, int, str, int, str], dataset: str, out: str) -> list[str]:
+        """Measures into a folder in passing, and copies the records to where they go, the manifest last; what is there already is left alone."""
+        from pyarrow import fs
+
+        there, at = fs.FileSystem.from_uri(out)
+        leaf = f"{at}/run={one[2]}/step={one[3]}/dataset={dataset}"
+        if there.get_file_info(f"{leaf}/manifest.json").type == fs.FileType.File:
+            return []
+        with tempfile.TemporaryDirectory(prefix="tanglescope-") as passing:
+            left_out = _native.sweep([*said, f"--out={passing}"], one, self._kept, Listener())
+            here = os.path.join(passing, f"run={one[2]}", f"step={one[3]}", f"dataset={dataset}")
+            if left_out or not os.path.isdir(here):
+                return left_out
+            local = fs.LocalFileSystem()
+            names = sorted(os.listdir(here), key=lambda name: name == "manifest.json")
+            for name in (name for name in names if not name.startswith(".")):
+                from_, to = os.path.join(here, name), f"{leaf}/{name}"
+                if os.path.isdir(from_):
+                    there.create_dir(to, recursive=True)
+                fs.copy_files(from_, to, source_filesystem=local, destination_filesystem=there)
+        return left_out
+
+
+def fetch(out: str, folder: PathLike) -> SweepRecords:
+    """Copies records from where `sweep` put them, such as `s3://bucket/sweep`, into a folder, and opens it."""
+    from pyarrow import fs
+
+    there, at = fs.FileSystem.from_uri(out)
+    os.makedirs(folder, exist_ok=True)
+    fs.copy_files(at, os.fspath(folder), source_filesystem=there, destination_filesystem=fs.LocalFileSystem())
+    return SweepRecords(os.fspath(folder))
 
 
 def sweep(
@@ -78,12 +113,13 @@ def sweep(
     num_gpus: float = 0,
     workers: int | None = None,
     progress: Any = None,
-) -> SweepRecords:
+) -> SweepRecords | None:
     """Every checkpoint of runs on data sets, on the nodes of a Ray cluster.
 
     Args:
         runs, data: As of `tanglescope.sweep`. The paths are the same on every node (a shared file system), or of object storage that is mounted.
-        out: Folder for the records, on the same file system.
+        out: Folder for the records, on the same file system; or a place that pyarrow knows (`s3://…`, `gs://…`, `hdfs://…`), to which each
+            job's records are copied once they are whole.
         num_cpus, num_gpus: Ray's resources of a worker; one works on one checkpoint and data set at a time.
         workers: Most workers; as many as the cluster has room for where not given.
         progress: None, or a function that is called with (done, all, job) after each job.
@@ -91,7 +127,7 @@ def sweep(
     The other arguments are those of `tanglescope.sweep`.
 
     Returns:
-        The records. What could not be measured is in the log, and measured by nobody.
+        The records; None where they are elsewhere, from where `fetch` brings them. What could not be measured is in the log, and measured by nobody.
 
     Raises:
         TanglescopeError: Where jobs failed for another reason than their checkpoint's.
@@ -103,12 +139,15 @@ def sweep(
         raise InputError(f"ray: is not installed with its data library ({error}); pip install 'ray[data]'") from None
     if not ray.is_initialized():
         ray.init(address="auto")
-    out = os.path.abspath(os.fspath(out))
-    os.makedirs(out, exist_ok=True)
+    out = os.fspath(out)
+    elsewhere = "://" in out
+    if not elsewhere:
+        out = os.path.abspath(out)
+        os.makedirs(out, exist_ok=True)
     many: Any = runs if isinstance(runs, (Mapping, list, tuple)) else [runs]
     said_runs = [f"{name}={os.fspath(path)}" for name, path in many.items()] if isinstance(many, Mapping) else [os.fspath(of) for of in many]
     # rows that live in the driver go where the workers find them
-    passing = tempfile.TemporaryDirectory(prefix=".rows-", dir=out)
+    passing = tempfile.TemporaryDirectory(prefix=".rows-", dir=None if elsewhere else out)
     folders: list[Any] = []
     named, how = _shared_data(data, passing.name, folders)
     settings = [
@@ -153,6 +192,8 @@ def sweep(
                 logger.info("%d of %d: run %s, step %s, %s", done, len(jobs), job["run"], job["step"], job["dataset"])
             if progress is not None:
                 progress(done, len(jobs), job)
+    if elsewhere:
+        return None
     records = SweepRecords(out)
     missing = len(jobs) - len(left_out) - len(records.leaves())
     if missing > 0:
@@ -194,4 +235,4 @@ def _shared_data(data: Any, folder: str, folders: list[Any]) -> tuple[dict[str, 
     return named, ways[0]
 
 
-__all__ = ["sweep"]
+__all__ = ["fetch", "sweep"]

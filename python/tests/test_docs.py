@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEMO, ROOT, copy
-
 import tanglescope as ts
+from conftest import DEMO, ROOT, copy
 
 
 def snippets(page: Path, language: str) -> list[str]:
@@ -89,7 +88,9 @@ def test_the_notebook_shows_what_it_computes(desk: Path) -> None:
     for want, got in zip(shown.cells, run.cells, strict=True):
         if want.cell_type != "code":
             continue
-        texts = [[out.get("text") or out.get("data", {}).get("text/plain") for out in cell.outputs if out.get("name") != "stderr"] for cell in (want, got)]
+        texts = [
+            [out.get("text") or out.get("data", {}).get("text/plain") for out in cell.outputs if out.get("name") != "stderr"] for cell in (want, got)
+        ]
         assert texts[0] == texts[1], want.source
         kinds = [[sorted(out.get("data", {})) for out in cell.outputs if out.get("name") != "stderr"] for cell in (want, got)]
         assert kinds[0] == kinds[1], want.source

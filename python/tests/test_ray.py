@@ -77,7 +77,7 @@ def test_a_lost_node_loses_nothing(cluster: Any, many: Path, demo: Path, alone: 
     assert sorted(step for step, _ in seen) == list(range(STEPS)), "each once"
     assert len({node for _, node in seen}) > 1
     assert parts(out) == alone
-    assert len(found.leaves()) == STEPS
+    assert found is not None and len(found.leaves()) == STEPS
 
 
 def test_a_killed_driver_goes_on(cluster: Any, many: Path, demo: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
@@ -114,5 +114,22 @@ def test_rows_of_the_driver_and_what_is_left_out(cluster: Any, many: Path, demo:
     rows = ts.rows([{"prompt": "a", "chosen": " b", "rejected": " c"}] * 3, demo)
     with caplog.at_level("WARNING", logger="tanglescope"):
         found = tanglescope.ray.sweep(run, rows, out=tmp_path / "out", model=demo, device="cpu")
-    assert [leaf[1] for leaf in found.leaves()] == [0]
+    assert found is not None and [leaf[1] for leaf in found.leaves()] == [0]
     assert any("step 1" in record.message for record in caplog.records)
+
+
+def test_records_go_to_object_storage(cluster: Any, many: Path, demo: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
+    """As pyarrow's file systems have it; here the one of local files."""
+    import tanglescope.ray
+
+    run, out = tmp_path / "run", (tmp_path / "bucket").as_uri()
+    for step in (0, 1, 2):
+        shutil.copytree(many / f"checkpoint-{step}", run / f"checkpoint-{step}")
+    for _ in range(2):
+        started = time.monotonic()
+        asked: dict[str, Any] = {"pairs": 24, "model": demo, "device": "cpu", "objectives": "dpo"}
+        assert tanglescope.ray.sweep(run, {"rows": demo / "long.jsonl"}, out=out, **asked) is None
+    assert time.monotonic() - started < 60
+    fetched = tanglescope.ray.fetch(out, tmp_path / "here")
+    assert [leaf[1] for leaf in fetched.leaves()] == [0, 1, 2]
+    assert parts(tmp_path / "here") == {name: of for name, of in alone.items() if any(f"step={step}/" in name for step in (0, 1, 2))}

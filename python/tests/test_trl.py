@@ -131,9 +131,7 @@ def test_the_numbers_are_the_trainers_and_the_checkpoints(
 
 
 @pytest.mark.parametrize("kind", ["cpo-lora", "orpo-lora"])
-def test_trainers_without_a_reference(
-    demo: Path, data: tuple[Any, Any], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_trainers_without_a_reference(demo: Path, data: tuple[Any, Any], tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     from tanglescope.trl import EntanglementCallback
 
     trainer = trainer_of(kind, demo, data, tmp_path / "run", eval_strategy="no")
@@ -152,11 +150,7 @@ def test_desirable_and_undesirable_rows_of_a_prompt_are_pairs(demo: Path, data: 
     from datasets import Dataset
     from tanglescope.trl import EntanglementCallback
 
-    rows = [
-        {"prompt": row["prompt"], "completion": row[branch], "label": branch == "chosen"}
-        for row in data[0]
-        for branch in ("chosen", "rejected")
-    ]
+    rows = [{"prompt": row["prompt"], "completion": row[branch], "label": branch == "chosen"} for row in data[0] for branch in ("chosen", "rejected")]
     trainer = trainer_of("kto-lora", demo, (Dataset.from_list(rows), None), tmp_path / "run", eval_strategy="no")
     callback = EntanglementCallback(trainer, every=2, pairs=4, objective="dpo")
     trainer.add_callback(callback)

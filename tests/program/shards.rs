@@ -33,6 +33,12 @@ impl Folder {
     }
 }
 
+/// The program, at work without a word.
+fn quiet(words: Vec<String>) -> std::process::Child {
+    use std::process::Stdio;
+    tanglescope().args(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
 #[test]
 fn shards_join_into_the_folder_of_one_call() {
     let of = Folder::new();
@@ -58,10 +64,7 @@ fn shards_join_into_the_folder_of_one_call() {
         same(&files(&of.path(&one)), &whole, &one);
         // at once
         let both = format!("{name}-both");
-        let children: Vec<_> = ["1/3", "2/3", "3/3"]
-            .into_iter()
-            .map(|number| tanglescope().args(shard(&both, number)).stderr(std::process::Stdio::null()).spawn().unwrap())
-            .collect();
+        let children: Vec<_> = ["1/3", "2/3", "3/3"].into_iter().map(|number| quiet(shard(&both, number))).collect();
         for mut child in children {
             assert!(child.wait().unwrap().success());
         }
