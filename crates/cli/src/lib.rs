@@ -17,12 +17,13 @@ pub use error::{Error, Result};
 
 use std::ffi::OsString;
 
-/// Gives the Vulkan loader a folder to look for a display in: without one it says so, several times, on our standard error.
+/// Gives the Vulkan loader a folder to look for a display in: without one it says so, several times, on our standard error. To be called before
+/// there are threads that look at the environment.
 #[cfg(unix)]
 #[allow(unsafe_code)]
-fn without_a_display() {
+pub fn without_a_display() {
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
-        // SAFETY: no other thread is there yet that could read the environment.
+        // SAFETY: the program has no other thread yet; in Python it is the import, under the lock that `os.environ` is set under.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) }
     }
 }

@@ -16,6 +16,8 @@ use pyo3::prelude::*;
 /// Models, rows and calls of Tanglescope.
 #[pymodule]
 mod _native {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::arrow::Frame;
     #[pymodule_export]
@@ -29,6 +31,15 @@ mod _native {
     use super::objective::Objective;
     #[pymodule_export]
     use super::rows::Rows;
+
+    /// What is done once, when Python imports the module.
+    #[pymodule_init]
+    #[allow(clippy::unnecessary_wraps)] // as PyO3 asks for it
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        #[cfg(unix)]
+        tanglescope_cli::without_a_display();
+        Ok(())
+    }
 
     /// Version of the engine.
     #[pymodule_export]
