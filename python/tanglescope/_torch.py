@@ -135,14 +135,30 @@ def base_tensors(base: Any, *, tied: bool, copy: bool) -> list[tuple[str, Any]]:
             continue  # counters and masks
         check(name, tensor)
         tensor = tensor.detach()
-        moved = tensor.cpu().contiguous()
-        found[name] = moved.clone() if copy and moved.data_ptr() == tensor.data_ptr() else moved
+        found[name] = tensor
+    found = {name: _on_host(tensor, copy) for name, tensor in _as_saved(base, found).items()}
     embedding = [name for name in found if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))]
     for head in ("lm_head.weight", "embed_out.weight"):
         # a checkpoint has a tied matrix once
         if tied and head in found and any(_same(found[head], found[of]) for of in embedding):
             del found[head]
     return list(found.items())
+
+
+def _as_saved(base: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors under the names of the checkpoint: transformers from 5 on has some modules in another form in memory, such as all experts in one
+    tensor. What it splits stays where it lies where it can."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return tensors
+    return dict(revert_weight_conversion(base, tensors))
+
+
+def _on_host(tensor: Any, copy: bool) -> Any:
+    """A tensor on the host, one number behind the other, and its own where that is asked for."""
+    moved = tensor.detach().cpu().contiguous()
+    return moved.clone() if copy and moved.data_ptr() == tensor.data_ptr() else moved
 
 
 def _same(a: Any, b: Any) -> bool:

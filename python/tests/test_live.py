@@ -108,6 +108,40 @@ def test_log_probabilities_and_gradients_are_those_of_autograd(demo: Path) -> No
     assert np.allclose(gram, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
+def tiny(kind: str) -> Any:
+    """A random model of an architecture whose modules transformers has in another form, or by other names, than checkpoints."""
+    shared = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+        "max_position_embeddings": 64,
+        "intermediate_size": 48,
+    }
+    experts = {"num_key_value_heads": 2, "head_dim": 8, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
+    configs = {
+        "gpt_neox": lambda: transformers.GPTNeoXConfig(**shared, tie_word_embeddings=False),
+        "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=64),
+        "mixtral": lambda: transformers.MixtralConfig(**shared, num_key_value_heads=2, num_local_experts=4),
+        "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**shared, **experts, decoder_sparse_step=1, norm_topk_prob=True),
+        "olmoe": lambda: transformers.OlmoeConfig(**shared, num_key_value_heads=4, num_experts=4, num_experts_per_tok=2),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**shared, num_key_value_heads=2, head_dim=8, layer_types=["full_attention"] * 2),
+    }
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(configs[kind]()).float()
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "mixtral", "qwen3_moe", "olmoe", "gemma3"])
+def test_names_and_forms_are_those_of_checkpoints(kind: str, tmp_path: Path) -> None:
+    module = tiny(kind)
+    module.save_pretrained(tmp_path)
+    live, saved = ts.Model.from_torch(module), ts.Model(tmp_path, device="cpu")
+    for scope in ("full", "lora"):
+        got, want = (ts.gram(model, [1, 2, 3], [[4, 5], [6]], scope=scope) for model in (live, saved))
+        # f32, products in another order: the tiny model's sums are of some hundred terms
+        assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max(), scope
+
+
 def test_what_is_not_copied_follows_training(demo: Path, pairs: list[dict[str, Any]], tmp_path: Path) -> None:
     module = live(demo)
     model, frozen = ts.Model.from_torch(module), ts.Model.from_torch(module, copy=True)
