@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from types import TracebackType
 from typing import Any, Literal
@@ -65,6 +66,7 @@ class Model:
         self._engine = _native.Model.load(said, Listener())
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._live: Any = None
+        self._adapter: str | None = None
 
     @classmethod
     def from_torch(
@@ -102,6 +104,7 @@ class Model:
         self._called = taken.called
         self._folder = taken.folder
         self._live = module
+        self._adapter = taken.adapter
         return self
 
     def load_adapter(self, adapter: PathLike | None) -> None:
@@ -121,7 +124,10 @@ class Model:
 
         if self._live is None or self._folder is None:
             raise TypeError("refresh_adapter is of models that from_torch took")
-        self.load_adapter(save_adapter(self._live, self._folder.name))
+        before, self._adapter = self._adapter, save_adapter(self._live, self._folder.name)
+        self.load_adapter(self._adapter)
+        if before is not None:
+            shutil.rmtree(before, ignore_errors=True)
 
     @property
     def description(self) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
         self._policy: Model | None = None
         self._rows: Rows | None = None
         self._reference: Any = None
+        self._passing: tempfile.TemporaryDirectory[str] | None = None
         self._last: tuple[int, dict[str, float], Analysis] | None = None
         #: Seconds that training waited for measurements, and seconds that they took.
         self.waited = 0.0
@@ -172,9 +173,9 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
             if "ref" not in getattr(module, "peft_config", {}):
                 return "base"
             if self._reference is None:
-                folder = tempfile.mkdtemp(prefix="tanglescope-ref-")
-                module.save_pretrained(folder, selected_adapters=["ref"], save_embedding_layers=False)
-                self._reference = os.path.join(folder, "ref")
+                self._passing = tempfile.TemporaryDirectory(prefix="tanglescope-ref-")
+                module.save_pretrained(self._passing.name, selected_adapters=["ref"], save_embedding_layers=False)
+                self._reference = os.path.join(self._passing.name, "ref")
             return self._reference
         logger.warning(
             "the trainer keeps no reference model (precomputed log-probabilities), so that steps on `%s` are not predicted",

@@ -167,6 +167,8 @@ def test_an_adapter_is_taken_again_without_the_base(demo: Path, pairs: list[dict
         model.refresh_adapter()
         module.save_pretrained(tmp_path / str(step), save_embedding_layers=False)
         close(ts.analyze(model, rows), ts.analyze(ts.Model(demo, adapter=tmp_path / str(step), device="cpu"), rows))
+    assert model._folder is not None
+    assert len(list(Path(model._folder.name).glob("adapter-*"))) == 1, "what it was before is gone"
     model.load_adapter(tmp_path / "0")
     close(ts.analyze(model, rows), ts.analyze(ts.Model(demo, adapter=tmp_path / "0", device="cpu"), rows))
     model.load_adapter(None)
