@@ -38,7 +38,9 @@ def trainer_of(kind: str, demo: Path, data: tuple[Any, Any], out: Path, **more: 
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    module = transformers.AutoModelForCausalLM.from_pretrained(demo, dtype=torch.float32)
+    module = more.pop("model", None)
+    if module is None:
+        module = transformers.AutoModelForCausalLM.from_pretrained(demo, dtype=torch.float32)
     shared: dict[str, Any] = {
         "output_dir": str(out),
         "max_steps": 4,
@@ -260,6 +262,33 @@ def test_the_loss_is_the_trainers(demo: Path, data: tuple[Any, Any], tmp_path: P
         _, found = callback.measure(0)
         theirs = trainer.evaluate()["eval_loss"]
         assert found.objectives["loss"].mean() == pytest.approx(theirs, rel=1e-4), loss
+
+
+def test_an_adapter_that_training_goes_on_from_is_the_reference(
+    demo: Path, data: tuple[Any, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The trainer keeps a copy of it, under the name `ref`."""
+    from tanglescope.trl import EntanglementCallback
+
+    module = transformers.AutoModelForCausalLM.from_pretrained(demo, dtype=torch.float32)
+    module = peft.get_peft_model(module, lora())
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:
+            torch.manual_seed(2)
+            parameter.data.normal_(0, 0.02)
+    module.save_pretrained(tmp_path / "start")
+    trainer = trainer_of("dpo", demo, data, tmp_path / "run", model=module, max_steps=2, per_device_eval_batch_size=EVALUATION)
+    callback = EntanglementCallback(trainer, every=0, pairs=EVALUATION)
+    trainer.add_callback(callback)
+    with caplog.at_level("WARNING", logger="tanglescope"):
+        trainer.train()
+    assert not warnings_of(caplog)
+    [(_, _, _, last)] = callback.records.leaves()
+    rows = callback._rows
+    assert rows is not None
+    start = ts.analyze(ts.Model(demo, adapter=tmp_path / "start", device="cpu"), rows)
+    assert np.allclose(last.pairs["ref_logp_chosen"], start.pairs["logp_chosen"], rtol=1e-6)
+    assert last.objectives["loss"].mean() == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
 
 
 def test_what_is_no_trainer_is_refused(demo: Path) -> None:
