@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import queue
 import tempfile
@@ -57,6 +58,17 @@ def _place(out: PathLike | None) -> tuple[str, tempfile.TemporaryDirectory[str] 
     return os.path.join(temporary.name, "records"), temporary
 
 
+def _fresh_folder(model: Model, folder: str) -> None:
+    """Refuses to go on in a folder with a model whose weights may be others than when it was begun."""
+    if model._shares and os.path.exists(os.path.join(folder, "manifest.json")):
+        raise InputError(
+            f"{folder}: holds records already, and the weights of a live model may have changed since; name a new folder, or take the model with "
+            "copy=True",
+            option="out",
+            file=folder,
+        )
+
+
 def analyze(
     model: Model,
     data: Rows | DataLike,
@@ -109,6 +121,7 @@ def analyze(
         probe=probe,
     )
     folder, temporary = _place(out)
+    _fresh_folder(model, folder)
     listener = Listener(progress)
     try:
         live = reference._engine if isinstance(reference, Model) else None
@@ -141,6 +154,7 @@ def tokens(
     """
     model, rows = _model(model), _rows(data, model)
     folder, temporary = _place(out)
+    _fresh_folder(model, folder)
     listener = Listener(progress)
     try:
         said = _fresh(scope, lora_r, lora_alpha, lora_targets, seed)
@@ -178,8 +192,11 @@ def gram(
 
 
 def _ids(name: str, ids: Any) -> list[int]:
-    found: list[int] = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    if not all(isinstance(of, int) and 0 <= of < 2**32 for of in found):
+    try:
+        found = [operator.index(of) for of in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+    except TypeError:
+        found = [-1]
+    if not all(0 <= of < 2**32 for of in found):
         raise InputError(f"{name}: expected token ids, numbers from 0", option=name)
     return found
 

@@ -23,6 +23,11 @@ def device_words(device: str | None, memory: float | str | None) -> dict[str, An
     return {"device": None if device in (None, "auto") else device, "memory": memory}
 
 
+def _absolute(path: PathLike) -> str:
+    """A path that stays the same when the process goes to another folder; a hub name as it is."""
+    return os.path.abspath(path) if os.path.exists(path) else os.fspath(path)
+
+
 class Model:
     """A model that stays loaded from one call to the next.
 
@@ -54,8 +59,8 @@ class Model:
     ) -> None:
         self._called = os.fspath(model)
         said = words(
-            model=self._called,
-            adapter=adapter,
+            model=_absolute(model),
+            adapter=None if adapter is None else _absolute(adapter),
             # what is measured is chosen by each call
             scope="full",
             dtype=dtype,
@@ -67,6 +72,8 @@ class Model:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._live: Any = None
         self._adapter: str | None = None
+        #: Whether its weights are another's, who may change them.
+        self._shares = False
 
     @classmethod
     def from_torch(
@@ -85,7 +92,7 @@ class Model:
 
         On the CPU weights are used where they lie, by DLPack: nothing is copied but the adapter, tensors whose numbers do not lie one
         behind the other, and those that the engine keeps in another order (stacked experts). What is not copied follows the live model's
-        training, and must not change while a call is at work.
+        training, and must not change while a call is at work; of 16-bit models the matrices alone do, so take those anew.
 
         Args:
             module: The model. Quantised ones, and those that are sharded over processes or offloaded, are refused by name.
@@ -105,6 +112,7 @@ class Model:
         self._folder = taken.folder
         self._live = module
         self._adapter = taken.adapter
+        self._shares = not copy
         return self
 
     def load_adapter(self, adapter: PathLike | None) -> None:
@@ -113,7 +121,7 @@ class Model:
         Args:
             adapter: Folder or hub name of a PEFT adapter.
         """
-        path = None if adapter is None else os.fspath(adapter)
+        path = None if adapter is None else _absolute(adapter)
         if path is not None and not os.path.exists(path):
             path = _native.resolve(path, "adapter")
         self._engine.load_adapter(path, Listener())

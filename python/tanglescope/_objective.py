@@ -12,7 +12,7 @@ from ._errors import InputError
 class Outcome(NamedTuple):
     """Loss of a pair, and the weights of both gradients in a descent step: −∇loss = d_w ∇log π(chosen) − d_l ∇log π(rejected).
 
-    Numbers, or arrays of the kind that was given.
+    Numbers, NumPy arrays where those were given, else lists.
     """
 
     loss: Any
@@ -35,7 +35,9 @@ class Objective:
     """
 
     def __init__(self, name: str, **hyper: float) -> None:
-        given = name + "".join(f"{',' if at or ':' in name else ':'}{key}={value!r}" for at, (key, value) in enumerate(hyper.items()))
+        if hyper and "+" in name:
+            raise InputError(f"{name}: is a sum, whose terms have their own hyper-parameters; write them into the text", option="name")
+        given = name + "".join(f"{',' if at or ':' in name else ':'}{key}={float(value)!r}" for at, (key, value) in enumerate(hyper.items()))
         self._native = _native.Objective(given)
 
     @property
@@ -83,10 +85,13 @@ class Objective:
                 raise InputError(f"{name}: is missing", option=name)
             if _is_number(value):
                 return [float(value)] * len(chosen)
-            values = value.tolist() if hasattr(value, "tolist") else list(value)
+            try:
+                values = [float(of) for of in (value.tolist() if hasattr(value, "tolist") else value)]
+            except (TypeError, ValueError):
+                raise InputError(f"{name}: expected a number, or a list or array of them in one dimension", option=name) from None
             if len(values) != len(chosen):
                 raise InputError(f"{name}: has {len(values)} values, and logp_w {len(chosen)}", option=name)
-            return [float(of) for of in values]
+            return values
 
         chosen: list[float] = [0.0] if single else [0.0] * len(logp_w)
         chosen = column("logp_w", logp_w)
@@ -127,7 +132,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _tokens(name: str, value: float) -> int:
-    if value < 0 or value != int(value) or value >= 2**32:
+    if not 1 <= value < 2**32 or value != int(value):
         raise InputError(f"{name}: found {value}; expected a number of tokens", option=name)
     return int(value)
 

@@ -66,7 +66,9 @@ class Records:
 
     def save(self, out: str | os.PathLike[str]) -> str:
         """Copies the records to a folder, which must not be there yet: what the command line would have written, bit for bit."""
-        out = os.fspath(out)
+        out = os.path.realpath(out) if os.fspath(out) else ""
+        if not out or out.startswith(os.path.realpath(self.folder) + os.sep):
+            raise InputError(f"{out or 'out'}: is no folder outside of the records; name another", file=out, option="out")
         if os.path.exists(out) and (not os.path.isdir(out) or os.listdir(out)):
             raise InputError(f"{out}: is there already; name a new folder", file=out, option="out")
         parent = os.path.dirname(os.path.abspath(out))
@@ -294,7 +296,7 @@ def open_records(folder: str | os.PathLike[str]) -> Records:
     try:
         with open(os.path.join(path, "manifest.json"), encoding="utf-8") as file:
             kind = json.load(file).get("kind")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: is no folder of records ({error})", file=path) from None
     if kind == "sweep":
         return SweepRecords(path)
@@ -329,7 +331,10 @@ def compare(before: Any, after: Any) -> pl.DataFrame:
         before: What is compared with.
         after: What is compared.
     """
-    [other] = folders(before)
+    one = folders(before)
+    if len(one) != 1:
+        raise InputError(f"before: is {len(one)} records; give one", option="before")
+    [other] = one
     return frame(_native.summarize(["summarize", f"--against={other}", *folders(after)], Listener()))
 
 

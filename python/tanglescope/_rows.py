@@ -46,10 +46,10 @@ class Rows:
     (1, Ids(prompt=[1, 2], responses=[[3], [4, 5]]))
     """
 
-    def __init__(self, native: _native.Rows, source: tuple[str, list[str]] | None) -> None:
+    def __init__(self, native: _native.Rows, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
         self._native = native
-        #: The file and the words that they were read with, where other calls can read them again.
-        self._source = source
+        #: Where their tokenizer is, if that is only in passing.
+        self._folder = folder
 
     def __len__(self) -> int:
         return len(self._native)
@@ -94,11 +94,11 @@ class Rows:
     def __getitem__(self, which: int | slice | Sequence[int]) -> Rows:
         if isinstance(which, slice):
             places = list(range(*which.indices(len(self))))
-        elif isinstance(which, Sequence):
-            places = [self._place(row) for row in which]
+        elif isinstance(which, Sequence) or getattr(which, "ndim", 0) == 1:
+            places = [self._place(row) for row in which]  # type: ignore[union-attr]
         else:
             places = [self._place(which)]
-        return Rows(self._native.select(places), None)
+        return Rows(self._native.select(places), self._folder)
 
     def __iter__(self) -> Iterator[Rows]:
         return (self[row] for row in range(len(self)))
@@ -123,23 +123,10 @@ class Rows:
 
     def save_ids(self, path: str | os.PathLike[str]) -> None:
         """Writes the ids of all rows as JSON lines, which every call reads as data."""
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            for row in range(len(self)):
-                of = self.texts(row)
-                ids = {"prompt_ids": [token["id"] for token in of["prompt"]]}
-                responses = [[token["id"] for token in response] for response in of["responses"]]
-                if len(responses) == 2:
-                    ids |= {"chosen_ids": responses[0], "rejected_ids": responses[1]}
-                    file.write(json.dumps(ids) + "\n")
-                else:
-                    file.write(json.dumps({**ids, "responses_ids": responses}) + "\n")
-        os.replace(temporary, path)
+        self._native.write_ids(os.fspath(path))
 
     def _as_words(self, folder: str) -> tuple[str, list[str]]:
-        """The file and the words with which a call reads these rows; a file in passing goes into the folder."""
-        if self._source is not None:
-            return self._source
+        """A file of their ids in a folder, and the words with which a call reads it."""
         path = os.path.join(folder, "rows.jsonl")
         self.save_ids(path)
         return path, []
@@ -221,13 +208,14 @@ def rows(
     )
     from ._model import Model
 
-    with as_file(data) as (path, called), tempfile.TemporaryDirectory(prefix="tanglescope-") as folder:
+    folder = tempfile.TemporaryDirectory(prefix="tanglescope-")
+    with as_file(data) as (path, called):
         given = [f"--data={path}", *said]
         if isinstance(tokenizer, Model):
             native = tokenizer._engine.rows(given, called, Listener())
         else:
-            native = _native.Rows.read(given, tokenizer_folders(tokenizer, folder), called, Listener())
-    return Rows(native, None if called is not None else (path, said))
+            native = _native.Rows.read(given, tokenizer_folders(tokenizer, folder.name), called, Listener())
+    return Rows(native, folder)
 
 
 def tokenizer_folders(tokenizer: Any, folder: str) -> list[str]:

@@ -117,8 +117,10 @@ def take(module: Any, tokenizer: Any, *, copy: bool) -> Taken:
         from ._rows import tokenizer_folders
 
         tokenizer_folders(tokenizer, folder.name)
+    if not is_peft(module) and any(part in f".{name}." for name in base.state_dict() for part in _ADAPTERS):
+        raise _refuse("adapter", "it has adapter layers without PEFT's wrapper around it; give the PeftModel")
     tensors = base_tensors(base, tied=bool(described.get("tie_word_embeddings", True)), copy=copy)
-    adapter = save_adapter(module, folder.name) if is_peft(module) else None
+    adapter = save_adapter(module, folder.name) if is_peft(module) and not is_disabled(module) else None
     return Taken(f"in memory: {type(base).__name__}", folder, tensors, adapter)
 
 
@@ -163,6 +165,18 @@ def _on_host(tensor: Any, copy: bool) -> Any:
 
 def _same(a: Any, b: Any) -> bool:
     return bool(a.shape == b.shape and a.data_ptr() == b.data_ptr())
+
+
+def is_disabled(module: Any) -> bool:
+    """Whether the adapter of a PEFT model is switched off; one that is merged into the weights is refused.
+
+    Raises:
+        Unsupported: Where it is merged.
+    """
+    layers = [of for of in module.modules() if hasattr(of, "merged_adapters")]
+    if any(of.merged_adapters for of in layers):
+        raise _refuse("merged_adapters", "the adapter is merged into the weights; call unmerge_adapter first")
+    return bool(layers) and all(getattr(of, "disable_adapters", False) for of in layers)
 
 
 def save_adapter(module: Any, folder: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from . import _native
 from ._calls import ObjectiveLike, _data_words, _fresh, _names
 from ._errors import InputError, TanglescopeError
-from ._model import Derivative, Dtype, PathLike, device_words
+from ._model import Derivative, Dtype, PathLike, _absolute, device_words
 from ._progress import Listener
 from ._records import SweepRecords
 from ._rows import Rows
@@ -154,9 +154,9 @@ def sweep(
         *how,
         *_fresh(scope, lora_r, lora_alpha, lora_targets, seed),
         *words(
-            model=None if model is None else os.path.abspath(os.fspath(model)),
+            model=None if model is None else _absolute(model),
             objective=_names(objectives),
-            reference=reference,
+            reference=None if reference is None else _absolute(reference),
             pairs=pairs,
             dtype=dtype,
             padding_row=padding_row,

@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,10 @@ Condition = str | Callable[[Mapping[str, float]], bool]
 
 #: Relative difference of mean log-probabilities that roundings of a number type explain, of sums over some hundred tokens.
 _ROUNDING = {"torch.float32": 1e-4, "torch.float64": 1e-4, "torch.bfloat16": 3e-2, "torch.float16": 1e-2}
+
+
+#: What a step does to both log-probabilities.
+_REGIMES = ("ideal", "both-up", "both-down", "inverted", "none")
 
 
 class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
@@ -190,6 +195,8 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
         out = None
         if self._out is not None:
             out = os.path.join(self._out, f"run={self._run}", f"step={step}", "dataset=sample")
+            # of an earlier run into the same folder
+            shutil.rmtree(out, ignore_errors=True)
         found = analyze(
             policy,
             self._rows,
@@ -258,7 +265,10 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
         policy = self._taken()
         if self._pool is None:
             done: Future[tuple[dict[str, float], Analysis]] = Future()
-            done.set_result(self._measured(policy, step))
+            try:
+                done.set_result(self._measured(policy, step))
+            except TanglescopeError as error:
+                done.set_exception(error)
             self._waiting.append((step, done))
             self._collect(wait=True)
         else:
@@ -269,7 +279,14 @@ class EntanglementCallback(TrainerCallback):  # type: ignore[misc]
         """Logs measurements that are done, at the steps that they belong to."""
         while self._waiting and (wait or self._waiting[0][1].done()):
             step, done = self._waiting.pop(0)
-            logs, found = done.result()
+            try:
+                logs, found = done.result()
+            except TanglescopeError as error:
+                if self._last is None:
+                    raise
+                # training has gone well so far, and is worth more than a measurement
+                logger.error("step %d could not be measured: %s", step, error)
+                continue
             self.worked += logs["entanglement/seconds"]
             self._last = (step, logs, found)
             self.history.append({**logs, "step": step})
@@ -349,7 +366,9 @@ def _condition(option: str, given: Condition | None) -> tuple[str, Callable[[Map
 
     def holds(logs: Mapping[str, float]) -> bool:
         known = [key for key in keys if key in logs]
-        return bool(known) and compare[sign](logs[known[0]])
+        if not known:
+            raise InputError(f"{option}: nothing of the name {name!r} is logged; there are {', '.join(sorted(logs))}", option=option)
+        return compare[sign](logs[known[0]])
 
     return given, holds
 
@@ -399,8 +418,9 @@ def _logs(found: Analysis, objective: str | None, by_layer: bool) -> dict[str, f
         put("entanglement/chosen_falls", (outcomes["delta_w"] < 0).mean())
     else:
         regimes = pairs["regime_dpo"]
-    for regime, share in regimes.value_counts(normalize=True).iter_rows():
-        put(f"regime/{regime}", share)
+    shares = dict(regimes.value_counts(normalize=True).iter_rows())
+    for regime in _REGIMES:
+        put(f"regime/{regime}", shares.get(regime, 0.0))
     return logs
 
 

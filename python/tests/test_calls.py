@@ -124,6 +124,20 @@ def test_a_sweep_is_a_loop_that_resumes(demo: Path, run_of_adapters: Path, tmp_p
     assert "<html" in Path(page.path).read_text()[:2000]
 
 
+def test_rows_are_the_same_in_every_call(demo: Path, run_of_adapters: Path, tmp_path: Path) -> None:
+    """Scores decide which response is the best; ids and texts come along."""
+    group = {"id": "g", "prompt_ids": [5, 6, 7], "responses_ids": [[10, 11], [12, 13, 14], [15]], "scores": [0.1, 0.9, 0.5]}
+    rows = ts.rows([group])
+    model = ts.Model(demo, adapter=run_of_adapters / "checkpoint-4", device="cpu")
+    here = ts.analyze(model, rows).pairs.select("id", "chosen_tokens", "rejected_tokens", "logp_chosen")
+    [(_, _, _, swept)] = ts.sweep(run_of_adapters / "checkpoint-4", rows, out=tmp_path / "sweep", model=demo, device="cpu").run().leaves()
+    assert swept.pairs.select("id", "chosen_tokens", "rejected_tokens", "logp_chosen").equals(here)
+    assert here.row(0)[:3] == ("g", 3, 2)
+    transformers = pytest.importorskip("transformers")
+    texts = ts.rows(demo / "short.jsonl", transformers.AutoTokenizer.from_pretrained(demo), limit=2)
+    assert texts[1].texts(0)["prompt"][0]["text"] == texts.texts(1)["prompt"][0]["text"] is not None
+
+
 def test_training_and_verification(demo: Path, run_of_adapters: Path) -> None:
     trained = ts.open(run_of_adapters)
     assert isinstance(trained, ts.Training) and trained.steps["step"].max() == 4

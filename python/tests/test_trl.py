@@ -173,6 +173,10 @@ def test_training_ends_when_a_condition_holds(demo: Path, data: tuple[Any, Any],
     assert any("training ends" in message for message in warnings_of(caplog))
     with pytest.raises(ts.InputError, match="out"):
         _ = callback.records
+    with pytest.raises(ts.InputError, match="both-dwon"):
+        misspelt = trainer_of("dpo-lora", demo, data, tmp_path / "other", eval_strategy="no")
+        misspelt.add_callback(EntanglementCallback(misspelt, every=1, pairs=4, stop_if="both-dwon > 0"))
+        misspelt.train()
     for condition in ("both-down", "both-down > much", "> 3"):
         with pytest.raises(ts.InputError, match="NAME > NUMBER"):
             EntanglementCallback(trainer, stop_if=condition)
@@ -289,6 +293,31 @@ def test_an_adapter_that_training_goes_on_from_is_the_reference(
     start = ts.analyze(ts.Model(demo, adapter=tmp_path / "start", device="cpu"), rows)
     assert np.allclose(last.pairs["ref_logp_chosen"], start.pairs["logp_chosen"], rtol=1e-6)
     assert last.objectives["loss"].mean() == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-4)
+
+
+def test_a_second_run_into_a_folder_replaces_records_and_a_failure_is_no_end(
+    demo: Path, data: tuple[Any, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tanglescope.trl import EntanglementCallback
+
+    for seed in (1, 2):
+        trainer = trainer_of("dpo-lora", demo, data, tmp_path / "run", eval_strategy="no", data_seed=seed, max_steps=2)
+        callback = EntanglementCallback(trainer, every=1, pairs=4)
+        if seed == 2:
+            measured = callback._measured
+
+            def fails(policy: ts.Model, step: int, measured: Any = measured) -> Any:
+                if step == 1:
+                    raise ts.TanglescopeError("the disk is full")
+                return measured(policy, step)
+
+            callback._measured = fails  # type: ignore[method-assign]
+        trainer.add_callback(callback)
+        with caplog.at_level("ERROR", logger="tanglescope"):
+            trainer.train()
+        assert trainer.state.global_step == 2
+    assert [logs["step"] for logs in callback.history] == [0, 2]
+    assert any("step 1 could not be measured: the disk is full" in message for message in warnings_of(caplog))
 
 
 def test_what_is_no_trainer_is_refused(demo: Path) -> None:

@@ -27,6 +27,11 @@ pub struct Telling {
 }
 
 impl Telling {
+    /// Whether the call is to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_asked()
+    }
+
     fn tell(&self, event: Event) {
         // the receiver outlives the work
         let sent = self.events.lock().unwrap_or_else(PoisonError::into_inner).send(event);

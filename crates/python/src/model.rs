@@ -1,5 +1,5 @@
 //! A model that stays loaded.
-use crate::call::{listener, run};
+use crate::call::{Telling, listener, run};
 use crate::errors::{Failure, refused};
 use crate::live::shared;
 use crate::rows::{DataWords, Rows};
@@ -8,7 +8,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
 use tanglescope::{HeldModel, LoadedModel, Measured, ReferenceModel, TokenMeasures};
 use tanglescope_checkpoint::{Held, Tensors};
 use tanglescope_cli::{cli, options};
@@ -47,12 +49,26 @@ fn parsed<T: Parser>(words: Vec<String>) -> Result<T, Failure> {
 #[pyclass(frozen, module = "tanglescope._native")]
 pub struct Model {
     loaded: Mutex<Option<LoadedModel>>,
+    closed: AtomicBool,
 }
 
 impl Model {
-    /// Does work with the model, one call at a time.
-    fn with<T>(&self, work: impl FnOnce(&mut LoadedModel) -> Result<T, Failure>) -> Result<T, Failure> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Does work with the model, one call at a time; waiting for the turn ends like the work itself.
+    fn with<T>(
+        &self,
+        telling: &Telling,
+        work: impl FnOnce(&mut LoadedModel) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut loaded = loop {
+            match self.loaded.try_lock() {
+                Ok(loaded) => break loaded,
+                Err(TryLockError::Poisoned(loaded)) => break loaded.into_inner(),
+                Err(TryLockError::WouldBlock) if telling.is_stopped() => {
+                    return Err(Failure::Work(tanglescope::Error::Stopped));
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(TURN),
+            }
+        };
         match loaded.as_mut() {
             Some(model) => work(model),
             None => Err(Failure::Input("the model is closed; load it again".to_owned())),
@@ -60,9 +76,12 @@ impl Model {
     }
 
     fn new(loaded: LoadedModel) -> Self {
-        Self { loaded: Mutex::new(Some(loaded)) }
+        Self { loaded: Mutex::new(Some(loaded)), closed: AtomicBool::new(false) }
     }
 }
+
+/// How long a call sleeps between two looks for its turn.
+const TURN: Duration = Duration::from_millis(5);
 
 fn measured(words: Vec<String>) -> Result<Measured, Failure> {
     options::measured(&parsed::<MeasuredWords>(words)?.measured)
@@ -109,24 +128,27 @@ impl Model {
 
     /// Puts another saved adapter on the base, or none.
     fn load_adapter(&self, py: Python<'_>, adapter: Option<PathBuf>, progress: &Bound<'_, PyAny>) -> PyResult<()> {
-        run(py, listener(progress), |telling| self.with(|model| Ok(model.load_adapter(adapter.as_deref(), telling)?)))
+        run(py, listener(progress), |telling| {
+            self.with(telling, |model| Ok(model.load_adapter(adapter.as_deref(), telling)?))
+        })
     }
 
     /// Gives its memory back.
     fn close(&self, py: Python<'_>) {
+        self.closed.store(true, Ordering::Relaxed);
         py.detach(|| *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = None);
     }
 
     /// Whether it was closed.
     #[getter]
-    fn closed(&self, py: Python<'_>) -> bool {
-        py.detach(|| self.loaded.lock().unwrap_or_else(PoisonError::into_inner).is_none())
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Device, number type, architecture and sizes, as JSON.
     fn describe(&self, py: Python<'_>) -> PyResult<String> {
-        run(py, None, |_| {
-            self.with(|model| {
+        run(py, None, |telling| {
+            self.with(telling, |model| {
                 let outline = model.outline()?;
                 let [base, adapter] = model.hashes();
                 Ok(serde_json::json!({
@@ -153,7 +175,7 @@ impl Model {
     ) -> PyResult<Rows> {
         let rows = run(py, listener(progress), |telling| {
             let data = DataWords::options(words, called)?;
-            self.with(|model| Ok(model.rows(&data, telling)?))
+            self.with(telling, |model| Ok(model.rows(&data, telling)?))
         })?;
         Ok(Rows::new(rows))
     }
@@ -178,10 +200,10 @@ impl Model {
             if let Some(reference) = reference {
                 measures.reference = Some(match std::ptr::eq(reference, self) {
                     true => ReferenceModel::Itself,
-                    false => reference.with(|reference| Ok(reference.as_reference()?))?,
+                    false => reference.with(telling, |reference| Ok(reference.as_reference()?))?,
                 });
             }
-            self.with(|model| {
+            self.with(telling, |model| {
                 model.measure(&measured, telling)?;
                 model.analyze(&rows, &measures, &options::destination(&out, shard.as_deref())?, telling)?;
                 Ok(())
@@ -204,7 +226,7 @@ impl Model {
         let rows = rows.rows.clone();
         run(py, listener(progress), |telling| {
             let measured = measured(words)?;
-            self.with(|model| {
+            self.with(telling, |model| {
                 model.measure(&measured, telling)?;
                 let measures = TokenMeasures { npy: false, positions };
                 model.tokens(&rows, measures, &options::destination(&out, shard.as_deref())?, telling)?;
@@ -224,7 +246,7 @@ impl Model {
     ) -> PyResult<(Bound<'py, PyBytes>, Vec<f64>)> {
         let found = run(py, listener(progress), |telling| {
             let measured = measured(words)?;
-            self.with(|model| {
+            self.with(telling, |model| {
                 model.measure(&measured, telling)?;
                 Ok(model.gram(&prompt, &responses, telling)?)
             })

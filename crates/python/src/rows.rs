@@ -70,6 +70,11 @@ impl Rows {
         Ok((ids(&row.prompt), row.responses.iter().map(|tokens| ids(tokens)).collect()))
     }
 
+    /// Writes the ids of all rows as JSON lines.
+    fn write_ids(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| self.rows.write_ids(&path)).map_err(|e| raised(py, &e.into()))
+    }
+
     /// Some of the rows, by their places.
     fn select(&self, py: Python<'_>, places: Vec<usize>) -> PyResult<Self> {
         let rows = self.rows.select(&places).map_err(|e| raised(py, &e.into()))?;

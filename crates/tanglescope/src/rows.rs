@@ -150,7 +150,7 @@ struct Ids<'a> {
     scores: Option<&'a [f64]>,
 }
 
-fn write_ids(path: &Path, data: &Dataset) -> Result<()> {
+pub(crate) fn write_ids(path: &Path, data: &Dataset) -> Result<()> {
     // what cannot be read back is said for itself
     let mut unread = None;
     let written = write_with(path, |file| {

@@ -3,7 +3,7 @@ use crate::data::{read_within, reading, tokenizer};
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::options::{DataOptions, RowOptions};
-use crate::rows::{RowToken, RowTokens};
+use crate::rows::{RowToken, RowTokens, write_ids};
 use std::path::{Path, PathBuf};
 use tanglescope_data::{Dataset, Limits, Pair, Skipped, TextTokens};
 use tanglescope_model::architectures::Description;
@@ -103,6 +103,14 @@ impl TokenRows {
             return Err(Error::value("row", at, format!("there are {} rows, numbered from 0", self.len())));
         };
         Ok(row_tokens(&pair, self.tokenizer.as_ref()))
+    }
+
+    /// Writes the ids of all rows, with their own `id` and scores, as JSON lines that every call reads as data.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn write_ids(&self, path: &Path) -> Result<()> {
+        write_ids(path, &self.data)
     }
 
     /// Some of the rows, by their places among the usable ones.
