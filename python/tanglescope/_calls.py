@@ -315,16 +315,11 @@ def sweep(
 
     The other arguments are those of `analyze` and `Model`.
     """
-    # one run or data set may be given by itself
-    many: Any = runs if isinstance(runs, (Mapping, list, tuple)) else [runs]
-    named_runs = [f"{name}={os.fspath(path)}" for name, path in many.items()] if isinstance(many, Mapping) else [os.fspath(path) for path in many]
     folders: list[Any] = []
-    said_data, settings = _data_words(data, folders)
     said = [
         "sweep",
-        *named_runs,
-        *said_data,
-        *settings,
+        *run_words(runs),
+        *_data_words(data, folders),
         *_fresh(scope, lora_r, lora_alpha, lora_targets, seed),
         *words(
             out=out,
@@ -343,25 +338,32 @@ def sweep(
     return Sweep(said, os.fspath(out), progress, folders)
 
 
-def _data_words(data: Any, folders: list[Any]) -> tuple[list[str], list[str]]:
-    """The words of data sets, and of how they become tokens, which is the same for all of them."""
-    named: list[tuple[str | None, Any]] = list(data.items()) if isinstance(data, Mapping) else [(None, data)]
-    said: list[str] = []
-    settings: list[list[str]] = []
-    for name, of in named:
-        if isinstance(of, Rows):
-            folder = tempfile.TemporaryDirectory(prefix="tanglescope-")
-            folders.append(folder)
-            path, how = of._as_words(folder.name)
-        elif isinstance(of, (str, os.PathLike)):
-            path, how = os.fspath(of), []
-        else:
-            raise InputError(f"data: found {type(of).__name__}; expected rows, a path or a hub name", option="data")
-        settings.append(how)
-        said.append(f"--data={path}" if name is None else f"--data={name}={path}")
-    if any(how != settings[0] for how in settings):
-        raise InputError("data: the data sets were read in different ways; sweep them one by one", option="data")
-    return said, settings[0]
+def run_words(runs: PathLike | Sequence[PathLike] | Mapping[str, PathLike]) -> list[str]:
+    """The words of runs, of which one may be given by itself."""
+    if isinstance(runs, Mapping):
+        return [f"{name}={os.fspath(path)}" for name, path in runs.items()]
+    many: Any = runs if isinstance(runs, (list, tuple)) else [runs]
+    return [os.fspath(path) for path in many]
+
+
+def data_path(data: Any, folders: list[Any]) -> str:
+    """The file or hub name that a data set is; rows are written to one in passing, whose folder joins the others."""
+    if isinstance(data, Rows):
+        folder = tempfile.TemporaryDirectory(prefix="tanglescope-")
+        folders.append(folder)
+        path = os.path.join(folder.name, "rows.jsonl")
+        data.save_ids(path)
+        return path
+    if isinstance(data, (str, os.PathLike)):
+        return os.fspath(data)
+    raise InputError(f"data: found {type(data).__name__}; expected rows, a path or a hub name", option="data")
+
+
+def _data_words(data: Any, folders: list[Any]) -> list[str]:
+    """The words of data sets, of which one may be given by itself."""
+    if isinstance(data, Mapping):
+        return [f"--data={name}={data_path(of, folders)}" for name, of in data.items()]
+    return [f"--data={data_path(data, folders)}"]
 
 
 def train(
@@ -405,11 +407,9 @@ def train(
         epochs, …: As `tanglescope train --help` says; its defaults where not given.
     """
     folders: list[Any] = []
-    said_data, settings = _data_words(data, folders)
     said = [
         "train",
-        *said_data,
-        *settings,
+        *_data_words(data, folders),
         *_fresh(scope, lora_r, lora_alpha, lora_targets, seed),
         *words(
             model=model,
@@ -466,11 +466,9 @@ def verify(
         One dict a check: `what`, `got`, `expected`, `error`, `tolerance`, `passed`. A check that fails is no exception.
     """
     folders: list[Any] = []
-    said_data, settings = _data_words(data, folders)
     said = [
         "verify",
-        *said_data,
-        *settings,
+        *_data_words(data, folders),
         *_fresh(scope, lora_r, lora_alpha, lora_targets, seed),
         *words(
             model=model,

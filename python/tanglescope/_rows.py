@@ -125,12 +125,6 @@ class Rows:
         """Writes the ids of all rows as JSON lines, which every call reads as data."""
         self._native.write_ids(os.fspath(path))
 
-    def _as_words(self, folder: str) -> tuple[str, list[str]]:
-        """A file of their ids in a folder, and the words with which a call reads it."""
-        path = os.path.join(folder, "rows.jsonl")
-        self.save_ids(path)
-        return path, []
-
 
 class _Unset:
     """The recipe's own value."""

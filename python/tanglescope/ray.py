@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import _native
-from ._calls import ObjectiveLike, _data_words, _fresh, _names
+from ._calls import ObjectiveLike, _fresh, _names, data_path, run_words
 from ._errors import InputError, TanglescopeError
 from ._model import Derivative, Dtype, PathLike, _absolute, device_words
 from ._progress import Listener
@@ -144,14 +144,10 @@ def sweep(
     if not elsewhere:
         out = os.path.abspath(out)
         os.makedirs(out, exist_ok=True)
-    many: Any = runs if isinstance(runs, (Mapping, list, tuple)) else [runs]
-    said_runs = [f"{name}={os.fspath(path)}" for name, path in many.items()] if isinstance(many, Mapping) else [os.fspath(of) for of in many]
     # rows that live in the driver go where the workers find them
     passing = tempfile.TemporaryDirectory(prefix=".rows-", dir=None if elsewhere else out)
-    folders: list[Any] = []
-    named, how = _shared_data(data, passing.name, folders)
+    named = _shared_data(data, passing.name)
     settings = [
-        *how,
         *_fresh(scope, lora_r, lora_alpha, lora_targets, seed),
         *words(
             model=None if model is None else _absolute(model),
@@ -164,7 +160,7 @@ def sweep(
             **device_words(None, memory),
         ),
     ]
-    checkpoints = _native.checkpoints(said_runs)
+    checkpoints = _native.checkpoints(run_words(runs))
     found = [(run, step, os.path.abspath(folder), name, path) for run, step, folder in checkpoints for name, path in named.items()]
     jobs = [
         {"run": run, "step": step, "folder": folder, "dataset": name, "path": path, "number": at, "of": len(found), "out": out}
@@ -211,28 +207,19 @@ def _room(ray: Any, num_cpus: float, num_gpus: float) -> int:
     return int(min(rooms)) if rooms else 1
 
 
-def _shared_data(data: Any, folder: str, folders: list[Any]) -> tuple[dict[str, str], list[str]]:
-    """Data sets by name, as files that every node finds, and how they become tokens."""
+def _shared_data(data: Any, folder: str) -> dict[str, str]:
+    """Data sets by name, as files that every node finds: rows are written into a folder."""
     if not isinstance(data, Mapping):
-        if isinstance(data, Rows):
-            data = {"rows": data}
-        else:
-            data = {os.path.basename(os.fspath(data)).split(".")[0] or "data": data}
-    named: dict[str, str] = {}
-    ways = []
+        name = "rows" if isinstance(data, Rows) else os.path.basename(data_path(data, [])).split(".")[0] or "data"
+        data = {name: data}
+    named = {}
     for name, of in data.items():
         if isinstance(of, Rows):
-            inside = os.path.join(folder, str(name))
-            os.makedirs(inside, exist_ok=True)
-            path, how = of._as_words(inside)
+            named[str(name)] = os.path.join(folder, f"{name}.jsonl")
+            of.save_ids(named[str(name)])
         else:
-            [said], how = _data_words(of, folders)
-            path = said.removeprefix("--data=")
-        named[str(name)] = os.path.abspath(path) if os.path.exists(path) else path
-        ways.append(how)
-    if any(how != ways[0] for how in ways):
-        raise InputError("data: the data sets were read in different ways; sweep them one by one", option="data")
-    return named, ways[0]
+            named[str(name)] = _absolute(data_path(of, []))
+    return named
 
 
 __all__ = ["fetch", "sweep"]
