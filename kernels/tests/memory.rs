@@ -35,7 +35,7 @@ fn nothing_of_the_size_of_a_gradient_or_of_all_logits_is_held() {
     for side in [256, 1024, 2048, 4096] {
         let x = upload(random.values(forward * side), [forward, side]);
         let delta = upload(random.values(backward * side), [backward, side]);
-        let tile = peak(|| drop(Flex::gram_tile(&x, &delta, &set)));
+        let tile = peak(|| drop(Flex::gram_tile(&x, &delta, &set, None)));
         let gram = peak(|| drop(Flex::gram_rows(&x, &[&delta], &set)));
         let gradients = 2 * side * side * 4;
         println!("{side:>5} × {side:<5} tile {tile:>9} B, gram {gram:>9} B, both gradients {gradients:>10} B");

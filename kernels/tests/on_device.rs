@@ -15,7 +15,7 @@ use lavapipe::use_lavapipe;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::ops::Range;
-use support::{Random, close, codes, expected, rows, specs};
+use support::{Random, close, codes, expected, expected_in, rows, specs};
 use tanglescope_kernels::device::{Cuda, Vulkan, cuda_devices, vulkan_devices};
 use tanglescope_kernels::{
     Activate, Activation, Arithmetic, Attend, AttentionSpec, Coded, Codes, Convolve, DType, DeltaInputs, DeltaRule,
@@ -107,6 +107,7 @@ fn check_reductions<B: Kernels>(device: &B::Device, seed: u64, (groups, n, m, ot
     let (rows, forward) = rows(&mut random, &groups);
     let (x, delta, second) =
         (random.values(forward * n), random.values(rows.rows() * m), random.values(rows.rows() * other));
+    let roots = random.values(n * m);
     for dtype in types::<B>(device) {
         let round = |values: &[f64]| rounded(values.to_vec(), dtype);
         let (x, delta, second) = (round(&x), round(&delta), round(&second));
@@ -115,12 +116,19 @@ fn check_reductions<B: Kernels>(device: &B::Device, seed: u64, (groups, n, m, ot
             [expected(&x, n, &delta, m, &rows), expected(&x, n, &second, other, &rows)],
             [size(&delta, m), size(&second, other)],
         );
+        let of_host = [x.clone(), delta.clone()];
         let x = up::<B>(&x, [forward, n], dtype, device);
         let (delta, second) =
             (up::<B>(&delta, [rows.rows(), m], dtype, device), up::<B>(&second, [rows.rows(), other], dtype, device));
+        // in f32 on a device, whatever the type of the factors
+        let up_roots = up::<B>(&roots, [n, m], DType::F32, device);
+        let in_metric = expected_in(&of_host[0], n, &of_host[1], m, &rows, &roots);
+        let in_metric_size =
+            expected_in(&absolute(&of_host[0]), n, &absolute(&of_host[1]), m, &rows, &absolute(&roots));
         let run = || {
-            let mut pending = vec![B::gram_tile(&x, &delta, &rows)];
+            let mut pending = vec![B::gram_tile(&x, &delta, &rows, None)];
             pending.extend(B::gram_rows(&x, &[&delta, &second], &rows));
+            pending.push(B::gram_tile(&x, &delta, &rows, Some(&up_roots)));
             B::collect(pending)
         };
         let got = run();
@@ -128,6 +136,7 @@ fn check_reductions<B: Kernels>(device: &B::Device, seed: u64, (groups, n, m, ot
         within(&got[0], &wants[0], &sizes[0], 2.0 * rows.rows() as f64 + tile + 8.0);
         within(&got[1], &wants[0], &sizes[0], (n + m) as f64 + 80.0);
         within(&got[2], &wants[1], &sizes[1], (n + other) as f64 + 80.0);
+        within(&got[3], &in_metric, &in_metric_size, 2.0 * rows.rows() as f64 + tile + 10.0);
         // the same bits on a second run
         assert_eq!(got, run());
     }
@@ -208,7 +217,7 @@ fn little_is_kept<B: Kernels>(device: &B::Device) {
     let x = up::<B>(&random.values(12 * side), [12, side], DType::F32, device);
     let delta = up::<B>(&random.values(24 * side), [24, side], DType::F32, device);
     let gradients = 2 * side * side * 4;
-    let (tile, gram) = (B::gram_tile(&x, &delta, &rows), B::gram_rows(&x, &[&delta], &rows).remove(0));
+    let (tile, gram) = (B::gram_tile(&x, &delta, &rows, None), B::gram_rows(&x, &[&delta], &rows).remove(0));
     for (name, pending) in [("tile", tile), ("gram", gram)] {
         let kept = B::pending_bytes(&pending);
         println!("{name} of {side} × {side}: {kept} B kept, both gradients are {gradients} B");
@@ -336,6 +345,12 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
         }
         same::<B>(&B::gather(&mine.0, &index, Some(&weights)), &Flex::gather(&theirs.0, &index, Some(&weights)));
         same::<B>(&B::scatter_add(&md, &index, rows + 2), &Flex::scatter_add(&fd, &index, rows + 2));
+        let (below, above): (Vec<u32>, Vec<u32>) =
+            (0..2 * u32::try_from(rows).unwrap()).rev().partition(|row| row % 2 == 0);
+        let (below, above) = (&below[..rows], &above[..rows]);
+        let parts = (mine.0.clone(), mine.1.clone(), theirs.0.clone(), theirs.1.clone());
+        let got = B::place_rows(&[(parts.0, above), (parts.1, below)], 2 * rows + 1);
+        same::<B>(&got, &Flex::place_rows(&[(parts.2, above), (parts.3, below)], 2 * rows + 1));
         let cut = [d / 2, d - d / 2];
         let parts = (B::split_columns(&mine.0, &cut), Flex::split_columns(&theirs.0, &cut));
         parts.0.iter().zip(&parts.1).for_each(|(a, b)| same::<B>(a, b));
@@ -361,6 +376,12 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
         let used = rows / 2..rows;
         let got = B::weight_gradient(&mine.0, &mine.1, used.clone());
         same::<B>(&got, &Flex::weight_gradient(&theirs.0, &theirs.1, used));
+        // the same for each cotangent, of which one has no rows, and products of the gradients
+        let got = B::weight_gradients(&mine.0, &md, &set, &[2, 1, 0]);
+        let want = Flex::weight_gradients(&theirs.0, &fd, &set, &[2, 1, 0]);
+        same::<B>(&got, &want);
+        let (got, want) = (B::row_products(&got, &got), Flex::row_products(&want, &want));
+        close(&got, &want, 10.0 * tolerance(dtype));
     }
 }
 

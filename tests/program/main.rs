@@ -11,6 +11,7 @@ mod field;
 mod groups;
 mod hub;
 mod inspect;
+mod interference;
 mod objectives;
 mod report;
 mod shards;

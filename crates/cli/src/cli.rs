@@ -27,6 +27,8 @@ pub enum Command {
     Sweep(Sweep),
     /// Inner products of the gradients of single response tokens: which tokens entangle a pair
     Tokens(Tokens),
+    /// Inner products of the gradients of different pairs: what a step on one does to another
+    Interference(Interference),
     /// What a folder is: architecture, size and stored types, adapter, steps; what can be measured, what is refused and why, what a pair takes
     Inspect(Inspect),
     /// What will be measured: the text and the tokens of every row, where responses begin, what is cut or left out
@@ -318,6 +320,50 @@ pub struct AnalysisMeasures {
     /// File of probe texts (rows of `prompt` and `completion`): predicts how a step on each pair changes their log-probability
     #[arg(long, value_name = "FILE")]
     pub probe: Option<PathBuf>,
+}
+
+/// Options of `interference`.
+#[derive(Args, Clone, Debug)]
+pub struct Interference {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Folder for the results, which may be where an analysis of the same is; an unfinished run in it goes on where it stopped
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub found: PairMeasures,
+    /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
+    /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
+    #[arg(long, value_name = "FOLDER|base|self")]
+    pub reference: Option<String>,
+    #[command(flatten)]
+    pub between: BetweenMeasures,
+    /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// What `interference` finds of every two pairs.
+#[derive(Args, Clone, Debug)]
+pub struct BetweenMeasures {
+    /// Only the pairs of these rows of the data, by number from 0
+    #[arg(long, value_name = "ROW,…", value_delimiter = ',')]
+    pub pairs: Option<Vec<u64>>,
+    /// A second data set, read as --data is: how every pair of the first meets every pair of the second, which is what training on one
+    /// does to the other
+    #[arg(long, value_name = "FILE|FOLDER|HUB")]
+    pub against: Option<PathBuf>,
+    /// Also by transformer block
+    #[arg(long)]
+    pub by_layer: bool,
+    /// Number type that gradients are kept in until they meet; bf16 takes half the room of f32, and its products are off by 0.4 % of a
+    /// gradient's entries [default: as --dtype]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub keep: Option<Precision>,
 }
 
 /// Options of `rows`.

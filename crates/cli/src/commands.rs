@@ -14,6 +14,7 @@ pub fn run(Cli { json, command }: Cli) -> Result<()> {
     match command {
         Command::Analyze(args) => analyze(&args, json, console),
         Command::Tokens(args) => tokens(&args, json, console),
+        Command::Interference(args) => interference(&args, json, console),
         Command::Rows(args) => rows(&args, json, console),
         Command::Sweep(args) => sweep(&args, json, console),
         Command::Train(args) => train(&args, json, console),
@@ -95,6 +96,21 @@ fn tokens(args: &cli::Tokens, json: bool, console: &Console) -> Result<()> {
     }
     let found = tanglescope::tokens(&options, console)?;
     say(json, &found.shares, || found.shares.json())
+}
+
+fn interference(args: &cli::Interference, json: bool, console: &Console) -> Result<()> {
+    let options = options::interference(args)?;
+    if args.dry.dry_run {
+        let estimate = options.estimate(console)?;
+        return say_dry(
+            json,
+            Some(&args.out),
+            || print::interference_json(&estimate),
+            |out| print::interference(out, &estimate),
+        );
+    }
+    let found = tanglescope::interference(&options, console)?;
+    say(json, &found.summary, || found.summary.json())
 }
 
 fn rows(args: &cli::Rows, json: bool, console: &Console) -> Result<()> {

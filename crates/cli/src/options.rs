@@ -1,8 +1,8 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    AnalysisMeasures, Analyze, Bench, Compat, DataArgs, Derivative, Measured, ModelArgs, OnBadRow, PairMeasures,
-    Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName, ShapeName, Summarize, SummaryBy, Sweep, TokenArgs,
-    Tokens, Train, Verify,
+    AnalysisMeasures, Analyze, Bench, BetweenMeasures, Compat, DataArgs, Derivative, Interference, Measured, ModelArgs,
+    OnBadRow, PairMeasures, Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName, ShapeName, Summarize,
+    SummaryBy, Sweep, TokenArgs, Tokens, Train, Verify,
 };
 use crate::error::{Error, Result};
 use crate::hub::{self, RepositoryKind};
@@ -160,6 +160,38 @@ fn shard(of: Option<&str>) -> Result<library::Shard> {
 /// Where the part is none.
 pub fn destination(out: &Path, part: Option<&str>) -> Result<library::Destination> {
     Ok(library::Destination { out: out.to_owned(), shard: shard(part)?, command: command() })
+}
+
+/// What `interference` is to find of every two pairs.
+///
+/// # Errors
+/// Where a name leads nowhere.
+pub fn between(args: &BetweenMeasures, rows: &RowArgs) -> Result<library::BetweenMeasures> {
+    Ok(library::BetweenMeasures {
+        pairs: args.pairs.clone(),
+        against: args.against.as_deref().map(|path| hub::resolve(path, data_kind(rows))).transpose()?,
+        by_layer: args.by_layer,
+        keep: args.keep.map(precision),
+    })
+}
+
+/// Options of `interference`.
+///
+/// # Errors
+/// Where an option cannot be used, or a name leads nowhere.
+pub fn interference(args: &Interference) -> Result<library::InterferenceOptions> {
+    Ok(library::InterferenceOptions {
+        model: model(&args.model)?,
+        data: data(&args.data)?,
+        measures: library::PairMeasures {
+            objectives: objectives(&args.found)?,
+            reference: args.reference.as_deref().map(reference).transpose()?,
+            mean_gradients: args.found.mean_gradients,
+            ..library::PairMeasures::default()
+        },
+        between: between(&args.between, &args.data.rows)?,
+        to: destination(&args.out, args.shard.as_deref())?,
+    })
 }
 
 /// Options of `analyze`.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use tanglescope::{
-    BenchReport, Devices, Estimate, Inspection, Lengths, PassTime, RowToken, SweepEstimate, TokensEstimate,
-    TrainEstimate, Verification,
+    BenchReport, Devices, Estimate, Inspection, InterferenceEstimate, Lengths, PassTime, RowToken, SweepEstimate,
+    TokensEstimate, TrainEstimate, Verification,
 };
 use tanglescope_objectives::{Definition, all};
 
@@ -114,6 +114,15 @@ pub fn tokens_json(of: &TokensEstimate) -> Value {
     json!({"entries": of.entries, "in_parts": of.in_parts, "passes": estimate_json(&of.passes)})
 }
 
+/// What the products between pairs would take, for programs.
+#[must_use]
+pub fn interference_json(of: &InterferenceEstimate) -> Value {
+    json!({
+        "entries": of.entries, "gradients": of.gradients, "bytes": of.bytes, "room": of.room, "products": of.products,
+        "operations": of.operations, "passes": estimate_json(&of.passes),
+    })
+}
+
 /// What a sweep would take, for programs.
 pub fn sweep_json(of: &SweepEstimate) -> Value {
     let runs: BTreeMap<&String, &Vec<usize>> = of.runs.iter().map(|(run, steps)| (run, steps)).collect();
@@ -140,6 +149,15 @@ pub fn tokens(out: &mut String, of: &TokensEstimate) {
     line!(out, "entries         {} inner products", of.entries);
     line!(out, "                {} of {} pairs are put together from several passes", of.in_parts, of.passes.groups);
     estimate(out, &of.passes, "passes", "backward");
+}
+
+/// What the products between pairs would take.
+pub fn interference(out: &mut String, of: &InterferenceEstimate) {
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    line!(out, "gradients       {} of {} entries", of.gradients, of.entries);
+    line!(out, "                {:.2} GiB, of which {:.2} fit into memory", gib(of.bytes), gib(of.room));
+    line!(out, "products        {}: {:.3e} operations", of.products, of.operations);
+    estimate(out, &of.passes, "batches", "forward");
 }
 
 /// The tokens of rows, for reading.

@@ -5,7 +5,9 @@
 //! backward pass for all cotangents, and no gradient is ever stored.
 mod batch;
 mod count;
+mod gradients;
 mod mean;
+mod metric;
 mod pass;
 pub mod plan;
 mod request;
@@ -17,7 +19,9 @@ mod update;
 
 pub use batch::{Batch, Cotangent, Group};
 pub use count::{Count, count};
+pub use gradients::{Gradients, Kept};
 pub use mean::MeanGradients;
+pub use metric::Metric;
 pub use pass::{
     Companions, GroupResult, grams, grams_across, grams_in_batches, run, token_logps, token_logps_in_batches,
 };

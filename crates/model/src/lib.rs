@@ -36,7 +36,7 @@ pub use outline::{Map, Outline, Values};
 pub use parameters::NamedVisitor;
 pub use residency::{Places, stopped_by};
 pub use rope::Rope;
-pub use save::{read_tensors, write_tensors};
+pub use save::{read_all_tensors, read_tensors, write_tensors};
 pub use scope::{InScope, Location, Parameter, ParameterKind, Scope};
 pub use sink::{Embedding, Factor, HeadRows, Predictions, Scores, Sink, TableRows};
 pub use stop::{Stop, Stopped};

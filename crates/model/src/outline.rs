@@ -122,6 +122,24 @@ impl Outline {
         parameters(&self.description, &self.maps, (&self.fused, &self.tables))
     }
 
+    /// Entries of the matrices that a scope selects, and of the vectors beside maps; those of norms, which are few, are left out.
+    #[must_use]
+    pub fn entries(&self, scope: &InScope) -> usize {
+        let of = &self.description;
+        let of_map = |map: &Map| {
+            let ([n, m], has) = (map.shape, |name: &str| scope.contains(name));
+            let factor = |name: &str| has(&format!("{}.{name}.weight", map.adapter_path));
+            let low_rank =
+                map.rank.map_or(0, |r| usize::from(factor("lora_A")) * n * r + usize::from(factor("lora_B")) * r * m);
+            usize::from(has(&map.weight_name())) * n * m + usize::from(has(&bias_of(&map.path))) * m + low_rank
+        };
+        let embedding = format!("{}.weight", of.names.embedding);
+        let mut tables = vec![embedding.clone(), self.head_name()];
+        tables.dedup();
+        let of_tables = tables.iter().filter(|name| scope.contains(name)).count() * of.vocabulary * of.hidden;
+        self.maps.iter().map(of_map).sum::<usize>() + of_tables
+    }
+
     /// The parameters that a scope selects. A checkpoint of the bare base, and an adapter's copies of base parameters, are
     /// seen only once weights are opened.
     ///

@@ -132,6 +132,26 @@ pub fn read_tensors<B: Kernels>(
     Ok(read)
 }
 
+/// Reads every tensor of a safetensors file `STEM.safetensors` in a number type, by name; the shape is what the file says.
+///
+/// # Errors
+/// Where the file cannot be read, or a value is not finite.
+pub fn read_all_tensors<B: Kernels>(
+    folder: &Path,
+    stem: &str,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<BTreeMap<String, FloatTensor<B>>> {
+    let mut weights = Weights::open(folder, stem)?;
+    let names: Vec<String> = weights.names().map(str::to_owned).collect();
+    let take = |name: String| {
+        let shape = weights.shape(&name).unwrap_or_default().to_vec();
+        let tensor = weights.take::<B>(&name, &shape, Layout::Same, dtype, device)?;
+        Ok((name, tensor))
+    };
+    names.into_iter().map(take).collect()
+}
+
 fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(path, e))?;
     std::fs::write(path, text + "\n").map_err(|e| Error::output(path, e))

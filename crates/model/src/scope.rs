@@ -144,6 +144,12 @@ impl InScope {
         self.layers.contains_key(whole(name))
     }
 
+    /// Block of a selected parameter; `None` outside of blocks.
+    #[must_use]
+    pub fn layer_of(&self, name: &str) -> Option<usize> {
+        self.layers.get(whole(name)).copied().flatten()
+    }
+
     /// Block and expert of a parameter of an expert, or of its part of a tensor of all experts.
     #[must_use]
     pub fn expert_of(&self, name: &str) -> Option<(usize, usize)> {

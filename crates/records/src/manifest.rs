@@ -291,6 +291,55 @@ pub struct AnalysisManifest {
     /// The objectives of objectives.parquet, as they were given.
     #[serde(default)]
     pub objectives: Vec<String>,
+    /// How products between pairs are cut, where those are measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interference: Option<InterferencePlan>,
+}
+
+/// How the products between pairs are cut into parts, and what of them decides their numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterferencePlan {
+    /// Consecutive rows of a window; a part has the products of two windows.
+    pub pairs_per_window: usize,
+    /// Number type that gradients are kept in until they meet.
+    pub kept: String,
+    /// The data set that the first one's pairs meet, where it is another.
+    #[serde(default)]
+    pub against: Option<AgainstData>,
+}
+
+/// The second data set of products between pairs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgainstData {
+    /// The file.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// SHA-256 of the token ids of its rows.
+    pub data: String,
+}
+
+/// What decides the products between pairs.
+#[derive(Serialize)]
+struct InterferenceIdentity<'a> {
+    kept: &'a str,
+    against: Option<&'a str>,
+}
+
+impl Identity for InterferenceIdentity<'_> {
+    fn called(field: &str) -> String {
+        if field == "kept" { "number type that gradients are kept in" } else { "second data set" }.to_owned()
+    }
+}
+
+impl InterferencePlan {
+    /// Why other products cannot go where these are.
+    #[must_use]
+    pub fn difference(&self, now: &Self) -> Option<Difference> {
+        fn of(plan: &InterferencePlan) -> InterferenceIdentity<'_> {
+            InterferenceIdentity { kept: &plan.kept, against: plan.against.as_ref().map(|of| of.data.as_str()) }
+        }
+        difference(&of(self), &of(now))
+    }
 }
 
 impl AnalysisManifest {

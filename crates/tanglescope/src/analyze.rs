@@ -59,7 +59,7 @@ impl AnalyzeOptions {
 
 impl PairMeasures {
     /// What they ask for of a model; refuses what it cannot give.
-    fn checked(&self, model: &Model, listener: &dyn Listener) -> Result<Objectives> {
+    pub(crate) fn checked(&self, model: &Model, listener: &dyn Listener) -> Result<Objectives> {
         let objectives = Objectives::new(&self.objectives, self.reference.as_ref(), model, listener)?;
         let without = objectives.reference == Reference::None;
         match self.group_objectives.iter().find(|o| without && o.needs_reference()) {
@@ -69,7 +69,7 @@ impl PairMeasures {
     }
 
     /// What is measured beside pairs of the best and the worst response; probes are read as the rows were.
-    fn extras(&self, rows: &TokenRows, of: &Description, listener: &dyn Listener) -> Result<Extras> {
+    pub(crate) fn extras(&self, rows: &TokenRows, of: &Description, listener: &dyn Listener) -> Result<Extras> {
         let probes = match &self.probe {
             None => Vec::new(),
             Some(path) => {

@@ -26,17 +26,27 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// The number type by itself.
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F64 => DType::F64,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+
     /// The number type that a device computes with.
     pub(crate) fn on(self, device: &Device) -> Result<DType> {
-        let dtype = match self {
-            Self::F32 => return Ok(DType::F32),
-            Self::F64 if device.is_cpu() => return Ok(DType::F64),
+        let dtype = self.dtype();
+        match self {
+            Self::F32 => return Ok(dtype),
+            Self::F64 if device.is_cpu() => return Ok(dtype),
             Self::F64 => {
                 return Err(Error::value("dtype", "f64", "runs on the CPU only; add option `device` = cpu"));
             }
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
-        };
+            Self::Bf16 | Self::F16 => {}
+        }
         let name = dtype_name(dtype);
         if device.is_cpu() {
             let problem =

@@ -7,6 +7,7 @@
 //! | [`analyze()`] | log-probabilities and inner products of every pair |
 //! | [`inspect()`] | what a folder is, and what of it can be measured |
 //! | [`tokens()`] | inner products of the gradients of single response tokens |
+//! | [`interference()`] | inner products of the gradients of different pairs |
 //! | [`sweep()`] | every checkpoint of runs on data sets |
 //! | [`train()`] | training on any objective, with every step's entanglement |
 //! | [`summarize()`] | what records amount to, as one table |
@@ -44,6 +45,7 @@ mod error;
 mod estimate;
 mod folder;
 mod inspect;
+mod interference;
 mod listener;
 mod loaded;
 mod measure;
@@ -69,6 +71,7 @@ pub use device::{DeviceName, DeviceReport, Devices, Precision, device_in_use, de
 pub use error::{Error, Result};
 pub use estimate::Estimate;
 pub use inspect::{AdapterFound, Inspection, ModelFound, PairCost, RunFound, inspect};
+pub use interference::{BetweenMeasures, Interference, InterferenceEstimate, InterferenceOptions, interference};
 pub use listener::{Amount, Listener};
 pub use loaded::{LoadedModel, ResponseGram};
 pub use options::{

@@ -1,5 +1,6 @@
 //! What of a model is where, and how much of it runs together.
 use crate::model::Model;
+use std::path::Path;
 use tanglescope_gram::plan;
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{Decoder, Outline, Places};
@@ -30,6 +31,15 @@ fn free() -> usize {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     usize::try_from(system.available_memory()).unwrap_or(usize::MAX)
+}
+
+/// Bytes that are free on the disk of a folder; none where that is not known.
+pub(crate) fn free_on_disk(folder: &Path) -> usize {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let disks = sysinfo::Disks::new_with_refreshed_list();
+    let of = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
+    let nearest = of.max_by_key(|disk| disk.mount_point().components().count());
+    nearest.map_or(0, |disk| usize::try_from(disk.available_space()).unwrap_or(usize::MAX))
 }
 
 /// Bytes that weights take where some blocks stay and the others are read.
@@ -100,6 +110,24 @@ impl Placement {
         };
         let left = model.memory.map_or_else(|| free() / 2, |memory| memory.saturating_sub(held));
         Self { weights, places, held, activations: Some(left / at_once), at_once }
+    }
+
+    /// The same with half of the memory for activations left to gradients that are kept.
+    #[must_use]
+    pub(crate) fn beside_gradients(self) -> Self {
+        Self { activations: self.activations.map(|bytes| bytes / 2), ..self }
+    }
+
+    /// Bytes that gradients may take which are kept, beside a loaded model and its batches of some forward rows.
+    pub(crate) fn left_for_gradients(&self, model: &Model, outline: &Outline, rows: usize) -> usize {
+        let batches = rows * plan::bytes_per_row(&outline.description, model.dtype) * self.at_once;
+        let memory = match (model.memory, self.activations) {
+            (Some(memory), _) => memory.saturating_sub(self.held),
+            (None, Some(activations)) if !model.device.is_cpu() => 2 * activations,
+            // the machine may have other work
+            _ => free() / 10 * 7,
+        };
+        memory.saturating_sub(batches)
     }
 
     /// Blocks that are read from the checkpoint's files whenever they are used.

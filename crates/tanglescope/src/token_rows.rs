@@ -113,6 +113,20 @@ impl TokenRows {
         write_ids(path, &self.data)
     }
 
+    /// The rows of some numbers in the data.
+    pub(crate) fn of_numbers(&self, numbers: &[u64]) -> Result<Self> {
+        let mut places = Vec::with_capacity(numbers.len());
+        for (at, pair) in self.data.pairs.get(0..self.len())?.into_iter().enumerate() {
+            if numbers.contains(&pair.row) {
+                places.push((pair.row, at));
+            }
+        }
+        if let Some(missing) = numbers.iter().find(|number| !places.iter().any(|(row, _)| row == *number)) {
+            return Err(Error::value("pairs", missing, "is the number of no usable row; rows count from 0"));
+        }
+        self.select(&places.into_iter().map(|(_, at)| at).collect::<Vec<_>>())
+    }
+
     /// Some of the rows, by their places among the usable ones.
     ///
     /// # Errors

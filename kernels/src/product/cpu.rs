@@ -2,7 +2,7 @@
 use super::Product;
 use crate::host::real::{Real, dims, in_place, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::{Stored, widen_stripe};
-use crate::{Flex, Weight, cost, tally};
+use crate::{Flex, RowSet, Weight, cost, tally};
 use burn_flex::FlexTensor;
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -180,6 +180,13 @@ pub fn transpose<E: Real>(x: &[E], width: usize) -> Vec<E> {
 /// Columns that `gemm` computes together with the widest vectors of f32; a narrower rest runs slower.
 const TILE: usize = 64;
 
+/// Columns whose products are summed in the working type where the sum over all of them is kept in f64: a sum of n terms in f32 is off by
+/// about √n ε of its terms' size, 4e-6 here.
+const PANEL: usize = 4096;
+
+/// Columns of a task of such products.
+const TASK: usize = 16 * PANEL;
+
 /// Bytes of widened weights that a task holds at once: a core's share of a third-level cache. Rows are packed again for
 /// every stripe, so that few wide stripes beat many that fit a second-level cache.
 const WIDENED_BYTES: usize = 4 << 20;
@@ -292,6 +299,48 @@ impl Product for Flex {
             let target = Target::rows(&mut g, m);
             product_parallel(target, [n, rows.len(), m], x, delta, 1.0, false);
             matrix(g, [n, m])
+        })
+    }
+
+    fn weight_gradients(x: &FlexTensor, delta: &FlexTensor, rows: &RowSet, cotangents: &[usize]) -> FlexTensor {
+        let (n, m) = (dims(x)[1], dims(delta)[1]);
+        let all: usize = cotangents.iter().map(|&k| rows.of(k).len()).sum();
+        tally::products(cost::product(n, all, m, x.dtype()));
+        with_real!(x, E => {
+            let mut g = vec![E::of(0.0); cotangents.len() * n * m];
+            let each = g.par_chunks_mut((n * m).max(1)).zip(cotangents);
+            each.for_each(|(g, &k)| {
+                for run in rows.runs(k) {
+                    let input = View::rows(values::<E>(x), n).from(rows.index[run.start] as usize, 0);
+                    let cotangent = View::rows(values::<E>(delta), m).from(run.start, 0);
+                    product(Target::rows(g, m), [n, run.len(), m], input.transposed(), cotangent, 1.0, true);
+                }
+            });
+            matrix(g, [cotangents.len(), n * m])
+        })
+    }
+
+    fn row_products(a: &FlexTensor, b: &FlexTensor) -> Vec<f64> {
+        let ([k, n], [l, _]) = (dims(a), dims(b));
+        tally::products(cost::product(k, n, l, a.dtype()));
+        with_real!(a, E => {
+            let (a, b) = (View::rows(values::<E>(a), n), View::rows(values::<E>(b), n));
+            // a fixed number of panels a task, so that the order of the sums does not depend on the cores
+            let of_task = |first: usize| {
+                let (mut sum, mut panel) = (vec![0.0; k * l], vec![E::of(0.0); k * l]);
+                for column in (first..(first + TASK).min(n)).step_by(PANEL) {
+                    let shape = [k, PANEL.min(n - column), l];
+                    let (a, b) = (a.from(0, column), b.from(0, column).transposed());
+                    product(Target::rows(&mut panel, l), shape, a, b, 1.0, false);
+                    sum.iter_mut().zip(&panel).for_each(|(sum, x)| *sum += x.wide());
+                }
+                sum
+            };
+            let firsts: Vec<usize> = (0..n).step_by(TASK).collect();
+            let parts: Vec<Vec<f64>> = firsts.into_par_iter().map(of_task).collect();
+            let mut sum = vec![0.0; k * l];
+            parts.iter().for_each(|part| sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x));
+            sum
         })
     }
 }

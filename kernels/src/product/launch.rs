@@ -1,8 +1,9 @@
 //! Products on a device: by cuBLAS where there is one, by cubek's kernels elsewhere.
 use super::{Product, cublas};
-use crate::FloatTensor;
 use crate::on_chip::{empty, on_devices, rows_of, width_of};
-use burn_backend::DType;
+use crate::rows::launch::gather;
+use crate::{FloatTensor, Memory, RowSet};
+use burn_backend::{DType, ops::FloatTensorOps};
 use burn_cubecl::{CubeRuntime, kernel, tensor::CubeTensor};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{launch_naive, launch_tiling};
@@ -21,6 +22,9 @@ pub(crate) fn product<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, dtyp
     product_into(a, b, &out);
     out
 }
+
+/// Columns whose products are summed on the device where the sum over all of them is kept in f64.
+const PANEL: usize = 65_536;
 
 /// How a product is multiplied: by cuBLAS or three of cubek's routines, called by themselves, since its own list of thirty would generate code
 /// for all of them, twice. Its own choice would round f32 factors to tf32 (10 bits) on CUDA devices with matrix units, an error of
@@ -160,5 +164,34 @@ on_devices! { Product, R {
 
     fn weight_gradient(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: Range<usize>) -> FloatTensor<Self> {
         weight_gradient(x, delta, rows)
+    }
+
+    fn weight_gradients(
+        x: &FloatTensor<Self>,
+        delta: &FloatTensor<Self>,
+        rows: &RowSet,
+        cotangents: &[usize],
+    ) -> FloatTensor<Self> {
+        let size = width_of(x) * width_of(delta);
+        let of = |&k: &usize| {
+            let own = rows.of(k);
+            if own.is_empty() {
+                return Self::float_zeros([1, size].into(), &x.device, x.dtype.into());
+            }
+            let inputs = gather(x, &rows.index[own.clone()], None);
+            let gradient = product(&transposed(&inputs), &self::rows(delta, own), x.dtype);
+            Self::reshape(gradient, [1, size])
+        };
+        Self::float_cat(cotangents.iter().map(of).collect(), 0)
+    }
+
+    fn row_products(a: &FloatTensor<Self>, b: &FloatTensor<Self>) -> Vec<f64> {
+        let mut sum = vec![0.0; rows_of(a) * rows_of(b)];
+        for first in (0..width_of(a)).step_by(PANEL) {
+            let panel = |x| columns(x, first..(first + PANEL).min(width_of(x)));
+            let products = Self::download(&matmul(&panel(a), &panel(b), true, 1.0, None));
+            sum.iter_mut().zip(products).for_each(|(sum, x)| *sum += x);
+        }
+        sum
     }
 } }

@@ -5,7 +5,7 @@ pub(crate) mod cublas;
 pub(crate) mod launch;
 pub mod reference;
 
-use crate::{Backend, FloatTensor};
+use crate::{Backend, FloatTensor, RowSet};
 use std::ops::Range;
 
 /// Products of matrices.
@@ -22,4 +22,16 @@ pub trait Product: Backend {
 
     /// `xᵀ[n, rows] · δ[rows, m]`: the gradient of a weight stored `[n, m]`, over the given rows of both.
     fn weight_gradient(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: Range<usize>) -> FloatTensor<Self>;
+
+    /// The gradient `Σ_r x[index[r]]ᵀ δ[r]` of a weight stored `[n, m]` for each of some cotangents, `[cotangents.len(), n·m]`.
+    fn weight_gradients(
+        x: &FloatTensor<Self>,
+        delta: &FloatTensor<Self>,
+        rows: &RowSet,
+        cotangents: &[usize],
+    ) -> FloatTensor<Self>;
+
+    /// `a[K, n] · b[L, n]ᵀ` on the host, `[K, L]` row by row: inside a panel of columns in the working type, across panels in f64. A panel is
+    /// of 4,096 columns on the CPU, and 65,536 on a device.
+    fn row_products(a: &FloatTensor<Self>, b: &FloatTensor<Self>) -> Vec<f64>;
 }

@@ -55,6 +55,19 @@ impl Rows for Flex {
         })
     }
 
+    fn place_rows(parts: &[(FlexTensor, &[u32])], rows: usize) -> FlexTensor {
+        let width = dims(&parts[0].0)[1];
+        with_real!(&parts[0].0, E => {
+            let mut out = vec![E::of(0.0); rows * width];
+            for (part, places) in parts {
+                for (from, &row) in values::<E>(part).chunks_exact(width).zip(*places) {
+                    out[row as usize * width..][..width].copy_from_slice(from);
+                }
+            }
+            matrix(out, [rows, width])
+        })
+    }
+
     fn segment_sums(x: &FlexTensor, offsets: &[usize]) -> FlexTensor {
         let width = dims(x)[1];
         with_real!(x, E => {

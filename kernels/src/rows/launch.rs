@@ -4,7 +4,7 @@ use super::{Rows, reference};
 use crate::on_chip::{empty, floats, ints, on_devices, rows_as_they_are, width_of};
 use crate::product::launch::columns;
 use crate::{FloatTensor, as_index};
-use burn_backend::DType;
+use burn_backend::{DType, ops::FloatTensorOps};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
@@ -75,6 +75,12 @@ on_devices! { Rows, R {
 
     fn scatter_add(x: &FloatTensor<Self>, index: &[u32], rows: usize) -> FloatTensor<Self> {
         scatter_add(x, index, rows)
+    }
+
+    fn place_rows(parts: &[(FloatTensor<Self>, &[u32])], rows: usize) -> FloatTensor<Self> {
+        let places: Vec<u32> = parts.iter().flat_map(|(_, places)| places.iter().copied()).collect();
+        let all = Self::float_cat(parts.iter().map(|(part, _)| part.clone()).collect(), 0);
+        scatter_add(&all, &places, rows)
     }
 
     fn segment_sums(x: &FloatTensor<Self>, offsets: &[usize]) -> FloatTensor<Self> {

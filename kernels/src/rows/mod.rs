@@ -17,6 +17,9 @@ pub trait Rows: Backend {
     /// Zeros `[rows, features]` with row r of `x` added to row `index[r]`.
     fn scatter_add(x: &FloatTensor<Self>, index: &[u32], rows: usize) -> FloatTensor<Self>;
 
+    /// Zeros `[rows, features]` with the rows of some matrices at places of their own: row r of a part is row `places[r]` of the result.
+    fn place_rows(parts: &[(FloatTensor<Self>, &[u32])], rows: usize) -> FloatTensor<Self>;
+
     /// Sums of `x[R, m]` over each cotangent's rows: `[K, m]`, in f32 on a device.
     fn segment_sums(x: &FloatTensor<Self>, offsets: &[usize]) -> FloatTensor<Self>;
 

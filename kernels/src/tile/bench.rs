@@ -11,7 +11,7 @@ pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
         let delta = shapes.matrix::<B>(shapes.rows.rows(), m, device);
         let rows = shapes.rows.clone();
         let cost = cost::tile(n, m, &rows, shapes.dtype);
-        Case::new(format!("tile {name}"), cost, move || drop(B::gram_tile(&x, &delta, &rows)))
+        Case::new(format!("tile {name}"), cost, move || drop(B::gram_tile(&x, &delta, &rows, None)))
     };
     shapes.maps.iter().copied().chain(lora).map(case).collect()
 }

@@ -66,7 +66,7 @@ fn products<E: Real>(tiles: &[E], k: usize) -> Gram {
 }
 
 /// *tile*: `G_k = δ_kᵀ x` tile by tile for all cotangents of a set, reduced to their inner products at once.
-pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) -> Vec<Gram> {
+pub fn tile<E: Real>([x, delta]: [&[E]; 2], [n, m]: [usize; 2], rows: &RowSet, roots: Option<&[E]>) -> Vec<Gram> {
     let mut tasks = Vec::new();
     for (b, set) in rows.sets.iter().enumerate() {
         let entries = TILE_BYTES / size_of::<E>() / set.len().max(1);
@@ -93,6 +93,12 @@ pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) ->
                     let cotangent = View::rows(delta, m).from(run.start, i.start);
                     product(Target::rows(tile, i.len()), shape, input.transposed(), cotangent, 1.0, true);
                 }
+                if let Some(roots) = roots {
+                    for (row, column) in tile.chunks_exact_mut(i.len()).zip(j.clone()) {
+                        let roots = &roots[column * m + i.start..][..i.len()];
+                        row.iter_mut().zip(roots).for_each(|(g, root)| *g = *g * *root);
+                    }
+                }
             }
             (b, products(&tiles, k))
         })
@@ -101,9 +107,10 @@ pub fn tile<E: Real>(x: &[E], n: usize, delta: &[E], m: usize, rows: &RowSet) ->
 }
 
 impl TileGram for Flex {
-    fn gram_tile(x: &FlexTensor, delta: &FlexTensor, rows: &RowSet) -> Vec<Gram> {
-        tally::reductions(cost::tile(dims(x)[1], dims(delta)[1], rows, x.dtype()));
-        with_real!(x, E => tile(values::<E>(x), dims(x)[1], values(delta), dims(delta)[1], rows))
+    fn gram_tile(x: &FlexTensor, delta: &FlexTensor, rows: &RowSet, roots: Option<&FlexTensor>) -> Vec<Gram> {
+        let shape = [dims(x)[1], dims(delta)[1]];
+        tally::reductions(cost::tile(shape[0], shape[1], rows, x.dtype()));
+        with_real!(x, E => tile([values::<E>(x), values(delta)], shape, rows, roots.map(values)))
     }
 }
 

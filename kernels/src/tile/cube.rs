@@ -15,15 +15,18 @@ use cubecl::prelude::*;
 ///
 /// `x[N, n]`, `delta[R, m]`; a task is `held` ranges of rows, `[begin, end)` each; the grid is `(n tiles, m tiles, tasks)`
 /// and `out` is `[tasks, m tiles, n tiles, held(held + 1)/2]`: pairs (0,0), (1,0), (1,1), (2,0) …
+/// Where `scaled`, an entry of a gradient is first multiplied with that of `roots[n, m]`.
 #[cube(launch)]
 pub(super) fn tile_gram<F: Float>(
     x: &Matrix<F>,
     delta: &Matrix<F>,
     index: &Array<u32>,
     tasks: &Array<u32>,
+    roots: &Array<f32>,
     out: &mut Array<f32>,
     #[comptime] tile: Tile,
     #[comptime] held: usize,
+    #[comptime] scaled: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let (n, m) = (x.shape(1), delta.shape(1));
@@ -89,6 +92,21 @@ pub(super) fn tile_gram<F: Float>(
             row += comptime!(tile.step);
         }
     }
+    if comptime!(scaled) {
+        #[unroll]
+        for e in 0..comptime!(tile.per_unit()) {
+            let i = i0 + um + comptime!(e / tile.per_n * tile.units_m);
+            let j = j0 + un + comptime!(e % tile.per_n * tile.units_n);
+            let mut root = 0.0f32;
+            if i < m && j < n {
+                root = roots[j * m + i];
+            }
+            #[unroll]
+            for c in 0..held {
+                acc[comptime!(c * tile.per_unit() + e)] *= root;
+            }
+        }
+    }
     let mut scratch = SharedMemory::<f32>::new(comptime!(tile.units()));
     let cube = (task * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
     #[unroll]
@@ -104,6 +122,26 @@ pub(super) fn tile_gram<F: Float>(
             if unit == 0 {
                 out[cube * comptime!(held * (held + 1) / 2) + comptime!(p * (p + 1) / 2 + q)] = total;
             }
+        }
+    }
+}
+
+/// Multiplies gradients in rows of `width`, entry `i·n + j` of a row with `roots[j, first + i]` of `roots[n, m]`.
+#[cube(launch)]
+pub(super) fn scale_panel(
+    gradients: &mut Array<f32>,
+    roots: &Array<f32>,
+    n: usize,
+    m: usize,
+    first: usize,
+    width: usize,
+) {
+    if ABSOLUTE_POS < gradients.len() {
+        let at = ABSOLUTE_POS % width;
+        let i = first + at / n;
+        // what follows the last entry of a row is zero
+        if i < m {
+            gradients[ABSOLUTE_POS] *= roots[at % n * m + i];
         }
     }
 }
@@ -142,9 +180,11 @@ pub(super) fn tile_gram_matrix_units<F: Float>(
     delta: &Matrix<Piece<F>>,
     index: &Array<u32>,
     tasks: &Array<u32>,
+    roots: &Array<f32>,
     out: &mut Array<f32>,
     #[comptime] held: usize,
     #[comptime] plane: usize,
+    #[comptime] scaled: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let (n, m) = (x.shape(1), delta.shape(1));
@@ -241,6 +281,22 @@ pub(super) fn tile_gram_matrix_units<F: Float>(
             );
         }
         sync_cube();
+        if comptime!(scaled) {
+            let mut at = UNIT_POS_X as usize;
+            while at < tile {
+                let i = i0 + down + comptime!(e / 4 * MATRIX_UNIT) + at / MATRIX_UNIT;
+                let j = j0 + right + comptime!(e % 4 * MATRIX_UNIT) + at % MATRIX_UNIT;
+                let mut root = 0.0f32;
+                if i < m && j < n {
+                    root = roots[j * m + i];
+                }
+                #[unroll]
+                for c in 0..held {
+                    values[own + comptime!(c * tile) + at] *= root;
+                }
+                at += plane;
+            }
+        }
         #[unroll]
         for p in 0..held {
             #[unroll]

@@ -2,10 +2,11 @@
 use super::cube::{PLANES, tile_gram, tile_gram_matrix_units};
 use super::strategy::Strategy;
 use super::{TileGram, many};
-use crate::on_chip::{array, ints, limits, loads_wide, on_devices, rows_as_they_are, width_of};
+use crate::on_chip::{array, contiguous, floats, ints, limits, loads_wide, on_devices, rows_as_they_are, width_of};
 use crate::pending::{Entry, Pending};
 use crate::{FloatTensor, RowSet, as_index};
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn_backend::DType;
+use burn_cubecl::{CubeRuntime, kernel::cast, tensor::CubeTensor};
 use cubecl::prelude::*;
 use std::ops::Range;
 
@@ -19,16 +20,27 @@ struct Task {
 }
 
 /// See the trait's `gram_tile`.
-pub(crate) fn gram_tile<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet) -> Pending<R> {
+fn gram_tile<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    delta: &CubeTensor<R>,
+    rows: &RowSet,
+    roots: Option<&CubeTensor<R>>,
+) -> Pending<R> {
     let of = |(set, cotangents): (usize, &Range<usize>)| Task { set, cotangents: cotangents.clone() };
     let tasks = rows.sets.iter().enumerate().map(of);
     let (few, many): (Vec<Task>, Vec<Task>) = tasks.partition(|task| task.cotangents.len() <= HELD);
-    let pending = held(x, delta, rows, &few);
-    many.iter().fold(pending, |pending, task| pending.plus(many::gram(x, delta, rows, task.set)))
+    let roots = roots.map(|roots| contiguous(&cast(roots.clone(), DType::F32)));
+    let pending = held([x, delta], rows, &few, roots.as_ref());
+    many.iter().fold(pending, |pending, task| pending.plus(many::gram([x, delta], rows, task.set, roots.as_ref())))
 }
 
 /// The sets whose gradient tiles a cube holds.
-fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet, tasks: &[Task]) -> Pending<R> {
+fn held<R: CubeRuntime>(
+    [x, delta]: [&CubeTensor<R>; 2],
+    rows: &RowSet,
+    tasks: &[Task],
+    roots: Option<&CubeTensor<R>>,
+) -> Pending<R> {
     let (n, m) = (width_of(x), width_of(delta));
     let held = match tasks.iter().map(|task| task.cotangents.len()).max() {
         None | Some(0) => return Pending::nothing(rows),
@@ -52,16 +64,19 @@ fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet,
     let partials = client.empty(len * size_of::<f32>());
     let grid = CubeCount::Static(as_index(tiles_n), as_index(tiles_m), as_index(tasks.len()));
     let (index, ranges) = (ints(&client, &rows.index), ints(&client, &ranges));
-    let (dtype, out) = (x.dtype.into(), array(partials.clone(), len));
+    let (dtype, out, scaled) = (x.dtype.into(), array(partials.clone(), len), roots.is_some());
+    let roots = roots.map_or_else(|| floats(&client, &[]), |roots| array(roots.handle.clone(), n * m));
     let (x, delta) = (x.into_tensor_arg(), delta.into_tensor_arg());
     match strategy {
         Strategy::MatrixUnits { plane } => {
             let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
-            tile_gram_matrix_units::launch::<R>(&client, grid, units, x, delta, index, ranges, out, held, plane, dtype);
+            tile_gram_matrix_units::launch::<R>(
+                &client, grid, units, x, delta, index, ranges, roots, out, held, plane, scaled, dtype,
+            );
         }
         Strategy::Units(set) => {
             let units = CubeDim::new_1d(as_index(set.units()));
-            tile_gram::launch::<R>(&client, grid, units, x, delta, index, ranges, out, set, held, dtype);
+            tile_gram::launch::<R>(&client, grid, units, x, delta, index, ranges, roots, out, set, held, scaled, dtype);
         }
     }
     // partial sums of a task lie together, tile after tile
@@ -79,7 +94,12 @@ fn held<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet,
 }
 
 on_devices! { TileGram, R {
-    fn gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Self::Pending {
-        gram_tile(x, delta, rows)
+    fn gram_tile(
+        x: &FloatTensor<Self>,
+        delta: &FloatTensor<Self>,
+        rows: &RowSet,
+        roots: Option<&FloatTensor<Self>>,
+    ) -> Self::Pending {
+        gram_tile(x, delta, rows, roots)
     }
 } }

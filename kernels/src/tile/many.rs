@@ -2,23 +2,34 @@
 //! products as one product of matrices.
 //!
 //! A sum over a panel's entries is cut into pieces of [`PIECE`] in f32; pieces are summed in f64.
+use super::cube::scale_panel;
 use crate::RowSet;
-use crate::on_chip::width_of;
+use crate::on_chip::{array, width_of};
 use crate::pending::Pending;
 use crate::product::launch::{columns, product, product_into, rows as some_rows, transposed};
 use crate::rows::launch::gather;
 use burn_backend::{DType, Shape};
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, ops::numeric::zeros_client, tensor::CubeTensor};
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
 use std::ops::Range;
 
 /// Entries of the gradients whose products are summed in f32.
 const PIECE: usize = 1024;
 
+/// Units of a cube that each have a value of their own.
+const UNITS: u32 = 256;
+
 /// Bytes of the gradients of all cotangents that are held at once.
 const PANEL_BYTES: usize = 128 << 20;
 
 /// The inner products of the gradients of a set's cotangents.
-pub(super) fn gram<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, rows: &RowSet, set: usize) -> Pending<R> {
+pub(super) fn gram<R: CubeRuntime>(
+    [x, delta]: [&CubeTensor<R>; 2],
+    rows: &RowSet,
+    set: usize,
+    roots: Option<&CubeTensor<R>>,
+) -> Pending<R> {
     let (n, m) = (width_of(x), width_of(delta));
     let cotangents = rows.sets[set].clone();
     let step = (PANEL_BYTES / size_of::<f32>() / cotangents.len() / n.max(1)).clamp(1, m.max(1));
@@ -27,6 +38,9 @@ pub(super) fn gram<R: CubeRuntime>(x: &CubeTensor<R>, delta: &CubeTensor<R>, row
     for first in (0..m).step_by(step) {
         let delta = columns(delta, first..(first + step).min(m));
         let gradients = panel(&inputs, &delta, rows, &cotangents);
+        if let Some(roots) = roots {
+            scale(&gradients, roots, first);
+        }
         let pieces = pieces(&gradients);
         let products = product(&pieces, &transposed(&pieces), DType::F32);
         pending = pending.plus(Pending::matrices(rows, &products, set, (0..cotangents.len()).collect()));
@@ -71,6 +85,16 @@ fn panel<R: CubeRuntime>(
         product_into(&transposed(&some_rows(delta, of)), x, &place);
     }
     all
+}
+
+/// Multiplies each entry of a panel's gradients with that of `roots[n, m]`, of which the panel has the columns from `first` on.
+fn scale<R: CubeRuntime>(gradients: &CubeTensor<R>, roots: &CubeTensor<R>, first: usize) {
+    let ([n, m], [k, width]) =
+        ([roots.meta.shape()[0], width_of(roots)], [gradients.meta.shape()[0], width_of(gradients)]);
+    let (client, units) = (gradients.client.clone(), CubeDim::new_1d(UNITS));
+    let grid = calculate_cube_count_elemwise(&client, k * width, units);
+    let (all, factors) = (array(gradients.handle.clone(), k * width), array(roots.handle.clone(), n * m));
+    scale_panel::launch::<R>(&client, grid, units, all, factors, n, m, first, width);
 }
 
 /// `[pieces, K, PIECE]` of `[K, pieces·PIECE]`.

@@ -12,6 +12,12 @@ use crate::{FloatTensor, Grams, RowSet};
 
 /// The *tile* reduction of linear maps.
 pub trait TileGram: Grams {
-    /// The *tile* reduction: Grams of `Σ_r δ_k[r] x[index[r]]ᵀ` for every set of cotangents.
-    fn gram_tile(x: &FloatTensor<Self>, delta: &FloatTensor<Self>, rows: &RowSet) -> Self::Pending;
+    /// The *tile* reduction: Grams of `Σ_r δ_k[r] x[index[r]]ᵀ` for every set of cotangents; each entry of a gradient first times that of
+    /// `roots[n, m]` where given, so that entry e counts `roots[e]²` times: the metric of an optimizer's step.
+    fn gram_tile(
+        x: &FloatTensor<Self>,
+        delta: &FloatTensor<Self>,
+        rows: &RowSet,
+        roots: Option<&FloatTensor<Self>>,
+    ) -> Self::Pending;
 }

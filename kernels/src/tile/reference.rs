@@ -22,7 +22,12 @@ fn pairwise_products<B: Backend>(gradients: &[Option<Tensor<B, 2>>]) -> Gram {
 
 /// See [`TileGram::gram_tile`](super::TileGram::gram_tile).
 #[must_use]
-pub fn gram_tile<B: Backend>(x: &FloatTensor<B>, delta: &FloatTensor<B>, rows: &RowSet) -> Vec<Gram> {
+pub fn gram_tile<B: Backend>(
+    x: &FloatTensor<B>,
+    delta: &FloatTensor<B>,
+    rows: &RowSet,
+    roots: Option<&FloatTensor<B>>,
+) -> Vec<Gram> {
     rows.sets
         .iter()
         .map(|set| {
@@ -33,7 +38,11 @@ pub fn gram_tile<B: Backend>(x: &FloatTensor<B>, delta: &FloatTensor<B>, rows: &
                     let of = rows.of(k);
                     (!of.is_empty()).then(|| {
                         let input = wrap::<B, 2>(&gather::<B>(x, &rows.index[of.clone()], None));
-                        wrap::<B, 2>(delta).slice([of]).transpose().matmul(input)
+                        let gradient = input.transpose().matmul(wrap::<B, 2>(delta).slice([of]));
+                        match roots {
+                            Some(roots) => gradient * wrap(roots),
+                            None => gradient,
+                        }
                     })
                 })
                 .collect();

@@ -1,8 +1,8 @@
 //! Both Gram reductions against gradients that are formed whole.
-use crate::support::{Random, close, expected, rows, rows_of};
+use crate::support::{Random, close, expected, expected_in, rows, rows_of};
 use crate::{TYPES, tensor};
 use proptest::prelude::*;
-use tanglescope_kernels::{Flex, Memory, Product, RowGram, TileGram, gram, product, tile};
+use tanglescope_kernels::{Flex, Memory, Product, RowGram, RowSet, TileGram, gram, product, tile};
 
 fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize; 2]) {
     let mut random = Random::new(seed);
@@ -10,6 +10,8 @@ fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize
     let x = random.values(forward * n);
     let (delta, second) = (random.values(rows.rows() * m), random.values(rows.rows() * other));
     let want = [expected(&x, n, &delta, m, &rows), expected(&x, n, &second, other, &rows)];
+    let roots = random.values(n * m);
+    let in_metric = expected_in(&x, n, &delta, m, &rows, &roots);
     for (dtype, tolerance) in TYPES {
         let (x, delta, second) = (
             tensor(&x, [forward, n], dtype),
@@ -20,8 +22,11 @@ fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize
             assert_eq!(got.len(), want.len());
             got.iter().zip(want).for_each(|(got, want)| close(got, want, tolerance));
         };
-        same(&Flex::gram_tile(&x, &delta, &rows), &want[0]);
-        same(&tile::reference::gram_tile::<Flex>(&x, &delta, &rows), &want[0]);
+        same(&Flex::gram_tile(&x, &delta, &rows, None), &want[0]);
+        same(&tile::reference::gram_tile::<Flex>(&x, &delta, &rows, None), &want[0]);
+        let up = tensor(&roots, [n, m], dtype);
+        same(&Flex::gram_tile(&x, &delta, &rows, Some(&up)), &in_metric);
+        same(&tile::reference::gram_tile::<Flex>(&x, &delta, &rows, Some(&up)), &in_metric);
         for both in [
             Flex::gram_rows(&x, &[&delta, &second], &rows),
             gram::reference::gram_rows::<Flex>(&x, &[&delta, &second], &rows),
@@ -30,7 +35,7 @@ fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize
             same(&both[1], &want[1]);
         }
         // bit for bit the same on a second run, whatever the threads did
-        assert_eq!(Flex::gram_tile(&x, &delta, &rows), Flex::gram_tile(&x, &delta, &rows));
+        assert_eq!(Flex::gram_tile(&x, &delta, &rows, None), Flex::gram_tile(&x, &delta, &rows, None));
         assert_eq!(Flex::gram_rows(&x, &[&delta], &rows), Flex::gram_rows(&x, &[&delta], &rows));
     }
 }
@@ -53,6 +58,36 @@ proptest! {
 fn several_tiles() {
     check(3, &[(150, vec![140, 10]), (3, vec![5])], 560, [96, 700]);
     check(4, &[(2, vec![3, 4])], 16, [1200, 8]);
+}
+
+/// Gradients of some cotangents, and products of them with others': a few columns, and more than a panel and a task have.
+#[test]
+fn gradients_of_cotangents_and_their_products() {
+    for (seed, groups, n, m) in
+        [(1, vec![(9, vec![3, 7, 2]), (0, vec![4, 1])], 13, 5), (2, vec![(3, vec![2, 5])], 300, 250)]
+    {
+        let mut random = Random::new(seed);
+        let (rows, forward) = rows(&mut random, &groups);
+        let (x, delta) = (random.values(forward * n), random.values(rows.rows() * m));
+        let all: Vec<usize> = (0..rows.cotangents()).collect();
+        let joined = RowSet { sets: vec![0..rows.cotangents()], ..rows.clone() };
+        let want = expected(&x, n, &delta, m, &joined).remove(0);
+        for (dtype, tolerance) in TYPES {
+            let (x, delta) = (tensor(&x, [forward, n], dtype), tensor(&delta, [rows.rows(), m], dtype));
+            let found = Flex::weight_gradients(&x, &delta, &rows, &all);
+            // those of some, in any order
+            let some = Flex::download(&Flex::weight_gradients(&x, &delta, &rows, &[1, 0]));
+            let whole = Flex::download(&found);
+            assert_eq!(some, [&whole[n * m..2 * n * m], &whole[..n * m]].concat());
+            if groups.iter().all(|(trunk, suffixes)| *trunk > 0 && !suffixes.contains(&7)) {
+                let of_burn = product::reference::weight_gradients::<Flex>(&x, &delta, &rows, &all);
+                close(&whole, &Flex::download(&of_burn), tolerance);
+            }
+            close(&Flex::row_products(&found, &found), &want, tolerance);
+            close(&product::reference::row_products::<Flex>(&found, &found), &want, 10.0 * tolerance);
+            assert_eq!(Flex::row_products(&found, &found), Flex::row_products(&found, &found));
+        }
+    }
 }
 
 /// The weight gradient that the whole-gradient sink and training use.

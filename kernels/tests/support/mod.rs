@@ -51,6 +51,11 @@ pub fn rows(random: &mut Random, groups: &[(usize, Vec<usize>)]) -> (RowSet, usi
 
 /// ⟨Σ δxᵀ, Σ δxᵀ⟩ by plain loops.
 pub fn expected(x: &[f64], n: usize, delta: &[f64], m: usize, rows: &RowSet) -> Vec<Vec<f64>> {
+    expected_in(x, n, delta, m, rows, &vec![1.0; n * m])
+}
+
+/// The same of gradients whose entries are multiplied with `roots[n, m]`.
+pub fn expected_in(x: &[f64], n: usize, delta: &[f64], m: usize, rows: &RowSet, roots: &[f64]) -> Vec<Vec<f64>> {
     let gradient = |k: usize| {
         let mut g = vec![0.0; n * m];
         for r in rows.of(k) {
@@ -59,6 +64,7 @@ pub fn expected(x: &[f64], n: usize, delta: &[f64], m: usize, rows: &RowSet) -> 
                 g[i * n..][..n].iter_mut().zip(input).for_each(|(g, x)| *g += d * x);
             }
         }
+        g.iter_mut().enumerate().for_each(|(at, g)| *g *= roots[at % n * m + at / n]);
         g
     };
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();

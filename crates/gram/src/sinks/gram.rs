@@ -132,7 +132,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
         let mut by_rows: Vec<&Factor<'_, B>> = Vec::new();
         for (factor, reduction) in factors.iter().zip(choice) {
             match reduction {
-                Reduction::Tile => self.add(&factor.name, B::gram_tile(x, factor.delta, rows)),
+                Reduction::Tile => self.add(&factor.name, B::gram_tile(x, factor.delta, rows, None)),
                 Reduction::Gram => by_rows.push(factor),
             }
         }

@@ -1,9 +1,10 @@
 //! What the gradients of a backward pass become, one sink a file: inner products ([`GramSink`]), one weighted sum
-//! ([`SumSink`]), the gradients themselves ([`GradientSink`]), their products with a given step ([`DirectionalSink`]); and
+//! ([`SumSink`]), the gradients themselves ([`GradientSink`], or [`RowSink`] as rows of matrices), their products with a given step ([`DirectionalSink`]); and
 //! several of these in one pass ([`Tee`]).
 mod directional;
 mod gradient;
 mod gram;
+mod rows;
 mod sum;
 mod tee;
 
@@ -11,6 +12,7 @@ pub use directional::DirectionalSink;
 pub use gradient::GradientSink;
 pub use gram::Detail;
 pub(crate) use gram::{ByExpert, GramSink};
+pub(crate) use rows::RowSink;
 pub(crate) use sum::SumSink;
 pub(crate) use tee::Tee;
 

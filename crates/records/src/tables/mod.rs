@@ -2,6 +2,7 @@
 //!
 //! One file a table, or a table and what is read back of it. Reals are `f64`, numbers of rows `u64`, counts `u32`.
 pub mod groups;
+pub mod interference;
 pub mod objectives;
 pub mod pairs;
 pub mod params;
@@ -39,6 +40,18 @@ pub const TOKENS: &str = "tokens.parquet";
 pub const POSITIONS: &str = "positions.parquet";
 /// One row a pair and two positions at which parameters are used.
 pub const POSITION_PRODUCTS: &str = "position_products.parquet";
+/// One row for every two pairs: the inner products of their gradients.
+pub const INTERFERENCE: &str = "interference.parquet";
+/// The same by block.
+pub const INTERFERENCE_LAYERS: &str = "interference_layers.parquet";
+/// One row for every two responses of groups.
+pub const INTERFERENCE_RESPONSES: &str = "interference_responses.parquet";
+/// One row for every pair of the data and pair of a second data set.
+pub const AGAINST: &str = "against.parquet";
+/// The same by block.
+pub const AGAINST_LAYERS: &str = "against_layers.parquet";
+/// One row for every two responses of groups of the two data sets.
+pub const AGAINST_RESPONSES: &str = "against_responses.parquet";
 /// One row a training step and pair.
 pub const STEPS: &str = "steps.parquet";
 /// One row a training step and response whose change was predicted.

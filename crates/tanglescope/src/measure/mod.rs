@@ -6,7 +6,9 @@ mod part;
 mod stages;
 
 pub use extras::{Extras, Probe};
-pub use stages::{done, has_followed, work};
+pub use items::Item;
+pub use part::Setup;
+pub use stages::{Measured, ROWS_PER_PART, done, has_followed, work};
 
 use crate::data;
 use crate::device::dtype_name;
@@ -21,6 +23,7 @@ use crate::reference::{LoadedReference, Objectives};
 use crate::shard::Shard;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::path::Path;
 use tanglescope_analytics::Summary;
 use tanglescope_data::{Dataset, TextTokens};
@@ -57,12 +60,22 @@ pub struct Measurement<'a, B: Kernels> {
 impl<B: Kernels> Measurement<'_, B> {
     /// Measures a model on data into a folder, or goes on where an earlier call stopped.
     pub fn write(&self, model: &mut Decoder<B>, scope: &InScope, data: &Dataset, to: &Destination) -> Result<Summary> {
+        let _locks = lock(to)?;
+        let placement = Placement::of_loaded(self.asked, &self.asked.outline()?, model);
+        let opened = self.open(model, data, to, placement)?;
+        self.finish(&self.setup(opened, model, scope, data), to)
+    }
+
+    /// Opens a folder for the measurement of a model, which is somewhere, on data, and lets the model multiply as the folder's plan says.
+    pub fn open(
+        &self,
+        model: &mut Decoder<B>,
+        data: &Dataset,
+        to: &Destination,
+        placement: Placement,
+    ) -> Result<Opened> {
         let Self { asked, objectives, reference, extras, .. } = self;
-        let Destination { out, shard, .. } = to;
-        make_folder(out)?;
-        let _locks = shard.lock(out)?;
         let outline = asked.outline()?;
-        let placement = Placement::of_loaded(asked, &outline, model);
         let reference_identity = objectives.reference.identity(|_| match reference {
             LoadedReference::Model(model) => Ok(model.content_hash.clone()),
             LoadedReference::None | LoadedReference::Itself => unreachable!("a folder's model is loaded"),
@@ -86,16 +99,24 @@ impl<B: Kernels> Measurement<'_, B> {
         };
         let manifest = open(to, (asked, &model.quantised), data, identity, plan, &objectives.names())?;
         model.rates = rates::read(manifest.plan.rates);
-        let setup = part::Setup {
-            of: self,
-            model,
-            scope,
-            data,
-            beside: manifest.identity.beside,
-            plan: manifest.plan,
-            at_once: placement.at_once,
-        };
-        let summary = stages::run(&setup, to)?;
+        Ok(Opened { beside: manifest.identity.beside, plan: manifest.plan, at_once: placement.at_once })
+    }
+
+    /// The measurement of a model on data as its folder was opened.
+    pub fn setup<'a>(
+        &'a self,
+        Opened { beside, plan, at_once }: Opened,
+        model: &'a Decoder<B>,
+        scope: &'a InScope,
+        data: &'a Dataset,
+    ) -> Setup<'a, B> {
+        Setup { of: self, model, scope, data, beside, plan, at_once }
+    }
+
+    /// Measures what is not there yet, and makes what follows from it.
+    pub fn finish(&self, setup: &Setup<'_, B>, to: &Destination) -> Result<Summary> {
+        let (Destination { out, shard, .. }, extras) = (to, self.extras);
+        let summary = stages::run(setup, to)?;
         if extras.mean_gradients && !shard.is_whole() {
             self.listener.left_out(
                 "mean gradients: are of all pairs; the same call without option `shard` adds them once every shard is done",
@@ -108,6 +129,20 @@ impl<B: Kernels> Measurement<'_, B> {
         }
         Ok(summary)
     }
+}
+
+/// A folder that is open for a measurement.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    beside: Beside,
+    plan: BatchPlan,
+    at_once: usize,
+}
+
+/// Makes a folder and keeps others out of it.
+pub fn lock(Destination { out, shard, .. }: &Destination) -> Result<Vec<File>> {
+    make_folder(out)?;
+    shard.lock(out)
 }
 
 /// What decides the rows: `model` and `adapter` are hashes of what is asked for.
@@ -200,6 +235,7 @@ pub fn open(
                 identity,
                 plan,
                 objectives: objectives.to_vec(),
+                interference: None,
             }
         }
     };

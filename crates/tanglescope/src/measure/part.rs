@@ -4,12 +4,12 @@ use super::pair::{Masks, MeasuredPair};
 use super::stages::ROWS_PER_PART;
 use super::{Measurement, Probe, TokenLogps};
 use crate::error::{Error, Result};
-use crate::listener::{Amount, advance};
+use crate::listener::{Amount, Listener, advance};
 use crate::reference::LoadedReference;
 use tanglescope_data::Dataset;
 use tanglescope_gram::{
-    Cotangent, Detail, Group, MeanGradients, Request, batches_of, grams_across, grams_in_batches,
-    token_logps_in_batches,
+    Cotangent, Detail, Gradients, Group, GroupResult, Kept, MeanGradients, Request, Schedule, batches_of, grams_across,
+    grams_in_batches, token_logps_in_batches,
 };
 use tanglescope_kernels::{Kernels, as_index};
 use tanglescope_model::{Decoder, InScope, Parameter};
@@ -59,12 +59,44 @@ pub struct Rows {
 
 impl<B: Kernels> Setup<'_, B> {
     /// The rows of a part, in data order.
-    pub fn window<'a>(&self, part: usize, window: &'a [Item]) -> Result<Rows> {
-        // masks of the parts that are summed apart, for each pair of an item
+    pub fn window(&self, part: usize, window: &[Item]) -> Result<Rows> {
+        let masks = self.masks(window);
+        let requests = Self::requests(window, &masks);
+        let schedule = self.schedule(&requests);
+        let done = advances(self.of.listener, &requests);
+        let results = grams_in_batches(self.model, self.scope, &requests, &schedule, Detail::Parameters, done);
+        self.rows(part, window, &masks, &results)
+    }
+
+    /// The same, and the gradients of all responses of the part.
+    pub fn window_with(&self, part: usize, window: &[Item], kept: &Kept<'_, B>) -> Result<(Rows, Gradients<B>)> {
+        let (results, gradients) = self.form(window, kept, true);
+        Ok((self.rows(part, window, &self.masks(window), &results)?, gradients))
+    }
+
+    /// The gradients of all responses of some items, with the bits that [`window_with`](Self::window_with) gives for the same.
+    pub fn gradients(&self, window: &[Item], kept: &Kept<'_, B>) -> Gradients<B> {
+        self.form(window, kept, false).1
+    }
+
+    fn form(&self, window: &[Item], kept: &Kept<'_, B>, grams: bool) -> (Vec<GroupResult>, Gradients<B>) {
+        let masks = self.masks(window);
+        let requests = Self::requests(window, &masks);
+        let schedule = self.schedule(&requests);
+        let done = advances(self.of.listener, &requests);
+        Gradients::form(self.model, self.scope, &requests, kept, &schedule, grams, done)
+    }
+
+    /// Masks of the parts of responses that are summed apart, for each pair of an item.
+    fn masks(&self, window: &[Item]) -> Vec<Vec<Vec<Masks>>> {
         let masks = |item: &Item| -> Vec<Vec<Masks>> {
             item.pairs.iter().map(|(pair, _)| parts(pair.map(|k| &item.group.responses[k]), self.beside)).collect()
         };
-        let masks: Vec<Vec<Vec<Masks>>> = window.iter().map(masks).collect();
+        window.iter().map(masks).collect()
+    }
+
+    /// Of each item, the log-probabilities of its responses, and the sums over those parts.
+    fn requests<'a>(window: &'a [Item], masks: &[Vec<Vec<Masks>>]) -> Vec<Request<'a>> {
         let request = |(item, masks): (&'a Item, &Vec<Vec<Masks>>)| {
             let of_pairs = item.pairs.iter().zip(masks);
             let of_parts = of_pairs.flat_map(|((pair, _), parts)| parts.iter().map(move |masks| (pair, masks)));
@@ -73,14 +105,17 @@ impl<B: Kernels> Setup<'_, B> {
             let cotangents = Cotangent::log_probabilities(&item.group).into_iter().chain(over).collect();
             Request { group: &item.group, cotangents }
         };
-        let requests: Vec<Request<'_>> = window.iter().zip(&masks).map(request).collect();
-        let schedule =
-            batches_of(requests.iter().map(|request| request.group), self.plan.forward_rows_per_batch, self.at_once);
-        let results = grams_in_batches(self.model, self.scope, &requests, &schedule, Detail::Parameters, |batch| {
-            let rows = batch.iter().map(|&g| requests[g].group.forward_rows()).sum();
-            advance(self.of.listener, Amount { pairs: batch.len(), rows });
-        });
+        window.iter().zip(masks).map(request).collect()
+    }
+
+    fn schedule(&self, requests: &[Request<'_>]) -> Schedule {
+        batches_of(requests.iter().map(|request| request.group), self.plan.forward_rows_per_batch, self.at_once)
+    }
+
+    /// The rows of a part from what was found of its items.
+    fn rows(&self, part: usize, window: &[Item], masks: &[Vec<Vec<Masks>>], results: &[GroupResult]) -> Result<Rows> {
         let groups: Vec<&Group> = window.iter().map(|item| &item.group).collect();
+        let schedule = batches_of(groups.iter().copied(), self.plan.forward_rows_per_batch, self.at_once);
         let reference: Option<TokenLogps> = match self.of.reference {
             LoadedReference::None => None,
             LoadedReference::Itself => Some(results.iter().map(|result| result.token_logps.clone()).collect()),
@@ -94,7 +129,7 @@ impl<B: Kernels> Setup<'_, B> {
         };
         let mismatched = self.mismatched(part, window)?;
         let mut rows = Rows::default();
-        for (at, (item, result)) in window.iter().zip(&results).enumerate() {
+        for (at, (item, result)) in window.iter().zip(results).enumerate() {
             let reference = reference.as_ref().map(|all| &all[at]);
             if self.data.groups {
                 rows.groups.push(item.measured(result, reference));
@@ -233,6 +268,14 @@ impl<B: Kernels> Setup<'_, B> {
             item.pairs.iter().map(of_pair).collect::<Vec<_>>()
         };
         probes.iter().enumerate().flat_map(of).collect()
+    }
+}
+
+/// Tells a listener that some requests are through.
+fn advances<'a>(listener: &'a dyn Listener, requests: &'a [Request<'_>]) -> impl Fn(&[usize]) + Sync + 'a {
+    move |batch| {
+        let rows = batch.iter().map(|&g| requests[g].group.forward_rows()).sum();
+        advance(listener, Amount { pairs: batch.len(), rows });
     }
 }
 

@@ -12,7 +12,7 @@ use tanglescope_analytics::Summary;
 use tanglescope_data::{Dataset, Pair, PairTokens};
 use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
-use tanglescope_objectives::{Needs, Objective, Rounding};
+use tanglescope_objectives::{Needs, Objective, PairGram, Rounding};
 use tanglescope_records::Table;
 use tanglescope_records::tables::{self, groups, objectives, pairs, params, probes, responses, routing};
 
@@ -73,9 +73,7 @@ fn rows(pairs: &[Pair]) -> usize {
 pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Summary> {
     let Destination { out, shard, .. } = to;
     let (data, extras) = (setup.data, setup.of.extras);
-    let rounding = Rounding::of(dtype_name(setup.model.dtype));
-    let beside = [data.groups, !extras.probes.is_empty(), setup.model.description.experts.is_some()];
-    let measured = Measured::create(to, beside, rounding)?;
+    let measured = Measured::of(setup, to)?;
     let following = Following::create(to, setup, &measured)?;
     let windows: Vec<Range<usize>> = data.pairs.parts(ROWS_PER_PART).collect();
     let own = shard.range(windows.len());
@@ -105,7 +103,7 @@ pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Summary
 }
 
 /// The tables that are measured.
-struct Measured {
+pub struct Measured {
     groups: Option<Table>,
     probes: Option<Table>,
     routing: Option<Table>,
@@ -118,7 +116,10 @@ struct Measured {
 
 impl Measured {
     /// With a table of groups, of probes and of routing where those are wanted.
-    fn create(to: &Destination, [groups, probes, routing]: [bool; 3], rounding: Rounding) -> Result<Self> {
+    pub fn of<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Self> {
+        let (groups, probes) = (setup.data.groups, !setup.of.extras.probes.is_empty());
+        let routing = setup.model.description.experts.is_some();
+        let rounding = Rounding::of(dtype_name(setup.model.dtype));
         let [params, responses, pairs] = MEASURED.map(|name| to.shard.table(&to.out, name));
         let table = |wanted: bool, name: &str| wanted.then(|| to.shard.table(&to.out, name)).transpose();
         Ok(Self {
@@ -132,7 +133,8 @@ impl Measured {
         })
     }
 
-    fn has(&self, part: usize) -> bool {
+    /// Whether a part is there.
+    pub fn has(&self, part: usize) -> bool {
         let Self { groups, probes, routing, params, responses, pairs, .. } = self;
         let beside = [groups, probes, routing].map(Option::as_ref);
         let all = [Some(pairs), Some(responses), Some(params)].into_iter().chain(beside);
@@ -140,7 +142,7 @@ impl Measured {
     }
 
     /// Writes a part; pairs.parquet, by which records are found, comes last.
-    fn write(&self, part: usize, rows: &Rows) -> Result<()> {
+    pub fn write(&self, part: usize, rows: &Rows) -> Result<()> {
         if let Some(table) = &self.groups {
             table.write(part, groups::table(&rows.groups))?;
         }
@@ -153,6 +155,13 @@ impl Measured {
         self.params.write(part, params::table(&rows.params))?;
         self.responses.write(part, responses::table(&rows.responses))?;
         Ok(self.pairs.write(part, pairs::table(&rows.pairs, self.rounding))?)
+    }
+}
+
+impl Measured {
+    /// The Gram of each pair of a part.
+    pub fn grams(&self, part: usize) -> Result<Vec<PairGram>> {
+        Ok(objectives::measured(&self.pairs.read(part)?)?.into_iter().map(|of| of.gram).collect())
     }
 }
 

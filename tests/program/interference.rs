@@ -1,0 +1,218 @@
+//! `interference`: the Gram of all responses of a data set, whatever windows, shards and interruptions it is put together from.
+use crate::support::{error_line, files, ids_row, llama, run, same, succeed, tanglescope, write_model};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use tanglescope_gram::{Detail, Group, Request, grams_across};
+use tanglescope_kernels::{DType, Flex, FlexDevice};
+use tanglescope_model::{AdapterSource, Decoder, Places};
+use tanglescope_records::tables::interference::{Couple, read};
+use tanglescope_records::{Table, tables};
+
+/// Σ of roundings of some 10⁴ terms and of a pass, relative to the lengths of both gradients.
+const ROUNDING: f64 = 1e-12;
+
+struct Folder(tempfile::TempDir);
+
+fn ids(from: u32, n: u32) -> Vec<u32> {
+    (from..from + n).map(|t| t % 40).collect()
+}
+
+/// Prompt and responses of a pair.
+fn pair(i: u32) -> [Vec<u32>; 3] {
+    [ids(i, 1 + i % 9), ids(2 * i, 1 + i % 5), ids(3 * i + 1, 1 + i % 7)]
+}
+
+impl Folder {
+    /// A model; pairs of three parts, a few others, and groups.
+    fn new() -> Self {
+        let of = Self(tempfile::tempdir().unwrap());
+        write_model(&of.path("model"), &llama(1, true));
+        let row = |i: u32| {
+            let [prompt, chosen, rejected] = pair(i);
+            ids_row(&prompt, &chosen, &rejected)
+        };
+        std::fs::write(of.path("pairs.jsonl"), (0..150).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+        std::fs::write(of.path("others.jsonl"), (200..270).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+        let group = |i: u32| {
+            let responses: Vec<Vec<u32>> = (0..2 + i % 3).map(|k| ids(i + 7 * k, 1 + (i + k) % 4)).collect();
+            let scores: Vec<u32> = (0..2 + i % 3).collect();
+            serde_json::json!({"prompt_ids": ids(i, 3), "responses_ids": responses, "scores": scores}).to_string()
+        };
+        std::fs::write(of.path("groups.jsonl"), (0..9).map(group).collect::<Vec<_>>().join("\n")).unwrap();
+        of
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn words(&self, command: &str, data: &str, out: &str, more: &[&str]) -> Vec<String> {
+        let text = |name: &str| self.path(name).display().to_string();
+        let (model, data, out) = (text("model"), text(data), text(out));
+        let words = [
+            command, "--model", &model, "--data", &data, "--out", &out, "--device", "cpu", "--dtype", "f64", "--scope",
+            "full",
+        ];
+        words.iter().chain(more).map(|word| (*word).to_owned()).collect()
+    }
+
+    fn couples(&self, out: &str, table: &str) -> HashMap<(u64, u64), [f64; 4]> {
+        let table = Table::at(&self.path(out), table);
+        let mut found = HashMap::new();
+        for part in table.parts().unwrap() {
+            let number = part.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+            for Couple { a, b, inner } in read(&table.read(number).unwrap()).unwrap() {
+                assert!(found.insert((a, b), inner).is_none(), "{a}, {b} twice");
+            }
+        }
+        found
+    }
+
+    /// The Gram of the responses of some groups by one pass over all of them.
+    fn gram(&self, groups: &[Group]) -> Vec<f64> {
+        let load =
+            Decoder::<Flex>::load(&self.path("model"), &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE);
+        let model = load.unwrap();
+        let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
+        grams_across(&model, &scope, &Request::all(groups), Detail::Total).0.remove(0)
+    }
+}
+
+fn groups(of: impl Iterator<Item = u32>) -> Vec<Group> {
+    let group = |i| {
+        let [prompt, chosen, rejected] = pair(i);
+        Group::new(prompt, vec![chosen, rejected])
+    };
+    of.map(group).collect()
+}
+
+/// Fails where a product is off by more than rounding.
+#[track_caller]
+fn close(got: f64, want: f64, lengths: f64) {
+    assert!((got - want).abs() <= ROUNDING * lengths.sqrt(), "{got} instead of {want}");
+}
+
+#[test]
+fn products_between_pairs_are_those_of_one_pass_over_all_of_them() {
+    let of = Folder::new();
+    succeed(of.words("interference", "pairs.jsonl", "out", &["--by-layer"]));
+    let found = of.couples("out", tables::INTERFERENCE);
+    assert_eq!(found.len(), 150 * 151 / 2);
+    let n = 70;
+    let gram = of.gram(&groups(0..n));
+    let k = 2 * n as usize;
+    for a in 0..n as usize {
+        for b in a..n as usize {
+            for (at, [i, j]) in [[0, 0], [0, 1], [1, 0], [1, 1]].into_iter().enumerate() {
+                let (row, column) = (2 * a + i, 2 * b + j);
+                let lengths = gram[row * k + row] * gram[column * k + column];
+                close(found[&(a as u64, b as u64)][at], gram[row * k + column], lengths);
+            }
+        }
+    }
+    // a pair with itself is what `analyze` finds, bit for bit, and so are the tables beside
+    succeed(of.words("analyze", "pairs.jsonl", "analysis", &[]));
+    let [analysis, out] = ["analysis", "out"].map(|folder| files(&of.path(folder)));
+    let of_pairs = |files: &BTreeMap<PathBuf, Vec<u8>>| -> BTreeMap<PathBuf, Vec<u8>> {
+        let tables = [tables::PAIRS, tables::PARAMS];
+        files.clone().into_iter().filter(|(path, _)| tables.iter().any(|table| path.starts_with(table))).collect()
+    };
+    same(&of_pairs(&out), &of_pairs(&analysis), "the analysis beside");
+    let pairs = Table::at(&of.path("out"), tables::PAIRS).read(1).unwrap();
+    let column = |name: &str| pairs.column(name).unwrap().f64().unwrap().iter().flatten().collect::<Vec<f64>>();
+    let (ww, wl, ll) = (column("ww"), column("wl"), column("ll"));
+    for at in 0..64 {
+        let [a, b, c, d] = found[&(64 + at as u64, 64 + at as u64)];
+        assert_eq!([a, b, c, d].map(f64::to_bits), [ww[at], wl[at], wl[at], ll[at]].map(f64::to_bits));
+    }
+    // blocks sum to the whole
+    let layers = Table::at(&of.path("out"), tables::INTERFERENCE_LAYERS).read(0).unwrap();
+    let sums: f64 = layers.column("lw").unwrap().f64().unwrap().iter().flatten().sum();
+    let want: f64 = (0..64).flat_map(|b| (0..=b).map(move |a| (a, b))).map(|at| found[&at][2]).sum();
+    let size: f64 = found.values().map(|inner| inner[2].abs()).sum();
+    assert!((sums - want).abs() <= ROUNDING * size, "{sums} {want}");
+}
+
+#[test]
+fn windows_of_any_size_give_the_same_products() {
+    let of = Folder::new();
+    let limit = ["--limit", "70"];
+    succeed(of.words("interference", "pairs.jsonl", "whole", &limit));
+    let want = of.couples("whole", tables::INTERFERENCE);
+    let mut sizes = Vec::new();
+    for memory in ["0.0013", "0.0018", "0.0035"] {
+        let out = format!("of-{memory}");
+        succeed(of.words("interference", "pairs.jsonl", &out, &[&limit[..], &["--memory", memory]].concat()));
+        let manifest = std::fs::read_to_string(of.path(&out).join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        sizes.push(manifest["interference"]["pairs_per_window"].as_u64().unwrap());
+        let found = of.couples(&out, tables::INTERFERENCE);
+        assert_eq!(found.len(), want.len());
+        for ((a, b), inner) in &found {
+            for (at, [i, j]) in [[0, 0], [0, 3], [3, 0], [3, 3]].into_iter().enumerate() {
+                close(inner[at], want[&(*a, *b)][at], want[&(*a, *a)][i] * want[&(*b, *b)][j]);
+            }
+        }
+        assert!(!of.path(&out).join("gradients").exists());
+    }
+    assert!(sizes.iter().all(|size| *size < 64) && sizes[0] < sizes[2], "{sizes:?}");
+}
+
+#[test]
+fn a_second_data_set_and_groups() {
+    let of = Folder::new();
+    let others = of.path("others.jsonl").display().to_string();
+    succeed(of.words("interference", "pairs.jsonl", "out", &["--limit", "70", "--against", &others]));
+    let found = of.couples("out", tables::AGAINST);
+    assert_eq!(found.len(), 70 * 70);
+    let gram = of.gram(&groups((0..70).chain(200..270)));
+    for ((a, b), inner) in found {
+        for (at, [i, j]) in [[0, 0], [0, 1], [1, 0], [1, 1]].into_iter().enumerate() {
+            let [a, b] = [a, b].map(|n| usize::try_from(n).unwrap());
+            let (row, column) = (2 * a + i, 2 * (70 + b) + j);
+            close(inner[at], gram[row * 280 + column], gram[row * 281] * gram[column * 281]);
+        }
+    }
+    assert!(Table::at(&of.path("out/against"), tables::PAIRS).has(0));
+    // all responses of groups meet
+    succeed(of.words("interference", "groups.jsonl", "groups", &[]));
+    let responses = Table::at(&of.path("groups"), tables::INTERFERENCE_RESPONSES).read(0).unwrap();
+    let count = |i: usize| 2 + i % 3;
+    let couples: usize = (0..9).flat_map(|b| (0..=b).map(move |a| count(a) * count(b))).sum();
+    assert_eq!(responses.height(), couples);
+    // some rows by number
+    succeed(of.words("interference", "pairs.jsonl", "some", &["--pairs", "3,140,9"]));
+    let mut pairs: Vec<(u64, u64)> = of.couples("some", tables::INTERFERENCE).into_keys().collect();
+    pairs.sort_unstable();
+    assert_eq!(pairs, [(3, 3), (3, 9), (3, 140), (9, 9), (9, 140), (140, 140)]);
+    let refused = run(of.words("interference", "pairs.jsonl", "none", &["--pairs", "3,150"]));
+    assert!(error_line(&refused).contains("--pairs 150: is the number of no usable row"), "{}", error_line(&refused));
+    let refused = run(of.words("interference", "pairs.jsonl", "out", &["--limit", "70"]));
+    assert!(error_line(&refused).contains("second data set"), "{}", error_line(&refused));
+}
+
+#[test]
+fn shards_and_killed_calls_join_into_the_folder_of_one() {
+    use std::process::Stdio;
+    let of = Folder::new();
+    let words = |out: &str, more: &[&str]| of.words("interference", "pairs.jsonl", out, more);
+    succeed(words("whole", &["--by-layer"]));
+    let whole = files(&of.path("whole"));
+    for number in ["2/3", "3/3", "1/3"] {
+        succeed(words("shards", &["--by-layer", "--shard", number]));
+    }
+    same(&files(&of.path("shards")), &whole, "shards");
+    // two windows at a time, so that most are formed or read again; killed again and again
+    let tight = ["--by-layer", "--memory", "0.0035"];
+    succeed(words("tight", &tight));
+    for attempt in 0..4 {
+        let mut child =
+            tanglescope().args(words("killed", &tight)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(60 + 90 * attempt));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    succeed(words("killed", &tight));
+    same(&files(&of.path("killed")), &files(&of.path("tight")), "killed");
+    assert!(!of.path("killed/gradients").exists());
+}
