@@ -203,7 +203,8 @@ fn probes_predict_what_a_step_on_a_pair_does_to_other_texts() {
             let predicted = delta[n * probes.len() + m];
             assert!((real / predicted - 1.0).abs() <= 1e-4, "pair {n} probe {m}: {real} {predicted}");
             // and by the sink of predictions
-            let along = DirectionalSink::of_groups(&model, &scope, &[&probe], &[vec![0]], &direction).remove(0)[0];
+            let along =
+                DirectionalSink::of_groups(&model, &scope, &[&probe], &[vec![0]], &[&direction]).remove(0)[0][0];
             assert!((along / predicted - 1.0).abs() <= 1e-10, "{along} {predicted}");
             let gram = total_across(&model, &scope, [&group, &probe]);
             assert!((gram[6] * d_w[n] - gram[7] * d_l[n] - predicted).abs() <= 1e-10 * predicted.abs());

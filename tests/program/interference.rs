@@ -1,10 +1,10 @@
 //! `interference`: the Gram of all responses of a data set, whatever windows, shards and interruptions it is put together from.
-use crate::support::{error_line, files, ids_row, llama, run, same, succeed, tanglescope, write_model};
+use crate::support::{error_line, files, ids_row, llama, repository, run, same, succeed, tanglescope, write_model};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use tanglescope_gram::{Detail, Group, Request, grams_across};
-use tanglescope_kernels::{DType, Flex, FlexDevice};
-use tanglescope_model::{AdapterSource, Decoder, Places};
+use tanglescope_gram::{Batch, Detail, GradientSink, Group, Request, grams_across, run as run_batch};
+use tanglescope_kernels::{DType, Flex, FlexDevice, Memory};
+use tanglescope_model::{AdapterSource, Decoder, Places, read_all_tensors};
 use tanglescope_records::tables::interference::{Couple, read};
 use tanglescope_records::{Table, tables};
 
@@ -215,4 +215,135 @@ fn shards_and_killed_calls_join_into_the_folder_of_one() {
     succeed(words("killed", &tight));
     same(&files(&of.path("killed")), &files(&of.path("tight")), "killed");
     assert!(!of.path("killed/gradients").exists());
+}
+
+/// Rows of pairs.parquet.
+fn reals(out: &std::path::Path, table: &str, name: &str) -> Vec<f64> {
+    let rows = Table::at(out, table).read(0).unwrap();
+    rows.column(name).unwrap().f64().unwrap().iter().flatten().collect()
+}
+
+/// torch's own numbers: three steps of transformers' Trainer, its optimizer.pt, and the products of all gradients by autograd in float64
+/// (tests/interference_values.py). Both sides round some 10⁵ terms in f64, the second moments come from f32: 1e-10 of the lengths.
+#[test]
+fn the_metric_of_a_trainers_optimizer_is_that_of_torch() {
+    let golden = repository("tests/golden/interference");
+    let of = tempfile::tempdir().unwrap();
+    for name in ["full", "lora"] {
+        let text = std::fs::read_to_string(golden.join(name).join("grams.json")).unwrap();
+        let want: HashMap<String, Vec<f64>> = serde_json::from_str(&text).unwrap();
+        let (folder, base) = (golden.join(name), repository("tests/golden/llama3_tied"));
+        let out = of.path().join(name);
+        let mut words: Vec<String> = [
+            "interference",
+            "--device",
+            "cpu",
+            "--dtype",
+            "f64",
+            "--scope",
+            name,
+            "--metric",
+            "adam",
+            "--objective",
+            "simpo",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        let mut add = |key: &str, path: &std::path::Path| words.extend([key.to_owned(), path.display().to_string()]);
+        add("--data", &golden.join("pairs.jsonl"));
+        add("--out", &out);
+        match name {
+            "full" => add("--model", &folder),
+            _ => {
+                add("--model", &base);
+                add("--adapter", &folder);
+            }
+        }
+        succeed(&words);
+        let (plain, adam) = (&want["gram"], &want["adam"]);
+        let n = plain.len().isqrt();
+        let near = |got: f64, of: &[f64], i: usize, j: usize| {
+            let lengths = (of[i * (n + 1)] * of[j * (n + 1)]).sqrt();
+            assert!((got - of[i * n + j]).abs() <= 1e-10 * lengths, "{name} {i} {j}: {got} {}", of[i * n + j]);
+        };
+        for (prefix, of) in [("", plain), ("adam_", adam)] {
+            for (column, [i, j]) in [("ww", [0, 0]), ("wl", [0, 1]), ("ll", [1, 1])] {
+                let found = reals(&out, tables::PAIRS, &format!("{prefix}{column}"));
+                assert_eq!(found.len(), n / 2);
+                found.iter().enumerate().for_each(|(pair, got)| near(*got, of, 2 * pair + i, 2 * pair + j));
+            }
+        }
+        for Couple { a, b, inner } in read(&Table::at(&out, tables::INTERFERENCE).read(0).unwrap()).unwrap() {
+            let [a, b] = [a, b].map(|n| usize::try_from(n).unwrap());
+            for (at, [i, j]) in [[0, 0], [0, 1], [1, 0], [1, 1]].into_iter().enumerate() {
+                near(inner[at], adam, 2 * a + i, 2 * b + j);
+            }
+        }
+        // what a step on an objective does in the metric
+        let [d_w, d_l, ww, wl] = [("d_w", 0), ("d_l", 0), ("adam_ww", 1), ("adam_wl", 1)]
+            .map(|(column, of)| reals(&out, [tables::OBJECTIVES, tables::PAIRS][of], column));
+        for (at, delta) in reals(&out, tables::OBJECTIVES, "adam_delta_w").into_iter().enumerate() {
+            assert_eq!(delta.to_bits(), (d_w[at] * ww[at] - d_l[at] * wl[at]).to_bits());
+        }
+        // another metric is another run
+        let plain: Vec<String> =
+            words.iter().map(|word| if word == "adam" { "gradient".to_owned() } else { word.clone() }).collect();
+        let refused = error_line(&run(&plain));
+        assert!(refused.contains("another state of the optimizer"), "{refused}");
+    }
+}
+
+/// The same of a run of `train`, whose second moments are by name.
+#[test]
+fn the_metric_of_a_run_of_train() {
+    let of = Folder::new();
+    let run = of.path("run");
+    succeed(of.words(
+        "train",
+        "pairs.jsonl",
+        "run",
+        &["--objective", "dpo", "--max-steps", "3", "--batch-size", "2", "--seed", "1"],
+    ));
+    let checkpoint = run.join("checkpoint-3");
+    let words = |out: &str, metric: &str| {
+        let [model, data, out] =
+            [checkpoint.clone(), of.path("pairs.jsonl"), of.path(out)].map(|path| path.display().to_string());
+        let words = [
+            "analyze", "--model", &model, "--data", &data, "--out", &out, "--device", "cpu", "--dtype", "f64",
+            "--scope", "full", "--limit", "3", "--metric", metric,
+        ];
+        words.map(str::to_owned).to_vec()
+    };
+    succeed(words("adam", "adam"));
+    // the same from gradients and moments that are read here
+    let model =
+        Decoder::<Flex>::load(&checkpoint, &AdapterSource::None, DType::F64, &FlexDevice, Places::DEVICE).unwrap();
+    let scope = model.in_scope(&"full".parse().unwrap()).unwrap();
+    let moments = read_all_tensors::<Flex>(&checkpoint, "optimizer", DType::F64, &FlexDevice).unwrap();
+    let (ww, wl) =
+        (reals(&of.path("adam"), tables::PAIRS, "adam_ww"), reals(&of.path("adam"), tables::PAIRS, "adam_wl"));
+    for (at, group) in groups(0..3).into_iter().enumerate() {
+        let mut sink = GradientSink::<Flex>::new(2);
+        run_batch(&model, &scope, &Batch::new(&[Request::log_probabilities(&group)]), &mut sink);
+        let mut want = [0.0; 2];
+        for (name, gradients) in &sink.gradients {
+            let v = Flex::download(&moments[&format!("moment_2.{name}")]);
+            let [w, l] = [0, 1].map(|k| Flex::download(&gradients[k]));
+            for (e, v) in v.iter().enumerate() {
+                let factor = 1.0 / ((v / (1.0 - f64::from(0.999f32).powi(3))).sqrt() + f64::from(1e-8f32));
+                want[0] += factor * w[e] * w[e];
+                want[1] += factor * w[e] * l[e];
+            }
+        }
+        assert!((ww[at] - want[0]).abs() <= 1e-10 * want[0], "{} {}", ww[at], want[0]);
+        assert!((wl[at] - want[1]).abs() <= 1e-9 * want[0], "{} {}", wl[at], want[1]);
+    }
+    // before the first step, and without a state
+    let [first, model] = ["run/checkpoint-0", "model"].map(|name| of.path(name).display().to_string());
+    for (folder, says) in [(first, "optimizer"), (model, "has no optimizer.safetensors and no optimizer.pt")] {
+        let mut words = words("none", "adam");
+        words[2] = folder;
+        let refused = error_line(&crate::support::run(words));
+        assert!(refused.contains(says), "{refused}");
+    }
 }

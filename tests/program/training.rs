@@ -539,7 +539,7 @@ fn every_objective_trains() {
                 ["--scope", scope, "--dtype", "f64", "--max-steps", "2", "--batch-size", "3", "--accumulate", "2"];
             let rest =
                 ["--schedule", "constant", "--warmup-steps", "0", "--learning-rate", "1e-5", "--save-every", "2"];
-            let rest = [more.as_slice(), &rest, &["--predict-every", "1"]].concat();
+            let rest = [more.as_slice(), &rest, &["--predict-every", "1", "--weight-decay", "0.1"]].concat();
             succeed(inputs.args(&out, &given, &rest));
             let steps = Table::create(&out, "steps.parquet").unwrap().read(2).unwrap();
             assert_eq!(steps.height(), 10);
@@ -555,6 +555,58 @@ fn every_objective_trains() {
             for (p, m) in predicted.iter().zip(&measured) {
                 assert!((p - m).abs() <= 1e-2 * size, "{given}, {scope}: {p} predicted, {m} measured");
             }
+            // the parts of Adam's step make the whole of it, to rounding; of losses on one response they are not told apart
+            if predictions.column("own").unwrap().null_count() > 0 {
+                assert_eq!(definition.name, "sft");
+                continue;
+            }
+            let [own, others, momentum, decay] = ["own", "others", "momentum", "decay"].map(column);
+            for (row, predicted) in predicted.iter().enumerate() {
+                let parts = [own[row], others[row], momentum[row], decay[row]];
+                let whole: f64 = parts.iter().sum();
+                assert!((whole - predicted).abs() <= 1e-9 * size, "{given}, {scope}: {parts:?} of {predicted}");
+            }
+            assert!(
+                momentum.iter().any(|x| *x != 0.0)
+                    && decay.iter().any(|x| *x != 0.0)
+                    && others.iter().any(|x| *x != 0.0)
+            );
+        }
+    }
+}
+
+/// Of a step on one pair there are no others, and its own part is that of its Gram in the metric: with the first step's, g²/(1 − β₂) in place of v.
+#[test]
+fn a_step_on_one_pair_is_its_own() {
+    let inputs = inputs(5);
+    let out = inputs.out("run");
+    let more = [
+        "--scope",
+        "full",
+        "--dtype",
+        "f64",
+        "--max-steps",
+        "3",
+        "--batch-size",
+        "1",
+        "--predict-every",
+        "1",
+        "--eval-fraction",
+        "0.4",
+    ];
+    succeed(inputs.args(&out, "dpo", &more));
+    let parts = Table::at(&out, "predictions.parquet").parts().unwrap();
+    let predictions = Table::at(&out, "predictions.parquet").read(3).unwrap();
+    assert!(!parts.is_empty());
+    let column = |name: &str| -> Vec<f64> {
+        predictions.column(name).unwrap().f64().unwrap().iter().map(Option::unwrap).collect()
+    };
+    let split: Vec<&str> = predictions.column("split").unwrap().str().unwrap().iter().map(Option::unwrap).collect();
+    let (own, others, measured) = (column("own"), column("others"), column("measured"));
+    for row in 0..own.len() {
+        match split[row] {
+            "batch" => assert!(others[row].abs() <= 1e-9 * own[row].abs(), "{} {}", others[row], own[row]),
+            _ => assert!(own[row] == 0.0 && others[row] != 0.0 && measured[row] != 0.0),
         }
     }
 }

@@ -100,6 +100,12 @@ impl Tensors {
         Ok(tensors)
     }
 
+    /// Tensors of one file, whose names are not in it.
+    pub(crate) fn of_file(path: &Path, tensors: Vec<(String, Stored)>) -> Self {
+        let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
+        Self { folder, files: vec![path.to_owned()], by_name: tensors.into_iter().collect(), ..Self::default() }
+    }
+
     /// Tensors that another library holds in memory, by name and shape; `called` is what complaints call them.
     ///
     /// # Errors
@@ -341,7 +347,7 @@ fn of_safetensors(path: &Path, file: usize) -> Result<Result<Vec<(String, Stored
 }
 
 /// A tensor of a file of `torch.save`.
-fn of_torch(of: torch::Strided, file: usize) -> Stored {
+pub(crate) fn of_torch(of: torch::Strided, file: usize) -> Stored {
     let (number, place) = (of.number, Place { file, start: of.start });
     let encoding = match of.is_plain() {
         true => Encoding::Plain { number, place },

@@ -262,6 +262,15 @@ pub enum Precision {
     F16,
 }
 
+/// In which metric inner products are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Metric {
+    /// ⟨u, v⟩.
+    Gradient,
+    /// Σ u·v/(√v̂ + ε), beside the plain one.
+    Adam,
+}
+
 /// What to do with a row that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnBadRow {
@@ -277,6 +286,10 @@ pub struct PairMeasures {
     /// What one step on a loss would do to every pair: name:key=value,… (repeatable; see `tanglescope objectives`), or all
     #[arg(long, value_name = "NAME[:K=V,…]")]
     pub objective: Vec<String>,
+    /// Metric that inner products are taken in: gradient, in which plain descent moves, or adam, in which the model is really trained (its
+    /// columns begin with adam_); of a sweep each checkpoint has to have its optimizer's state
+    #[arg(long, value_enum, default_value_t = Metric::Gradient, value_name = "NAME")]
+    pub metric: Metric,
     /// Also compute the Gram of the gradients averaged over all pairs; needs a second pass and two accumulators the size of
     /// the parameters in scope
     #[arg(long)]
@@ -311,6 +324,10 @@ pub struct AnalysisMeasures {
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
     #[arg(long, value_name = "FOLDER|base|self")]
     pub reference: Option<String>,
+    /// State of the optimizer for --metric adam: optimizer.safetensors of `train`, optimizer.pt of Hugging Face trainers, or the folder of a
+    /// checkpoint that has one [default: the folder of the adapter, or of the model]
+    #[arg(long, value_name = "FILE|FOLDER")]
+    pub optimizer: Option<PathBuf>,
     /// Of rows with more than two responses, every pair of a better and a worse one, not only the best and the worst
     #[arg(long)]
     pub all_pairs: bool,
@@ -338,6 +355,10 @@ pub struct Interference {
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
     #[arg(long, value_name = "FOLDER|base|self")]
     pub reference: Option<String>,
+    /// State of the optimizer for --metric adam: optimizer.safetensors of `train`, optimizer.pt of Hugging Face trainers, or the folder of a
+    /// checkpoint that has one [default: the folder of the adapter, or of the model]
+    #[arg(long, value_name = "FILE|FOLDER")]
+    pub optimizer: Option<PathBuf>,
     #[command(flatten)]
     pub between: BetweenMeasures,
     /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder

@@ -1,8 +1,8 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    AnalysisMeasures, Analyze, Bench, BetweenMeasures, Compat, DataArgs, Derivative, Interference, Measured, ModelArgs,
-    OnBadRow, PairMeasures, Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName, ShapeName, Summarize,
-    SummaryBy, Sweep, TokenArgs, Tokens, Train, Verify,
+    AnalysisMeasures, Analyze, Bench, BetweenMeasures, Compat, DataArgs, Derivative, Interference, Measured, Metric,
+    ModelArgs, OnBadRow, PairMeasures, Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName, ShapeName,
+    Summarize, SummaryBy, Sweep, TokenArgs, Tokens, Train, Verify,
 };
 use crate::error::{Error, Result};
 use crate::hub::{self, RepositoryKind};
@@ -33,6 +33,13 @@ fn precision(precision: Precision) -> library::Precision {
         Precision::F64 => library::Precision::F64,
         Precision::Bf16 => library::Precision::Bf16,
         Precision::F16 => library::Precision::F16,
+    }
+}
+
+fn metric(metric: Metric) -> library::MetricChoice {
+    match metric {
+        Metric::Gradient => library::MetricChoice::Gradient,
+        Metric::Adam => library::MetricChoice::Adam,
     }
 }
 
@@ -143,6 +150,8 @@ pub fn pair_measures(args: &AnalysisMeasures) -> Result<library::PairMeasures> {
     Ok(library::PairMeasures {
         objectives: objectives(&args.found)?,
         reference: args.reference.as_deref().map(reference).transpose()?,
+        metric: metric(args.found.metric),
+        optimizer: args.optimizer.clone(),
         mean_gradients: args.found.mean_gradients,
         all_pairs: args.all_pairs,
         group_objectives: args.group_objective.iter().map(group_objective).collect::<Result<_>>()?,
@@ -186,6 +195,8 @@ pub fn interference(args: &Interference) -> Result<library::InterferenceOptions>
         measures: library::PairMeasures {
             objectives: objectives(&args.found)?,
             reference: args.reference.as_deref().map(reference).transpose()?,
+            metric: metric(args.found.metric),
+            optimizer: args.optimizer.clone(),
             mean_gradients: args.found.mean_gradients,
             ..library::PairMeasures::default()
         },
@@ -263,6 +274,7 @@ pub fn sweep(args: &Sweep) -> Result<library::SweepOptions> {
         rows: rows(&args.rows),
         pairs: args.pairs,
         objectives: objectives(&args.found)?,
+        metric: metric(args.found.metric),
         mean_gradients: args.found.mean_gradients,
         reference: match args.reference.as_deref() {
             Some("start") => Some(ReferenceModel::Start),

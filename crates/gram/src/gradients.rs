@@ -1,10 +1,10 @@
 //! Gradients of log-probabilities that are kept, so that those of one group meet those of any other (docs/mathematics.md, section 10).
 use crate::batch::Batch;
 use crate::metric::Metric;
-use crate::pass::{Companions, ForwardPass, GroupResult, results};
+use crate::pass::{BatchGrams, Companions, ForwardPass, GroupResult, Wanted, results};
 use crate::request::Request;
 use crate::schedule::Schedule;
-use crate::sinks::{ByExpert, Detail, GramSink, RowSink, Tee};
+use crate::sinks::{ByExpert, Detail, RowSink, Tee};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -61,22 +61,21 @@ impl<B: Kernels> Gradients<B> {
                 first += request.cotangents.len();
             }
             let mut rows = RowSink::new(cotangents, kept.metric);
-            let mut gram = grams.then(|| GramSink::new(scope, &batch.full.sets, model.rates, Detail::Parameters));
+            let wanted = Wanted { detail: Detail::Parameters, metric: kept.metric };
+            let mut of_grams = grams.then(|| BatchGrams::new(model, scope, &batch, &wanted));
             let pass = ForwardPass::new(model, scope, &batch, grams);
             let token_logps = pass.token_logps();
             let companions = if grams { pass.companions() } else { vec![Companions::default(); own.len()] };
-            let mut sinks: Vec<&mut dyn Sink<B>> = Vec::new();
-            sinks.extend(gram.as_mut().map(|gram| gram as &mut dyn Sink<B>));
+            let mut sinks: Vec<&mut dyn Sink<B>> = of_grams.as_mut().map_or_else(Vec::new, BatchGrams::sinks);
             sinks.push(&mut rows);
             pass.backward_with(&mut Tee(sinks), turn);
             let of_batch = OfBatch { places, found: rows.finish() };
             formed.lock().unwrap_or_else(PoisonError::into_inner).push(of_batch);
-            let none = || (vec![Vec::new(); own.len()], ByExpert::new());
-            let found = results(
-                &own,
-                token_logps.into_iter().zip(companions).collect(),
-                gram.map_or_else(none, GramSink::finish_by_expert),
-            );
+            let forward = token_logps.into_iter().zip(companions).collect();
+            let found = match of_grams {
+                Some(grams) => grams.results(&own, forward),
+                None => results(&own, forward, (vec![Vec::new(); own.len()], ByExpert::new())),
+            };
             done(members);
             found
         });

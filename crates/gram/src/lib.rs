@@ -23,7 +23,7 @@ pub use gradients::{Gradients, Kept};
 pub use mean::MeanGradients;
 pub use metric::Metric;
 pub use pass::{
-    Companions, GroupResult, grams, grams_across, grams_in_batches, run, token_logps, token_logps_in_batches,
+    Companions, GroupResult, Wanted, grams, grams_across, grams_in_batches, run, token_logps, token_logps_in_batches,
 };
 pub use request::{Request, batches_of};
 pub use routed::{Routed, RoutedLayer};

@@ -6,7 +6,7 @@ use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
 /// cotangent changes another by their inner product in this metric.
 #[derive(Clone, Debug)]
 pub struct Metric<B: Kernels> {
-    /// √P of every parameter, in the shape that the model keeps it in.
+    /// √P of every parameter, in the shape that the model keeps it in: in the working type on the CPU, in f32 on a device.
     roots: HashMap<String, FloatTensor<B>>,
 }
 
@@ -25,8 +25,10 @@ impl<B: Kernels> Metric<B> {
 
     /// Gradients of a parameter, a row each, with every entry times √P.
     pub(crate) fn scaled(&self, name: &str, rows: FloatTensor<B>) -> FloatTensor<B> {
-        let shape = rows.shape();
-        let roots = B::reshape(self.roots(name).clone(), [1, shape[1]]);
+        let (shape, roots) = (rows.shape(), self.roots(name).clone());
+        // factors reach from 1 to 1e8, beyond what 16 bits hold of a gradient
+        let rows = B::cast(rows, roots.dtype());
+        let roots = B::reshape(roots, [1, shape[1]]);
         B::times(rows, B::gather(&roots, &vec![0; shape[0]], None))
     }
 }

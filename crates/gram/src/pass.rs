@@ -1,10 +1,11 @@
 //! One forward and one backward pass over a batch: log-probabilities, and what a sink makes of the gradients.
 use crate::batch::{Batch, Group};
+use crate::metric::Metric;
 use crate::plan;
 use crate::request::Request;
 use crate::routed::Routed;
 use crate::schedule::{Schedule, Turn, give_on_half_way};
-use crate::sinks::{ByExpert, Detail, GramSink};
+use crate::sinks::{ByExpert, Detail, GramSink, MetricSink, Tee};
 use tanglescope_kernels::{FloatTensor, Gram, HeadOutput, Kernels, TensorMetadata};
 use tanglescope_model::{BackwardRows, Decoder, HeadRows, InScope, Keep, LogitPart, Predictions, Scores, Sink, Trace};
 
@@ -37,6 +38,56 @@ pub struct GroupResult {
     pub grams: Vec<Gram>,
     /// Where there is one for each parameter: the K×K Gram of all parameters of an expert together, by block and expert.
     pub experts: Vec<((usize, usize), Gram)>,
+    /// K×K Gram over all parameters in a metric, where one was given.
+    pub in_metric: Option<Gram>,
+}
+
+/// Which Grams a pass is to find.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a, B: Kernels> {
+    /// What is kept of the plain ones.
+    pub detail: Detail,
+    /// A metric for others beside them.
+    pub metric: Option<&'a Metric<B>>,
+}
+
+impl<B: Kernels> Wanted<'_, B> {
+    /// Plain ones alone.
+    #[must_use]
+    pub fn plain(detail: Detail) -> Self {
+        Self { detail, metric: None }
+    }
+}
+
+/// The Grams of a batch, on their way through a backward pass.
+pub(crate) struct BatchGrams<'a, B: Kernels> {
+    plain: GramSink<'a, B>,
+    in_metric: Option<MetricSink<'a, B>>,
+}
+
+impl<'a, B: Kernels> BatchGrams<'a, B> {
+    pub fn new(model: &Decoder<B>, scope: &'a InScope, batch: &Batch, wanted: &Wanted<'a, B>) -> Self {
+        let sets = &batch.full.sets;
+        let plain = GramSink::new(scope, sets, model.rates, wanted.detail);
+        Self { plain, in_metric: wanted.metric.map(|metric| MetricSink::new(metric, sets)) }
+    }
+
+    /// Where the pass delivers.
+    pub fn sinks(&mut self) -> Vec<&mut dyn Sink<B>> {
+        let mut sinks: Vec<&mut dyn Sink<B>> = vec![&mut self.plain];
+        sinks.extend(self.in_metric.as_mut().map(|sink| sink as &mut dyn Sink<B>));
+        sinks
+    }
+
+    /// What the batch found, group by group.
+    pub fn results(self, requests: &[&Request<'_>], forward: Vec<(Vec<Vec<f64>>, Companions)>) -> Vec<GroupResult> {
+        let in_metric = self.in_metric.map(MetricSink::finish);
+        let mut found = results(requests, forward, self.plain.finish_by_expert());
+        for (group, gram) in found.iter_mut().zip(in_metric.into_iter().flatten()) {
+            group.in_metric = Some(gram);
+        }
+        found
+    }
 }
 
 impl GroupResult {
@@ -59,7 +110,14 @@ impl GroupResult {
 
 /// Log-probabilities and Grams of requests, run as one batch.
 pub fn grams<B: Kernels>(model: &Decoder<B>, scope: &InScope, requests: &[Request<'_>]) -> Vec<GroupResult> {
-    grams_in_batches(model, scope, requests, &Schedule::together(requests.len()), Detail::Parameters, |_| ())
+    grams_in_batches(
+        model,
+        scope,
+        requests,
+        &Schedule::together(requests.len()),
+        &Wanted::plain(Detail::Parameters),
+        |_| (),
+    )
 }
 
 /// [`grams`] of all requests, in their order, batch by batch; `done` is told which requests are through. Results do not
@@ -69,17 +127,17 @@ pub fn grams_in_batches<B: Kernels>(
     scope: &InScope,
     requests: &[Request<'_>],
     schedule: &Schedule,
-    detail: Detail,
+    wanted: &Wanted<'_, B>,
     done: impl Fn(&[usize]) + Sync,
 ) -> Vec<GroupResult> {
     schedule.run(|members, turn| {
         let requests: Vec<&Request<'_>> = members.iter().map(|&member| &requests[member]).collect();
         let batch = Batch::new(requests.iter().copied());
-        let mut sink = GramSink::new(scope, &batch.full.sets, model.rates, detail);
+        let mut grams = BatchGrams::new(model, scope, &batch, wanted);
         let pass = ForwardPass::new(model, scope, &batch, true);
         let forward: Vec<(Vec<Vec<f64>>, Companions)> = pass.token_logps().into_iter().zip(pass.companions()).collect();
-        pass.backward_with(&mut sink, turn);
-        let found = results(&requests, forward, sink.finish_by_expert());
+        pass.backward_with(&mut Tee(grams.sinks()), turn);
+        let found = grams.results(&requests, forward);
         done(members);
         found
     })
@@ -95,7 +153,7 @@ pub(crate) fn results(
     all.map(|(set, (((token_logps, companions), grams), request))| {
         let trunk_tokens = request.group.trunk_len();
         let experts = experts.iter().map(|(expert, grams)| (*expert, grams[set].clone())).collect();
-        GroupResult { trunk_tokens, token_logps, companions, grams, experts }
+        GroupResult { trunk_tokens, token_logps, companions, grams, experts, in_metric: None }
     })
     .collect()
 }

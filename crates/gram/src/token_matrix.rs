@@ -1,6 +1,6 @@
 //! The token-level matrix: one cotangent a response token (docs/mathematics.md, section 9).
 use crate::batch::{Batch, Cotangent, Group};
-use crate::pass::{grams_in_batches, run};
+use crate::pass::{Wanted, grams_in_batches, run};
 use crate::request::Request;
 use crate::schedule::Schedule;
 use crate::sinks::{Detail, GramSink};
@@ -79,7 +79,7 @@ pub fn token_matrices<B: Kernels>(
     let requests: Vec<Request<'_>> = whole.iter().map(request).collect();
     let lengths: Vec<usize> = whole.iter().map(|&g| rows[g]).collect();
     let schedule = Schedule::by_length(&lengths, most, at_once);
-    let found = grams_in_batches(model, scope, &requests, &schedule, Detail::Total, |batch| {
+    let found = grams_in_batches(model, scope, &requests, &schedule, &Wanted::plain(Detail::Total), |batch| {
         done(&batch.iter().map(|&i| whole[i]).collect::<Vec<_>>());
     });
     let found = found.into_iter().map(|result| TokenMatrix { inner: result.total(), token_logps: result.token_logps });
@@ -131,7 +131,8 @@ fn by_parts<B: Kernels>(model: &Decoder<B>, scope: &InScope, group: &Group, most
         let chosen: Vec<Cotangent> = tokens.iter().map(|&token| all[token].clone()).collect();
         let request = Request { group, cotangents: chosen };
         let schedule = Schedule::together(1);
-        let result = grams_in_batches(model, scope, &[request], &schedule, Detail::Total, |_| ()).remove(0);
+        let result =
+            grams_in_batches(model, scope, &[request], &schedule, &Wanted::plain(Detail::Total), |_| ()).remove(0);
         let total = result.total();
         for (i, &row) in tokens.iter().enumerate() {
             for (j, &column) in tokens.iter().enumerate() {

@@ -6,7 +6,7 @@ use crate::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::layers::whole;
 use crate::load::in_checkpoint;
-use crate::scope::{Parameter, ParameterKind};
+use crate::scope::{InScope, Parameter, ParameterKind};
 use crate::weights::Weights;
 use half::{bf16, f16};
 use safetensors::{Dtype, View};
@@ -15,7 +15,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::Path;
-use tanglescope_checkpoint::Layout;
+use std::sync::Arc;
+use tanglescope_checkpoint::{Layout, Tensors};
 use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorData, TensorMetadata};
 
 /// Files of a model folder, beside its weights, that a copy of the model needs.
@@ -317,6 +318,32 @@ impl<B: Kernels> Decoder<B> {
         );
         read?;
         weights.finish()
+    }
+
+    /// Reads a tensor for every parameter in scope, kept as the model keeps the parameter and stored as a checkpoint stores it: the second
+    /// moments of an optimizer. `name_of` gives its name there.
+    ///
+    /// # Errors
+    /// Where one has no name, is missing, of another shape, or not finite.
+    pub fn read_stored(
+        &self,
+        scope: &InScope,
+        tensors: Arc<Tensors>,
+        name_of: impl Fn(&str) -> Option<String>,
+        dtype: DType,
+    ) -> Result<HashMap<String, FloatTensor<B>>> {
+        let (mut weights, device) = (Weights::of(tensors), self.device.clone());
+        let mut found: Result<HashMap<String, FloatTensor<B>>> = Ok(HashMap::new());
+        let chosen = |parameter: &Parameter| scope.contains(&parameter.name);
+        self.clone().visit_stored(chosen, &mut |name, shape, layout, tensor| {
+            let Ok(all) = &mut found else { return };
+            let path = name_of(whole(name)).unwrap_or_else(|| name.to_owned());
+            match weights.take::<B>(&path, &shape, layout, dtype, &device) {
+                Ok(read) => drop(all.insert(name.to_owned(), B::reshape(read, tensor.shape()))),
+                Err(error) => found = Err(error),
+            }
+        });
+        found
     }
 
     /// Names of what is added to sigmoids of routers, and of factors on blocks' outputs: no parameters, and a part of the model.

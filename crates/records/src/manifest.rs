@@ -203,6 +203,9 @@ pub struct AnalysisIdentity {
     /// SHA-256 of the probes.
     #[serde(default)]
     pub probes: Option<String>,
+    /// The optimizer's state, by step and hash, in whose metric products are taken too.
+    #[serde(default)]
+    pub metric: Option<String>,
 }
 
 /// What is measured beside log-probabilities and Gram because an objective asks for it.
@@ -230,6 +233,7 @@ impl Identity for AnalysisIdentity {
             "mismatched" => "measurement of prompts with other rows' responses",
             "all_pairs" => "choice of pairs of a group",
             "probes" => "probe file",
+            "metric" => "state of the optimizer",
             other => other,
         }
         .to_owned()

@@ -5,6 +5,7 @@ use crate::estimate::{Estimate, Planned};
 use crate::listener::{Listener, begin};
 use crate::loaded::{LoadedModel, OnModel};
 use crate::measure::{Extras, Measurement, Probe, ReferenceLogps, done, work};
+use crate::metric::{self, LoadedMetric};
 use crate::model::Model;
 use crate::options::{DataOptions, Destination, ModelOptions, PairMeasures};
 use crate::records::Folder;
@@ -15,8 +16,8 @@ use tanglescope_analytics::Summary;
 use tanglescope_data::{Pair, Reading};
 use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
-use tanglescope_model::Decoder;
 use tanglescope_model::architectures::Description;
+use tanglescope_model::{Decoder, InScope};
 
 /// Options of [`analyze`].
 #[derive(Clone, Debug)]
@@ -66,6 +67,17 @@ impl PairMeasures {
             Some(objective) => Err(Error::no_reference("group_objectives", &objective.to_string())),
             None => Ok(objectives),
         }
+    }
+
+    /// The metric that products are taken in too.
+    pub(crate) fn metric<B: Kernels>(
+        &self,
+        asked: &Model,
+        model: &Decoder<B>,
+        scope: &InScope,
+        listener: &dyn Listener,
+    ) -> Result<Option<LoadedMetric<B>>> {
+        metric::load((self.metric, self.optimizer.as_deref()), asked, model, scope, listener)
     }
 
     /// What is measured beside pairs of the best and the worst response; probes are read as the rows were.
@@ -153,6 +165,7 @@ impl OnModel for AnalysisOnModel<'_> {
         rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
         let reference = objectives.reference.load(asked, model, listener)?;
+        let metric = measures.metric(asked, model, &scope, listener)?;
         let data = &rows.data;
         let before = done(&to.out, data, to.shard)?;
         let extras = measures.extras(rows, &model.description, listener)?;
@@ -161,6 +174,7 @@ impl OnModel for AnalysisOnModel<'_> {
             asked,
             objectives: &objectives,
             reference: &reference,
+            metric: metric.as_ref(),
             memo: &ReferenceLogps::default(),
             tokenizer: rows.tokenizer.as_ref(),
             extras: &extras,

@@ -49,6 +49,7 @@ mod interference;
 mod listener;
 mod loaded;
 mod measure;
+mod metric;
 mod model;
 mod options;
 mod placement;
@@ -74,6 +75,7 @@ pub use inspect::{AdapterFound, Inspection, ModelFound, PairCost, RunFound, insp
 pub use interference::{BetweenMeasures, Interference, InterferenceEstimate, InterferenceOptions, interference};
 pub use listener::{Amount, Listener};
 pub use loaded::{LoadedModel, ResponseGram};
+pub use metric::MetricChoice;
 pub use options::{
     DataOptions, Derivative, Destination, Measured, ModelOptions, ObjectiveChoice, PairMeasures, ReferenceModel,
     RowOptions, TokenMeasures,

@@ -1,5 +1,6 @@
 //! What calls are given: which model, which data, and how. Every type has the defaults that the command line has.
 use crate::device::{DeviceName, Precision};
+use crate::metric::MetricChoice;
 use crate::shard::Shard;
 use chrono::NaiveDate;
 use std::path::PathBuf;
@@ -155,6 +156,10 @@ pub struct PairMeasures {
     /// Reference model of objectives that use one; the base under a saved adapter, the policy itself under a fresh one, else
     /// none.
     pub reference: Option<ReferenceModel>,
+    /// Also in the metric of an optimizer's step.
+    pub metric: MetricChoice,
+    /// The optimizer's state, a file or a checkpoint's folder; that of the adapter or the model where none is given.
+    pub optimizer: Option<PathBuf>,
     /// Also the Gram of the mean gradients over all pairs, by a second pass whose sums are as large as the scope.
     pub mean_gradients: bool,
     /// Of rows with more than two responses, every pair of a better and a worse one, not only the best and the worst.

@@ -191,9 +191,9 @@ impl TokensOnModel<'_> {
         let hashes = [Some(&model.content_hash), model.adapter_hash.as_ref()];
         let mut identity = identity(asked, data, hashes, None, Beside::default())?;
         if let Some(there) = manifest::read::<AnalysisManifest>(out)? {
-            // token matrices do not depend on the reference, on what objectives ask for, or on probes
-            let AnalysisIdentity { reference, beside, probes, .. } = there.identity;
-            identity = AnalysisIdentity { reference, beside, probes, ..identity };
+            // token matrices do not depend on the reference, on what objectives ask for, on probes, or on a metric
+            let AnalysisIdentity { reference, beside, probes, metric, .. } = there.identity;
+            identity = AnalysisIdentity { reference, beside, probes, metric, ..identity };
         }
         let backward_rows_per_pass = Some(placement.backward_rows(asked, &outline));
         let plan = BatchPlan {

@@ -41,6 +41,19 @@ pub fn steps(run: &Path) -> Result<Vec<usize>> {
     Ok(steps)
 }
 
+/// The step that a checkpoint's folder is of.
+///
+/// # Errors
+/// Where its trainer_state.json cannot be read, or says none.
+pub fn step_of(folder: &Path) -> Result<usize> {
+    let file = folder.join(STATE);
+    let text = std::fs::read(&file).map_err(|e| Error::checkpoint(&file, e))?;
+    let state: Value =
+        serde_json::from_slice(&text).map_err(|e| Error::checkpoint(&file, format!("not a trainer's state: {e}")))?;
+    let step = state.get("global_step").and_then(Value::as_u64).and_then(|step| usize::try_from(step).ok());
+    step.ok_or_else(|| Error::checkpoint(&file, "no `global_step`"))
+}
+
 /// Takes away what a run left that was stopped while it saved.
 ///
 /// # Errors

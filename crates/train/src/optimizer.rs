@@ -3,7 +3,7 @@ use burn_optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, SimpleOp
 use burn_tensor::{Tensor, TensorPrimitive};
 use rayon::prelude::*;
 use std::collections::HashMap;
-use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorMetadata};
 use tanglescope_records::Settings;
 
 /// AdamW, and the moments of every parameter that it has moved.
@@ -19,6 +19,32 @@ pub struct Moving<B: Kernels> {
     pub x: FloatTensor<B>,
     /// None where all coefficients of a step were zero.
     pub gradient: Option<FloatTensor<B>>,
+}
+
+/// A step that was taken, and what it was taken from.
+pub struct Taken<'a, B: Kernels> {
+    pub settings: &'a Settings,
+    pub rate: f64,
+    /// θ before the step.
+    pub parameters: &'a HashMap<String, FloatTensor<B>>,
+    /// g: the gradient of the loss, as the optimizer was given it.
+    pub gradient: &'a HashMap<String, FloatTensor<B>>,
+    /// m of the step before.
+    pub first_moments: &'a HashMap<String, FloatTensor<B>>,
+}
+
+/// The parts of a step, by parameter; one that a part leaves alone is not in it.
+pub struct StepParts<B: Kernels> {
+    /// By the gradient of this step's batch.
+    pub gradient: HashMap<String, FloatTensor<B>>,
+    /// By the batches before.
+    pub momentum: HashMap<String, FloatTensor<B>>,
+    /// By weight decay.
+    pub decay: HashMap<String, FloatTensor<B>>,
+    /// √P_t.
+    pub roots: HashMap<String, FloatTensor<B>>,
+    /// η(1 − β₁)/(1 − β₁ᵗ): what P_t g is multiplied with.
+    pub of_gradient: f64,
 }
 
 /// A matrix as it is, a vector as one row.
@@ -76,6 +102,49 @@ impl<B: Kernels> Optimizer<B> {
             out.push((name, x));
         }
         out
+    }
+
+    /// The first moment of every parameter that it has moved.
+    pub fn first_moments(&self) -> HashMap<String, FloatTensor<B>> {
+        let first = |state: &AdamWState<B, 2>| state.momentum.moment_1.clone().into_primitive().tensor();
+        self.moments.iter().map(|(name, state)| (name.clone(), first(state))).collect()
+    }
+
+    /// What the step that was just taken is made of: given v_t, Adam's step is linear,
+    /// `Δθ = −η P_t (β₁ m_{t−1} + (1 − β₁) g_t)/(1 − β₁ᵗ) − ηλθ` with `P_t = 1/(√(v_t/(1 − β₂ᵗ)) + ε)`.
+    pub fn take_apart(&self, taken: &Taken<'_, B>) -> StepParts<B> {
+        let Taken { settings, rate, parameters, gradient, first_moments } = taken;
+        let mut parts = StepParts {
+            gradient: HashMap::new(),
+            momentum: HashMap::new(),
+            decay: HashMap::new(),
+            roots: HashMap::new(),
+            of_gradient: 0.0,
+        };
+        for (name, x) in *parameters {
+            let Some(state) = self.moments.get(name) else { continue };
+            let Settings { beta1, beta2, epsilon, weight_decay, .. } = **settings;
+            let time = i32::try_from(state.momentum.time).unwrap_or(i32::MAX);
+            // in the type and the order in which burn divides
+            let (first, second) = (f64::from(1.0 - beta1.powi(time)), 1.0 - beta2.powi(time));
+            let p = state.momentum.moment_2.clone().div_scalar(second).sqrt().add_scalar(epsilon).recip();
+            let along = |of: &FloatTensor<B>, factor: f64| {
+                primitive((p.clone() * tensor::<B>(of)).mul_scalar(-rate * factor), x)
+            };
+            parts.of_gradient = rate * f64::from(1.0 - beta1) / first;
+            if let Some(gradient) = gradient.get(name) {
+                parts.gradient.insert(name.clone(), along(gradient, f64::from(1.0 - beta1) / first));
+            }
+            if let Some(moment) = first_moments.get(name) {
+                parts.momentum.insert(name.clone(), along(moment, f64::from(beta1) / first));
+            }
+            if x.shape().num_dims() > 1 && weight_decay != 0.0 {
+                parts.decay.insert(name.clone(), scaled::<B>(x.clone(), -rate * f64::from(weight_decay)));
+            }
+            let dtype = if B::is_host() { x.dtype() } else { DType::F32 };
+            parts.roots.insert(name.clone(), B::cast(primitive(p.sqrt(), x), dtype));
+        }
+        parts
     }
 
     /// Both moments of every parameter, each under `moment_1.` or `moment_2.` and its name, as matrices.

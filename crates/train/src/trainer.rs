@@ -2,14 +2,14 @@
 use crate::error::{Error, Result};
 use crate::log::{StepLog, means, prediction_means};
 use crate::masks::Masks;
-use crate::optimizer::{Moving, Optimizer, matrix, scaled, squared_norm};
+use crate::optimizer::{Moving, Optimizer, Taken, matrix, scaled, squared_norm};
 use crate::order;
 use crate::signal::{BatchOutcomes, Example, Reference, Signal};
 use serde_json::json;
 use std::collections::HashMap;
 use tanglescope_gram::{
-    Coefficients, DirectionalSink, Group, GroupResult, Request, Schedule, Update, batches_of, token_logps_in_batches,
-    update,
+    Coefficients, Cotangent, Detail, DirectionalSink, Group, GroupResult, Metric, Request, Schedule, Update, Wanted,
+    batches_of, grams_in_batches, token_logps_in_batches, update,
 };
 use tanglescope_kernels::{FloatTensor, Kernels};
 use tanglescope_model::{Decoder, InScope};
@@ -35,6 +35,15 @@ pub struct Step {
     pub predictions: Vec<Prediction>,
     /// The means.
     pub log: StepLog,
+}
+
+/// A model before a step, and what the step is made of.
+struct Before<B: Kernels> {
+    model: Decoder<B>,
+    gradient: HashMap<String, FloatTensor<B>>,
+    first_moments: HashMap<String, FloatTensor<B>>,
+    /// Of each of its groups: the gradients that the objective moves along, and those of both log-probabilities.
+    cotangents: Vec<Vec<Cotangent>>,
 }
 
 /// A model in training.
@@ -161,10 +170,20 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         }
         let clip = if settings.max_grad_norm > 0.0 { (settings.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let rate = settings.rate(self.steps);
-        let before = due(settings.predict_every).then(|| self.model.clone());
         // optimizers go against the gradient of the loss, and the engine gives the direction that lowers it
         let gradient = std::mem::take(&mut update.gradient);
-        let gradient = gradient.into_iter().map(|(name, g)| (name, scaled::<B>(g, -clip))).collect();
+        let gradient: HashMap<String, FloatTensor<B>> =
+            gradient.into_iter().map(|(name, g)| (name, scaled::<B>(g, -clip))).collect();
+        let before = due(settings.predict_every).then(|| Before {
+            model: self.model.clone(),
+            gradient: gradient.clone(),
+            first_moments: self.optimizer.first_moments(),
+            cotangents: chosen
+                .iter()
+                .zip(&groups)
+                .map(|(&e, group)| self.signal().cotangents(e, group, true))
+                .collect(),
+        });
         self.move_along(gradient, rate);
         let size = squared_norm::<B>(&self.parameters()).sqrt();
         if !size.is_finite() {
@@ -172,8 +191,9 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         }
         self.learn(&chosen, &pairs, &update.results);
         self.steps = number;
-        let own = rate * clip / chosen.len() as f64;
-        let predictions = before.map_or_else(Vec::new, |before| self.predictions(&before, &chosen, &pairs, own));
+        let predictions = before.map_or_else(Vec::new, |before| {
+            self.predictions(&before, (&chosen, &pairs), (rate, clip / chosen.len() as f64))
+        });
         let mut log = means(&pairs, self.beta(), self.rounding, "");
         log.insert("grad_norm".to_owned(), json!(norm));
         log.insert("learning_rate".to_owned(), json!(rate));
@@ -312,10 +332,47 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         }
     }
 
+    /// What pairs of a step do to themselves, in Adam's metric of that step: the changes of both log-probabilities that their own part of the
+    /// gradient makes, for each unit of what P g is multiplied with.
+    fn own_changes(
+        &self,
+        before: &Before<B>,
+        pairs: (&[usize], &[PairStep]),
+        roots: HashMap<String, FloatTensor<B>>,
+    ) -> Vec<Option<[f64; 2]>> {
+        let Before { model, cotangents, .. } = before;
+        let groups: Vec<&Group> = pairs.0.iter().map(|&e| &self.examples[e].group).collect();
+        if groups.iter().any(|group| group.responses.len() != 2) {
+            return vec![None; groups.len()];
+        }
+        let request =
+            |(group, cotangents): (&&'a Group, &Vec<Cotangent>)| Request { group, cotangents: cotangents.clone() };
+        let requests: Vec<Request<'_>> = groups.iter().zip(cotangents).map(request).collect();
+        let metric = Metric::new(roots);
+        let wanted = Wanted { detail: Detail::Total, metric: Some(&metric) };
+        let found = grams_in_batches(model, self.scope, &requests, &self.schedule(&groups), &wanted, |_| ());
+        let own = |(pair, result): (&PairStep, &GroupResult)| {
+            let total = result.in_metric.as_ref()?;
+            Some(changes(&pair.outcome, &PairGram::of(total), total).map(|[a, b]| a - b))
+        };
+        pairs.1.iter().zip(&found).map(own).collect()
+    }
+
     /// Predicted and measured changes by the step from `before` to the model as it is, on the step's pairs and on as many
-    /// that are held out.
-    fn predictions(&self, before: &Decoder<B>, chosen: &[usize], pairs: &[PairStep], own: f64) -> Vec<Prediction> {
-        let mut old = parameters(before, self.scope);
+    /// that are held out; `share` is what a pair's gradient was multiplied with in the step's.
+    fn predictions(
+        &self,
+        before: &Before<B>,
+        (chosen, pairs): (&[usize], &[PairStep]),
+        (rate, share): (f64, f64),
+    ) -> Vec<Prediction> {
+        let Before { model, gradient, first_moments, .. } = before;
+        let old_parameters = parameters(model, self.scope);
+        let taken = Taken { settings: self.settings, rate, parameters: &old_parameters, gradient, first_moments };
+        let parts = self.optimizer.take_apart(&taken);
+        let mut own_in_metric = self.own_changes(before, (chosen, pairs), parts.roots).into_iter();
+        let before = model;
+        let mut old = old_parameters;
         let moved = self.parameters().into_iter();
         let step: HashMap<String, FloatTensor<B>> = moved
             .filter_map(|(name, new)| {
@@ -329,23 +386,41 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             batch.chain(held_out.iter().map(|example| (Split::HeldOut, example))).collect();
         let groups: Vec<&Group> = all.iter().map(|(_, example)| &example.group).collect();
         let schedule = self.schedule(&groups);
-        let predicted = DirectionalSink::of_groups(before, self.scope, &groups, &schedule.batches, &step);
+        let steps = [&step, &parts.gradient, &parts.momentum, &parts.decay];
+        let predicted = DirectionalSink::of_groups(before, self.scope, &groups, &schedule.batches, &steps);
         let logps = |model: &Decoder<B>| token_logps_in_batches(model, &groups, &schedule, |_| ());
         let (old, new) = (logps(before), logps(&self.model));
-        let own = |pair: &PairStep| pair.changes.map(|changes| changes.map(|[a, b]| own * (a - b)));
-        let mut own = pairs.iter().map(own);
+        let own = |pair: &PairStep| pair.changes.map(|changes| changes.map(|[a, b]| rate * share * (a - b)));
+        let mut own_grams = pairs.iter().map(own);
         let sum = |of: &Vec<f64>| of.iter().sum::<f64>();
         let changes =
             old.iter().zip(&new).map(|(old, new)| old.iter().zip(new).map(|(o, n)| sum(n) - sum(o)).collect());
         let found = all.iter().zip(predicted).zip(changes);
         found
-            .map(|(((split, example), predicted), measured)| Prediction {
-                step: self.steps,
-                split: *split,
-                pair: example.row,
-                predicted,
-                measured,
-                own: own.next().flatten(),
+            .map(|(((split, example), mut predicted), measured)| {
+                let (decay, momentum, by_gradient) = (predicted.pop(), predicted.pop(), predicted.pop());
+                let by_gradient = by_gradient.unwrap_or_default();
+                // a pair that is held out has no part in the step
+                let own = match split {
+                    Split::HeldOut => Some(vec![0.0; by_gradient.len()]),
+                    Split::Batch => {
+                        let changes = own_in_metric.next().flatten();
+                        changes.map(|of| of.map(|change| parts.of_gradient * share * change).to_vec())
+                    }
+                };
+                let others = own.as_ref().map(|own| by_gradient.iter().zip(own).map(|(all, own)| all - own).collect());
+                Prediction {
+                    step: self.steps,
+                    split: *split,
+                    pair: example.row,
+                    predicted: predicted.pop().unwrap_or_default(),
+                    measured,
+                    own,
+                    others,
+                    momentum: momentum.unwrap_or_default(),
+                    decay: decay.unwrap_or_default(),
+                    own_gram: own_grams.next().flatten(),
+                }
             })
             .collect()
     }

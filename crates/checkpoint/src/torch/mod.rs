@@ -1,6 +1,7 @@
 //! Files that `torch.save` writes: an archive of a pickle and the values of storages, or, before torch 1.6, pickles with the storages
 //! behind them. The pickle is read as data ([`pickle`]); of what it would build, tensors and dicts of them are understood.
 pub(crate) mod distributed;
+pub(crate) mod optimizer;
 pub(crate) mod pickle;
 
 use crate::number::Number;

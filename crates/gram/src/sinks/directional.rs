@@ -2,12 +2,12 @@
 use crate::batch::{Batch, Group};
 use crate::pass::ForwardPass;
 use crate::request::Request;
-use crate::sinks::head_in_chunks;
+use crate::sinks::{Tee, head_in_chunks};
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorMetadata};
 use tanglescope_model::{Decoder, Embedding, Factor, HeadRows, InScope, Sink, TableRows};
 
-/// `Σ_p ⟨∂L_k/∂p, Δp⟩` of every cotangent k, for a step Δp of every parameter in scope.
+/// `Σ_p ⟨∂L_k/∂p, Δp⟩` of every cotangent k, for a step Δp of parameters in scope; those without one stay where they are.
 pub struct DirectionalSink<'a, B: Kernels> {
     step: &'a HashMap<String, FloatTensor<B>>,
     /// The sum of each cotangent.
@@ -21,23 +21,26 @@ impl<'a, B: Kernels> DirectionalSink<'a, B> {
         Self { step, changes: vec![0.0; cotangents] }
     }
 
-    /// First-order change of log π of every branch of every group by the step, batch by batch.
+    /// First-order change of log π of every branch of every group by each of some steps, batch by batch: by group, step and branch.
     pub fn of_groups(
         model: &Decoder<B>,
         scope: &InScope,
         groups: &[&Group],
         batches: &[Vec<usize>],
-        step: &'a HashMap<String, FloatTensor<B>>,
-    ) -> Vec<Vec<f64>> {
+        steps: &'a [&'a HashMap<String, FloatTensor<B>>],
+    ) -> Vec<Vec<Vec<f64>>> {
         let requests = Request::all(groups.iter().copied());
         let mut out = vec![Vec::new(); groups.len()];
         for members in batches {
             let batch = Batch::new(members.iter().map(|&g| &requests[g]));
-            let mut sink = Self::new(step, batch.weights.len());
-            ForwardPass::new(model, scope, &batch, false).backward(&mut sink);
-            let mut changes = sink.changes.into_iter();
-            for &g in members {
-                out[g] = changes.by_ref().take(requests[g].cotangents.len()).collect();
+            let mut sinks: Vec<Self> = steps.iter().map(|step| Self::new(step, batch.weights.len())).collect();
+            let each = sinks.iter_mut().map(|sink| sink as &mut dyn Sink<B>).collect();
+            ForwardPass::new(model, scope, &batch, false).backward(&mut Tee(each));
+            for sink in sinks {
+                let mut changes = sink.changes.into_iter();
+                for &g in members {
+                    out[g].push(changes.by_ref().take(requests[g].cotangents.len()).collect());
+                }
             }
         }
         out
@@ -56,13 +59,14 @@ impl<'a, B: Kernels> DirectionalSink<'a, B> {
 impl<B: Kernels> Sink<B> for DirectionalSink<'_, B> {
     fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet) {
         for factor in factors {
-            let moved = B::matmul(x, &self.step[&factor.name], false, 1.0, None);
+            let Some(step) = self.step.get(&factor.name) else { continue };
+            let moved = B::matmul(x, step, false, 1.0, None);
             self.add_products(B::gather(&moved, &rows.index, None), factor.delta.clone(), &rows.offsets);
         }
     }
 
     fn vector(&mut self, name: &str, terms: &FloatTensor<B>, rows: &RowSet) {
-        let step = &self.step[name];
+        let Some(step) = self.step.get(name) else { return };
         let width = step.shape()[0];
         let row = B::reshape(step.clone(), [1, width]);
         self.add_products(terms.clone(), B::gather(&row, &vec![0; rows.rows()], None), &rows.offsets);
@@ -73,8 +77,9 @@ impl<B: Kernels> Sink<B> for DirectionalSink<'_, B> {
     }
 
     fn head(&mut self, name: &str, head: &HeadRows<'_, B>, _gram: Option<B::Pending>) {
+        let Some(step) = self.step.get(name) else { return };
         let vocabulary = head.scores.w.dims()[0];
-        let step = &B::reshape(self.step[name].clone(), [vocabulary, head.y.shape()[1]]);
+        let step = &B::reshape(step.clone(), [vocabulary, head.y.shape()[1]]);
         // Δ log p(target) of each row: Σ_v e_v Δz_v, Δz = y·Δᵀ
         let rows: Vec<usize> = (0..head.predictions.targets.len()).collect();
         let chunk_changes = head_in_chunks(head, &rows, |rows, y, logits| -> Vec<f64> {
@@ -95,7 +100,7 @@ impl<B: Kernels> Sink<B> for DirectionalSink<'_, B> {
     fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {
         let TableRows { delta, ids, .. } = *taken;
         let of_rows: Vec<u32> = rows.index.iter().map(|&row| ids[row as usize]).collect();
-        let step = B::gather(&self.step[&table.name], &of_rows, None);
-        self.add_products(step, delta.clone(), &rows.offsets);
+        let Some(step) = self.step.get(&table.name) else { return };
+        self.add_products(B::gather(step, &of_rows, None), delta.clone(), &rows.offsets);
     }
 }

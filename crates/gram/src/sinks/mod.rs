@@ -4,6 +4,7 @@
 mod directional;
 mod gradient;
 mod gram;
+mod metric;
 mod rows;
 mod sum;
 mod tee;
@@ -12,6 +13,7 @@ pub use directional::DirectionalSink;
 pub use gradient::GradientSink;
 pub use gram::Detail;
 pub(crate) use gram::{ByExpert, GramSink};
+pub(crate) use metric::MetricSink;
 pub(crate) use rows::RowSink;
 pub(crate) use sum::SumSink;
 pub(crate) use tee::Tee;

@@ -1,6 +1,6 @@
 //! objectives.parquet: what every objective would do to every pair, from the rows of pairs.parquet.
 use crate::error::{Error, Result};
-use crate::tables::pairs::{CONTRAST, MISMATCHED, PUBLIC, PartSums, TEXT, TextSums};
+use crate::tables::pairs::{CONTRAST, IN_METRIC, MISMATCHED, PUBLIC, PartSums, TEXT, TextSums};
 use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use std::path::Path;
@@ -15,6 +15,8 @@ pub struct Measured {
     pub logps: PairLogps,
     /// Inner products of the gradients.
     pub gram: PairGram,
+    /// The same in the metric of Adam's step, where it was measured.
+    pub in_metric: Option<PairGram>,
     /// Sums over contrast tokens, where they were measured.
     pub contrast: Option<PartSums>,
     /// Sums over the tokens up to the shorter response's length, where they were measured.
@@ -28,6 +30,15 @@ struct Row {
     pair: u64,
     objective: String,
     outcome: Outcome,
+    step: [f64; 2],
+    regime: Regime,
+    band_slack: Option<f64>,
+    in_metric: Option<InMetric>,
+}
+
+/// What a step in the metric of Adam's would do.
+#[derive(Clone, Copy)]
+struct InMetric {
     step: [f64; 2],
     regime: Regime,
     band_slack: Option<f64>,
@@ -60,6 +71,7 @@ fn read(pairs: &DataFrame) -> PolarsResult<Vec<Measured>> {
     let reference = optional(&["ref_logp_chosen", "ref_logp_rejected"])?;
     let renyi = optional(&["renyi_chosen", "renyi_rejected"])?;
     let mismatched = optional(&MISMATCHED)?;
+    let in_metric = optional(&IN_METRIC)?;
     let (contrast, public, text) = (optional(&CONTRAST)?, optional(&PUBLIC)?, optional(&TEXT)?);
     let row = |(i, pair): (usize, u64)| Measured {
         pair,
@@ -72,6 +84,7 @@ fn read(pairs: &DataFrame) -> PolarsResult<Vec<Measured>> {
             mismatched: at(mismatched.as_ref(), i),
         },
         gram: PairGram { ww: ww[i], wl: wl[i], ll: ll[i] },
+        in_metric: at(in_metric.as_ref(), i).map(|[ww, wl, ll]| PairGram { ww, wl, ll }),
         contrast: at(contrast.as_ref(), i).map(PartSums::of),
         public: at(public.as_ref(), i).map(PartSums::of),
         text: at(text.as_ref(), i).map(TextSums::of),
@@ -101,6 +114,7 @@ impl Row {
             step: changes.map(|[a, b]| a - b),
             regime: Regime::of(changes, rounding),
             band_slack,
+            in_metric: None,
         }
     }
 
@@ -108,7 +122,12 @@ impl Row {
     fn of(measured: &Measured, objective: &Objective, outcome: Outcome, rounding: Rounding) -> Self {
         let (gram, Outcome { d_w, d_l, .. }) = (measured.gram, outcome);
         let (changes, slack) = (gram.changes(d_w, d_l), gram.band_slack(d_w, d_l));
-        Self::new(measured.pair, objective, outcome, changes, slack, rounding)
+        let in_metric = measured.in_metric.map(|gram| {
+            let changes = gram.changes(d_w, d_l);
+            let (step, regime) = (changes.map(|[a, b]| a - b), Regime::of(changes, rounding));
+            InMetric { step, regime, band_slack: gram.band_slack(d_w, d_l) }
+        });
+        Self { in_metric, ..Self::new(measured.pair, objective, outcome, changes, slack, rounding) }
     }
 
     /// The row of coefficients of gradients over some of the tokens. The band is one of g_w and g_l, and says nothing here.
@@ -144,7 +163,7 @@ fn with_tail(measured: &Measured, public: &PartSums, alpha: f64) -> PartSums {
 }
 
 fn table(rows: &[Row]) -> DataFrame {
-    frame(vec![
+    let mut columns = vec![
         column("pair", rows, |r| r.pair),
         column("objective", rows, |r| r.objective.clone()),
         column("loss", rows, |r| r.outcome.loss),
@@ -154,7 +173,17 @@ fn table(rows: &[Row]) -> DataFrame {
         column("delta_l", rows, |r| r.step[1]),
         column("regime", rows, |r| r.regime.name().to_owned()),
         column("band_slack", rows, |r| r.band_slack),
-    ])
+    ];
+    // null for objectives that follow other gradients than those of both log-probabilities
+    if rows.iter().any(|r| r.in_metric.is_some()) {
+        columns.extend([
+            column("adam_delta_w", rows, |r| r.in_metric.map(|of| of.step[0])),
+            column("adam_delta_l", rows, |r| r.in_metric.map(|of| of.step[1])),
+            column("adam_regime", rows, |r| r.in_metric.map(|of| of.regime.name().to_owned())),
+            column("adam_band_slack", rows, |r| r.in_metric.and_then(|of| of.band_slack)),
+        ]);
+    }
+    frame(columns)
 }
 
 /// The rows of objectives that look at one pair at a time: pair by pair, in the objectives' order.

@@ -22,6 +22,8 @@ pub struct PairRow {
     pub edit_distance: u32,
     /// Inner products over all parameters in scope.
     pub gram: PairGram,
+    /// The same in the metric of Adam's step, where it was measured.
+    pub in_metric: Option<PairGram>,
     /// What else the same pass measured.
     pub companions: Companions,
     /// Of a pair of a larger group: the group's row, and which of its responses are chosen and rejected.
@@ -129,6 +131,9 @@ pub(crate) const PUBLIC: [&str; 8] = [
     "public_l_l",
 ];
 
+/// Names of the columns of [`PairRow::in_metric`].
+pub(crate) const IN_METRIC: [&str; 3] = ["adam_ww", "adam_wl", "adam_ll"];
+
 /// Names of the columns of [`TextSums`].
 pub(crate) const TEXT: [&str; 4] = ["text_logp", "text_tokens", "text_w", "text_l"];
 
@@ -202,6 +207,18 @@ pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
         column("rank_chosen", rows, |r| r.companions.rank[0]),
         column("rank_rejected", rows, |r| r.companions.rank[1]),
     ]);
+    if let Some(grams) = rows.iter().map(|r| r.in_metric).collect::<Option<Vec<_>>>() {
+        columns.extend([
+            column(IN_METRIC[0], &grams, |g| g.ww),
+            column(IN_METRIC[1], &grams, |g| g.wl),
+            column(IN_METRIC[2], &grams, |g| g.ll),
+            column("adam_cosine", &grams, |g| g.cosine()),
+            column("adam_norm_ratio", &grams, |g| g.norm_ratio()),
+            column("adam_band_low", &grams, |g| g.band().map(|band| band.0)),
+            column("adam_band_high", &grams, |g| g.band().map(|band| band.1)),
+            column("adam_regime_dpo", &grams, move |g| g.regime(1.0, 1.0, rounding).name().to_owned()),
+        ]);
+    }
     if rows.iter().any(|r| r.companions.routing.is_some()) {
         columns.push(column("routing_overlap", rows, |r| r.companions.routing.map(|of| of.0)));
         columns.push(column("router_ties", rows, |r| r.companions.routing.map(|of| of.1)));

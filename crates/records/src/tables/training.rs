@@ -47,9 +47,17 @@ pub struct Prediction {
     pub predicted: Vec<f64>,
     /// log π after the step less log π before.
     pub measured: Vec<f64>,
+    /// The part of `predicted` that the pair's own gradient makes, in Adam's metric of the step; `None` where groups are larger than pairs.
+    pub own: Option<Vec<f64>>,
+    /// The part of the other pairs of the batch.
+    pub others: Option<Vec<f64>>,
+    /// The part of earlier batches, by the first moments.
+    pub momentum: Vec<f64>,
+    /// The part of weight decay.
+    pub decay: Vec<f64>,
     /// What the pair's own Gram says of its share of a plain gradient step: the learning rate times the clipping over the
     /// number of pairs, times what a unit step on the pair alone does. `None` where no Gram was recorded.
-    pub own: Option<[f64; 2]>,
+    pub own_gram: Option<[f64; 2]>,
 }
 
 fn number(n: usize) -> u64 {
@@ -96,6 +104,10 @@ pub fn predictions(rows: &[Prediction]) -> DataFrame {
         column("branch", &each, |(_, k)| ["w", "l"][*k].to_owned()),
         column("predicted", &each, |(r, k)| r.predicted[*k]),
         column("measured", &each, |(r, k)| r.measured[*k]),
-        column("own_gram", &each, |(r, k)| r.own.map(|own| own[*k])),
+        column("own", &each, |(r, k)| r.own.as_ref().map(|own| own[*k])),
+        column("others", &each, |(r, k)| r.others.as_ref().map(|others| others[*k])),
+        column("momentum", &each, |(r, k)| r.momentum[*k]),
+        column("decay", &each, |(r, k)| r.decay[*k]),
+        column("own_gram", &each, |(r, k)| r.own_gram.map(|own| own[*k])),
     ])
 }

@@ -13,7 +13,7 @@ use crate::rates;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
-use tanglescope_gram::{Batch, Detail, Group, Request, batches_of, count, grams_in_batches};
+use tanglescope_gram::{Batch, Detail, Group, Request, Wanted, batches_of, count, grams_in_batches};
 use tanglescope_kernels::bench::{Case, Shapes, all, matrix};
 use tanglescope_kernels::cost::{self, Cost, Rates};
 use tanglescope_kernels::{DType, HeadCotangents, Kernels, as_index};
@@ -330,7 +330,7 @@ impl BenchOnDevice<'_> {
         }
         let run = || {
             let start = Instant::now();
-            drop(grams_in_batches(&model, &scope, &requests, &schedule, Detail::Parameters, |_| ()));
+            drop(grams_in_batches(&model, &scope, &requests, &schedule, &Wanted::plain(Detail::Parameters), |_| ()));
             start.elapsed().as_secs_f64()
         };
         run();

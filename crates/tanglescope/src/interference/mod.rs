@@ -184,12 +184,14 @@ impl OnModel for InterferenceOnModel<'_> {
         rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
         let reference = objectives.reference.load(asked, model, listener)?;
+        let metric = measures.metric(asked, model, &scope, listener)?;
         let extras = measures.extras(rows, &model.description, listener)?;
         let memo = ReferenceLogps::default();
         let measurement = Measurement {
             asked,
             objectives: &objectives,
             reference: &reference,
+            metric: metric.as_ref(),
             memo: &memo,
             tokenizer: rows.tokenizer.as_ref(),
             extras: &extras,

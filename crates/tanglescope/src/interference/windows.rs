@@ -213,7 +213,7 @@ impl<'a, B: Kernels> Between<'a, B> {
             let read = self.files.read(at, rows, self.dtype, &setup.model.device)?;
             return Ok((items, read));
         }
-        let kept = Kept { metric: None, dtype: self.dtype };
+        let kept = Kept { metric: setup.metric(), dtype: self.dtype };
         let (measured, part) = (&self.measured[window.side], window.rows.start / ROWS_PER_PART);
         let gradients = match self.plan.pairs_per_window == ROWS_PER_PART && !measured.has(part) {
             false => setup.gradients(&items, &kept),

@@ -14,6 +14,7 @@ use crate::data;
 use crate::device::dtype_name;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
+use crate::metric::LoadedMetric;
 use crate::model::Model;
 use crate::options::Destination;
 use crate::placement::Placement;
@@ -47,6 +48,8 @@ pub struct Measurement<'a, B: Kernels> {
     pub objectives: &'a Objectives,
     /// The reference.
     pub reference: &'a LoadedReference<B>,
+    /// A metric that products are taken in too.
+    pub metric: Option<&'a LoadedMetric<B>>,
     /// What is known of it already.
     pub memo: &'a ReferenceLogps,
     /// Turns ids back into text.
@@ -83,6 +86,7 @@ impl<B: Kernels> Measurement<'_, B> {
         let identity = AnalysisIdentity {
             all_pairs: extras.all_pairs,
             probes: extras.probes_identity(),
+            metric: self.metric.map(|metric| metric.identity.clone()),
             ..identity(
                 asked,
                 data,
@@ -166,6 +170,7 @@ pub fn identity(
         beside,
         all_pairs: false,
         probes: None,
+        metric: None,
     })
 }
 
@@ -195,10 +200,10 @@ pub fn open(
     let (adapter, device) = (asked.adapter_folder(), asked.device.to_string());
     let manifest = match manifest::read::<AnalysisManifest>(out)? {
         Some(mut manifest) => {
-            // a folder of `tokens` leaves reference, what objectives ask for, and probes open; the first analysis sets them
+            // a folder of `tokens` leaves reference, what objectives ask for, probes and metric open; the first analysis sets them
             if Table::at(out, tables::PAIRS).parts()?.is_empty() {
-                let AnalysisIdentity { reference, beside, probes, .. } = identity.clone();
-                manifest.identity = AnalysisIdentity { reference, beside, probes, ..manifest.identity };
+                let AnalysisIdentity { reference, beside, probes, metric, .. } = identity.clone();
+                manifest.identity = AnalysisIdentity { reference, beside, probes, metric, ..manifest.identity };
             }
             same_run(&manifest, &identity, out)?;
             if !manifest.devices.contains(&device) {

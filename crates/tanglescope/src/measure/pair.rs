@@ -70,6 +70,7 @@ impl MeasuredPair<'_> {
             reference: reference.map(|of| branches.map(|k| of[k].iter().sum())),
             edit_distance: as_index(strsim::generic_levenshtein(chosen, rejected)),
             gram,
+            in_metric: result.in_metric.as_ref().map(|gram| PairGram::of(&part_of(gram, &self.branches))),
             companions: Companions {
                 hidden: [hidden[0], hidden[1], hidden[3]],
                 entropy: branches.map(|k| average(&result.companions.entropies[k])),

@@ -8,8 +8,8 @@ use crate::listener::{Amount, Listener, advance};
 use crate::reference::LoadedReference;
 use tanglescope_data::Dataset;
 use tanglescope_gram::{
-    Cotangent, Detail, Gradients, Group, GroupResult, Kept, MeanGradients, Request, Schedule, batches_of, grams_across,
-    grams_in_batches, token_logps_in_batches,
+    Cotangent, Detail, Gradients, Group, GroupResult, Kept, MeanGradients, Metric, Request, Schedule, Wanted,
+    batches_of, grams_across, grams_in_batches, token_logps_in_batches,
 };
 use tanglescope_kernels::{Kernels, as_index};
 use tanglescope_model::{Decoder, InScope, Parameter};
@@ -64,7 +64,8 @@ impl<B: Kernels> Setup<'_, B> {
         let requests = Self::requests(window, &masks);
         let schedule = self.schedule(&requests);
         let done = advances(self.of.listener, &requests);
-        let results = grams_in_batches(self.model, self.scope, &requests, &schedule, Detail::Parameters, done);
+        let wanted = Wanted { detail: Detail::Parameters, metric: self.metric() };
+        let results = grams_in_batches(self.model, self.scope, &requests, &schedule, &wanted, done);
         self.rows(part, window, &masks, &results)
     }
 
@@ -85,6 +86,11 @@ impl<B: Kernels> Setup<'_, B> {
         let schedule = self.schedule(&requests);
         let done = advances(self.of.listener, &requests);
         Gradients::form(self.model, self.scope, &requests, kept, &schedule, grams, done)
+    }
+
+    /// The metric that products are taken in too.
+    pub fn metric(&self) -> Option<&Metric<B>> {
+        self.of.metric.map(|of| &of.metric)
     }
 
     /// Masks of the parts of responses that are summed apart, for each pair of an item.
@@ -155,7 +161,8 @@ impl<B: Kernels> Setup<'_, B> {
                 let row = pair.row(result, self.scope, self.model.description.layers() - 1);
                 let numbers =
                     part_of(&result.total(), &pair.which).into_iter().chain([row.logp_chosen, row.logp_rejected]);
-                if !numbers.chain(row.reference.into_iter().flatten()).all(f64::is_finite) {
+                let of_metric = row.in_metric.into_iter().flat_map(|PairGram { ww, wl, ll }| [ww, wl, ll]);
+                if !numbers.chain(row.reference.into_iter().flatten()).chain(of_metric).all(f64::is_finite) {
                     return Err(Error::overflow(item.row, "a log-probability or inner product"));
                 }
                 rows.pairs.push(row);

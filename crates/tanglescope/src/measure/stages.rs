@@ -159,9 +159,10 @@ impl Measured {
 }
 
 impl Measured {
-    /// The Gram of each pair of a part.
+    /// The Gram of each pair of a part, in the metric where there is one.
     pub fn grams(&self, part: usize) -> Result<Vec<PairGram>> {
-        Ok(objectives::measured(&self.pairs.read(part)?)?.into_iter().map(|of| of.gram).collect())
+        let rows = objectives::measured(&self.pairs.read(part)?)?;
+        Ok(rows.into_iter().map(|of| of.in_metric.unwrap_or(of.gram)).collect())
     }
 }
 

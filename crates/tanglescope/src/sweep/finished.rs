@@ -2,6 +2,7 @@
 use super::jobs::Job;
 use crate::error::Result;
 use crate::measure::{done, has_followed, identity, same_run};
+use crate::metric::{self, MetricChoice};
 use crate::model::Model;
 use crate::shard::Shard;
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ impl Hashes {
     }
 
     /// What the manifest of a job says, found without loading its model.
-    fn identity(&mut self, job: &Job<'_>, asked: &Model) -> Result<AnalysisIdentity> {
+    fn identity(&mut self, job: &Job<'_>, asked: &Model, metric: MetricChoice) -> Result<AnalysisIdentity> {
         let adapter = match &asked.adapter {
             AdapterSource::Saved(folder) => Some(adapter_hash(folder)?),
             _ => None,
@@ -32,7 +33,9 @@ impl Hashes {
         let objectives = &job.run.objectives;
         let reference = objectives.reference.identity(|folder| self.model(folder))?;
         let model = self.model(&asked.folder)?;
-        identity(asked, job.data, [Some(&model), adapter.as_ref()], reference, objectives.beside())
+        let hashes = [Some(&model), adapter.as_ref()];
+        let identity = identity(asked, job.data, hashes, reference, objectives.beside())?;
+        Ok(AnalysisIdentity { metric: metric::identity((metric, None), asked)?, ..identity })
     }
 }
 
@@ -44,13 +47,18 @@ pub fn has_everything(job: &Job<'_>, mean: bool) -> Result<bool> {
 
 /// Whether a job was finished as what it is now. Only what has all its parts is looked at by content, which takes reading a
 /// whole model; a job of which something is missing is compared when its model is loaded.
-pub fn finished(job: &Job<'_>, asked: &Model, mean: bool, hashes: &mut Hashes) -> Result<bool> {
+pub fn finished(
+    job: &Job<'_>,
+    asked: &Model,
+    (metric, mean): (MetricChoice, bool),
+    hashes: &mut Hashes,
+) -> Result<bool> {
     let Some(manifest) = manifest::read::<AnalysisManifest>(&job.out)? else { return Ok(false) };
     if !has_everything(job, mean)? {
         return Ok(false);
     }
     // read errors are reported when the job's model is loaded
-    let Ok(identity) = hashes.identity(job, asked) else { return Ok(false) };
+    let Ok(identity) = hashes.identity(job, asked, metric) else { return Ok(false) };
     same_run(&manifest, &identity, &job.out)?;
     let objectives = job.run.objectives.names();
     Ok(objectives.is_empty() || manifest.objectives == objectives)

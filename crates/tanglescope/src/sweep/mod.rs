@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Amount, Listener, begin};
 use crate::measure::{Extras, Measurement, ReferenceLogps, done, work};
+use crate::metric::{self, MetricChoice};
 use crate::model::Model;
 use crate::options::{Destination, Measured, ObjectiveChoice, ReferenceModel, RowOptions};
 use crate::records::make_folder;
@@ -48,6 +49,8 @@ pub struct SweepOptions {
     pub pairs: Option<usize>,
     /// What one step on a loss would do to every pair.
     pub objectives: Vec<ObjectiveChoice>,
+    /// Also in the metric of the optimizer's step, by the state that each checkpoint has.
+    pub metric: MetricChoice,
     /// Also the Gram of the mean gradients over all pairs.
     pub mean_gradients: bool,
     /// Reference model of objectives that use one; the base under adapters, the start for runs of `train`, else none.
@@ -59,6 +62,11 @@ pub struct SweepOptions {
 }
 
 impl SweepOptions {
+    /// The metric of a checkpoint: before the first step there is none.
+    fn metric_of(&self, step: usize) -> MetricChoice {
+        if step == 0 { MetricChoice::Gradient } else { self.metric }
+    }
+
     /// Runs on data sets, each called by its folder or file, with all defaults.
     ///
     /// # Errors
@@ -74,6 +82,7 @@ impl SweepOptions {
             rows: RowOptions::default(),
             pairs: None,
             objectives: Vec::new(),
+            metric: MetricChoice::Gradient,
             mean_gradients: false,
             reference: None,
             shard: Shard::WHOLE,
@@ -269,7 +278,8 @@ impl OnDevice for SweepOnDevice<'_> {
         let mut models = before.map_or_else(Models::<B>::default, |models| *models);
         for jobs in self.jobs.chunk_by(|a, b| std::ptr::eq(a.checkpoint, b.checkpoint)) {
             let asked = jobs[0].model(self.template);
-            let is_finished = |job| finished(job, &asked, options.mean_gradients, &mut hashes);
+            let wanted = (options.metric_of(jobs[0].checkpoint.step), options.mean_gradients);
+            let is_finished = |job| finished(job, &asked, wanted, &mut hashes);
             let states: Vec<bool> = jobs.iter().map(is_finished).collect::<Result<_>>()?;
             jobs.iter()
                 .zip(&states)
@@ -330,10 +340,25 @@ impl SweepOnDevice<'_> {
         let Some(HeldReference { loaded: reference, memo, .. }) = &models.reference else {
             unreachable!("a reference was just put there")
         };
+        let metric = options.metric_of(checkpoint.step);
+        if metric != options.metric {
+            let at = format!("run `{}`, step {}", run.run.name, checkpoint.step);
+            listener.left_out(&format!(
+                "{at}: no optimizer has seen a gradient yet, so that there are plain products alone"
+            ));
+        }
+        let metric = match metric::load((metric, None), asked, model, &scope, *listener) {
+            Ok(metric) => metric,
+            Err(error) => {
+                listener.left_out(&format!("left out: {error}"));
+                return Ok(vec![format!("run `{}`, step {}", run.run.name, checkpoint.step)]);
+            }
+        };
         let measurement = Measurement {
             asked,
             objectives: &run.objectives,
             reference,
+            metric: metric.as_ref(),
             memo,
             tokenizer: run.texts.tokenizer.as_ref(),
             extras: &Extras { mean_gradients: options.mean_gradients, ..Extras::default() },
