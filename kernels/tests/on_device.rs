@@ -271,6 +271,34 @@ fn half_of<'a, B: Kernels>((rows, w): (&Range<usize>, &'a FloatTensor<B>)) -> St
     Stretch { rows: rows.clone(), w: Weight::Plain(w), scale: 0.5 }
 }
 
+/// Rows of two matrices at places of their own.
+fn placed_rows<B: Kernels>((mine, theirs): (&TwoOf<B>, &TwoOf<Flex>), rows: usize) {
+    let (below, above): (Vec<u32>, Vec<u32>) =
+        (0..2 * u32::try_from(rows).unwrap()).rev().partition(|row| row % 2 == 0);
+    let (below, above) = (&below[..rows], &above[..rows]);
+    let parts = (mine.0.clone(), mine.1.clone(), theirs.0.clone(), theirs.1.clone());
+    let got = B::place_rows(&[(parts.0, above), (parts.1, below)], 2 * rows + 1);
+    same::<B>(&got, &Flex::place_rows(&[(parts.2, above), (parts.3, below)], 2 * rows + 1));
+}
+
+/// Gradients of some cotangents and their products.
+fn gradients_of_cotangents<B: Kernels>(
+    (x, delta): (&FloatTensor<B>, &FloatTensor<B>),
+    (of_x, of_delta): (&FloatTensor<Flex>, &FloatTensor<Flex>),
+    set: &RowSet,
+    dtype: DType,
+) {
+    // the same for each cotangent, of which one has no rows, and products of the gradients
+    let got = B::weight_gradients(x, delta, set, &[2, 1, 0]);
+    let want = Flex::weight_gradients(of_x, of_delta, set, &[2, 1, 0]);
+    same::<B>(&got, &want);
+    let (got, want) = (B::row_products(&got, &got), Flex::row_products(&want, &want));
+    close(&got, &want, 10.0 * tolerance(dtype));
+}
+
+/// A matrix and another.
+type TwoOf<B> = (FloatTensor<B>, FloatTensor<B>);
+
 fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
     for (seed, rows, heads, half) in [(1, 1, 1, 1), (2, 7, 3, 5), (3, 70, 2, 150), (4, 33, 4, 8)] {
         let mut random = Random::new(seed);
@@ -345,12 +373,7 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
         }
         same::<B>(&B::gather(&mine.0, &index, Some(&weights)), &Flex::gather(&theirs.0, &index, Some(&weights)));
         same::<B>(&B::scatter_add(&md, &index, rows + 2), &Flex::scatter_add(&fd, &index, rows + 2));
-        let (below, above): (Vec<u32>, Vec<u32>) =
-            (0..2 * u32::try_from(rows).unwrap()).rev().partition(|row| row % 2 == 0);
-        let (below, above) = (&below[..rows], &above[..rows]);
-        let parts = (mine.0.clone(), mine.1.clone(), theirs.0.clone(), theirs.1.clone());
-        let got = B::place_rows(&[(parts.0, above), (parts.1, below)], 2 * rows + 1);
-        same::<B>(&got, &Flex::place_rows(&[(parts.2, above), (parts.3, below)], 2 * rows + 1));
+        placed_rows::<B>((&mine, &theirs), rows);
         let cut = [d / 2, d - d / 2];
         let parts = (B::split_columns(&mine.0, &cut), Flex::split_columns(&theirs.0, &cut));
         parts.0.iter().zip(&parts.1).for_each(|(a, b)| same::<B>(a, b));
@@ -376,12 +399,7 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
         let used = rows / 2..rows;
         let got = B::weight_gradient(&mine.0, &mine.1, used.clone());
         same::<B>(&got, &Flex::weight_gradient(&theirs.0, &theirs.1, used));
-        // the same for each cotangent, of which one has no rows, and products of the gradients
-        let got = B::weight_gradients(&mine.0, &md, &set, &[2, 1, 0]);
-        let want = Flex::weight_gradients(&theirs.0, &fd, &set, &[2, 1, 0]);
-        same::<B>(&got, &want);
-        let (got, want) = (B::row_products(&got, &got), Flex::row_products(&want, &want));
-        close(&got, &want, 10.0 * tolerance(dtype));
+        gradients_of_cotangents::<B>((&mine.0, &md), (&theirs.0, &fd), &set, dtype);
     }
 }
 

@@ -14,6 +14,7 @@ log π(chosen) and log π(rejected) pull on each other, and what every margin-ba
 | `rows` | preference data as the tokens that are measured |
 | `analyze` | log-probabilities and inner products of every pair |
 | `tokens` | inner products of the gradients of single response tokens |
+| `interference` | inner products of the gradients of different pairs |
 | `gram` | inner products of any responses to a prompt |
 | `sweep` | every checkpoint of runs on data sets |
 | `train` | training on any objective, with every step's entanglement |
@@ -24,7 +25,7 @@ log π(chosen) and log π(rejected) pull on each other, and what every margin-ba
 `tanglescope.trl` has a callback for TRL's trainers, `tanglescope.ray` a sweep on a Ray cluster.
 """
 
-from ._calls import Sweep, analyze, devices, gram, inspect, sweep, tokens, train, verify
+from ._calls import Sweep, analyze, devices, gram, inspect, interference, sweep, tokens, train, verify
 from ._errors import DeviceError, InputError, TanglescopeError, Unsupported
 from ._model import Model
 from ._native import version as __version__
@@ -32,6 +33,7 @@ from ._objective import Objective, Outcome, objectives
 from ._progress import Progress
 from ._records import (
     Analysis,
+    Interference,
     Records,
     Report,
     SweepRecords,
@@ -52,6 +54,7 @@ __all__ = [
     "DeviceError",
     "Ids",
     "InputError",
+    "Interference",
     "Model",
     "Objective",
     "Outcome",
@@ -72,6 +75,7 @@ __all__ = [
     "devices",
     "gram",
     "inspect",
+    "interference",
     "objective",
     "objectives",
     "open",

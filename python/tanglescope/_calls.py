@@ -17,12 +17,13 @@ from ._errors import InputError, TanglescopeError
 from ._model import Derivative, Dtype, Model, PathLike, device_words
 from ._objective import Objective
 from ._progress import Listener, ProgressLike
-from ._records import Analysis, SweepRecords, Tokens, Training
+from ._records import Analysis, Interference, SweepRecords, Tokens, Training
 from ._rows import Rows
 from ._rows import rows as read_rows
 from ._words import words
 
 ObjectiveLike = str | Objective
+Metric = Literal["gradient", "adam"]
 #: A reference model: `base` (without the adapter), `self`, the folder or hub name of a model or of an adapter, or a `Model`.
 ReferenceLike = str | os.PathLike[str] | Model | None
 
@@ -84,6 +85,8 @@ def analyze(
     lora_targets: Sequence[str] | None = None,
     seed: int = 0,
     mean_gradients: bool = False,
+    metric: Metric = "gradient",
+    optimizer: PathLike | None = None,
     all_pairs: bool = False,
     group_objectives: str | Sequence[str] | None = None,
     probe: PathLike | None = None,
@@ -102,6 +105,8 @@ def analyze(
         progress: None, True for a bar, or a function that is called with a `Progress`.
         lora_r, lora_alpha, lora_targets, seed: The fresh adapter of scope `lora` where the model has none.
         mean_gradients: Also the Gram of the mean gradients over all pairs.
+        metric: `adam`: also in the metric of Adam's step, by the state of the optimizer; its columns begin with `adam_`.
+        optimizer: optimizer.safetensors or optimizer.pt, or the folder of a checkpoint that has one; the adapter's or the model's where not given.
         all_pairs: Of rows with more than two responses, every pair of a better and a worse one.
         group_objectives: Losses over groups, such as `grpo`.
         probe: File of texts whose predicted change under every pair's step is wanted.
@@ -116,6 +121,8 @@ def analyze(
         objective=_names(objectives),
         reference=None if isinstance(reference, Model) else reference,
         mean_gradients=mean_gradients,
+        metric=metric,
+        optimizer=optimizer,
         all_pairs=all_pairs,
         group_objective=group,
         probe=probe,
@@ -129,6 +136,76 @@ def analyze(
     finally:
         listener.close()
     return Analysis(folder, temporary)
+
+
+def interference(
+    model: Model,
+    data: Rows | DataLike,
+    *,
+    scope: str = "lora",
+    objectives: ObjectiveLike | Sequence[ObjectiveLike] | None = None,
+    reference: ReferenceLike = None,
+    metric: Metric = "gradient",
+    optimizer: PathLike | None = None,
+    pairs: Sequence[int] | None = None,
+    against: PathLike | None = None,
+    by_layer: bool = False,
+    batch_size: int | None = None,
+    batches: PathLike | Sequence[Sequence[int]] | None = None,
+    keep: Dtype | None = None,
+    out: PathLike | None = None,
+    shard: str | None = None,
+    progress: ProgressLike = None,
+    lora_r: int = 16,
+    lora_alpha: float | None = None,
+    lora_targets: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Interference:
+    """Measures the inner products between the gradients of all pairs: what a step on one does to another. `interference(model, rows).matrix` is the Gram of
+    all responses.
+
+    Args:
+        pairs: Only these rows, by number.
+        against: A second data set: how its pairs and those of the first meet.
+        by_layer: Also by transformer block.
+        batch_size: Predict steps on batches of so many pairs, drawn as a first epoch of `train` draws them.
+        batches: Predict steps on these: lists of rows, a file with a list a line, or the folder of a run of `train`.
+        keep: Number type that gradients are kept in until they meet.
+
+    The other arguments are those of `analyze`.
+    """
+    model, rows = _model(model), _rows(data, model)
+    folder, temporary = _place(out)
+    _fresh_folder(model, folder)
+    listener = Listener(progress)
+    with tempfile.TemporaryDirectory(prefix="tanglescope-") as passing:
+        given = batches if batches is None or isinstance(batches, (str, os.PathLike)) else _lines(batches, passing)
+        said = _fresh(scope, lora_r, lora_alpha, lora_targets, seed) + words(
+            objective=_names(objectives),
+            reference=None if isinstance(reference, Model) else reference,
+            metric=metric,
+            optimizer=optimizer,
+            pairs=None if pairs is None else [int(of) for of in pairs],
+            against=against,
+            by_layer=by_layer,
+            batch_size=batch_size,
+            batches=given,
+            keep=keep,
+        )
+        try:
+            live = reference._engine if isinstance(reference, Model) else None
+            model._engine.interference(rows._native, said, live, folder, shard, listener)
+        finally:
+            listener.close()
+    return Interference(folder, temporary)
+
+
+def _lines(batches: Sequence[Sequence[int]], folder: str) -> str:
+    """Batches as a file with a list a line."""
+    path = os.path.join(folder, "batches.jsonl")
+    with open(path, "w") as file:
+        file.writelines(json.dumps([operator.index(of) for of in batch]) + "\n" for batch in batches)
+    return path
 
 
 def tokens(
@@ -292,6 +369,7 @@ def sweep(
     pairs: int | None = None,
     shard: str | None = None,
     mean_gradients: bool = False,
+    metric: Metric = "gradient",
     dtype: Dtype = "f32",
     device: str | None = "auto",
     memory: float | str | None = None,
@@ -329,6 +407,7 @@ def sweep(
             pairs=pairs,
             shard=shard,
             mean_gradients=mean_gradients,
+            metric=metric,
             dtype=dtype,
             padding_row=padding_row,
             dora_norm=dora_norm,

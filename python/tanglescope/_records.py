@@ -235,6 +235,58 @@ class Tokens(Records):
         return self[0]._repr_html_()
 
 
+class Interference(Analysis):
+    """What `interference` found: an `Analysis` of the pairs, and how they meet."""
+
+    @property
+    def couples(self) -> pl.DataFrame:
+        """One row every two pairs, and a pair with itself: `a`, `b`, and the products `ww`, `wl`, `lw`, `ll`; the first letter is the response of `a`."""
+        return self._needed("interference", "interference")
+
+    @property
+    def against(self) -> pl.DataFrame:
+        """The same of a pair of the data and a pair of the second data set."""
+        return self._needed("against", "interference with `against`")
+
+    @property
+    def effects(self) -> pl.DataFrame:
+        """One row a pair and objective: what steps on itself and on others do to it, from which batch size on others turn its sign, and its `harm`."""
+        return self._needed("effects", "interference with `objectives`")
+
+    @property
+    def batch_sizes(self) -> pl.DataFrame:
+        """One row an objective and size of random batches."""
+        return self._needed("batch_sizes", "interference with `objectives`")
+
+    @property
+    def drags(self) -> pl.DataFrame:
+        """The ten pairs that pull a pair's chosen response down most, and the ten whose it pulls down."""
+        return self._needed("drags", "interference with `objectives`")
+
+    @property
+    def batches(self) -> pl.DataFrame:
+        """One row a batch, objective and pair: its own part and that of the others."""
+        return self._needed("batches", "interference with `objectives` and `batches` or `batch_size`")
+
+    @property
+    def spectrum(self) -> pl.DataFrame:
+        """The eigenvalues of the Gram of all responses, the largest first."""
+        return self._needed("spectrum", "interference")
+
+    @property
+    def matrix(self) -> Any:
+        """The Gram of all responses as a NumPy array `[2N, 2N]` of f64: chosen and rejected of each pair in turn, in the order of `pairs`."""
+        import numpy as np
+
+        place = {pair: at for at, pair in enumerate(self.pairs["pair"].to_list())}
+        found = np.zeros((2 * len(place), 2 * len(place)))
+        couples = self.couples
+        a, b = (np.array([2 * place[pair] for pair in couples[name].to_list()]) for name in ("a", "b"))
+        for at, name in enumerate(("ww", "wl", "lw", "ll")):
+            found[a + at // 2, b + at % 2] = found[b + at % 2, a + at // 2] = couples[name].to_numpy()
+        return found
+
+
 class SweepRecords(Records):
     """Records of a sweep: one `Analysis` a run, step and data set."""
 

@@ -255,3 +255,28 @@ def test_results_show_themselves(model: ts.Model, pairs: list[dict[str, Any]]) -
     heat = ts.tokens(model, rows[0])._repr_html_()
     assert heat.count("<td") == len(rows.ids(0).chosen) * len(rows.ids(0).rejected)
     assert "row 0" in rows._repr_html_() and "Rows: 6 rows" in repr(rows)
+
+
+def test_interference_is_the_gram_of_all_responses(model: ts.Model, demo: Path, tmp_path: Path) -> None:
+    rows = ts.rows(demo / "single.jsonl", model)[:3]
+    found = ts.interference(model, rows, objectives="simpo", batches=[[0, 1], [2]], by_layer=True, out=tmp_path / "out")
+    matrix = found.matrix
+    n = len(found.pairs)
+    assert matrix.shape == (2 * n, 2 * n) and np.array_equal(matrix, matrix.T)
+    assert np.array_equal(np.diag(matrix)[0::2], found.pairs["ww"].to_numpy())
+    assert np.array_equal(np.diag(matrix, 1)[0::2], found.pairs["wl"].to_numpy())
+    # a step on a batch, by hand: 1/|B| Σ (d_w g_w − d_l g_l)
+    d = {pair: (d_w, d_l) for pair, d_w, d_l in found.objectives.select("pair", "d_w", "d_l").iter_rows()}
+    numbers = found.pairs["pair"].to_list()
+    weights = np.zeros(2 * n)
+    for pair in (0, 1):
+        at = numbers.index(pair)
+        weights[2 * at], weights[2 * at + 1] = d[pair][0] / 2, -d[pair][1] / 2
+    step = matrix @ weights
+    of_batch = found.batches.filter(found.batches["batch"] == 0)
+    moved = (of_batch["own_w"] + of_batch["others_w"]).to_numpy()
+    assert np.allclose(moved, step[0::2], rtol=1e-9, atol=1e-12 * np.abs(step).max())
+    assert found.spectrum["eigenvalue"].sum() == pytest.approx(np.trace(matrix))
+    assert set(found.effects["pair"]) == set(numbers) and found.batch_sizes["batch_size"].max() == n
+    with pytest.raises(ts.InputError, match="optimizer"):
+        ts.analyze(model, rows, metric="adam")

@@ -347,3 +347,88 @@ fn the_metric_of_a_run_of_train() {
         assert!(refused.contains(says), "{refused}");
     }
 }
+
+/// What batches do to pairs, against the sum over the couples' products; the spectrum against the trace.
+#[test]
+fn steps_on_batches_are_sums_over_their_pairs() {
+    let of = Folder::new();
+    std::fs::write(of.path("batches.jsonl"), "[0, 5, 9]\n[3]\n").unwrap();
+    let batches = of.path("batches.jsonl").display().to_string();
+    let more = [
+        "--limit",
+        "20",
+        "--objective",
+        "simpo",
+        "--objective",
+        "sft_batch",
+        "--objective",
+        "sparse_hard",
+        "--reference",
+        "self",
+        "--batches",
+        &batches,
+    ];
+    let said = succeed(of.words("interference", "pairs.jsonl", "out", &more));
+    assert!(said.contains("effective rank"), "{said}");
+    let out = of.path("out");
+    let found = of.couples("out", tables::INTERFERENCE);
+    let outcomes = Table::at(&out, tables::OBJECTIVES);
+    let mut d: HashMap<(String, u64), [f64; 2]> = HashMap::new();
+    for part in outcomes.parts().unwrap() {
+        let rows = outcomes.read(part.file_stem().unwrap().to_str().unwrap().parse().unwrap()).unwrap();
+        let column = |name: &str| rows.column(name).unwrap().f64().unwrap().iter().flatten().collect::<Vec<f64>>();
+        let (d_w, d_l) = (column("d_w"), column("d_l"));
+        let pairs: Vec<u64> = rows.column("pair").unwrap().u64().unwrap().iter().flatten().collect();
+        for (row, name) in rows.column("objective").unwrap().str().unwrap().iter().enumerate() {
+            d.insert((name.unwrap().to_owned(), pairs[row]), [d_w[row], d_l[row]]);
+        }
+    }
+    let at = |a: u64, b: u64| match a <= b {
+        true => found[&(a, b)],
+        false => {
+            let [ww, wl, lw, ll] = found[&(b, a)];
+            [ww, lw, wl, ll]
+        }
+    };
+    let rows = Table::at(&out, tables::BATCHES).read(0).unwrap();
+    // of the loss on contrast tokens alone there are no products between pairs
+    assert_eq!(rows.height(), 2 * 2 * 20);
+    let column = |name: &str| rows.column(name).unwrap().f64().unwrap().iter().flatten().collect::<Vec<f64>>();
+    let numbers = |name: &str| rows.column(name).unwrap().u64().unwrap().iter().flatten().collect::<Vec<u64>>();
+    let (own, others, pairs, batch) = (column("own_w"), column("others_w"), numbers("pair"), numbers("batch"));
+    for (row, name) in rows.column("objective").unwrap().str().unwrap().iter().enumerate() {
+        let members: &[u64] = if batch[row] == 0 { &[0, 5, 9] } else { &[3] };
+        let part = |b: &u64| {
+            let ([d_w, d_l], [ww, wl, ..]) = (d[&(name.unwrap().to_owned(), *b)], at(pairs[row], *b));
+            (d_w * ww - d_l * wl) / members.len() as f64
+        };
+        let (itself, rest): (Vec<u64>, Vec<u64>) = members.iter().partition(|b| **b == pairs[row]);
+        let (want_own, want_others): (f64, f64) = (itself.iter().map(part).sum(), rest.iter().map(part).sum());
+        let size: f64 = members.iter().map(|b| part(b).abs()).sum();
+        assert!((own[row] - want_own).abs() <= 1e-12 * size && (others[row] - want_others).abs() <= 1e-12 * size);
+    }
+    let eigenvalues = reals(&out, tables::SPECTRUM, "eigenvalue");
+    let trace: f64 = (0..20).map(|pair| at(pair, pair)[0] + at(pair, pair)[3]).sum();
+    assert_eq!(eigenvalues.len(), 40);
+    assert!((eigenvalues.iter().sum::<f64>() - trace).abs() <= 1e-12 * trace);
+    for (text, says) in [
+        ("[0, 20]", "--batches 20: is the number of no usable row"),
+        ("[]", "is a batch of nothing"),
+        ("0, 1", "line 1"),
+    ] {
+        std::fs::write(of.path("batches.jsonl"), text).unwrap();
+        let refused = error_line(&run(of.words("interference", "pairs.jsonl", "out", &more)));
+        assert!(refused.contains(says), "{refused}");
+    }
+    // a run of train names its own
+    let run = of.path("run").display().to_string();
+    succeed(of.words(
+        "train",
+        "pairs.jsonl",
+        "run",
+        &["--objective", "dpo", "--max-steps", "2", "--batch-size", "3", "--limit", "20"],
+    ));
+    let more = ["--limit", "20", "--objective", "simpo", "--batches", &run];
+    succeed(of.words("interference", "pairs.jsonl", "steps", &more));
+    assert_eq!(Table::at(&of.path("steps"), tables::BATCHES).read(0).unwrap().height(), 2 * 20);
+}

@@ -2,20 +2,24 @@
 //! `tanglescope_records`; nothing here computes with a model.
 mod comparison;
 mod experts;
+mod interference;
 mod metrics;
 mod official;
 mod params;
 mod relations;
+mod spectrum;
 pub mod statistics;
 mod summary;
 mod tokens;
 
 pub use comparison::{Comparison, compare};
 pub use experts::experts;
+pub use interference::{Coefficients, Effects};
 pub use metrics::{derived, digest, metrics, outcomes, regimes};
 pub use official::official;
 pub use params::{By, means, params};
 pub use relations::{bins, outliers, relations};
+pub use spectrum::Spectrum;
 pub use summary::Summary;
 pub use tanglescope_records::{Error, Result};
 pub use tokens::Shares;

@@ -103,7 +103,7 @@ impl Tensors {
     /// Tensors of one file, whose names are not in it.
     pub(crate) fn of_file(path: &Path, tensors: Vec<(String, Stored)>) -> Self {
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
-        Self { folder, files: vec![path.to_owned()], by_name: tensors.into_iter().collect(), ..Self::default() }
+        Self { folder, files: vec![path.to_owned()], by_name: tensors.into_iter().collect() }
     }
 
     /// Tensors that another library holds in memory, by name and shape; `called` is what complaints call them.

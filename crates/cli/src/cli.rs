@@ -350,6 +350,18 @@ pub struct Interference {
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
     #[command(flatten)]
+    pub measures: CoupleMeasures,
+    /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<String>,
+    #[command(flatten)]
+    pub dry: DryRun,
+}
+
+/// What `interference` finds of every pair, and of every two.
+#[derive(Args, Clone, Debug)]
+pub struct CoupleMeasures {
+    #[command(flatten)]
     pub found: PairMeasures,
     /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
     /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
@@ -361,11 +373,6 @@ pub struct Interference {
     pub optimizer: Option<PathBuf>,
     #[command(flatten)]
     pub between: BetweenMeasures,
-    /// Do only the I-th of N parts of the work; the parts may run at once, anywhere, and into one folder
-    #[arg(long, value_name = "I/N")]
-    pub shard: Option<String>,
-    #[command(flatten)]
-    pub dry: DryRun,
 }
 
 /// What `interference` finds of every two pairs.
@@ -381,6 +388,12 @@ pub struct BetweenMeasures {
     /// Also by transformer block
     #[arg(long)]
     pub by_layer: bool,
+    /// Predict steps on batches of so many pairs, drawn as the first epoch of `train` draws them with --seed
+    #[arg(long, value_name = "N", conflicts_with = "batches", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: Option<u32>,
+    /// Predict steps on given batches: a file with a list of rows a line, or the folder of a run of `train`
+    #[arg(long, value_name = "FILE|RUN")]
+    pub batches: Option<PathBuf>,
     /// Number type that gradients are kept in until they meet; bf16 takes half the room of f32, and its products are off by 0.4 % of a
     /// gradient's entries [default: as --dtype]
     #[arg(long, value_enum, value_name = "TYPE")]

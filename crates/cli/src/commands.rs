@@ -110,7 +110,16 @@ fn interference(args: &cli::Interference, json: bool, console: &Console) -> Resu
         );
     }
     let found = tanglescope::interference(&options, console)?;
-    say(json, &found.summary, || found.summary.json())
+    let spectrum = found.spectrum.as_ref();
+    let text = format!("{}{}", found.summary, spectrum.map(ToString::to_string).unwrap_or_default());
+    say(json, &text, || {
+        let mut value = found.summary.json();
+        if let Some(of) = spectrum {
+            value["effective_rank"] = serde_json::json!(of.effective_rank());
+            value["common_mode"] = serde_json::json!(of.common_mode());
+        }
+        value
+    })
 }
 
 fn rows(args: &cli::Rows, json: bool, console: &Console) -> Result<()> {

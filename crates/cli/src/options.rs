@@ -1,8 +1,8 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    AnalysisMeasures, Analyze, Bench, BetweenMeasures, Compat, DataArgs, Derivative, Interference, Measured, Metric,
-    ModelArgs, OnBadRow, PairMeasures, Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName, ShapeName,
-    Summarize, SummaryBy, Sweep, TokenArgs, Tokens, Train, Verify,
+    AnalysisMeasures, Analyze, Bench, BetweenMeasures, Compat, CoupleMeasures, DataArgs, Derivative, Interference,
+    Measured, Metric, ModelArgs, OnBadRow, PairMeasures, Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName,
+    ShapeName, Summarize, SummaryBy, Sweep, TokenArgs, Tokens, Train, Verify,
 };
 use crate::error::{Error, Result};
 use crate::hub::{self, RepositoryKind};
@@ -175,12 +175,32 @@ pub fn destination(out: &Path, part: Option<&str>) -> Result<library::Destinatio
 ///
 /// # Errors
 /// Where a name leads nowhere.
-pub fn between(args: &BetweenMeasures, rows: &RowArgs) -> Result<library::BetweenMeasures> {
+pub fn between(args: &BetweenMeasures, split: Option<&str>) -> Result<library::BetweenMeasures> {
     Ok(library::BetweenMeasures {
         pairs: args.pairs.clone(),
-        against: args.against.as_deref().map(|path| hub::resolve(path, data_kind(rows))).transpose()?,
+        against: args.against.as_deref().map(|path| hub::resolve(path, RepositoryKind::Data(split))).transpose()?,
         by_layer: args.by_layer,
         keep: args.keep.map(precision),
+        batches: match (&args.batches, args.batch_size) {
+            (Some(path), _) => library::Batches::read(path)?,
+            (None, Some(size)) => library::Batches::Drawn(size as usize),
+            (None, None) => library::Batches::None,
+        },
+    })
+}
+
+/// What `interference` is to find of every pair.
+///
+/// # Errors
+/// Where an objective is none, or a name leads nowhere.
+pub fn couple_measures(args: &CoupleMeasures) -> Result<library::PairMeasures> {
+    Ok(library::PairMeasures {
+        objectives: objectives(&args.found)?,
+        reference: args.reference.as_deref().map(reference).transpose()?,
+        metric: metric(args.found.metric),
+        optimizer: args.optimizer.clone(),
+        mean_gradients: args.found.mean_gradients,
+        ..library::PairMeasures::default()
     })
 }
 
@@ -192,15 +212,8 @@ pub fn interference(args: &Interference) -> Result<library::InterferenceOptions>
     Ok(library::InterferenceOptions {
         model: model(&args.model)?,
         data: data(&args.data)?,
-        measures: library::PairMeasures {
-            objectives: objectives(&args.found)?,
-            reference: args.reference.as_deref().map(reference).transpose()?,
-            metric: metric(args.found.metric),
-            optimizer: args.optimizer.clone(),
-            mean_gradients: args.found.mean_gradients,
-            ..library::PairMeasures::default()
-        },
-        between: between(&args.between, &args.data.rows)?,
+        measures: couple_measures(&args.measures)?,
+        between: between(&args.measures.between, args.data.rows.split.as_deref())?,
         to: destination(&args.out, args.shard.as_deref())?,
     })
 }

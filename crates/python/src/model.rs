@@ -41,6 +41,16 @@ struct PairWords {
     measures: cli::AnalysisMeasures,
 }
 
+/// Words that say what is found of every two pairs.
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct CoupleWords {
+    #[command(flatten)]
+    measured: cli::Measured,
+    #[command(flatten)]
+    measures: cli::CoupleMeasures,
+}
+
 fn parsed<T: Parser>(words: Vec<String>) -> Result<T, Failure> {
     T::try_parse_from(words).map_err(|e| refused(&e))
 }
@@ -53,6 +63,20 @@ pub struct Model {
 }
 
 impl Model {
+    /// The reference: another model that is loaded, or what words say.
+    fn reference(
+        &self,
+        loaded: Option<&Self>,
+        said: Option<ReferenceModel>,
+        telling: &Telling,
+    ) -> Result<Option<ReferenceModel>, Failure> {
+        match loaded {
+            None => Ok(said),
+            Some(reference) if std::ptr::eq(reference, self) => Ok(Some(ReferenceModel::Itself)),
+            Some(reference) => Ok(Some(reference.with(telling, |reference| Ok(reference.as_reference()?))?)),
+        }
+    }
+
     /// Does work with the model, one call at a time; waiting for the turn ends like the work itself.
     fn with<T>(
         &self,
@@ -197,15 +221,39 @@ impl Model {
             let words: PairWords = parsed(words)?;
             let measured = options::measured(&words.measured)?;
             let mut measures = options::pair_measures(&words.measures)?;
-            if let Some(reference) = reference {
-                measures.reference = Some(match std::ptr::eq(reference, self) {
-                    true => ReferenceModel::Itself,
-                    false => reference.with(telling, |reference| Ok(reference.as_reference()?))?,
-                });
-            }
+            measures.reference = self.reference(reference, measures.reference, telling)?;
             self.with(telling, |model| {
                 model.measure(&measured, telling)?;
                 model.analyze(&rows, &measures, &options::destination(&out, shard.as_deref())?, telling)?;
+                Ok(())
+            })
+        })
+    }
+
+    /// Measures the products between the pairs of some rows into a folder; returns effective rank and common mode of their gradients, where
+    /// those are known.
+    #[allow(clippy::too_many_arguments)] // as Python's keywords
+    fn interference(
+        &self,
+        py: Python<'_>,
+        rows: &Rows,
+        words: Vec<String>,
+        reference: Option<&Self>,
+        out: PathBuf,
+        shard: Option<String>,
+        progress: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let rows = rows.rows.clone();
+        run(py, listener(progress), |telling| {
+            let words: CoupleWords = parsed(words)?;
+            let measured = options::measured(&words.measured)?;
+            let mut measures = options::couple_measures(&words.measures)?;
+            measures.reference = self.reference(reference, measures.reference, telling)?;
+            let between = options::between(&words.measures.between, None)?;
+            self.with(telling, |model| {
+                model.measure(&measured, telling)?;
+                let to = options::destination(&out, shard.as_deref())?;
+                model.interference(&rows, &measures, &between, &to, telling)?;
                 Ok(())
             })
         })

@@ -72,7 +72,9 @@ pub use device::{DeviceName, DeviceReport, Devices, Precision, device_in_use, de
 pub use error::{Error, Result};
 pub use estimate::Estimate;
 pub use inspect::{AdapterFound, Inspection, ModelFound, PairCost, RunFound, inspect};
-pub use interference::{BetweenMeasures, Interference, InterferenceEstimate, InterferenceOptions, interference};
+pub use interference::{
+    Batches, BetweenMeasures, Interference, InterferenceEstimate, InterferenceOptions, interference,
+};
 pub use listener::{Amount, Listener};
 pub use loaded::{LoadedModel, ResponseGram};
 pub use metric::MetricChoice;
@@ -96,7 +98,7 @@ pub use verify::{Check, Verification, VerifyOptions, verify};
 
 pub use chrono::NaiveDate;
 pub use polars_core::prelude::DataFrame;
-pub use tanglescope_analytics::{Shares, Summary};
+pub use tanglescope_analytics::{Shares, Spectrum, Summary};
 pub use tanglescope_data::{AssistantLast, Eos, ImplicitPrompt, Join, Mapping, Recipe, RecipeName, Truncate};
 pub use tanglescope_model::{HeldModel, Scope, Stop};
 pub use tanglescope_objectives::{GroupObjective, Objective};

@@ -171,6 +171,11 @@ impl LoadedModel {
         }
     }
 
+    /// The seed of what is drawn.
+    pub(crate) fn measured_seed(&self) -> u64 {
+        self.measured.seed
+    }
+
     /// The device and number type that it runs in, in words.
     #[must_use]
     pub fn runs_on(&self) -> String {

@@ -14,5 +14,6 @@ mod trainer;
 
 pub use error::{Error, Result};
 pub use log::StepLog;
+pub use order::batches_of_epoch;
 pub use signal::{Example, Reference};
 pub use trainer::{Step, StepPlan, Trainer};

@@ -16,6 +16,12 @@ pub fn of_step(step: usize, examples: usize, per_step: usize, seed: u64) -> Vec<
     order[within * per_step..examples.min((within + 1) * per_step)].to_vec()
 }
 
+/// The batches of a first epoch.
+#[must_use]
+pub fn batches_of_epoch(examples: usize, per_step: usize, seed: u64) -> Vec<Vec<usize>> {
+    (0..steps_per_epoch(examples, per_step)).map(|step| of_step(step, examples, per_step, seed)).collect()
+}
+
 /// Steps of an epoch.
 pub fn steps_per_epoch(examples: usize, per_step: usize) -> usize {
     examples.div_ceil(per_step).max(1)

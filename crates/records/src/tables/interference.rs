@@ -87,3 +87,166 @@ fn couples(table: &DataFrame) -> PolarsResult<Vec<Couple>> {
     let couple = |(i, (a, b)): (usize, (u64, u64))| Couple { a, b, inner: [ww[i], wl[i], lw[i], ll[i]] };
     Ok(a.into_iter().zip(b).enumerate().map(couple).collect())
 }
+
+/// What a pair gets from itself and from others under an objective, and what it does to them: log-probabilities of chosen and rejected, for each
+/// unit of η.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairEffect {
+    /// Number of the pair.
+    pub pair: u64,
+    /// The objective as it was given.
+    pub objective: String,
+    /// By a step on the pair alone.
+    pub own: [f64; 2],
+    /// By a step on another pair alone: the mean over all others.
+    pub others: [f64; 2],
+    /// Standard deviation over all others.
+    pub spread: [f64; 2],
+    /// Size of a random batch from which on others turn the sign of what it gets from itself.
+    pub turned_at: [Option<u64>; 2],
+    /// What a step on the pair alone does to the chosen response of another: the mean over all others; negative where it pulls down.
+    pub harm: Option<f64>,
+    /// Share of the others whose own step goes against its.
+    pub conflicts: Option<f64>,
+}
+
+/// What a pair in a random batch gets on average.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SizeEffect {
+    /// The objective as it was given.
+    pub objective: String,
+    /// Pairs of the batch.
+    pub batch_size: u64,
+    /// From itself.
+    pub own: [f64; 2],
+    /// From the others.
+    pub others: [f64; 2],
+    /// Share of pairs whose log-probability falls.
+    pub falls: [f64; 2],
+    /// Share of pairs whose sign the others turn.
+    pub turned: [f64; 2],
+}
+
+/// A pair that pulls down another's chosen response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drag {
+    /// Number of the pair.
+    pub pair: u64,
+    /// The objective as it was given.
+    pub objective: String,
+    /// `dragged_by`: a step on `other` lowers its chosen response; `drags`: a step on it lowers that of `other`.
+    pub direction: &'static str,
+    /// Number of the other pair.
+    pub other: u64,
+    /// By how much, for each unit of η.
+    pub change: f64,
+}
+
+/// What a batch does to a pair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchEffect {
+    /// Number of the batch.
+    pub batch: u64,
+    /// The objective as it was given.
+    pub objective: String,
+    /// Number of the pair.
+    pub pair: u64,
+    /// Whether it is in the batch.
+    pub member: bool,
+    /// From itself.
+    pub own: [f64; 2],
+    /// From the others of the batch.
+    pub others: [f64; 2],
+}
+
+/// effects.parquet, or against_effects.parquet.
+#[must_use]
+pub fn effects(rows: &[PairEffect]) -> DataFrame {
+    frame(vec![
+        column("pair", rows, |r| r.pair),
+        column("objective", rows, |r| r.objective.clone()),
+        column("own_w", rows, |r| r.own[0]),
+        column("own_l", rows, |r| r.own[1]),
+        column("others_w", rows, |r| r.others[0]),
+        column("others_l", rows, |r| r.others[1]),
+        column("spread_w", rows, |r| r.spread[0]),
+        column("spread_l", rows, |r| r.spread[1]),
+        column("turned_at_w", rows, |r| r.turned_at[0]),
+        column("turned_at_l", rows, |r| r.turned_at[1]),
+        column("harm", rows, |r| r.harm),
+        column("conflicts", rows, |r| r.conflicts),
+    ])
+}
+
+/// batch_sizes.parquet.
+#[must_use]
+pub fn batch_sizes(rows: &[SizeEffect]) -> DataFrame {
+    frame(vec![
+        column("objective", rows, |r| r.objective.clone()),
+        column("batch_size", rows, |r| r.batch_size),
+        column("own_w", rows, |r| r.own[0]),
+        column("own_l", rows, |r| r.own[1]),
+        column("others_w", rows, |r| r.others[0]),
+        column("others_l", rows, |r| r.others[1]),
+        column("falls_w", rows, |r| r.falls[0]),
+        column("falls_l", rows, |r| r.falls[1]),
+        column("turned_w", rows, |r| r.turned[0]),
+        column("turned_l", rows, |r| r.turned[1]),
+    ])
+}
+
+/// drags.parquet.
+#[must_use]
+pub fn drags(rows: &[Drag]) -> DataFrame {
+    frame(vec![
+        column("pair", rows, |r| r.pair),
+        column("objective", rows, |r| r.objective.clone()),
+        column("direction", rows, |r| r.direction.to_owned()),
+        column("other", rows, |r| r.other),
+        column("change", rows, |r| r.change),
+    ])
+}
+
+/// batches.parquet.
+#[must_use]
+pub fn batches(rows: &[BatchEffect]) -> DataFrame {
+    frame(vec![
+        column("batch", rows, |r| r.batch),
+        column("objective", rows, |r| r.objective.clone()),
+        column("pair", rows, |r| r.pair),
+        column("member", rows, |r| r.member),
+        column("own_w", rows, |r| r.own[0]),
+        column("own_l", rows, |r| r.own[1]),
+        column("others_w", rows, |r| r.others[0]),
+        column("others_l", rows, |r| r.others[1]),
+    ])
+}
+
+/// spectrum.parquet, from eigenvalues in falling order.
+#[must_use]
+pub fn spectrum(eigenvalues: &[f64]) -> DataFrame {
+    let trace: f64 = eigenvalues.iter().sum();
+    let rows: Vec<(u64, f64)> = (1..).zip(eigenvalues.iter().copied()).collect();
+    frame(vec![
+        column("rank", &rows, |r| r.0),
+        column("eigenvalue", &rows, |r| r.1),
+        column("share", &rows, |r| if trace > 0.0 { Some(r.1 / trace) } else { None }),
+    ])
+}
+
+/// Pair, d_w and d_l of the rows of an objective in objectives.parquet.
+///
+/// # Errors
+/// Where a column is missing or of another type.
+pub fn coefficients(outcomes: &DataFrame, objective: &str) -> Result<Vec<(u64, [f64; 2])>> {
+    let of = || -> PolarsResult<Vec<(u64, [f64; 2])>> {
+        let reals = |name: &str| -> PolarsResult<Vec<f64>> {
+            Ok(outcomes.column(name)?.f64()?.iter().map(|x| x.unwrap_or(f64::NAN)).collect())
+        };
+        let (d_w, d_l) = (reals("d_w")?, reals("d_l")?);
+        let rows = outcomes.column("pair")?.u64()?.iter().zip(outcomes.column("objective")?.str()?.iter());
+        let rows = rows.enumerate().filter(|(_, (_, name))| *name == Some(objective));
+        Ok(rows.filter_map(|(row, (pair, _))| Some((pair?, [d_w[row], d_l[row]]))).collect())
+    };
+    of().map_err(|e| Error::new(Path::new("objectives.parquet"), e))
+}

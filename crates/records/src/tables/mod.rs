@@ -52,6 +52,18 @@ pub const AGAINST: &str = "against.parquet";
 pub const AGAINST_LAYERS: &str = "against_layers.parquet";
 /// One row for every two responses of groups of the two data sets.
 pub const AGAINST_RESPONSES: &str = "against_responses.parquet";
+/// One row a pair and objective: what steps on itself and on others do to it.
+pub const EFFECTS: &str = "effects.parquet";
+/// The same of the pairs of a second data set.
+pub const AGAINST_EFFECTS: &str = "against_effects.parquet";
+/// One row an objective and size of random batches.
+pub const BATCH_SIZES: &str = "batch_sizes.parquet";
+/// One row a pair, objective and pair that pulls its chosen response down, or that it pulls down.
+pub const DRAGS: &str = "drags.parquet";
+/// One row a batch, objective and pair.
+pub const BATCHES: &str = "batches.parquet";
+/// One row an eigenvalue of the data set's Gram.
+pub const SPECTRUM: &str = "spectrum.parquet";
 /// One row a training step and pair.
 pub const STEPS: &str = "steps.parquet";
 /// One row a training step and response whose change was predicted.

@@ -1,6 +1,8 @@
 //! steps.parquet and predictions.parquet: what a training run records of its steps.
+use crate::error::{Error, Result};
 use crate::tables::{column, frame};
-use polars_core::prelude::DataFrame;
+use polars_core::prelude::{DataFrame, PolarsResult};
+use std::path::Path;
 use tanglescope_objectives::{Outcome, PairGram, Regime, Rounding};
 
 /// A pair as one step saw it, before the step was taken.
@@ -86,6 +88,16 @@ pub fn steps(rows: &[PairStep], rounding: Rounding) -> DataFrame {
         column("delta_l", rows, |r| change(r, 1)),
         column("regime", rows, |r| r.changes.map(|changes| Regime::of(changes, rounding).name().to_owned())),
     ])
+}
+
+/// Step and pair of the rows of steps.parquet.
+///
+/// # Errors
+/// Where a column is missing or of another type.
+pub fn batches(steps: &DataFrame) -> Result<Vec<(u64, u64)>> {
+    let of = |name: &str| -> PolarsResult<Vec<u64>> { Ok(steps.column(name)?.u64()?.iter().flatten().collect()) };
+    let both = of("step").and_then(|step| Ok(step.into_iter().zip(of("pair")?).collect()));
+    both.map_err(|e| Error::new(Path::new("steps.parquet"), e))
 }
 
 /// predictions.parquet: one row a pair and response whose change was predicted and measured.

@@ -1,4 +1,5 @@
 //! Inner products between the gradients of all pairs of a data set, and of two data sets: what a step on one pair does to another.
+mod follow;
 mod kept;
 mod rounds;
 mod tiles;
@@ -17,8 +18,9 @@ use crate::placement::Placement;
 use crate::records::Folder;
 use crate::reference::{LoadedReference, Objectives, Reference};
 use crate::token_rows::TokenRows;
+pub use follow::Batches;
 use std::path::{Path, PathBuf};
-use tanglescope_analytics::Summary;
+use tanglescope_analytics::{Spectrum, Summary};
 use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
 use tanglescope_model::Decoder;
@@ -53,6 +55,8 @@ pub struct BetweenMeasures {
     pub by_layer: bool,
     /// The number type that gradients are kept in; the working type where none is given.
     pub keep: Option<Precision>,
+    /// The batches that steps on objectives are predicted of.
+    pub batches: Batches,
 }
 
 impl InterferenceOptions {
@@ -122,6 +126,8 @@ pub struct InterferenceEstimate {
 pub struct Interference {
     /// Of the pairs by themselves, in a few lines.
     pub summary: Summary,
+    /// In how many directions the gradients go; `None` of a shard whose others are not done, or of two data sets.
+    pub spectrum: Option<Spectrum>,
     /// All of it.
     pub records: Folder,
 }
@@ -160,9 +166,10 @@ impl LoadedModel {
         let objectives = measures.checked(&asked, listener)?;
         let selected = between.pairs.as_ref().map(|numbers| rows.of_numbers(numbers)).transpose()?;
         let rows = selected.as_ref().unwrap_or(rows);
-        let work = InterferenceOnModel { asked: &asked, rows, measures, between, objectives, to, listener };
-        let summary = self.run(work, listener)?;
-        Ok(Interference { summary, records: Folder::new(&to.out) })
+        let seed = self.measured_seed();
+        let work = InterferenceOnModel { asked: &asked, rows, measures, between, seed, objectives, to, listener };
+        let (summary, spectrum) = self.run(work, listener)?;
+        Ok(Interference { summary, spectrum, records: Folder::new(&to.out) })
     }
 }
 
@@ -171,16 +178,17 @@ struct InterferenceOnModel<'a> {
     rows: &'a TokenRows,
     measures: &'a PairMeasures,
     between: &'a BetweenMeasures,
+    seed: u64,
     objectives: Objectives,
     to: &'a Destination,
     listener: &'a dyn Listener,
 }
 
 impl OnModel for InterferenceOnModel<'_> {
-    type Output = Summary;
+    type Output = (Summary, Option<Spectrum>);
 
-    fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Summary> {
-        let Self { asked, rows, measures, between, objectives, to, listener } = self;
+    fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Self::Output> {
+        let Self { asked, rows, measures, between, seed, objectives, to, listener } = self;
         rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
         let reference = objectives.reference.load(asked, model, listener)?;
@@ -217,7 +225,7 @@ impl OnModel for InterferenceOnModel<'_> {
         let other = match &other {
             None => None,
             Some(other) => {
-                let to = Destination { out: to.out.join(AGAINST), ..to.clone() };
+                let to = follow::against(to);
                 let locks = lock(&to)?;
                 Some((of_other.open(model, other, &to, placement)?, other, to, locks))
             }
@@ -227,17 +235,22 @@ impl OnModel for InterferenceOnModel<'_> {
         let other_setup = other.as_ref().map(|(opened, data, ..)| of_other.setup(*opened, model, &scope, data));
         let mut sides = vec![Side { setup: &setup, to }];
         sides.extend(other.iter().zip(&other_setup).map(|((.., to, _), setup)| Side { setup, to }));
-        Between::new(&sides, between, placement)?.measure()?;
+        let measured = Between::new(&sides, between, placement)?;
+        measured.measure()?;
         let mut summaries = sides.iter().map(finish).collect::<Result<Vec<_>>>()?.into_iter();
+        let spectrum = measured.follow(&objectives.objectives, &between.batches, seed, to)?;
         drop(locks);
-        Ok(summaries.next().unwrap_or_default())
+        Ok((summaries.next().unwrap_or_default(), spectrum))
     }
 }
 
 /// Measures what of a data set's own pairs is not there yet, and makes what follows from it.
 fn finish<B: Kernels>(Side { setup, to }: &Side<'_, B>) -> Result<Summary> {
-    let before = done(&to.out, setup.data, to.shard)?;
-    begin(setup.of.listener, &to.out, work(setup.data, to.shard)?, before);
+    let (all, before) = (work(setup.data, to.shard)?, done(&to.out, setup.data, to.shard)?);
+    if before == all {
+        return setup.of.finish(setup, to);
+    }
+    begin(setup.of.listener, &to.out, all, before);
     let summary = setup.of.finish(setup, to)?;
     setup.of.listener.end();
     Ok(summary)

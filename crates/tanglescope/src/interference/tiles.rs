@@ -5,7 +5,9 @@ use crate::options::Destination;
 use std::collections::BTreeMap;
 use tanglescope_kernels::as_index;
 use tanglescope_objectives::PairGram;
-use tanglescope_records::tables::interference::{Couple, LayerCouple, ResponseCouple, by_layer, by_response, table};
+use tanglescope_records::tables::interference::{
+    Couple, LayerCouple, ResponseCouple, by_layer, by_response, read, table,
+};
 use tanglescope_records::{Table, tables};
 
 /// The tables that products go into.
@@ -42,6 +44,11 @@ impl Tiles {
             layers: table(layers, names[1])?,
             responses: table(responses, names[2])?,
         })
+    }
+
+    /// Reads a part.
+    pub fn read(&self, part: usize) -> Result<Vec<Couple>> {
+        Ok(read(&self.couples.read(part)?)?)
     }
 
     /// Whether a part is there.

@@ -17,6 +17,7 @@ use tanglescope_gram::{Gradients, Group, Kept};
 use tanglescope_kernels::{DType, Kernels, TensorMetadata};
 use tanglescope_objectives::PairGram;
 use tanglescope_records::manifest::{self, AgainstData, AnalysisManifest, InterferencePlan};
+use tanglescope_records::tables::interference::Couple;
 
 /// Bytes that a disk is taken to read or write in a second: a common one that is no fast one.
 const DISK_BYTES: f64 = 5e8;
@@ -167,10 +168,34 @@ impl<'a, B: Kernels> Between<'a, B> {
             }
         }
         self.listener.end();
-        if self.all_tiles().iter().all(|tile| self.tiles.has(self.number(*tile))) {
+        if self.is_whole() {
             self.files.clear()?;
         }
         Ok(())
+    }
+
+    /// Is told what is left out.
+    pub fn listener(&self) -> &'a dyn Listener {
+        self.listener
+    }
+
+    /// Whether every part is there, those of other shards too.
+    pub fn is_whole(&self) -> bool {
+        self.all_tiles().iter().all(|tile| self.tiles.has(self.number(*tile)))
+    }
+
+    /// The numbers of the pairs of each data set.
+    pub fn pairs(&self) -> Result<Vec<Vec<u64>>> {
+        let numbers = |side: &Side<'a, B>| {
+            let rows = side.setup.data.pairs.iter().map(|pair| Ok(pair?.row));
+            Ok(rows.collect::<tanglescope_data::Result<Vec<u64>>>()?)
+        };
+        self.sides.iter().map(numbers).collect()
+    }
+
+    /// All products, part by part.
+    pub fn couples(&self) -> impl Iterator<Item = Result<Vec<Couple>>> + '_ {
+        self.all_tiles().into_iter().map(|tile| self.tiles.read(self.number(tile)))
     }
 
     /// The couples of windows: of one data set with itself each once, of two every one with every other.
