@@ -161,8 +161,9 @@ def interference(
     lora_targets: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Interference:
-    """Measures the inner products between the gradients of all pairs: what a step on one does to another. `interference(model, rows).matrix` is the Gram of
-    all responses.
+    """Measures the inner products between the gradients of all pairs: what a step on one does to another.
+
+    `interference(model, rows).matrix` is the Gram of all responses.
 
     Args:
         pairs: Only these rows, by number.

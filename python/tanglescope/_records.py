@@ -240,7 +240,7 @@ class Interference(Analysis):
 
     @property
     def couples(self) -> pl.DataFrame:
-        """One row every two pairs, and a pair with itself: `a`, `b`, and the products `ww`, `wl`, `lw`, `ll`; the first letter is the response of `a`."""
+        """One row every two pairs, and a pair with itself: `a`, `b`, and `ww`, `wl`, `lw`, `ll`; the first letter is the response of `a`."""
         return self._needed("interference", "interference")
 
     @property
@@ -250,7 +250,7 @@ class Interference(Analysis):
 
     @property
     def effects(self) -> pl.DataFrame:
-        """One row a pair and objective: what steps on itself and on others do to it, from which batch size on others turn its sign, and its `harm`."""
+        """One row a pair and objective: what steps on itself and on others do to it, and what it does to others (`harm`)."""
         return self._needed("effects", "interference with `objectives`")
 
     @property
