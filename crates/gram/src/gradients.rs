@@ -1,4 +1,4 @@
-//! Gradients of log-probabilities that are kept, so that those of one group meet those of any other (docs/mathematics.md, section 10).
+//! Gradients of log-probabilities that are kept, so that those of one group meet those of any other (docs/mathematics.md, section 11).
 use crate::batch::Batch;
 use crate::metric::Metric;
 use crate::pass::{BatchGrams, Companions, ForwardPass, GroupResult, Wanted, results};

@@ -1,4 +1,4 @@
-//! The metric of an optimizer's step: inner products ⟨u, v⟩_P = Σ_e P_e u_e v_e with one factor an entry (docs/mathematics.md, section 10).
+//! The metric of an optimizer's step: inner products ⟨u, v⟩_P = Σ_e P_e u_e v_e with one factor an entry (docs/mathematics.md, section 11).
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, TensorMetadata};
 

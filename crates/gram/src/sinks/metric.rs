@@ -1,4 +1,4 @@
-//! The sink that reduces every parameter to inner products in the metric of an optimizer's step (docs/mathematics.md, section 10).
+//! The sink that reduces every parameter to inner products in the metric of an optimizer's step (docs/mathematics.md, section 11).
 use crate::metric::Metric;
 use crate::sinks::rows::RowSink;
 use std::ops::Range;
