@@ -432,3 +432,35 @@ fn steps_on_batches_are_sums_over_their_pairs() {
     succeed(of.words("interference", "pairs.jsonl", "steps", &more));
     assert_eq!(Table::at(&of.path("steps"), tables::BATCHES).read(0).unwrap().height(), 2 * 20);
 }
+
+/// What other trainers leave of an optimizer is named, and so is a file that is none.
+#[test]
+fn states_that_are_not_read_are_named() {
+    let of = Folder::new();
+    let words = |state: &std::path::Path| {
+        let state = state.display().to_string();
+        of.words("analyze", "pairs.jsonl", "out", &["--metric", "adam", "--optimizer", &state, "--limit", "1"])
+    };
+    let file = |name: &str| {
+        let folder = of.path(&format!("of-{name}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(name), "").unwrap();
+        folder
+    };
+    for (name, whose) in [
+        ("global_step3", "DeepSpeed"),
+        ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "DeepSpeed"),
+        ("optimizer.bin", "FSDP"),
+    ] {
+        let line = error_line(&run(words(&file(name))));
+        assert!(line.contains(name) && line.contains(whose), "{line}");
+    }
+    let line = error_line(&run(words(&file("optimizer.pt").join("optimizer.pt"))));
+    assert!(line.contains("optimizer.pt") && line.contains("is it complete"), "{line}");
+    // a state dict that is no optimizer's
+    let weights = repository("tests/golden/interference/full/model.safetensors");
+    let line = error_line(&run(words(&weights)));
+    assert!(line.contains("optimizer"), "{line}");
+    let plain = of.words("analyze", "pairs.jsonl", "out", &["--optimizer", "x", "--limit", "1"]);
+    assert!(error_line(&run(plain)).contains("--metric"));
+}
