@@ -315,9 +315,9 @@ pub struct Analyze {
     pub dry: DryRun,
 }
 
-/// What `analyze` finds of every pair.
+/// What is found of every pair of one model: with its reference, and the state of its optimizer.
 #[derive(Args, Clone, Debug)]
-pub struct AnalysisMeasures {
+pub struct ModelMeasures {
     #[command(flatten)]
     pub found: PairMeasures,
     /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
@@ -328,6 +328,13 @@ pub struct AnalysisMeasures {
     /// checkpoint that has one [default: the folder of the adapter, or of the model]
     #[arg(long, value_name = "FILE|FOLDER")]
     pub optimizer: Option<PathBuf>,
+}
+
+/// What `analyze` finds of every pair.
+#[derive(Args, Clone, Debug)]
+pub struct AnalysisMeasures {
+    #[command(flatten)]
+    pub of_pairs: ModelMeasures,
     /// Of rows with more than two responses, every pair of a better and a worse one, not only the best and the worst
     #[arg(long)]
     pub all_pairs: bool,
@@ -362,15 +369,7 @@ pub struct Interference {
 #[derive(Args, Clone, Debug)]
 pub struct CoupleMeasures {
     #[command(flatten)]
-    pub found: PairMeasures,
-    /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
-    /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
-    #[arg(long, value_name = "FOLDER|base|self")]
-    pub reference: Option<String>,
-    /// State of the optimizer for --metric adam: optimizer.safetensors of `train`, optimizer.pt of Hugging Face trainers, or the folder of a
-    /// checkpoint that has one [default: the folder of the adapter, or of the model]
-    #[arg(long, value_name = "FILE|FOLDER")]
-    pub optimizer: Option<PathBuf>,
+    pub of_pairs: ModelMeasures,
     #[command(flatten)]
     pub between: BetweenMeasures,
 }

@@ -1,7 +1,7 @@
 //! From what was written to what is meant: names become folders of this machine, texts become types.
 use crate::cli::{
-    AnalysisMeasures, Analyze, Bench, BetweenMeasures, Compat, CoupleMeasures, DataArgs, Derivative, Interference,
-    Measured, Metric, ModelArgs, OnBadRow, PairMeasures, Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName,
+    AnalysisMeasures, Analyze, Bench, BetweenMeasures, Compat, DataArgs, Derivative, Interference, Measured, Metric,
+    ModelArgs, ModelMeasures, OnBadRow, PairMeasures, Precision, Report, ReportFormat, RowArgs, Rows, ScheduleName,
     ShapeName, Summarize, SummaryBy, Sweep, TokenArgs, Tokens, Train, Verify,
 };
 use crate::error::{Error, Result};
@@ -148,14 +148,10 @@ fn reference(text: &str) -> Result<ReferenceModel> {
 pub fn pair_measures(args: &AnalysisMeasures) -> Result<library::PairMeasures> {
     let group_objective = |name: &String| name.parse().map_err(|e| Error::Input(format!("--group-objective: {e}")));
     Ok(library::PairMeasures {
-        objectives: objectives(&args.found)?,
-        reference: args.reference.as_deref().map(reference).transpose()?,
-        metric: metric(args.found.metric),
-        optimizer: args.optimizer.clone(),
-        mean_gradients: args.found.mean_gradients,
         all_pairs: args.all_pairs,
         group_objectives: args.group_objective.iter().map(group_objective).collect::<Result<_>>()?,
         probe: args.probe.as_deref().map(|path| hub::resolve(path, RepositoryKind::Data(None))).transpose()?,
+        ..model_measures(&args.of_pairs)?
     })
 }
 
@@ -189,11 +185,11 @@ pub fn between(args: &BetweenMeasures, split: Option<&str>) -> Result<library::B
     })
 }
 
-/// What `interference` is to find of every pair.
+/// What `analyze` and `interference` are to find of every pair.
 ///
 /// # Errors
 /// Where an objective is none, or a name leads nowhere.
-pub fn couple_measures(args: &CoupleMeasures) -> Result<library::PairMeasures> {
+pub fn model_measures(args: &ModelMeasures) -> Result<library::PairMeasures> {
     Ok(library::PairMeasures {
         objectives: objectives(&args.found)?,
         reference: args.reference.as_deref().map(reference).transpose()?,
@@ -212,7 +208,7 @@ pub fn interference(args: &Interference) -> Result<library::InterferenceOptions>
     Ok(library::InterferenceOptions {
         model: model(&args.model)?,
         data: data(&args.data)?,
-        measures: couple_measures(&args.measures)?,
+        measures: model_measures(&args.measures.of_pairs)?,
         between: between(&args.measures.between, args.data.rows.split.as_deref())?,
         to: destination(&args.out, args.shard.as_deref())?,
     })

@@ -8,7 +8,7 @@ use crate::sinks::{ByExpert, Detail, RowSink, Tee};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorMetadata, as_index};
+use tanglescope_kernels::{DType, FloatTensor, Kernels, as_index};
 use tanglescope_model::{Decoder, InScope, Sink};
 
 /// Gradients of some log-probabilities: a row each for every parameter in scope.
@@ -102,22 +102,10 @@ impl<B: Kernels> Gradients<B> {
         Self { rows, by_parameter }
     }
 
-    /// Their number.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
     /// `[rows, entries]` of every parameter, or part of one, by name.
     #[must_use]
     pub fn by_parameter(&self) -> &BTreeMap<String, FloatTensor<B>> {
         &self.by_parameter
-    }
-
-    /// Bytes that they take.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.by_parameter.values().map(|rows| rows.shape().num_elements() * rows.dtype().size()).sum()
     }
 
     /// Inner products of every row with every row of others, `[rows, others.rows]`, by the block of the parameters, those outside of blocks first;

@@ -230,8 +230,7 @@ impl Model {
         })
     }
 
-    /// Measures the products between the pairs of some rows into a folder; returns effective rank and common mode of their gradients, where
-    /// those are known.
+    /// Measures the products between the pairs of some rows into a folder.
     #[allow(clippy::too_many_arguments)] // as Python's keywords
     fn interference(
         &self,
@@ -247,7 +246,7 @@ impl Model {
         run(py, listener(progress), |telling| {
             let words: CoupleWords = parsed(words)?;
             let measured = options::measured(&words.measured)?;
-            let mut measures = options::couple_measures(&words.measures)?;
+            let mut measures = options::model_measures(&words.measures.of_pairs)?;
             measures.reference = self.reference(reference, measures.reference, telling)?;
             let between = options::between(&words.measures.between, None)?;
             self.with(telling, |model| {

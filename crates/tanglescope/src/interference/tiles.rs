@@ -21,6 +21,8 @@ pub struct Tiles {
 pub struct Found<'a> {
     /// The windows' rows of the data.
     pub items: [&'a [Item]; 2],
+    /// Of each window, the first row of each item's responses in its gradients, and the number of rows.
+    pub firsts: [Vec<usize>; 2],
     /// Whether both are one window, of which each couple is written once.
     pub same: bool,
     /// Products by block.
@@ -88,6 +90,13 @@ impl Tiles {
     }
 }
 
+/// The first row of each item's responses among those of all, and the number of all.
+pub fn firsts(items: &[Item]) -> Vec<usize> {
+    let mut firsts = vec![0];
+    items.iter().for_each(|item| firsts.push(firsts[firsts.len() - 1] + item.group.responses.len()));
+    firsts
+}
+
 impl Found<'_> {
     fn total(&self) -> Vec<f64> {
         let mut layers = self.by_layer.values();
@@ -102,22 +111,17 @@ impl Found<'_> {
         (0..a).flat_map(move |i| (if same { i } else { 0 }..b).map(move |j| (i, j)))
     }
 
-    /// First row of an item's responses in its window's gradients.
-    fn first(items: &[Item], at: usize) -> usize {
-        items[..at].iter().map(|item| item.group.responses.len()).sum()
-    }
-
     /// The product of two rows of gradients.
     fn at(&self, products: &[f64], a: usize, b: usize) -> f64 {
-        let rows = |items: &[Item]| Self::first(items, items.len());
+        let rows = |window: usize| self.firsts[window][self.items[window].len()];
         match self.transposed {
-            false => products[a * rows(self.items[1]) + b],
-            true => products[b * rows(self.items[0]) + a],
+            false => products[a * rows(1) + b],
+            true => products[b * rows(0) + a],
         }
     }
 
     fn inner(&self, products: &[f64], a: usize, b: usize) -> [f64; 4] {
-        let (first_a, first_b) = (Self::first(self.items[0], a), Self::first(self.items[1], b));
+        let (first_a, first_b) = (self.firsts[0][a], self.firsts[1][b]);
         // the best response is an item's first branch, the worst its second
         [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(i, j)| self.at(products, first_a + i, first_b + j))
     }
@@ -131,7 +135,7 @@ impl Found<'_> {
         let mut out = Vec::new();
         for (a, b) in self.couples() {
             let (of_a, of_b) = (&self.items[0][a], &self.items[1][b]);
-            let (first_a, first_b) = (Self::first(self.items[0], a), Self::first(self.items[1], b));
+            let (first_a, first_b) = (self.firsts[0][a], self.firsts[1][b]);
             for (i, &response_a) in of_a.responses.iter().enumerate() {
                 for (j, &response_b) in of_b.responses.iter().enumerate() {
                     out.push(ResponseCouple {

@@ -2,7 +2,7 @@
 use super::BetweenMeasures;
 use super::kept::Files;
 use super::rounds::{Visit, rounds};
-use super::tiles::{Found, Tiles};
+use super::tiles::{Found, Tiles, firsts};
 use crate::device::{Precision, dtype_name};
 use crate::error::{Error, Result};
 use crate::estimate::Planned;
@@ -274,7 +274,7 @@ impl<'a, B: Kernels> Between<'a, B> {
             // the columns a are of the first data set, whichever stays
             let transposed = self.windows[a].side == 1;
             let items = if transposed { [items, other_items] } else { [other_items, items] };
-            let found = Found { items, same, by_layer, transposed, diagonal: &diagonal };
+            let found = Found { items, firsts: items.map(firsts), same, by_layer, transposed, diagonal: &diagonal };
             self.tiles.write(self.number([a, b]), &found)?;
         }
         Ok(())
