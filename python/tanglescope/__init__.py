@@ -19,7 +19,7 @@ log π(chosen) and log π(rejected) pull on each other, and what every margin-ba
 | `sweep` | every checkpoint of runs on data sets |
 | `train` | training on any objective, with every step's entanglement |
 | `objective` | a loss by itself |
-| `summarize`, `compare`, `report` | what records amount to |
+| `summarize`, `compare`, `report`, `watch` | what records amount to |
 | `verify`, `inspect`, `devices` | checks before you rely on it |
 
 `tanglescope.trl` has a callback for TRL's trainers, `tanglescope.ray` a sweep on a Ray cluster.
@@ -43,6 +43,7 @@ from ._records import (
     compare,
     report,
     summarize,
+    watch,
 )
 from ._records import open_records as open
 from ._rows import Ids, Rows, rows
@@ -86,4 +87,5 @@ __all__ = [
     "tokens",
     "train",
     "verify",
+    "watch",
 ]

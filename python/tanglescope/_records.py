@@ -274,6 +274,11 @@ class Interference(Analysis):
         return self._needed("spectrum", "interference")
 
     @property
+    def clusters(self) -> pl.DataFrame:
+        """The pairs in the order of a dendrogram: those together that move the model alike."""
+        return self._needed("clusters", "interference")
+
+    @property
     def matrix(self) -> Any:
         """The Gram of all responses as a NumPy array `[2N, 2N]` of f64: chosen and rejected of each pair in turn, in the order of `pairs`."""
         import numpy as np
@@ -420,3 +425,13 @@ def report(records: Any, out: str | os.PathLike[str]) -> Report:
     path = os.fspath(out)
     form = "md" if path.endswith(".md") else "html"
     return Report(_native.report(["report", *words(out=path, format=form), *folders(records)], Listener()))
+
+
+def watch(records: Any, port: int = 8600) -> None:
+    """Shows the page of some records on this machine alone while they are written, until it is interrupted.
+
+    Args:
+        records: Records, or folders of them or of training runs, which may still be at work.
+        port: The port; any that is free where it is 0.
+    """
+    _native.watch(["report", f"--watch={port}", *folders(records)], Listener())

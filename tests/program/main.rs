@@ -20,3 +20,4 @@ mod sweep;
 mod tokens;
 mod training;
 mod vulkan;
+mod watch;

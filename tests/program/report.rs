@@ -207,7 +207,18 @@ fn the_page_shows_what_the_records_hold() {
     assert_eq!(page.marks("c-relations"), json!([related, related]));
     tenths(&page);
     // and nothing else
-    assert_eq!(page.get("Object.keys(report.charts).length"), json!(15));
+    assert_eq!(page.get("Object.keys(report.charts).length"), json!(17));
+    // the steps taken apart: a bar a part and what was measured, at steps 0, 2 and 4; nothing was measured between pairs
+    assert_eq!(page.marks("c-split"), json!([3, 3, 3, 3, 3]));
+    assert_eq!(page.marks("c-first"), json!([3, 3]));
+    assert!(["c-batch", "c-heat", "c-spectrum"].iter().all(|chart| page.marks(chart).is_null()));
+    // a screen reader is told what a chart shows
+    let label = page.get("document.getElementById('c-logp').getAttribute('aria-label')");
+    assert!(
+        label.as_str().unwrap().starts_with("Log-probability of chosen (solid) and rejected (dashed). "),
+        "{label}"
+    );
+    assert!(label.as_str().unwrap().contains("dpo: 3 values from "), "{label}");
     assert_eq!(page.get("report.charts['c-hist-cosine'].getModel().getSeries()[0].getData().mapArray('y', (y) => y).reduce((a, b) => a + b)"), json!(13));
 
     // numbers are the parquet's, to the last digit
@@ -266,12 +277,7 @@ fn the_page_shows_what_the_records_hold() {
     page.get("(() => { document.getElementById('pair').close(); return 0; })()");
     search("");
     filters(&page, &pairs);
-    // what is said first is the records' median
-    let mut sorted: Vec<f64> = pairs.column("cosine").unwrap().f64().unwrap().iter().flatten().collect();
-    sorted.sort_by(f64::total_cmp);
-    assert_eq!(sorted.len(), 13);
-    let said = page.get("document.getElementById('finding').textContent");
-    assert!(said.as_str().unwrap().contains(&format!("a median cosine of {:.4}", sorted[6])), "{said}");
+    said_first(&page, folder.path());
 
     // tables to take away
     let csv = page.get("report.csv(report.data.pairs).split('\\n').length");
@@ -282,10 +288,210 @@ fn the_page_shows_what_the_records_hold() {
     page.get("(() => { document.getElementById('theme').click(); return 0; })()");
     assert_ne!(ground(), before);
     telephone(&page);
-    // the matrix was the sixteenth
-    assert_eq!(page.get("Object.keys(report.charts).length"), json!(16));
+    // the matrix was the eighteenth
+    assert_eq!(page.get("Object.keys(report.charts).length"), json!(18));
     paper(&page);
     assert_eq!(page.heard(), Vec::<String>::new());
+}
+
+/// What is said first is what the records' numbers are.
+fn said_first(page: &Page, folder: &Path) {
+    let column = |step: u64, name: &str| -> Vec<f64> {
+        let leaf = folder.join(format!("sweep/run=dpo/step={step}/dataset=long"));
+        let pairs = Table::at(&leaf, "pairs.parquet").read(0).unwrap();
+        pairs.column(name).unwrap().f64().unwrap().iter().flatten().collect()
+    };
+    let median = |mut of: Vec<f64>| {
+        of.sort_by(f64::total_cmp);
+        of[of.len() / 2]
+    };
+    let sign = |x: f64| format!("{x:+.2}").replace('-', "−");
+    let change = |name: &str| -> Vec<f64> { column(0, name).iter().zip(column(4, name)).map(|(a, b)| b - a).collect() };
+    let (chosen, rejected) = (change("logp_chosen"), change("logp_rejected"));
+    let falls = chosen.iter().filter(|x| **x < 0.0).count();
+    let (verb, hits) = if 2 * falls >= chosen.len() { ("lowered", falls) } else { ("raised", chosen.len() - falls) };
+    let headline = page.get("document.getElementById('headline').textContent");
+    let headline = headline.as_str().unwrap();
+    let start = format!("Training on dpo {verb} the probability of the chosen response for {hits} of 13 pairs (");
+    assert!(headline.starts_with(&start), "{headline}");
+    assert!(headline.contains(&format!("changed by {} at the median", sign(median(chosen)))), "{headline}");
+    assert!(headline.ends_with("from step 0 to step 4."), "{headline}");
+    let reasons = page.get("[...document.querySelectorAll('#finding li')].map((li) => li.textContent)");
+    let said = |text: &str| {
+        let all = reasons.as_array().unwrap();
+        assert!(all.iter().any(|reason| reason.as_str().unwrap().contains(text)), "{text}: {reasons}");
+    };
+    said(&format!(", by {} at the median", sign(median(rejected))));
+    said(&format!("their cosine is {:.2} at the median", median(column(4, "cosine"))).replace('-', "−"));
+    said("These are only 13 pairs");
+    said("of both gradients, over all pairs, is from ");
+    said("By tokens, over 13 pairs");
+    // the steps taken apart: parts of the changes of chosen below zero
+    let rows = Table::at(&folder.join("dpo"), "predictions.parquet");
+    let (mut fell, mut sums) = (0, [0.0; 2]);
+    for part in 0..rows.parts().unwrap().len() {
+        let rows = rows.read(part).unwrap();
+        let words = |name: &str| -> Vec<String> {
+            rows.column(name).unwrap().str().unwrap().iter().flatten().map(str::to_owned).collect()
+        };
+        let numbers = |name: &str| -> Vec<f64> { rows.column(name).unwrap().f64().unwrap().iter().flatten().collect() };
+        let (split, branch) = (words("split"), words("branch"));
+        let (own, others, measured) = (numbers("own"), numbers("others"), numbers("measured"));
+        for row in (0..rows.height()).filter(|&row| split[row] == "batch" && branch[row] == "w" && measured[row] < 0.0)
+        {
+            fell += 1;
+            sums = [sums[0] + own[row], sums[1] + others[row]];
+        }
+    }
+    if fell > 0 {
+        said(&format!("fell {fell} of 12 times"));
+    }
+    said("What the pair itself does has the sign of the change");
+}
+
+/// What pairs do to each other, and the metric in which an optimizer steps.
+#[test]
+fn pairs_between_and_the_metric() {
+    let Some(browser) = browser() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let text = |name: &str| folder.path().join(name).display().to_string();
+    let model = demo().display().to_string();
+    let rows = std::fs::read_to_string(demo().join("long.jsonl")).unwrap();
+    let rows: Vec<&str> = rows.lines().take(16).collect();
+    std::fs::write(folder.path().join("long.jsonl"), rows.join("\n")).unwrap();
+    for run in ["second", "first"] {
+        let words =
+            ["train", "--model", &model, "--data", &text("long.jsonl"), "--out", &text(run), "--objective", "dpo"];
+        let rest = [
+            "--max-steps",
+            "2",
+            "--save-every",
+            "2",
+            "--batch-size",
+            "4",
+            "--learning-rate",
+            "1e-3",
+            "--device",
+            "cpu",
+        ];
+        succeed([words.as_slice(), &rest].concat());
+    }
+    let trained = text("first/checkpoint-2");
+    let of = [
+        "--model",
+        &model,
+        "--adapter",
+        &trained,
+        "--data",
+        &text("long.jsonl"),
+        "--objective",
+        "simpo",
+        "--objective",
+        "sft",
+        "--device",
+        "cpu",
+    ];
+    succeed([["interference", "--out", &text("between")].as_slice(), &of].concat());
+    succeed([["analyze", "--out", &text("metric"), "--metric", "adam"].as_slice(), &of].concat());
+    let file = folder.path().join("report.html");
+    let folders = [text("metric"), text("between"), text("second"), text("first")];
+    succeed(
+        [["report", "--out", &file.display().to_string()].as_slice(), &folders.each_ref().map(String::as_str)].concat(),
+    );
+    let page = Page::open(&browser, &file);
+
+    // as the folders were given; runs without a measured checkpoint come after
+    let names = page.get("[...document.getElementById('run').options].map((o) => JSON.parse(o.value))");
+    assert_eq!(names, json!(["metric", "between", "first", "second"]));
+
+    // the metric
+    let pairs = Table::at(&folder.path().join("metric"), "pairs.parquet").read(0).unwrap();
+    let cell = |column: &str| {
+        let at =
+            page.get("[...document.querySelectorAll('#pairs th')].findIndex((th) => th.dataset.name === 'cosine')");
+        let shown = page.get(&format!("document.querySelector('#pairs tbody tr').cells[{at}].textContent"));
+        assert_eq!(shown, json!(format!("{:.4}", pairs.column(column).unwrap().f64().unwrap().get(0).unwrap())));
+    };
+    assert_eq!(page.get("document.getElementById('metric-choice').hidden"), json!(false));
+    cell("cosine");
+    page.select_plain("metric", "adam");
+    cell("adam_cosine");
+    let regimes = page.get("report.charts['c-objectives'].getOption().series.map((s) => s.data)");
+    page.select_plain("metric", "gradient");
+    cell("cosine");
+    assert_ne!(page.get("report.charts['c-objectives'].getOption().series.map((s) => s.data)"), regimes);
+
+    // between pairs
+    page.select("run", &json!("between"));
+    let sizes = Table::at(&folder.path().join("between"), "batch_sizes.parquet").read(0).unwrap();
+    let fall = |row: usize| (16.0 * sizes.column("falls_w").unwrap().f64().unwrap().get(row).unwrap()).round();
+    // 1, 2, 4, 8 and 16 pairs
+    let headline = format!(
+        "In random batches of 16, a small step on simpo would lower the probability of the chosen response for {} of 16 pairs (",
+        fall(4)
+    );
+    let said = page.get("document.getElementById('headline').textContent");
+    assert!(said.as_str().unwrap().starts_with(&headline), "{said}");
+    assert!(said.as_str().unwrap().contains(&format!("a step on each pair alone, for {}.", fall(0))), "{said}");
+    assert_eq!(page.marks("c-batch"), json!([5, 5, 5, 5]));
+    assert_eq!(page.marks("c-turned"), json!([5, 5, 5, 5]));
+    assert_eq!(page.marks("c-spectrum"), json!([32]));
+    assert_eq!(page.marks("c-heat"), json!([16 * 16]));
+    let shown = || page.get("report.charts['c-batch'].getOption().series[0].data");
+    let of_simpo = shown();
+    page.select("between-objective", &json!("sft"));
+    assert_ne!(shown(), of_simpo);
+    let clusters = |cut: &str| {
+        page.select_plain("heat-cut", cut);
+        page.get("document.getElementById('heat-note').textContent")
+    };
+    assert!(clusters("0").as_str().unwrap().ends_with(": 16 clusters"));
+    assert!(clusters("2").as_str().unwrap().ends_with(": 1 cluster"));
+    couples(&page, folder.path());
+
+    // a run that is known by its own steps
+    page.select("run", &json!("second"));
+    let said = page.get("document.getElementById('headline').textContent");
+    assert!(said.as_str().unwrap().starts_with("In 2 steps of training on dpo, log π(chosen)"), "{said}");
+    assert_eq!(page.marks("c-first"), json!([2, 2]));
+    assert_eq!(page.get("document.querySelectorAll('#pairs tbody tr').length"), json!(0));
+    assert_eq!(page.heard(), Vec::<String>::new());
+}
+
+/// Two pairs beside each other, with their texts and cosines: from the form, and from a pair that pulls another down.
+fn couples(page: &Page, folder: &Path) {
+    page.select("couple-a", &json!(3));
+    page.select("couple-b", &json!(5));
+    page.get("(() => { document.getElementById('couple-form').requestSubmit(); return 0; })()");
+    assert_eq!(page.get("document.getElementById('couple').open"), json!(true));
+    let texts = page.get("[...document.querySelectorAll('#couple-texts pre')].map((pre) => pre.textContent)");
+    let rows: Vec<Value> = std::fs::read_to_string(folder.join("long.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let chosen = rows[5]["chosen"].as_str().unwrap();
+    assert!(texts[4].as_str().unwrap().starts_with(chosen), "{texts}");
+    let rows = Table::at(&folder.join("between"), "interference.parquet").read(0).unwrap();
+    let product = |a: u64, b: u64, name: &str| {
+        let is = |row: &usize| {
+            let of = |name: &str| rows.column(name).unwrap().u64().unwrap().get(*row).unwrap();
+            of("a") == a && of("b") == b
+        };
+        rows.column(name).unwrap().f64().unwrap().get((0..rows.height()).find(is).unwrap()).unwrap()
+    };
+    let cosine = product(3, 5, "ww") / (product(3, 3, "ww") * product(5, 5, "ww")).sqrt();
+    let said = page.get("document.querySelector('#couple-numbers dd').textContent");
+    let said: f64 = said.as_str().unwrap().replace('−', "-").parse().unwrap();
+    // thousandths are kept
+    assert!((said - cosine).abs() <= 0.0005 + 1e-9, "{said} {cosine}");
+    page.get("(() => { document.getElementById('couple').close(); return 0; })()");
+    let drags = page.get("report.data.tables.drags.pair.length").as_u64().unwrap();
+    if drags > 0 {
+        page.get("(() => { const d = report.data.tables.drags, i = report.data.pairs.leaf.findIndex((l, i) => l === d.leaf[0] && report.data.pairs.pair[i] === d.pair[0]); report.open(i); document.querySelector('#pair-drags button').click(); return 0; })()");
+        assert_eq!(page.get("document.getElementById('couple').open"), json!(true));
+        page.get("(() => { document.getElementById('couple').close(); document.getElementById('pair').close(); return 0; })()");
+    }
 }
 
 /// Cosines by tenths of the pairs.
@@ -375,22 +581,22 @@ fn records_without_steps_objectives_or_texts_are_shown_as_far_as_they_go() {
 }
 
 #[test]
-fn ten_thousand_pairs_fit_into_ten_megabytes() {
+fn twenty_thousand_pairs_fit_into_ten_megabytes() {
     let folder = tempfile::tempdir().unwrap();
-    let leaf = many(folder.path());
+    let leaf = many(folder.path(), 266);
     let page = folder.path().join("report.html");
     succeed(["report", &leaf.display().to_string(), "--out", &page.display().to_string()]);
     let text = std::fs::read_to_string(&page).unwrap();
-    assert!(text.contains("10050 pairs"));
-    // texts and matrices have 2.5 MB each to themselves, and no more
-    assert!(text.len() < 5_000_000, "{}", text.len());
+    assert!(text.contains("19950 pairs"));
+    // texts and matrices take what is left
+    assert!(text.len() < 10_000_000, "{}", text.len());
 }
 
 #[test]
 fn a_killed_report_leaves_the_old_one_or_the_new_one() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("report.html");
-    let leaf = many(folder.path()).display().to_string();
+    let leaf = many(folder.path(), 134).display().to_string();
     let words = ["report", &leaf, "--out", &page.display().to_string()].map(str::to_owned);
     succeed(&words);
     let whole = std::fs::read(&page).unwrap();
@@ -406,12 +612,12 @@ fn a_killed_report_leaves_the_old_one_or_the_new_one() {
     assert!(killed > 5, "{killed} of 20 runs were still at work");
 }
 
-/// Records of 10,050 pairs: the stored ones, again and again.
-fn many(folder: &Path) -> PathBuf {
+/// Records of 75 pairs a part: the stored ones, again and again.
+fn many(folder: &Path, parts: usize) -> PathBuf {
     let leaf = folder.join("many");
     let source = repository("tests/golden/analytics/large/pairs.parquet");
     std::fs::create_dir_all(leaf.join("pairs.parquet")).unwrap();
-    for part in 0..134 {
+    for part in 0..parts {
         let from = source.join(format!("0000{}.parquet", part % 2));
         std::fs::copy(from, leaf.join(format!("pairs.parquet/{part:05}.parquet"))).unwrap();
     }
@@ -432,6 +638,9 @@ fn markdown_comes_with_its_figures() {
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{figure}");
     }
     assert!(text.contains("| large |"), "{text}");
+    // what is said first on the page
+    assert!(text.contains("**A small step on dpo of each pair by itself would lower"), "{text}");
+    assert!(text.find("- The gradients of both responses").unwrap() < text.find("| large |").unwrap());
 }
 
 #[test]
@@ -462,7 +671,12 @@ fn the_demo_runs_offline_and_ends_with_a_page_whose_figures_are_filled() {
     let page = Page::open(&browser, &folder.path().join("report.html"));
     page.select("run", &json!("dpo-long"));
     let charts = page.get("[...document.querySelectorAll('main .chart')].map((c) => c.id)");
-    assert_eq!(charts.as_array().unwrap().len(), 15);
+    // the demo measures nothing between pairs
+    let left_out = ["c-batch", "c-turned", "c-spectrum", "c-heat"];
+    assert_eq!(charts.as_array().unwrap().len(), 21);
+    let charts = json!(
+        charts.as_array().unwrap().iter().filter(|c| !left_out.contains(&c.as_str().unwrap())).collect::<Vec<_>>()
+    );
     for chart in charts.as_array().unwrap() {
         let marks = page.marks(chart.as_str().unwrap());
         let filled = |marks: &Vec<Value>| marks.iter().any(|n| n.as_u64().is_some_and(|n| n > 0));

@@ -1,5 +1,6 @@
 //! What records amount to: medians with intervals, regimes, layers, relations, comparisons. Queries on the tables of
 //! `tanglescope_records`; nothing here computes with a model.
+mod clusters;
 mod comparison;
 mod experts;
 mod interference;
@@ -12,10 +13,11 @@ pub mod statistics;
 mod summary;
 mod tokens;
 
+pub use clusters::clusters;
 pub use comparison::{Comparison, compare};
 pub use experts::experts;
 pub use interference::{Coefficients, Effects};
-pub use metrics::{derived, digest, metrics, outcomes, regimes};
+pub use metrics::{derived, digest, metrics, outcomes, regimes, regimes_in_metric};
 pub use official::official;
 pub use params::{By, means, params};
 pub use relations::{bins, outliers, relations};

@@ -8,7 +8,7 @@ use tanglescope_records::tables::{self, column, frame};
 use tanglescope_records::{Leaf, Records, Result};
 
 /// The metrics of a pair (docs/formats.md says what each is).
-pub const METRICS: [&str; 16] = [
+pub const METRICS: [&str; 18] = [
     "cosine",
     "wl_over_min",
     "norm_chosen",
@@ -25,6 +25,8 @@ pub const METRICS: [&str; 16] = [
     "gain_margin",
     "edit_distance",
     "routing_overlap",
+    "adam_cosine",
+    "adam_norm_ratio",
 ];
 
 /// Rows of objectives.parquet that are read at once: as many objectives as have them together.
@@ -157,6 +159,30 @@ pub fn regimes(leaf: &Leaf) -> Result<DataFrame> {
         Some(outcomes) => counts(&outcomes, "regime", Some("objective"))?,
         None => counts(&leaf.pairs()?, "regime_dpo", None)?,
     };
+    Ok(regime_rows(leaf, &counted))
+}
+
+/// The same in the metric of Adam's step; `None` where it was not measured.
+///
+/// # Errors
+/// Where a part is damaged.
+pub fn regimes_in_metric(leaf: &Leaf) -> Result<Option<DataFrame>> {
+    let has = |records: &Records, name: &str| -> Result<bool> {
+        Ok(records.scan()?.collect_schema().map_err(|e| records.blame(e))?.get(name).is_some())
+    };
+    let pairs = leaf.pairs()?;
+    if !has(&pairs, "adam_regime_dpo")? {
+        return Ok(None);
+    }
+    let counted = match leaf.table(tables::OBJECTIVES)? {
+        Some(outcomes) if has(&outcomes, "adam_regime")? => counts(&outcomes, "adam_regime", Some("objective"))?,
+        _ => counts(&pairs, "adam_regime_dpo", None)?,
+    };
+    Ok(Some(regime_rows(leaf, &counted)))
+}
+
+/// Counts of regimes by objective, as rows.
+fn regime_rows(leaf: &Leaf, counted: &[(String, Vec<usize>)]) -> DataFrame {
     let rows: Vec<(&str, Regime, usize, usize)> = counted
         .iter()
         .flat_map(|(name, counts)| {
@@ -173,7 +199,7 @@ pub fn regimes(leaf: &Leaf) -> Result<DataFrame> {
         column("low", &rows, |r| wilson(r.2, r.3)[0]),
         column("high", &rows, |r| wilson(r.2, r.3)[1]),
     ];
-    Ok(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect()))
+    frame(keys(leaf, rows.len()).into_iter().chain(columns).collect())
 }
 
 /// One row an objective and what is known of pairs under it (`OUTCOMES`); `None` without objectives.parquet.

@@ -7,6 +7,7 @@ use tanglescope_records::tables::interference::Couple;
 /// The Gram of all responses of a data set `[2N, 2N]`, and its eigenvalues.
 #[derive(Clone, Debug)]
 pub struct Spectrum {
+    pairs: Vec<u64>,
     place: HashMap<u64, usize>,
     gram: Mat<f64>,
     eigenvalues: Vec<f64>,
@@ -19,7 +20,17 @@ impl Spectrum {
     pub fn of(pairs: &[u64]) -> Self {
         let place = pairs.iter().enumerate().map(|(at, pair)| (*pair, at)).collect();
         let n = 2 * pairs.len();
-        Self { place, gram: Mat::zeros(n, n), eigenvalues: Vec::new(), common: 0.0 }
+        Self { pairs: pairs.to_vec(), place, gram: Mat::zeros(n, n), eigenvalues: Vec::new(), common: 0.0 }
+    }
+
+    /// The pairs.
+    pub(crate) fn pairs(&self) -> &[u64] {
+        &self.pairs
+    }
+
+    /// The product of two responses, each by its pair's place and 0 for chosen, 1 for rejected; before the Gram is decomposed.
+    pub(crate) fn product(&self, a: (usize, usize), b: (usize, usize)) -> f64 {
+        self.gram[(2 * a.0 + a.1, 2 * b.0 + b.1)]
     }
 
     /// Adds the products of two pairs.

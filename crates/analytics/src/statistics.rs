@@ -88,7 +88,8 @@ fn median_interval(sorted: &[f64]) -> [f64; 2] {
 }
 
 /// The 95 % interval of a share, by Wilson's score.
-pub(crate) fn wilson(hits: usize, of: usize) -> [f64; 2] {
+#[must_use]
+pub fn wilson(hits: usize, of: usize) -> [f64; 2] {
     let (n, p) = (of as f64, hits as f64 / of as f64);
     let centre = p + Z * Z / (2.0 * n);
     let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();

@@ -548,12 +548,22 @@ pub enum ReportFormat {
 /// Options of `report`.
 #[derive(Args, Clone, Debug)]
 pub struct Report {
-    /// Folders of records: of `analyze` or `sweep`, with those of `tokens` and of training runs where there are some
+    /// Folders of records: of `analyze`, `interference` or `sweep`, with those of `tokens` and of training runs where there are some. The first is shown first
     #[arg(required = true, value_name = "DIR")]
     pub folders: Vec<PathBuf>,
     /// Output file
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "watch")]
+    pub out: Option<PathBuf>,
+    /// Show the page on this machine alone while records are written, until Ctrl-C; at port 8600 where none is given, at any that is free where it is 0
+    #[arg(
+        long,
+        value_name = "PORT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "8600",
+        conflicts_with_all = ["out", "format"]
+    )]
+    pub watch: Option<u16>,
     /// What it is
     #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
     pub format: ReportFormat,

@@ -22,7 +22,12 @@ pub fn run(Cli { json, command }: Cli) -> Result<()> {
         Command::Bench(args) => bench(&args, json, console),
         Command::Summarize(args) => summarize(&args, json, console),
         Command::Report(args) => {
-            let report = tanglescope::report(&options::report(&args), console)?;
+            if let Some(port) = args.watch {
+                return Ok(tanglescope::watch(&options::watch(&args, port), console)?);
+            }
+            // asked for where nothing is watched
+            let Some(out) = &args.out else { return Ok(()) };
+            let report = tanglescope::report(&options::report(&args, out), console)?;
             say(json, &format_args!("{}\n", report.display()), || serde_json::json!({"report": report}))
         }
         Command::Objectives => print_text(|out| print::objectives(out, json)),

@@ -402,12 +402,18 @@ pub fn summarize(args: &Summarize) -> library::SummarizeOptions {
     library::SummarizeOptions { folders: args.folders.clone(), kind }
 }
 
+/// Options of a report that is watched.
+#[must_use]
+pub fn watch(args: &Report, port: u16) -> library::WatchOptions {
+    library::WatchOptions { folders: args.folders.clone(), port, command: command() }
+}
+
 /// Options of `report`.
 #[must_use]
-pub fn report(args: &Report) -> library::ReportOptions {
+pub fn report(args: &Report, out: &Path) -> library::ReportOptions {
     library::ReportOptions {
         folders: args.folders.clone(),
-        out: args.out.clone(),
+        out: out.to_owned(),
         format: match args.format {
             ReportFormat::Html => library::ReportFormat::Html,
             ReportFormat::Md => library::ReportFormat::Markdown,

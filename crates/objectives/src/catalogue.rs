@@ -545,6 +545,35 @@ const ALL: &[Definition] = &[
         Rule::Gradients(gradients::lpo_ste)
     ),
     definition!(
+        "bdpo",
+        [beta = 0.1, lam = 0.5],
+        true,
+        "-ls(beta*(hw - log(lam*e^hl + 1 - lam)))",
+        "Cho et al. 2025, arXiv 2506.12725: the rejected response as a mixture with the reference; lam is ours",
+        Rule::Pair(|s, h| {
+            // log(1 − λ + λeʰ) = log(1 − λ) − log σ(−h − log(λ/(1 − λ)))
+            let (lam, rest) = (h["lam"], 1.0 - h["lam"]);
+            let mixed = rest.ln() - ls(-(s.hl() + (lam / rest).ln()));
+            -ls(h["beta"] * (s.hw() - mixed))
+        })
+    ),
+    definition!(
+        "adadpo",
+        [beta = 0.1, clip = 10.0],
+        true,
+        "DPO's, with d_w*c, d_l/c, c^2 = e^(aw - al) between 1/clip and clip, held constant",
+        "after arXiv 2605.28440: slopes along the probabilities a token of both responses alike; the clip is ours",
+        Rule::Gradients(gradients::adadpo)
+    ),
+    definition!(
+        "lpo_dynamic",
+        [beta = 0.2],
+        true,
+        "lpo_ste's, with r1 = 1, r2 = e^(hl - hw) held constant",
+        "LPO 2025, arXiv 2508.14947, dynamic form of its code",
+        Rule::Gradients(gradients::lpo_dynamic)
+    ),
+    definition!(
         "normalised",
         [beta = 0.1],
         true,

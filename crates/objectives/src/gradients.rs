@@ -28,6 +28,15 @@ pub fn calibrated_by(pair: &PairLogps, h: &Hyper, ln_c: f64) -> Outcome {
     Outcome { d_w: of.d_w * c, d_l: of.d_l / c, ..of }
 }
 
+/// d_w·c and d_l/c with c² = p_w/p_l, the geometric means of the tokens' probabilities, so that a step's slopes along both probabilities a token
+/// are alike: DPO's are as p_l : p_w (after arXiv 2605.28440).
+pub fn adadpo(pair: &PairLogps, h: &Hyper) -> Outcome {
+    let (of, s) = (dpo_outcome(pair, h), Scalars::new(pair));
+    let most = h["clip"].ln().abs();
+    let c = (0.5 * (s.aw() - s.al()).value.clamp(-most, most)).exp();
+    Outcome { d_w: of.d_w * c, d_l: of.d_l / c, ..of }
+}
+
 /// d_l times g = σ(α(p − τ)), p the geometric mean of the rejected tokens' probabilities (arXiv 2605.02626).
 pub fn gate_dpo(pair: &PairLogps, h: &Hyper) -> Outcome {
     let of = dpo_outcome(pair, h);
@@ -38,9 +47,19 @@ pub fn gate_dpo(pair: &PairLogps, h: &Hyper) -> Outcome {
 /// LPO with its gradient stopped in the other response: 4β/(r₁+r₂)·(r₁|h_w − sg(h_l) − 1/(2β)| + r₂|sg(h_w) − h_l − 1/(2β)|)
 /// (arXiv 2508.14947, its code), which has LPO's value.
 pub fn lpo_ste(pair: &PairLogps, h: &Hyper) -> Outcome {
+    lpo(pair, h, h["r1"] / (h["r1"] + h["r2"]))
+}
+
+/// [`lpo_ste`] with r₁ = 1 and r₂ = e^(h_l − h_w).
+pub fn lpo_dynamic(pair: &PairLogps, h: &Hyper) -> Outcome {
+    lpo(pair, h, sigmoid_of(Scalars::new(pair).margin().value))
+}
+
+/// LPO's value, with d_w : d_l = `chosen` : 1 − `chosen`.
+fn lpo(pair: &PairLogps, h: &Hyper, chosen: f64) -> Outcome {
     let short = 0.5 / h["beta"] - Scalars::new(pair).margin().value;
-    let slope = if short == 0.0 { 0.0 } else { 4.0 * h["beta"] * short.signum() / (h["r1"] + h["r2"]) };
-    Outcome { loss: 4.0 * h["beta"] * short.abs(), d_w: slope * h["r1"], d_l: slope * h["r2"] }
+    let slope = if short == 0.0 { 0.0 } else { 4.0 * h["beta"] * short.signum() };
+    Outcome { loss: 4.0 * h["beta"] * short.abs(), d_w: slope * chosen, d_l: slope * (1.0 - chosen) }
 }
 
 /// DPO times the geometric means of p/Σp² over the tokens of both responses, which are held constant (Zhou et al.,

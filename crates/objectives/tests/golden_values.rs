@@ -73,7 +73,7 @@ const STEEP: [&str; 3] = ["dpo_forward_kl", "dpo_alpha", "alphapo"];
 /// Objectives whose coefficients are slopes of their loss.
 fn with_slopes() -> Vec<Objective> {
     let objectives = all().iter().filter_map(|definition| definition.name.parse::<Objective>().ok());
-    let without = ["normalised", "calibrated", "sparse", "lpo_ste"];
+    let without = ["normalised", "calibrated", "sparse", "lpo_ste", "lpo_dynamic", "adadpo"];
     let sums = ["dpo:weight=0.3+sft:weight=2", "wpo+nca_pair:weight=1e+0"].map(|sum| sum.parse().unwrap());
     let of_pair = |o: &Objective| !matches!(o.needs(), Needs::Batch | Needs::Mismatched);
     objectives.filter(|o| !without.contains(&o.given()) && of_pair(o)).chain(sums).collect()
@@ -195,6 +195,29 @@ fn a_gradient_of_length_zero_is_not_followed() {
     assert!(normalised.d_l > 0.0);
     let dpo = "dpo".parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap();
     assert_eq!("calibrated".parse::<Objective>().unwrap().of_pair(&pair, &gram).unwrap(), dpo);
+}
+
+/// What adadpo and lpo_dynamic change of a loss's slopes, and that both coefficients of adadpo weigh probabilities alike.
+#[test]
+fn slopes_that_are_balanced_are_by_their_own_definition() {
+    let lengths = Lengths { chosen: 4, rejected: 8 };
+    let pair =
+        PairLogps { chosen: -2.0, rejected: -10.0, reference: Some([-3.0, -9.5]), lengths, ..PairLogps::default() };
+    let outcome = |name: &str| of(&name.parse().unwrap(), &pair);
+    let (dpo, ada) = (outcome("dpo"), outcome("adadpo"));
+    assert_eq!(ada.loss.to_bits(), dpo.loss.to_bits());
+    // ∂ℓ/∂p = (∂ℓ/∂log p)/p, p a token's geometric mean
+    let (p_w, p_l) = ((-2.0f64 / 4.0).exp(), (-10.0f64 / 8.0).exp());
+    assert!((ada.d_w / p_w / (ada.d_l / p_l) - 1.0).abs() < 1e-12);
+    assert!((ada.d_w * ada.d_l / (dpo.d_w * dpo.d_l) - 1.0).abs() < 1e-12);
+    // the ratio of the coefficients is within the clip
+    let clipped = outcome("adadpo:clip=2");
+    assert!((clipped.d_w / clipped.d_l - 2.0).abs() < 1e-12);
+    // r₁ = 1, r₂ = e^(h_l − h_w) with h_w = 1 and h_l = −0.5
+    let (lpo, dynamic) = (outcome("lpo"), outcome("lpo_dynamic"));
+    assert_eq!(dynamic.loss.to_bits(), lpo.loss.to_bits());
+    assert!((dynamic.d_l / dynamic.d_w / (-1.5f64).exp() - 1.0).abs() < 1e-12);
+    assert!((dynamic.d_w + dynamic.d_l - lpo.d_w).abs() < 1e-12);
 }
 
 #[test]

@@ -152,7 +152,22 @@ pub fn summarize(py: Python<'_>, words: Vec<String>, progress: &Bound<'_, PyAny>
 #[pyfunction]
 pub fn report(py: Python<'_>, words: Vec<String>, progress: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
     run(py, listener(progress), |telling| match command(words)? {
-        Command::Report(args) => Ok(tanglescope::report(&options::report(&args), telling)?),
+        Command::Report(args) => match &args.out {
+            Some(out) => Ok(tanglescope::report(&options::report(&args, out), telling)?),
+            None => other(),
+        },
+        _ => other(),
+    })
+}
+
+/// Shows a report while its records are written, until the call is interrupted.
+#[pyfunction]
+pub fn watch(py: Python<'_>, words: Vec<String>, progress: &Bound<'_, PyAny>) -> PyResult<()> {
+    run(py, listener(progress), |telling| match command(words)? {
+        Command::Report(args) => match args.watch {
+            Some(port) => Ok(tanglescope::watch(&options::watch(&args, port), telling)?),
+            None => other(),
+        },
         _ => other(),
     })
 }

@@ -23,7 +23,7 @@ mod _native {
     #[pymodule_export]
     use super::commands::{
         Kept, bench, checkpoints, devices, figures, inspect, objectives, report, resolve, run_command, summarize,
-        summary, sweep, table, train, verify,
+        summary, sweep, table, train, verify, watch,
     };
     #[pymodule_export]
     use super::model::Model;

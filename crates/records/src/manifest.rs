@@ -375,6 +375,9 @@ pub struct SweepManifest {
     pub seed: u64,
     /// Rows drawn of each data set; all where it is `None`.
     pub pairs: Option<usize>,
+    /// Names of the runs in the order in which they were given; none in sweeps of earlier versions.
+    #[serde(default)]
+    pub order: Vec<String>,
     /// The runs, by name.
     pub runs: BTreeMap<String, SweptRun>,
     /// The data sets, by name.
@@ -549,6 +552,7 @@ mod tests {
             dtype: "f32".to_owned(),
             seed: 3,
             pairs,
+            order: Vec::new(),
             runs: BTreeMap::new(),
             data: files.iter().map(data).collect(),
         }

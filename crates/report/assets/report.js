@@ -33,8 +33,18 @@
   const metric = (leaf, name) => of("metrics", leaf).find((row) => row.metric === name);
 
   // ---- what is selected
-  const runs = [...new Set(data.leaves.map((leaf) => leaf.run))];
-  const chosen = { run: runs[0], step: null, dataset: null, against: "edit_distance" };
+  // runs that train, or were not measured, are known by their own records alone
+  const measuredRuns = new Set(data.leaves.map((leaf) => leaf.run));
+  const alone = data.training.map((run) => run.run).filter((name) => ![...measuredRuns].some((run) => run === name || run.endsWith(`/${name}`)));
+  const runs = [...measuredRuns, ...alone];
+  const chosen = { run: runs[0], step: null, dataset: null, against: "edit_distance", objective: null, metric: "gradient" };
+  // a page that is watched was loaded again while it was read
+  if (document.body.dataset.watched) {
+    const before = JSON.parse(sessionStorage.getItem("chosen") ?? "{}");
+    if (runs.includes(before.run)) Object.assign(chosen, before);
+  }
+  // a column in the metric that is selected, where it was measured in it
+  const measured = (name) => (chosen.metric === "adam" && data.pairs[`adam_${name}`] ? `adam_${name}` : name);
   const leafOf = (run, step, dataset) =>
     data.leaves.findIndex((leaf) => leaf.run === run && leaf.step === step && leaf.dataset === dataset);
   const selected = () => leafOf(chosen.run, chosen.step, chosen.dataset);
@@ -49,14 +59,17 @@
     select.value = JSON.stringify(value);
   };
   const settle = () => {
-    const sets = distinct(data.leaves.filter((leaf) => leaf.run === chosen.run).map((leaf) => leaf.dataset));
+    const sets = alone.includes(chosen.run) ? [""] : distinct(data.leaves.filter((leaf) => leaf.run === chosen.run).map((leaf) => leaf.dataset));
     if (!sets.includes(chosen.dataset)) chosen.dataset = sets[0];
     const steps = stepsOf(chosen.run, chosen.dataset).map((leaf) => leaf.step);
-    if (!steps.includes(chosen.step)) chosen.step = steps[steps.length - 1];
+    if (!steps.includes(chosen.step)) chosen.step = steps[steps.length - 1] ?? null;
     options(at("run"), runs, chosen.run);
     options(at("dataset"), sets, chosen.dataset);
-    options(at("step"), steps, chosen.step, (step) => (step === null ? "–" : String(step)));
+    options(at("step"), steps.length ? steps : [null], chosen.step, (step) => (step === null ? "–" : String(step)));
   };
+
+  // a path may stand in front of a run's name, to tell it from another one
+  const trainingOf = (name) => data.training.find((run) => run.run === name || name.endsWith(`/${run.run}`));
 
   // ---- charts
   const charts = {};
@@ -69,6 +82,19 @@
       splitLine: { lineStyle: { color: line } }, nameLocation: "middle", nameGap: 26, ...more,
     };
   };
+  // what a screen reader says of a chart: its caption, and where each series lies
+  const described = (element, option) => {
+    const caption = element.closest("figure")?.querySelector("figcaption")?.cloneNode(true);
+    caption?.querySelectorAll("select").forEach((select) => select.replaceWith(at(select.id).selectedOptions[0]?.textContent ?? ""));
+    const of = [option.series].flat().slice(0, 8).map((series) => {
+      const values = (series.data ?? []).map((d) => { const v = d?.value ?? d; return number(Array.isArray(v) ? v[v.length - 1] : v); }).filter(finite);
+      if (!values.length) return "";
+      const [low, high] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+      return `${series.name}: ${values.length} values from ${shown(low)} to ${shown(high)}`;
+    });
+    const title = caption?.textContent ?? element.closest("section, dialog")?.querySelector("h2, label")?.textContent ?? "";
+    return [title.replace(/\s+/g, " ").trim(), of.filter(Boolean).join("; ")].filter(Boolean).map((part) => `${part}.`).join(" ");
+  };
   const draw = (id, option, renderer = "svg") => {
     const element = at(id);
     // without its series first: a chart that still draws many points step by step throws where it is gone
@@ -77,15 +103,18 @@
     delete charts[id];
     element.classList.toggle("empty", typeof option === "string");
     element.replaceChildren();
+    element.removeAttribute("aria-label");
+    element.removeAttribute("role");
     if (typeof option === "string") {
       element.textContent = option;
       return;
     }
     const { text, soft, ground, line } = look();
     charts[id] = echarts.init(element, null, { renderer });
+    element.setAttribute("role", "img");
     charts[id].setOption({
       animation: false, color: COLOURS, textStyle: { color: text, fontFamily: "system-ui, sans-serif" },
-      aria: { enabled: true, decal: { show: id === "c-regimes" || id === "c-objectives" } },
+      aria: { enabled: true, label: { description: described(element, option) }, decal: { show: ["c-regimes", "c-objectives", "c-split"].includes(id) } },
       grid: { left: 62, right: 18, top: option.legend ? 46 : 16, bottom: 44 },
       ...option,
       legend: option.legend && { type: "scroll", top: 0, textStyle: { color: soft }, pageTextStyle: { color: soft }, ...option.legend },
@@ -99,10 +128,14 @@
   const plain = (value) => (Array.isArray(value) ? shown(value[1]) : shown(value));
 
   const dynamics = () => {
-    const tracked = runs.filter((run) => stepsOf(run, chosen.dataset).length > 1);
+    const tracked = runs.filter((run) => stepsOf(run, chosen.dataset).length > 1 || (alone.includes(run) && trainingOf(run).steps.at?.length > 1));
     const none = "one step only: nothing moves";
-    const median = (run, name) =>
-      stepsOf(run, chosen.dataset).map((leaf) => [leaf.step, number(metric(leaf.number, name)?.median)]);
+    const median = (run, name) => {
+      if (!alone.includes(run)) return stepsOf(run, chosen.dataset).map((leaf) => [leaf.step, number(metric(leaf.number, name)?.median)]);
+      const { steps } = trainingOf(run);
+      const value = (i) => (name === "margin" ? steps.logp_chosen[i] - steps.logp_rejected[i] : number(steps[name]?.[i] ?? null));
+      return (steps.at ?? []).map((step, i) => [step, value(i)]);
+    };
     const colour = (run) => COLOURS[runs.indexOf(run) % COLOURS.length];
     const lines = (names, yName, more = {}) => ({
       legend: { data: tracked }, tooltip: { trigger: "axis", valueFormatter: plain }, xAxis: stepAxis(),
@@ -115,9 +148,11 @@
       ),
     });
     const any = tracked.length > 0;
+    at("dynamics").hidden = !any && !trainingOf(chosen.run);
     draw("c-logp", any ? lines(["logp_chosen", "logp_rejected"], "log-probability") : none);
     draw("c-margin", any ? lines(["margin"], "margin") : none);
-    draw("c-cosine", any ? lines(["cosine"], "cosine") : none);
+    const cosine = tracked.every((run) => stepsOf(run, chosen.dataset).every((leaf) => metric(leaf.number, measured("cosine")))) ? measured("cosine") : "cosine";
+    draw("c-cosine", any ? lines([cosine], "cosine") : none);
     draw("c-norms", any ? lines(["norm_chosen", "norm_rejected"], "norm", { type: "log" }) : none);
 
     const own = stepsOf(chosen.run, chosen.dataset);
@@ -129,8 +164,7 @@
         stack: "all", areaStyle: { opacity: 0.85 }, color, showSymbol: false,
       })),
     });
-    // a path may stand in front of a run's name, to tell it from another one
-    const training = data.training.find((run) => run.run === chosen.run || chosen.run.endsWith(`/${run.run}`));
+    const training = trainingOf(chosen.run);
     const recorded = training && training.steps.at
       ? training.steps.at.map((step, i) => [step, ...["band_low", "band_high", "ratio"].map((name) => number(training.steps[name][i]))])
       : own.map((leaf) => [leaf.step, number(metric(leaf.number, "band_low")?.median), number(metric(leaf.number, "band_high")?.median), 1]);
@@ -168,7 +202,8 @@
   };
 
   const objectives = (leaf) => {
-    const table = of("regimes", leaf);
+    const inMetric = chosen.metric === "adam" ? of("adam_regimes", leaf) : [];
+    const table = inMetric.length ? inMetric : of("regimes", leaf);
     const names = distinct(table.map((row) => row.objective)).reverse();
     const cell = Object.fromEntries(table.map((row) => [`${row.objective}|${row.regime}`, row]));
     at("c-objectives").style.height = `${Math.max(180, 70 + 24 * names.length)}px`;
@@ -199,7 +234,12 @@
   const values = (leaf, name) => {
     const { pairs } = data;
     const out = [];
-    if (pairs[name]) for (let i = 0; i < pairs.leaf.length; i++) if (pairs.leaf[i] === leaf) { const x = number(pairs[name][i]); if (finite(x)) out.push(x); }
+    if (name === "wl_over_min" && measured("wl") !== "wl") {
+      pairs.leaf.forEach((of, i) => {
+        const least = of === leaf ? Math.min(pairs.adam_ww[i], pairs.adam_ll[i]) : 0;
+        if (least > 0) out.push(pairs.adam_wl[i] / least);
+      });
+    } else if (pairs[name]) for (let i = 0; i < pairs.leaf.length; i++) if (pairs.leaf[i] === leaf) { const x = number(pairs[name][i]); if (finite(x)) out.push(x); }
     return out;
   };
   const quantile = (sorted, share) => {
@@ -210,7 +250,7 @@
   const sets = () => {
     const leaves = numbered.filter((leaf) => leaf.run === chosen.run && leaf.step === chosen.step);
     const box = (leaf) => {
-      const x = values(leaf.number, "cosine").sort((a, b) => a - b);
+      const x = values(leaf.number, measured("cosine")).sort((a, b) => a - b);
       return x.length ? [0.05, 0.25, 0.5, 0.75, 0.95].map((share) => quantile(x, share)) : [];
     };
     // runs that were each measured on their own data set: at the selected step, or else at their own last one
@@ -282,18 +322,18 @@
     });
   };
   const distributions = (leaf) => {
-    histogram("c-hist-cosine", values(leaf, "cosine"), -1, 1, "cosine");
+    histogram("c-hist-cosine", values(leaf, measured("cosine")), -1, 1, "cosine");
     const condition = values(leaf, "wl_over_min").sort((a, b) => a - b);
     const ends = condition.length ? [Math.floor(Math.min(-1, quantile(condition, 0.01))), Math.ceil(Math.max(1.5, quantile(condition, 0.99)))] : [0, 1];
     histogram("c-hist-condition", condition, ends[0], ends[1], "wl / min(ww, ll)");
     const { pairs } = data;
     const points = {};
     for (let i = 0; i < (pairs.leaf || []).length; i++) if (pairs.leaf[i] === leaf) {
-      const [x, y] = [Math.sqrt(pairs.ww[i]), Math.sqrt(pairs.ll[i])];
-      if (x > 0 && y > 0) (points[pairs.regime_dpo[i]] ||= []).push({ value: [x, y], at: i });
+      const [x, y] = [Math.sqrt(pairs[measured("ww")][i]), Math.sqrt(pairs[measured("ll")][i])];
+      if (x > 0 && y > 0) (points[pairs[measured("regime_dpo")][i]] ||= []).push({ value: [x, y], at: i });
     }
     draw("c-scatter", !Object.keys(points).length ? "no pairs" : {
-      legend: {}, tooltip: { formatter: (p) => `pair ${shown(pairs.pair[p.data.at])}${pairs.id[p.data.at] ? ` (${escape(pairs.id[p.data.at])})` : ""}<br>‖g_w‖ ${shown(p.value[0])}, ‖g_l‖ ${shown(p.value[1])}<br>cosine ${shown(pairs.cosine[p.data.at])}` },
+      legend: {}, tooltip: { formatter: (p) => `pair ${shown(pairs.pair[p.data.at])}${pairs.id[p.data.at] ? ` (${escape(pairs.id[p.data.at])})` : ""}<br>‖g_w‖ ${shown(p.value[0])}, ‖g_l‖ ${shown(p.value[1])}<br>cosine ${shown(pairs[measured("cosine")][p.data.at])}` },
       xAxis: axis({ type: "log", name: "‖g_w‖", scale: true, minorTick: { show: true } }), yAxis: axis({ type: "log", name: "‖g_l‖", nameGap: 46, scale: true }),
       series: Object.entries(REGIMES).filter(([regime]) => points[regime]).map(([regime, color], i) => ({ type: "scatter", name: regime, color, symbol: ["circle", "triangle", "diamond", "rect", "pin"][i], symbolSize: 6, itemStyle: { opacity: 0.65 }, data: points[regime] })),
     }, "canvas");
@@ -355,7 +395,7 @@
     const head = document.createElement("thead"), body = document.createElement("tbody");
     head.append(document.createElement("tr"));
     head.firstChild.append(...cells("th", names.map((name) => name.replaceAll("_", " ")), names));
-    table.leaf.forEach((leaf, i) => {
+    (table.leaf ?? []).forEach((leaf, i) => {
       const row = document.createElement("tr");
       row.append(...cells("td", names.map((name) => shown(name in table ? table[name][i] : data.leaves[leaf][name])), names));
       row.tabIndex = 0;
@@ -366,18 +406,150 @@
     at("digest").replaceChildren(head, body);
   };
   const finding = (leaf) => {
-    const [row] = of("digest", leaf);
-    if (!row) return;
-    const part = (x) => `${(100 * (x ?? 0)).toFixed(1)} %`;
-    const sign = row.cosine === null ? "" : row.cosine > 0 ? "pull on each other" : "point apart";
-    at("finding").textContent = row.pairs === 0 ? "No pairs." :
-      `${data.leaves[leaf].title}: over ${row.pairs} pairs the gradients of the chosen and the rejected response ${sign}, ` +
-      `with a median cosine of ${shown(row.cosine)} (95 %: ${shown(row.cosine_low)} to ${shown(row.cosine_high)}). ` +
-      `One small step with d_w = d_l (DPO) would raise chosen and lower rejected for ${part(row.ideal)} of them, raise both for ` +
-      `${part(row.both_up)}, and lower both for ${part(row.both_down)}.`;
+    const found = data.findings.find((one) => one.run === chosen.run && one.dataset === chosen.dataset);
+    at("headline").textContent = found?.headline ?? "";
+    at("finding").replaceChildren(...(found?.reasons ?? []).map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+    const own = stepsOf(chosen.run, chosen.dataset), sizes = of("batch_sizes", leaf);
+    const first = sizes.filter((row) => row.objective === sizes[0].objective);
+    const caption = (text) => { at("first-caption").textContent = text; };
+    const { steps } = trainingOf(chosen.run) ?? {};
+    if (alone.includes(chosen.run)) {
+      caption(`Log-probability of the pairs of each step of ${chosen.run}, means`);
+      const along = (name) => (steps.at ?? []).map((step, i) => [step, number(steps[name][i])]);
+      const lines = [["chosen", "logp_chosen", COLOURS[0]], ["rejected", "logp_rejected", COLOURS[3]]];
+      draw("c-first", {
+        legend: {}, tooltip: { trigger: "axis", valueFormatter: plain }, xAxis: stepAxis(), yAxis: axis({ type: "value", name: "log-probability", nameGap: 46, scale: true }),
+        series: lines.map(([name, column, color]) => line(name, along(column), { color, showSymbol: false })),
+      });
+    } else if (own.length > 1) {
+      caption(`Log-probability of chosen and rejected in ${chosen.run}, medians`);
+      const along = (name) => own.map((one) => [one.step, number(metric(one.number, name)?.median)]);
+      draw("c-first", {
+        legend: {}, tooltip: { trigger: "axis", valueFormatter: plain }, xAxis: stepAxis(), yAxis: axis({ type: "value", name: "log-probability", nameGap: 46, scale: true }),
+        series: [line("chosen", along("logp_chosen"), { color: COLOURS[0] }), line("rejected", along("logp_rejected"), { color: COLOURS[3], lineStyle: { type: "dashed" }, symbol: "emptyCircle" })],
+      });
+    } else if (first.length) {
+      caption(`Share of pairs whose chosen response falls, by the size of random batches (${first[0].objective})`);
+      draw("c-first", {
+        tooltip: { trigger: "axis", valueFormatter: plain }, xAxis: axis({ type: "category", name: "batch size", data: first.map((row) => String(row.batch_size)) }),
+        yAxis: axis({ type: "value", min: 0, max: 1, name: "share", nameGap: 46 }), series: [line("falls", first.map((row) => number(row.falls_w)), { color: COLOURS[3] })],
+      });
+    } else {
+      caption("Cosine of both gradients");
+      histogram("c-first", values(leaf, "cosine"), -1, 1, "cosine");
+    }
   };
 
-  const SHOWN = ["pair", "id", "regime_dpo", "cosine", "wl_over_min", "norm_ratio", "logp_chosen", "logp_rejected", "chosen_tokens", "rejected_tokens", "edit_distance"]
+  // ---- between pairs
+  const split = () => {
+    const training = trainingOf(chosen.run), predictions = training?.predictions ?? {}, branch = at("split-branch").value;
+    const PARTS = ["own", "others", "momentum", "decay"];
+    const steps = new Map();
+    (predictions.at ?? []).forEach((step, i) => {
+      if (predictions.branch[i] !== branch || predictions.split[i] !== "batch" || !predictions.own || predictions.own[i] === null) return;
+      const sums = steps.get(step) ?? { n: 0, measured: 0, ...Object.fromEntries(PARTS.map((part) => [part, 0])) };
+      [...PARTS, "measured"].forEach((part) => { sums[part] += number(predictions[part][i]); });
+      sums.n += 1;
+      steps.set(step, sums);
+    });
+    at("f-split").hidden = !steps.size;
+    if (!steps.size) return;
+    const order = [...steps.keys()].sort((a, b) => a - b), mean = (part) => order.map((step) => steps.get(step)[part] / steps.get(step).n);
+    draw("c-split", {
+      legend: {}, tooltip: { trigger: "axis", valueFormatter: plain }, xAxis: axis({ type: "category", name: "step", data: order.map(String) }),
+      yAxis: axis({ type: "value", name: "change", nameGap: 46 }),
+      series: [...PARTS.map((part, i) => ({ type: "bar", stack: "all", name: part, color: COLOURS[i], data: mean(part) })), { type: "scatter", name: "measured", symbol: "diamond", symbolSize: 9, color: look().text, data: mean("measured") }],
+    });
+  };
+  const batches = (leaf) => {
+    const table = of("batch_sizes", leaf), names = distinct(table.map((row) => row.objective));
+    document.querySelectorAll(".of-batches").forEach((figure) => { figure.hidden = !names.length; });
+    if (!names.length) return;
+    if (!names.includes(chosen.objective)) chosen.objective = names[0];
+    options(at("between-objective"), names, chosen.objective);
+    const rows = table.filter((row) => row.objective === chosen.objective);
+    const lines = (what, name, more) => ({
+      legend: {}, tooltip: { trigger: "axis", valueFormatter: plain }, xAxis: axis({ type: "category", name: "batch size", data: rows.map((row) => String(row.batch_size)) }),
+      yAxis: axis({ type: "value", name, nameGap: 52, ...more }),
+      series: what.flatMap((part, i) => ["w", "l"].map((branch, k) => line(`${part}, ${k ? "rejected" : "chosen"}`, rows.map((row) => number(row[`${part}_${branch}`])), {
+        color: COLOURS[2 * i + (name === "share" ? 1 : 0)], lineStyle: { type: k ? "dashed" : "solid" }, symbol: k ? "emptyCircle" : "circle",
+      }))),
+    });
+    draw("c-batch", lines(["own", "others"], "change"));
+    draw("c-turned", lines(["falls", "turned"], "share", { min: 0, max: 1 }));
+  };
+  const spectrum = (leaf) => {
+    const rows = of("spectrum", leaf);
+    at("f-spectrum").hidden = !rows.length;
+    if (rows.length) draw("c-spectrum", {
+      tooltip: { formatter: (p) => `eigenvalue ${p.value[0]}<br>${shown(100 * p.value[1])} % of their sum` },
+      xAxis: axis({ type: "log", name: "rank", min: 1 }), yAxis: axis({ type: "log", name: "share", nameGap: 52 }),
+      series: [line("share", rows.filter((row) => row.share > 0).map((row) => [row.rank, row.share]), { symbolSize: 4, color: COLOURS[0] })],
+    });
+  };
+  const rowOf = (leaf, pair) => data.pairs.leaf.findIndex((of, i) => of === leaf && data.pairs.pair[i] === pair);
+  const named = (leaf, pair) => { const i = rowOf(leaf, pair); return i >= 0 && data.pairs.id[i] ? `${pair} (${data.pairs.id[i]})` : String(pair); };
+  const heat = (leaf) => {
+    const map = data.heat_maps.find((one) => one.leaf === leaf);
+    at("f-heat").hidden = !map;
+    if (!map) return;
+    const n = map.pairs.length, value = at("heat-value").value, cells = map.cosines[value], cut = Number(at("heat-cut").value);
+    const edges = map.distances.flatMap((distance, place) => (distance !== null && distance > cut ? [place] : []));
+    const sampled = n < map.pairs_in_all ? `; ${n} of ${map.pairs_in_all} pairs, evenly along their order` : "";
+    at("heat-note").textContent = `${cut.toFixed(2)}: ${edges.length + 1} cluster${edges.length ? "s" : ""}${sampled}`;
+    // a pair with itself is at the end of every scale; beyond what most others reach colours are as at its ends
+    const sizes = cells.filter((x, i) => x !== null && Math.floor(i / n) !== i % n).map(Math.abs).sort((a, b) => a - b);
+    const most = Math.max(0.05, sizes.length ? quantile(sizes, 0.99) / 1000 : 1);
+    at("c-heat").style.height = `${Math.min(820, 160 + 8 * n)}px`;
+    const pairs = map.pairs.map(String), label = { color: look().soft, fontSize: 10, hideOverlap: true };
+    draw("c-heat", {
+      grid: { left: 62, right: 90, top: 16, bottom: 60 },
+      tooltip: { formatter: (p) => `pair ${escape(named(leaf, map.pairs[p.value[1]]))}<br>pair ${escape(named(leaf, map.pairs[p.value[0]]))}<br>cosine ${shown(p.value[2])}` },
+      xAxis: axis({ type: "category", data: pairs, name: "pair", axisLabel: label }), yAxis: axis({ type: "category", inverse: true, data: pairs, axisLabel: label }),
+      dataZoom: [{ type: "inside", xAxisIndex: 0 }, { type: "inside", yAxisIndex: 0 }],
+      visualMap: { min: -most, max: most, text: [most.toFixed(2), `−${most.toFixed(2)}`], orient: "vertical", right: 0, top: "middle", inRange: { color: DIVERGING }, textStyle: { color: look().soft }, precision: 2 },
+      series: [{
+        type: "heatmap", name: value, progressive: 0, data: cells.flatMap((x, i) => (x === null ? [] : [[i % n, Math.floor(i / n), x / 1000]])),
+        // between two categories, a half before the later one
+        markLine: { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: look().text, width: 1, type: "solid" }, data: edges.flatMap((place) => [{ xAxis: place - 0.5 }, { yAxis: place - 0.5 }]) },
+      }],
+    }, "canvas");
+    charts["c-heat"].on("click", (p) => p.componentType === "series" && couple(leaf, map.pairs[p.value[1]], map.pairs[p.value[0]]));
+    for (const id of ["couple-a", "couple-b"]) options(at(id), map.pairs, map.pairs[id === "couple-a" ? 0 : Math.min(1, n - 1)], (pair) => named(leaf, pair));
+  };
+  const couple = (leaf, a, b) => {
+    const map = data.heat_maps.find((one) => one.leaf === leaf), place = (pair) => map?.pairs.indexOf(pair) ?? -1;
+    at("couple-title").textContent = `Pairs ${named(leaf, a)} and ${named(leaf, b)}: ${data.leaves[leaf].title}`;
+    const cosine = (value, row, column) => (place(row) < 0 || place(column) < 0 ? null : map.cosines[value][place(row) * map.pairs.length + place(column)]);
+    const said = (x) => (x === null || x === undefined ? "–" : shown(x / 1000));
+    const numbers = [["chosen and chosen", cosine("ww", a, b)], [`chosen of ${a}, rejected of ${b}`, cosine("wl", a, b)], [`rejected of ${a}, chosen of ${b}`, cosine("wl", b, a)], ["rejected and rejected", cosine("ll", a, b)], ["directions g_w − g_l", cosine("dd", a, b)]];
+    at("couple-numbers").replaceChildren(...numbers.map(([name, x]) => {
+      const item = document.createElement("div");
+      item.append(...cells("dt", [`cosine, ${name}`], [name]), ...cells("dd", [said(x)], [name]));
+      return item;
+    }));
+    at("couple-texts").replaceChildren(...[a, b].map((pair) => {
+      const text = data.texts.pairs[`${leaf}/${pair}`], side = document.createElement("div");
+      const add = (tag, textContent) => side.append(Object.assign(document.createElement(tag), { textContent }));
+      add("h3", `Pair ${named(leaf, pair)}`);
+      if (!text) add("p", "The text of this pair is not among those kept in this file.");
+      else for (const [title, of] of [["Prompt", text.prompt ?? "(token ids: no text)"], ["Chosen", text.chosen.map((token) => token[0]).join("")], ["Rejected", text.rejected.map((token) => token[0]).join("")]]) {
+        add("h4", title);
+        add("pre", of);
+      }
+      return side;
+    }));
+    if (!at("couple").open) at("couple").showModal();
+  };
+  const between = (leaf) => {
+    at("between").hidden = false;
+    split();
+    batches(leaf);
+    spectrum(leaf);
+    heat(leaf);
+    at("between").hidden = [...at("between").querySelectorAll("figure")].every((figure) => figure.hidden);
+  };
+  const SHOWN = ["pair", "id", "regime_dpo", "cosine", "wl_over_min", "norm_ratio", "logp_chosen", "logp_rejected", "chosen_tokens", "rejected_tokens", "edit_distance", "harm", "own_w", "others_w"]
     .filter((name) => data.pairs[name]);
   const list = { order: "pair", down: false, page: 0, rows: [] };
   const PAGE = 25;
@@ -387,11 +559,11 @@
     const leaf = selected(), regime = at("f-regime").value, text = at("f-text").value.trim().toLowerCase(), read = at("f-read").checked;
     list.rows = [];
     for (let i = 0; i < (pairs.leaf || []).length; i++) {
-      if (pairs.leaf[i] !== leaf || (regime && pairs.regime_dpo[i] !== regime) || (read && !readable(i))) continue;
+      if (pairs.leaf[i] !== leaf || (regime && pairs[measured("regime_dpo")][i] !== regime) || (read && !readable(i))) continue;
       if (text && String(pairs.pair[i]) !== text && !String(pairs.id[i] ?? "").toLowerCase().includes(text)) continue;
       list.rows.push(i);
     }
-    const column = pairs[list.order], word = typeof column?.find((x) => x !== null) === "string" && !["cosine", "norm_ratio", "wl_over_min"].includes(list.order);
+    const column = pairs[measured(list.order)], word = typeof column?.find((x) => x !== null) === "string" && !["cosine", "norm_ratio", "wl_over_min"].includes(list.order);
     const compare = (a, b) => {
       const [x, y] = word ? [column[a], column[b]] : [number(column[a]), number(column[b])];
       // what is not defined comes last, whichever way
@@ -409,12 +581,12 @@
       const row = document.createElement("tr");
       row.tabIndex = 0;
       row.dataset.at = i;
-      row.append(...cells("td", SHOWN.map((name) => shown(pairs[name][i])), SHOWN));
+      row.append(...cells("td", SHOWN.map((name) => shown(pairs[measured(name)][i])), SHOWN));
       row.onclick = () => open(i);
       row.onkeydown = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(i); } };
       return row;
     }));
-    const sampled = data.pairs.leaf.length < data.pairs_in_all ? `; of ${data.pairs_in_all} in all, ${data.pairs.leaf.length} are in this file` : "";
+    const sampled = data.pairs.leaf?.length < data.pairs_in_all ? `; of ${data.pairs_in_all} in all, ${data.pairs.leaf.length} are in this file` : "";
     at("count").textContent = `${list.rows.length} pairs${sampled}`;
     at("page").textContent = `page ${list.page + 1} of ${pages}`;
     at("before").disabled = list.page === 0;
@@ -501,6 +673,16 @@
       item.lastChild.title = String(pairs[name][i]);
       return item;
     }));
+    const pulled = rows(data.tables.drags, (k) => data.tables.drags.leaf[k] === pairs.leaf[i] && data.tables.drags.pair[k] === pairs.pair[i]);
+    at("pair-drags").replaceChildren(...[["dragged_by", "Its chosen response is pulled down most by steps on"], ["drags", "A step on it pulls down most the chosen responses of"]].flatMap(([direction, text]) => {
+      const some = pulled.filter((row) => row.direction === direction);
+      const others = some.flatMap((row) => {
+        const button = Object.assign(document.createElement("button"), { type: "button", textContent: row.other, title: `by ${shown(row.change)} for each unit of η` });
+        button.onclick = () => couple(pairs.leaf[i], pairs.pair[i], row.other);
+        return [button, document.createTextNode(" ")];
+      });
+      return some.length ? [document.createTextNode(`${text} `), ...others, document.createElement("br")] : [];
+    }));
     at("pair-prompt").textContent = opened.text ? opened.text.prompt ?? "(token ids: no text)" : "The text of this pair is not among those kept in this file.";
     const modes = [["logp", "log-probability"], ["shared", "shared or contrast"], ...(opened.matrix ? [["pull", "part in wl"]] : [])];
     at("colour").replaceChildren(...modes.map(([value, textContent]) => Object.assign(document.createElement("option"), { value, textContent })));
@@ -556,6 +738,7 @@
     at("selected").textContent = `${of("digest", leaf)[0]?.pairs ?? 0} pairs`;
     finding(leaf);
     dynamics();
+    between(leaf);
     objectives(leaf);
     outcomes(leaf);
     sets();
@@ -566,6 +749,13 @@
     filter();
   };
   for (const name of ["run", "step", "dataset"]) at(name).onchange = () => { chosen[name] = JSON.parse(at(name).value); show(); };
+  at("metric").value = chosen.metric;
+  at("metric").onchange = () => { chosen.metric = at("metric").value; show(); };
+  at("metric-choice").hidden = !data.pairs.adam_cosine;
+  at("split-branch").onchange = split;
+  at("between-objective").onchange = () => { chosen.objective = JSON.parse(at("between-objective").value); batches(selected()); };
+  at("heat-value").onchange = at("heat-cut").onchange = () => heat(selected());
+  at("couple-form").onsubmit = (event) => { event.preventDefault(); couple(selected(), JSON.parse(at("couple-a").value), JSON.parse(at("couple-b").value)); };
   at("bin-by").onchange = () => { chosen.against = JSON.parse(at("bin-by").value); bins(selected()); };
   at("layer-value").onchange = () => layers(selected());
   if (data.tables.experts.leaf?.length) at("expert-value").onchange = () => experts(selected());
@@ -584,5 +774,13 @@
   origin();
   downloads();
   show();
-  window.report = { data, charts, csv, open };
+  // a page that is watched loads itself again when the records have more
+  const { watched } = document.body.dataset;
+  if (watched) setInterval(async () => {
+    const stamp = await fetch("stamp").then((answer) => answer.text(), () => watched);
+    if (stamp === watched || document.querySelector("dialog[open]")) return;
+    sessionStorage.setItem("chosen", JSON.stringify(chosen));
+    location.reload();
+  }, 2000);
+  window.report = { data, charts, csv, open, couple };
 })();

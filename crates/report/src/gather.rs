@@ -1,22 +1,24 @@
 //! What a report shows, gathered from records.
+use crate::between::{self, HeatMap};
 use crate::columns::append;
 use crate::error::Result;
+use crate::finding::{Finding, Gathered};
 use crate::texts::{self, EXTREMES, Texts};
 use crate::training::{self, Training};
-use polars_core::prelude::{DataFrame, DataType, NamedFrom, Series, SortMultipleOptions};
+use polars_core::prelude::{DataFrame, DataType, NamedFrom, PolarsResult, Series, SortMultipleOptions};
 use polars_lazy::prelude::{Expr, LazyFrame, col, len, lit};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use tanglescope_analytics::{self as analytics, By, derived};
-use tanglescope_records::{Leaf, Manifest, Records, find, find_some};
+use tanglescope_records::{Leaf, Manifest, Records, find, find_some, tables};
 
 /// Pairs whose numbers are in a report; of more, every n-th is, and the extremes of each model and data set.
 const PAIRS: usize = 20_000;
 
 /// The columns of pairs that are shown.
-const COLUMNS: [&str; 17] = [
+const COLUMNS: [&str; 23] = [
     "pair",
     "id",
     "prompt_tokens",
@@ -34,7 +36,16 @@ const COLUMNS: [&str; 17] = [
     "wl_over_min",
     "norm_ratio",
     "regime_dpo",
+    "adam_ww",
+    "adam_wl",
+    "adam_ll",
+    "adam_cosine",
+    "adam_norm_ratio",
+    "adam_regime_dpo",
 ];
+
+/// Bytes of a page that is to stay below 10 MB: what tables and pairs leave is for texts and matrices.
+const PAGE_BYTES: usize = 8_300_000;
 
 /// Where a report comes from.
 #[derive(Clone, Debug, Serialize)]
@@ -50,7 +61,9 @@ pub struct Origin {
 pub struct Report {
     /// Where it comes from.
     pub origin: Origin,
-    /// Models and data sets, by run, step and data set: the order that `leaf` counts in.
+    /// What was found, of each run on each data set.
+    pub findings: Vec<Finding>,
+    /// Models and data sets, as the folders were given, and in each by run, step and data set: the order that `leaf` counts in.
     pub leaves: Vec<Value>,
     /// Tables of what the records amount to, as lists by column. Each has `leaf`.
     pub tables: Map<String, Value>,
@@ -58,6 +71,8 @@ pub struct Report {
     pub pairs: Map<String, Value>,
     /// Pairs of all records, where not all are shown.
     pub pairs_in_all: usize,
+    /// Cosines between pairs, of the records that have them.
+    pub heat_maps: Vec<HeatMap>,
     /// What training recorded.
     pub training: Vec<Training>,
     /// Texts and matrices of some pairs.
@@ -71,10 +86,11 @@ impl Report {
     /// Gathers what is shown of some records, of the training runs in `folders`, and of those that a sweep in them was of.
     ///
     /// # Errors
-    /// Where there are no records, or a part of a table is damaged.
+    /// Where there are neither records nor runs, or a part of a table is damaged.
     pub fn of(folders: &[PathBuf], origin: Origin) -> Result<Self> {
-        let leaves = find_some(folders)?;
-        if leaves.is_empty() {
+        let leaves = as_given(find_some(folders)?, folders)?;
+        let training = training::gather(folders)?;
+        if leaves.is_empty() && training.is_empty() {
             // says which folder has none
             find(folders)?;
         }
@@ -89,24 +105,84 @@ impl Report {
             ("experts", gather(&leaves, analytics::experts)?),
             ("relations", gather(&leaves, |leaf| analytics::relations(leaf).map(Some))?),
             ("bins", gather(&leaves, |leaf| analytics::bins(leaf).map(Some))?),
+            ("adam_regimes", gather(&leaves, analytics::regimes_in_metric)?),
+            ("batch_sizes", gather(&leaves, |leaf| between::table(leaf, tables::BATCH_SIZES))?),
+            ("spectrum", gather(&leaves, |leaf| between::table(leaf, tables::SPECTRUM))?),
         ] {
             tables.insert(name.to_owned(), Value::Object(table));
         }
         let (pairs, pairs_in_all) = pairs(&leaves)?;
         let mut left_out = Vec::new();
-        let texts = texts::gather(folders, &leaves, &pairs, &mut left_out)?;
-        let training = training::gather(folders)?;
+        let maps = leaves.iter().enumerate().map(|(number, leaf)| between::heat_map(number, leaf));
+        let heat_maps: Vec<HeatMap> = maps.filter_map(Result::transpose).collect::<Result<_>>()?;
+        let mapped: Vec<(usize, u64)> =
+            heat_maps.iter().flat_map(|map| map.pairs.iter().map(|pair| (map.leaf, *pair))).collect();
+        let taken = length(&pairs) + length(&tables);
+        let texts = texts::gather(folders, &leaves, &pairs, &mapped, PAGE_BYTES.saturating_sub(taken), &mut left_out)?;
+        tables.insert("drags".to_owned(), Value::Object(drags(&leaves, &texts)?));
+        let gathered =
+            Gathered { leaves: &leaves, tables: &tables, training: &training, texts: &texts, heat_maps: &heat_maps };
+        let findings = gathered.findings()?;
         Ok(Self {
             origin,
+            findings,
             leaves: leaves.iter().map(described).collect::<Result<_>>()?,
             tables,
             pairs,
             pairs_in_all,
+            heat_maps,
             training,
             texts,
             left_out,
         })
     }
+}
+
+/// Records in the order in which a reader was given them: by the folder that they are in, and there by the order of a sweep's runs.
+fn as_given(leaves: Vec<Leaf>, folders: &[PathBuf]) -> Result<Vec<Leaf>> {
+    let whole = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let folders: Vec<PathBuf> = folders.iter().map(|folder| whole(folder)).collect();
+    let mut orders: HashMap<PathBuf, Vec<String>> = HashMap::new();
+    let mut keyed = Vec::new();
+    for leaf in leaves {
+        let at = whole(&leaf.folder);
+        let folder = folders.iter().position(|folder| at.starts_with(folder)).unwrap_or(folders.len());
+        let swept =
+            at.ancestors().find(|at| at.file_name().is_some_and(|name| name.to_string_lossy().starts_with("run=")));
+        let mut place = 0;
+        if let Some((run, sweep)) =
+            swept.and_then(|run| Some((run.file_name()?.to_string_lossy().into_owned(), run.parent()?)))
+        {
+            if !orders.contains_key(sweep) {
+                // other programs' files may have that name too
+                let order = match Manifest::read(sweep) {
+                    Ok(Some(Manifest::Sweep(sweep))) => sweep.order,
+                    _ => Vec::new(),
+                };
+                orders.insert(sweep.to_owned(), order);
+            }
+            place = orders[sweep].iter().position(|name| run.strip_prefix("run=") == Some(name)).unwrap_or(usize::MAX);
+        }
+        keyed.push(((folder, place), leaf));
+    }
+    // those of one run stay by step and data set
+    keyed.sort_by_key(|(key, _)| *key);
+    Ok(keyed.into_iter().map(|(_, leaf)| leaf).collect())
+}
+
+/// Bytes of a table in the page.
+fn length(table: &Map<String, Value>) -> usize {
+    serde_json::to_string(table).map_or(0, |text| text.len())
+}
+
+/// Who pulls whom, of the pairs whose texts are there.
+fn drags(leaves: &[Leaf], texts: &Texts) -> Result<Map<String, Value>> {
+    let mut whole = Map::new();
+    for (number, leaf) in leaves.iter().enumerate() {
+        let of = texts.pairs.keys().filter_map(|key| texts::parse(key)).filter(|(at, _)| *at == number);
+        between::drags(number, leaf, &of.map(|(_, pair)| pair).collect(), &mut whole)?;
+    }
+    Ok(whole)
 }
 
 /// A leaf, with what its manifest says is needed to run it again.
@@ -144,7 +220,7 @@ fn pairs(leaves: &[Leaf]) -> Result<(Map<String, Value>, usize)> {
     let all: usize = heights.iter().sum();
     let every = all.div_ceil(PAIRS).max(1);
     let mut whole = Map::new();
-    for (number, records) in records.iter().enumerate() {
+    for (number, (records, leaf)) in records.iter().zip(leaves).enumerate() {
         let mut query = derived(records.scan()?).map_err(|e| records.blame(e))?;
         let schema = query.collect_schema().map_err(|e| records.blame(e))?;
         let there: Vec<Expr> = COLUMNS.into_iter().filter(|name| schema.get(name).is_some()).map(col).collect();
@@ -155,9 +231,26 @@ fn pairs(leaves: &[Leaf]) -> Result<(Map<String, Value>, usize)> {
             query =
                 query.filter(wanted.or(col(PLACE).is_in(lit(Series::new(PLACE.into(), ends)).implode(true), false)));
         }
-        append(&mut whole, number, &records.collect(query.select(there))?, 1);
+        let mut rows = records.collect(query.select(there))?;
+        if let Some(effects) = between::effects(leaf)? {
+            beside(&mut rows, &effects).map_err(|e| records.blame(e))?;
+        }
+        append(&mut whole, number, &rows, 1);
     }
     Ok((whole, all))
+}
+
+/// Adds to pairs what they get from themselves and from others.
+fn beside(rows: &mut DataFrame, effects: &DataFrame) -> PolarsResult<()> {
+    let place: HashMap<u64, usize> =
+        effects.column("pair")?.u64()?.iter().enumerate().filter_map(|(at, pair)| Some((pair?, at))).collect();
+    let pairs: Vec<Option<u64>> = rows.column("pair")?.cast(&DataType::UInt64)?.u64()?.iter().collect();
+    for name in ["own_w", "others_w", "harm"] {
+        let of = effects.column(name)?.f64()?;
+        let values: Vec<Option<f64>> = pairs.iter().map(|pair| of.get(*place.get(&(*pair)?)?)).collect();
+        rows.with_column(Series::new(name.into(), values).into())?;
+    }
+    Ok(())
 }
 
 /// The name of a column of places, which no records have.

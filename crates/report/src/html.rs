@@ -11,12 +11,12 @@ const JS: &str = include_str!("../assets/report.js");
 /// Apache ECharts 6.1.0 as published (`dist/echarts.min.js`), Apache License 2.0.
 const ECHARTS: &str = include_str!("../assets/echarts-6.1.0.min.js");
 
-/// The file. Text from the data is in it as JSON only, without a `<` that could end the element it is in, and the page's script
+/// The file; where it is `watched`, it loads itself again once what its server says of the records is another text. Text from the data is in it as JSON only, without a `<` that could end the element it is in, and the page's script
 /// shows it as text.
 ///
 /// # Errors
 /// Where the page cannot be put together.
-pub fn html(report: &Report) -> Result<String> {
+pub fn html(report: &Report, watched: Option<&str>) -> Result<String> {
     let refuse = |e: &dyn std::fmt::Display| Error::file(Path::new("report.html"), e);
     let data = serde_json::to_string(report).map_err(|e| refuse(&e))?.replace('<', "\\u003c");
     let palette = serde_json::to_string(&Palette::css()).map_err(|e| refuse(&e))?;
@@ -24,11 +24,13 @@ pub fn html(report: &Report) -> Result<String> {
     environment.add_template("report.html", PAGE).map_err(|e| refuse(&e))?;
     let page = environment.get_template("report.html").map_err(|e| refuse(&e))?;
     let models = report.leaves.len();
-    let subtitle = format!(
-        "{models} {} of models on data, {} pairs",
-        if models == 1 { "record" } else { "records" },
-        report.pairs_in_all
-    );
+    let runs = report.training.len();
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let parts = [
+        (models > 0).then(|| format!("{} of models on data, {} pairs", count(models, "record"), report.pairs_in_all)),
+        (runs > 0).then(|| count(runs, "training run")),
+    ];
+    let subtitle = parts.into_iter().flatten().collect::<Vec<_>>().join("; ");
     page.render(context! {
         title => "Tanglescope: gradient entanglement",
         subtitle,
@@ -39,6 +41,7 @@ pub fn html(report: &Report) -> Result<String> {
         echarts => ECHARTS,
         data,
         palette,
+        watched,
     })
     .map_err(|e| refuse(&e))
 }

@@ -30,6 +30,7 @@ pub fn markdown(report: &Report, name: &str) -> Result<(String, Vec<File>)> {
     let mut figures: Vec<File> = Vec::new();
     let mut text = format!("# Gradient entanglement\n\nMade by Tanglescope {}", report.origin.version);
     let _ = writeln!(text, ": {}\n", code(&report.origin.command.join(" ")));
+    findings(report, &mut text);
     digest(report, &mut text);
     let mut figure = |text: &mut String, file: String, caption: &str, svg: String| {
         let (caption, folder) = (plain(caption), address(&folder));
@@ -52,7 +53,7 @@ pub fn markdown(report: &Report, name: &str) -> Result<(String, Vec<File>)> {
             figure(&mut text, named("cosine"), &caption, line_chart(&lines("cosine"), "cosine")?);
         }
     }
-    let last = report.leaves.len() - 1;
+    let Some(last) = report.leaves.len().checked_sub(1) else { return Ok((text, figures)) };
     let title = report.leaves[last]["title"].as_str().unwrap_or_default();
     let _ = writeln!(text, "## {}\n", plain(title));
     if let Some(svg) = objectives(report, last)? {
@@ -108,8 +109,23 @@ fn column<'a>(report: &'a Report, table: &str, name: &str) -> &'a [Value] {
     report.tables.get(table).and_then(|table| table.get(name)).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
+/// What was found, of every run on every data set.
+fn findings(report: &Report, text: &mut String) {
+    for of in &report.findings {
+        let on = if of.dataset.is_empty() { String::new() } else { format!(" on {}", plain(&of.dataset)) };
+        let _ = writeln!(text, "## {}{on}\n\n**{}**\n", plain(&of.run), plain(&of.headline));
+        for reason in &of.reasons {
+            let _ = writeln!(text, "- {}", plain(reason));
+        }
+        text.push('\n');
+    }
+}
+
 /// The digest as a table.
 fn digest(report: &Report, text: &mut String) {
+    if report.leaves.is_empty() {
+        return;
+    }
     let names = [
         "pairs",
         "cosine",

@@ -16,12 +16,8 @@ pub(crate) const EXTREMES: [&str; 5] = ["cosine", "wl_over_min", "norm_ratio", "
 /// Pairs whose texts are in a report.
 const TEXTS: usize = 200;
 
-/// Bytes of texts in the file; fewer are taken where they are long. With as many of matrices, and 20,000 pairs' numbers, a
-/// report stays under 10 MB.
-const TEXT_BYTES: usize = 2_500_000;
-
-/// Bytes of matrices.
-const MATRIX_BYTES: usize = 2_500_000;
+/// Bytes of texts in the file, and as many of matrices, where the page has room for them; fewer are taken where they are long.
+const BYTES: usize = 2_500_000;
 
 /// Characters of a prompt that are shown, the last ones.
 const PROMPT: usize = 4000;
@@ -35,21 +31,25 @@ pub struct Texts {
     pub matrices: BTreeMap<String, Value>,
 }
 
-/// Reads texts and matrices. Says what of the folders is not shown.
+/// Reads texts and matrices, of pairs in a heat map before others. Says what of the folders is not shown.
 pub(crate) fn gather(
     folders: &[PathBuf],
     leaves: &[Leaf],
     pairs: &Map<String, Value>,
+    mapped: &[(usize, u64)],
+    room: usize,
     left_out: &mut Vec<String>,
 ) -> Result<Texts> {
     let mut texts = Texts::default();
-    matrices(folders, leaves, &mut texts, left_out)?;
-    let with_matrix: Vec<(usize, u64)> = texts.matrices.keys().filter_map(|key| parse(key)).collect();
+    let bytes = BYTES.min(room / 2);
+    matrices(folders, leaves, bytes, &mut texts, left_out)?;
+    let mut first: Vec<(usize, u64)> = texts.matrices.keys().filter_map(|key| parse(key)).collect();
+    first.extend(mapped);
     let mut by_leaf: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
-    for (leaf, pair) in chosen(pairs, &with_matrix) {
+    for (leaf, pair) in chosen(pairs, &first) {
         by_leaf.entry(leaf).or_default().push(pair);
     }
-    let (mut left, mut leaves_left) = (TEXT_BYTES, by_leaf.len());
+    let (mut left, mut leaves_left) = (bytes, by_leaf.len());
     for (leaf, wanted) in by_leaf {
         // what one leaves over is the next ones'
         let mut own = left / leaves_left;
@@ -66,7 +66,8 @@ fn key(leaf: usize, pair: u64) -> String {
     format!("{leaf}/{pair}")
 }
 
-fn parse(key: &str) -> Option<(usize, u64)> {
+/// Record and pair of a key.
+pub(crate) fn parse(key: &str) -> Option<(usize, u64)> {
     let (leaf, pair) = key.split_once('/')?;
     Some((leaf.parse().ok()?, pair.parse().ok()?))
 }
@@ -185,9 +186,15 @@ impl Origin {
 }
 
 /// Adds matrices: those in a leaf's own folder, or in one of the same model, data and scope, of the same tokens.
-fn matrices(folders: &[PathBuf], leaves: &[Leaf], texts: &mut Texts, left_out: &mut Vec<String>) -> Result<()> {
+fn matrices(
+    folders: &[PathBuf],
+    leaves: &[Leaf],
+    bytes: usize,
+    texts: &mut Texts,
+    left_out: &mut Vec<String>,
+) -> Result<()> {
     let origins = leaves.iter().map(|leaf| Origin::of(&leaf.folder)).collect::<Result<Vec<_>>>()?;
-    let mut left = MATRIX_BYTES;
+    let mut left = bytes;
     for folder in folders_with(folders, tables::TOKENS)? {
         let of = Origin::of(&folder)?;
         let same = |number: usize| leaves[number].folder == folder || (of.is_some() && origins[number] == of);

@@ -47,6 +47,16 @@ pub(crate) fn gather(folders: &[PathBuf]) -> Result<Vec<Training>> {
 }
 
 impl Training {
+    /// Whether a record's run is this one: a path may stand in front of a run's name, to tell it from another one.
+    pub(crate) fn is(&self, run: &str) -> bool {
+        run == self.run || run.ends_with(&format!("/{}", self.run))
+    }
+
+    /// Pairs of a step.
+    pub(crate) fn batch_size(&self) -> Option<u64> {
+        Some(self.manifest.as_ref()?.identity.settings.pairs_per_step() as u64)
+    }
+
     fn of(run: &str, folder: &Path) -> Result<Self> {
         let leaf = Leaf { run: run.to_owned(), step: None, dataset: String::new(), folder: folder.to_owned() };
         let manifest = match Manifest::read(folder)? {
@@ -92,9 +102,12 @@ fn steps(records: &Records) -> Result<Map<String, Value>> {
 }
 
 fn predictions(records: &Records) -> Result<Map<String, Value>> {
-    let columns = ["step", "split", "branch", "predicted", "measured"];
-    let rows = records.scan()?.select(columns.map(col)).with_columns([col("step").alias("at")]);
-    let rows = records.collect(rows)?;
+    let columns = ["step", "split", "branch", "predicted", "measured", "own", "others", "momentum", "decay"];
+    let mut query = records.scan()?;
+    let schema = query.collect_schema().map_err(|e| records.blame(e))?;
+    // runs of earlier versions have no parts
+    let there: Vec<_> = columns.into_iter().filter(|name| schema.get(name).is_some()).map(col).collect();
+    let rows = records.collect(query.select(there).with_columns([col("step").alias("at")]))?;
     let every = rows.height().div_ceil(POINTS).max(1);
     let mut whole = Map::new();
     append(&mut whole, 0, &rows, every);

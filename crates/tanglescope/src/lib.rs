@@ -12,6 +12,7 @@
 //! | [`train()`] | training on any objective, with every step's entanglement |
 //! | [`summarize()`] | what records amount to, as one table |
 //! | [`report()`] | one page for everything that records hold |
+//! | [`watch()`] | the same, shown while the records are written |
 //! | [`verify()`] | gradients and steps against differences, on your own model and data |
 //! | [`bench()`] | how fast this machine is at it |
 //! | [`devices()`] | what it can run on |
@@ -65,6 +66,7 @@ mod token_rows;
 mod tokens;
 mod train;
 mod verify;
+mod watch;
 
 pub use analyze::{Analysis, AnalyzeOptions, analyze};
 pub use bench::{BenchOptions, BenchReport, KernelTime, PassTime, ShapeName, bench};
@@ -95,6 +97,7 @@ pub use token_rows::TokenRows;
 pub use tokens::{TokenProducts, TokensEstimate, TokensOptions, tokens};
 pub use train::{TrainEstimate, TrainOptions, TrainOutcome, train};
 pub use verify::{Check, Verification, VerifyOptions, verify};
+pub use watch::{WatchOptions, watch};
 
 pub use chrono::NaiveDate;
 pub use polars_core::prelude::DataFrame;

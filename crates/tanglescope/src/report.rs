@@ -4,7 +4,7 @@ use crate::folder::{Kind, expect};
 use crate::listener::Listener;
 use crate::records::make_folder;
 use std::path::{Path, PathBuf};
-use tanglescope_records::write_whole;
+use tanglescope_records::{tables, write_whole};
 use tanglescope_report::{Origin, Report, html, markdown};
 
 /// Formats of a report.
@@ -43,8 +43,11 @@ impl ReportOptions {
 /// # Errors
 /// Where a folder has no records, a part of them is damaged, or the file cannot be written.
 pub fn report(options: &ReportOptions, listener: &dyn Listener) -> Result<PathBuf> {
-    // a training run's folder beside records needs none itself
-    if tanglescope_records::find_some(&options.folders).is_ok_and(|found| found.is_empty()) {
+    // a training run's folder needs no records itself
+    let runs = tanglescope_records::folders_with(&options.folders, tables::STEPS);
+    if tanglescope_records::find_some(&options.folders).is_ok_and(|found| found.is_empty())
+        && runs.is_ok_and(|runs| runs.is_empty())
+    {
         options.folders.iter().try_for_each(|folder| expect(Kind::Records, "folders", folder))?;
         tanglescope_records::find(&options.folders).map_err(|e| Error::option("folders", e))?;
     }
@@ -53,7 +56,7 @@ pub fn report(options: &ReportOptions, listener: &dyn Listener) -> Result<PathBu
     report.left_out.iter().for_each(|what| listener.left_out(&format!("left out: {what}")));
     let out = &options.out;
     match options.format {
-        ReportFormat::Html => write_whole(out, html(&report)?.as_bytes())?,
+        ReportFormat::Html => write_whole(out, html(&report, None)?.as_bytes())?,
         ReportFormat::Markdown => {
             let name = out.file_name().map_or("report.md".into(), |name| name.to_string_lossy().into_owned());
             let (text, figures) = markdown(&report, &name)?;

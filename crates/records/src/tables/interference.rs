@@ -159,6 +159,27 @@ pub struct BatchEffect {
     pub others: [f64; 2],
 }
 
+/// A pair's place in the order of a dendrogram's leaves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClusterPlace {
+    /// Number of the pair.
+    pub pair: u64,
+    /// Its place, from 0.
+    pub place: u64,
+    /// How far apart the clusters are that meet between it and the one before it, as 1 − cosine; `None` of the first.
+    pub distance: Option<f64>,
+}
+
+/// clusters.parquet.
+#[must_use]
+pub fn clusters(rows: &[ClusterPlace]) -> DataFrame {
+    frame(vec![
+        column("pair", rows, |r| r.pair),
+        column("place", rows, |r| r.place),
+        column("distance", rows, |r| r.distance),
+    ])
+}
+
 /// effects.parquet, or against_effects.parquet.
 #[must_use]
 pub fn effects(rows: &[PairEffect]) -> DataFrame {

@@ -64,6 +64,8 @@ pub const DRAGS: &str = "drags.parquet";
 pub const BATCHES: &str = "batches.parquet";
 /// One row an eigenvalue of the data set's Gram.
 pub const SPECTRUM: &str = "spectrum.parquet";
+/// One row a pair: its place among pairs that move the model alike.
+pub const CLUSTERS: &str = "clusters.parquet";
 /// One row a training step and pair.
 pub const STEPS: &str = "steps.parquet";
 /// One row a training step and response whose change was predicted.

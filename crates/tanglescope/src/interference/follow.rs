@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::options::Destination;
 use std::collections::BTreeMap;
 use std::path::Path;
-use tanglescope_analytics::{Coefficients, Effects, Spectrum};
+use tanglescope_analytics::{Coefficients, Effects, Spectrum, clusters};
 use tanglescope_kernels::Kernels;
 use tanglescope_objectives::{Needs, Objective};
 use tanglescope_records::tables::interference as rows;
@@ -89,8 +89,9 @@ impl<B: Kernels> Between<'_, B> {
         let mut spectrum = match others {
             None if pairs[0].len() <= MOST_DECOMPOSED => Some(Spectrum::of(&pairs[0])),
             None => {
-                self.listener()
-                    .left_out(&format!("the spectrum: of more than {MOST_DECOMPOSED} pairs it is not computed"));
+                self.listener().left_out(&format!(
+                    "spectrum and clusters: of more than {MOST_DECOMPOSED} pairs they are not computed"
+                ));
                 None
             }
             Some(_) => None,
@@ -116,6 +117,7 @@ impl<B: Kernels> Between<'_, B> {
             }
         }
         if let Some(spectrum) = &mut spectrum {
+            write(tables::CLUSTERS, rows::clusters(&clusters(spectrum)))?;
             spectrum.decompose();
             write(tables::SPECTRUM, rows::spectrum(spectrum.eigenvalues()))?;
         }

@@ -25,6 +25,7 @@ pub fn write(options: &SweepOptions, template: &Model, runs: &[Prepared<'_>]) ->
         let files = of.files.iter().map(hash).collect::<Result<Vec<_>, _>>()?;
         data.insert(name.clone(), SweptData { path: absolute(&of.path), file: files.join("+"), sample });
     }
+    let order = runs.iter().map(|of| of.run.name.clone()).collect();
     let runs = runs.iter().map(|of| {
         let steps = of.run.checkpoints.iter().map(|checkpoint| checkpoint.step).collect();
         (of.run.name.clone(), SweptRun { folder: absolute(&of.run.folder), steps })
@@ -37,6 +38,7 @@ pub fn write(options: &SweepOptions, template: &Model, runs: &[Prepared<'_>]) ->
         dtype: dtype_name(template.dtype).to_owned(),
         seed: options.measured.seed,
         pairs: options.pairs,
+        order,
         runs: runs.collect(),
         data,
     };
@@ -44,6 +46,13 @@ pub fn write(options: &SweepOptions, template: &Model, runs: &[Prepared<'_>]) ->
         if let Some(difference) = there.difference(&now) {
             let text = difference.to_string().replacen("a run", "a sweep", 1);
             return Err(Error::value("out", out.display(), text));
+        }
+        // those of an earlier call stay in front
+        let new = std::mem::replace(&mut now.order, there.order);
+        for name in new {
+            if !now.order.contains(&name) {
+                now.order.push(name);
+            }
         }
         for (name, run) in there.runs {
             // revisions of a repository come one at a time

@@ -1,0 +1,469 @@
+//! What a report says first: sentences written from the numbers by fixed rules (docs/report.md).
+use crate::between::HeatMap;
+use crate::columns::Rows;
+use crate::error::Result;
+use crate::texts::Texts;
+use crate::training::Training;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use tanglescope_analytics::compare;
+use tanglescope_analytics::statistics::wilson;
+use tanglescope_records::Leaf;
+
+/// What was found of a run on a data set.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// The run.
+    pub run: String,
+    /// The data set.
+    pub dataset: String,
+    /// What becomes of the chosen response.
+    pub headline: String,
+    /// Why, and how sure that is.
+    pub reasons: Vec<String>,
+}
+
+/// Pairs below which intervals are said to be wide.
+const FEW: usize = 30;
+
+/// Pairs of a random batch that effects are told of, where a run does not say its own.
+const BATCH: u64 = 32;
+
+/// What is gathered already.
+pub(crate) struct Gathered<'a> {
+    pub leaves: &'a [Leaf],
+    pub tables: &'a Map<String, Value>,
+    pub training: &'a [Training],
+    pub texts: &'a Texts,
+    pub heat_maps: &'a [HeatMap],
+}
+
+/// A share of some pairs, with its interval.
+fn share(hits: usize, of: usize) -> String {
+    let [low, high] = wilson(hits, of);
+    format!(
+        "{} of {of} pairs ({:.0} %, 95 % interval {:.0} to {:.0} %)",
+        hits,
+        percent(hits, of),
+        100.0 * low,
+        100.0 * high
+    )
+}
+
+fn percent(hits: usize, of: usize) -> f64 {
+    100.0 * hits as f64 / of.max(1) as f64
+}
+
+/// A number as it is said: two decimals, or what is left of a small one.
+fn said(x: f64) -> String {
+    let text = match x.abs() {
+        size if size >= 100.0 => format!("{x:.0}"),
+        size if size >= 0.05 || size == 0.0 => format!("{x:.2}"),
+        _ => format!("{x:.1e}"),
+    };
+    text.replace('-', "−")
+}
+
+fn signed(x: f64) -> String {
+    if x > 0.0 { format!("+{}", said(x)) } else { said(x) }
+}
+
+/// What became of a metric between two checkpoints.
+struct Moved {
+    count: usize,
+    falls: usize,
+    rises: usize,
+    median: f64,
+    interval: [f64; 2],
+}
+
+impl Moved {
+    fn of(rows: &Rows<'_>, metric: &str) -> Option<Self> {
+        let row = (0..rows.len()).find(|&row| rows.text(row, "metric") == Some(metric))?;
+        let count = |name: &str| rows.whole(row, name);
+        Some(Self {
+            count: count("count")?,
+            falls: count("falls")?,
+            rises: count("rises")?,
+            median: rows.real(row, "median")?,
+            interval: [rows.real(row, "low")?, rows.real(row, "high")?],
+        })
+    }
+
+    /// `fell for 3 of 4 pairs (…), by −1.2 at the median`, of what happened to more of them.
+    fn sentence(&self) -> String {
+        let (verb, hits) = if self.falls >= self.rises { ("fell", self.falls) } else { ("rose", self.rises) };
+        let [low, high] = self.interval.map(signed);
+        format!("{verb} for {}, by {} at the median ({low} to {high})", share(hits, self.count), signed(self.median))
+    }
+}
+
+impl Gathered<'_> {
+    /// What was found of every run on every data set, in the order of the records.
+    pub fn findings(&self) -> Result<Vec<Finding>> {
+        let mut seen = BTreeSet::new();
+        let firsts = self.leaves.iter().filter(|leaf| seen.insert((&leaf.run, &leaf.dataset)));
+        let mut findings = firsts.map(|leaf| self.finding(&leaf.run, &leaf.dataset)).collect::<Result<Vec<_>>>()?;
+        let alone = self.training.iter().filter(|of| !self.leaves.iter().any(|leaf| of.is(&leaf.run)));
+        findings.extend(alone.map(recorded));
+        Ok(findings)
+    }
+
+    fn finding(&self, run: &str, dataset: &str) -> Result<Finding> {
+        let of: Vec<usize> = (0..self.leaves.len())
+            .filter(|&n| self.leaves[n].run == run && self.leaves[n].dataset == dataset)
+            .collect();
+        let (first, last) = (of[0], of[of.len() - 1]);
+        let training = self.training.iter().find(|of| of.is(run));
+        let mut reasons = Vec::new();
+        let headline =
+            match (first < last).then(|| self.measured(first, last, training, &mut reasons)).transpose()?.flatten() {
+                Some(headline) => headline,
+                None => self.predicted(last, training, &mut reasons),
+            };
+        if let Some(training) = training {
+            reasons.extend(taken_apart(training));
+        }
+        reasons.extend(self.in_batches(last, training).filter(|said| !headline.contains(said.as_str())));
+        reasons.extend(self.met(first, last));
+        reasons.extend(self.blocks(last));
+        reasons.extend(self.tokens(&of));
+        reasons.extend(self.related(last));
+        reasons.extend(self.harmful(last));
+        let pairs = self.table("digest", last).and_then(|rows| rows.whole(0, "pairs")).unwrap_or(0);
+        if pairs > 0 && pairs < FEW {
+            reasons.push(format!("These are only {pairs} pairs: other pairs may well say something else."));
+        }
+        Ok(Finding { run: run.to_owned(), dataset: dataset.to_owned(), headline, reasons })
+    }
+
+    /// The rows of a table that are of some records; `None` where there are none.
+    fn table(&self, name: &str, leaf: usize) -> Option<Rows<'_>> {
+        Rows::of_leaf(self.tables.get(name)?.as_object()?, leaf)
+    }
+
+    /// What training did, from its first to its last checkpoint that was measured.
+    fn measured(
+        &self,
+        first: usize,
+        last: usize,
+        training: Option<&Training>,
+        reasons: &mut Vec<String>,
+    ) -> Result<Option<String>> {
+        let (before, after) = (&self.leaves[first], &self.leaves[last]);
+        let mut table = Map::new();
+        crate::columns::append(&mut table, last, &compare(before, after)?, 1);
+        let Some(rows) = Rows::of_leaf(&table, last) else { return Ok(None) };
+        let (Some(chosen), Some(rejected)) = (Moved::of(&rows, "logp_chosen"), Moved::of(&rows, "logp_rejected"))
+        else {
+            return Ok(None);
+        };
+        let Some(steps) = before.step.zip(after.step) else { return Ok(None) };
+        let who = training.map_or(format!("Training of {}", before.run), |of| format!("Training on {}", of.objective));
+        let verb = if chosen.falls >= chosen.rises { "lowered" } else { "raised" };
+        let hits = chosen.falls.max(chosen.rises);
+        let mut rest = format!("log π(rejected) {}", rejected.sentence());
+        if let Some(margin) = Moved::of(&rows, "margin") {
+            let _ = write!(
+                rest,
+                "; the margin between both grew for {:.0} % of the pairs",
+                percent(margin.rises, margin.count)
+            );
+        }
+        reasons.push(format!("{rest}."));
+        let [low, high] = chosen.interval.map(signed);
+        Ok(Some(format!(
+            "{who} {verb} the probability of the chosen response for {} of {}: log π(chosen) changed by {} at the median ({low} to {high}) \
+             from step {} to step {}.",
+            share(hits, chosen.count),
+            before.dataset,
+            signed(chosen.median),
+            steps.0,
+            steps.1,
+        )))
+    }
+
+    /// What a small step would do, to first order.
+    fn predicted(&self, leaf: usize, training: Option<&Training>, reasons: &mut Vec<String>) -> String {
+        let Some(regimes) = self.table("regimes", leaf) else { return "These records have no pairs.".to_owned() };
+        let name = regimes.text(0, "objective").unwrap_or("dpo").to_owned();
+        let count = |objective: &str, kinds: &[&str]| -> usize {
+            let of = |row: &usize| {
+                regimes.text(*row, "objective") == Some(objective)
+                    && regimes.text(*row, "regime").is_some_and(|regime| kinds.contains(&regime))
+            };
+            (0..regimes.len()).filter(of).filter_map(|row| regimes.whole(row, "count")).sum()
+        };
+        let all = |objective: &str| count(objective, &["ideal", "both-up", "both-down", "inverted", "none"]);
+        let falls = |objective: &str| count(objective, &["both-down", "inverted"]);
+        let up = count(&name, &["both-up", "inverted"]);
+        if all(&name) == 0 {
+            return "These records have no pairs.".to_owned();
+        }
+        reasons.push(format!("log π(rejected) would rise for {}.", share(up, all(&name))));
+        let mut names: Vec<&str> = (0..regimes.len()).filter_map(|row| regimes.text(row, "objective")).collect();
+        names.dedup();
+        let by_falls = |name: &&&str| falls(name) * 1_000_000 / all(name).max(1);
+        if let (true, Some(best), Some(worst)) =
+            (names.len() > 1, names.iter().min_by_key(by_falls), names.iter().max_by_key(by_falls))
+        {
+            let part = |name: &str| percent(falls(name), all(name));
+            let same =
+                format!("Under each of {} objectives the same share of chosen responses would fall.", names.len());
+            let apart = || {
+                format!(
+                    "Of {} objectives, a step on {worst} would lower the chosen response of the most pairs ({:.0} %), one on {best} of the fewest ({:.0} %).",
+                    names.len(),
+                    part(worst),
+                    part(best)
+                )
+            };
+            reasons.push(if by_falls(&best) == by_falls(&worst) { same } else { apart() });
+        }
+        let alone = format!(
+            "A small step on {name} of each pair by itself would lower the probability of the chosen response for {}.",
+            share(falls(&name), all(&name))
+        );
+        match self.in_batches(leaf, training) {
+            Some(said) => {
+                reasons.insert(0, alone);
+                said
+            }
+            None => alone,
+        }
+    }
+
+    /// What others do in random batches, where it was measured: the first objective's.
+    fn in_batches(&self, leaf: usize, training: Option<&Training>) -> Option<String> {
+        let (sizes, pairs) = (self.table("batch_sizes", leaf)?, self.table("digest", leaf)?.whole(0, "pairs")?);
+        let name = sizes.text(0, "objective")?.to_owned();
+        let size = training.and_then(|of| of.batch_size()).unwrap_or(BATCH);
+        let rows: Vec<usize> = (0..sizes.len()).filter(|&row| sizes.text(row, "objective") == Some(&name)).collect();
+        // sizes are powers of two, and all pairs
+        let row = *rows.iter().rev().find(|&&row| sizes.whole(row, "batch_size").is_some_and(|b| b as u64 <= size))?;
+        // shares of pairs, whose numbers they are
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let hits = |row: usize, column: &str| Some((sizes.real(row, column)? * pairs as f64).round() as usize);
+        Some(format!(
+            "In random batches of {}, a small step on {name} would lower the probability of the chosen response for {}, on average over the batches; a step on \
+             each pair alone, for {}. Other pairs turn the sign for {}.",
+            sizes.whole(row, "batch_size")?,
+            share(hits(row, "falls_w")?, pairs),
+            hits(rows[0], "falls_w")?,
+            hits(row, "turned_w")?,
+        ))
+    }
+
+    /// How the two gradients meet.
+    fn met(&self, first: usize, last: usize) -> Option<String> {
+        let (before, after) = (self.table("digest", first)?, self.table("digest", last)?);
+        let of = |name: &str| after.real(0, name);
+        let cosine = of("cosine")?;
+        let pull = if cosine > 0.0 { "point the same way" } else { "point apart" };
+        let was = before
+            .real(0, "cosine")
+            .filter(|_| first != last)
+            .map_or(String::new(), |was| format!(", from {} at the first checkpoint", said(was)));
+        Some(format!(
+            "The gradients of both responses {pull}: their cosine is {} at the median (95 % interval {} to {}){was}. A step with d_w = d_l moves both \
+             probabilities the same way for {:.0} % of the pairs.",
+            said(cosine),
+            said(of("cosine_low")?),
+            said(of("cosine_high")?),
+            100.0 * (of("both_up")? + of("both_down")?),
+        ))
+    }
+
+    /// The fewest blocks that make half of wl.
+    fn blocks(&self, leaf: usize) -> Option<String> {
+        let rows = self.table("layers", leaf)?;
+        let mut parts: Vec<(usize, f64)> =
+            (0..rows.len()).filter_map(|row| Some((rows.whole(row, "layer")?, rows.real(row, "wl_share")?))).collect();
+        let all = parts.len();
+        parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let mut sum = 0.0;
+        let mut few: Vec<usize> = parts
+            .iter()
+            .take_while(|(_, part)| {
+                let before = sum;
+                sum += part.max(0.0);
+                before < 0.5
+            })
+            .map(|(layer, _)| *layer)
+            .collect();
+        if sum < 0.5 || few.len() == all {
+            return None;
+        }
+        few.sort_unstable();
+        let list = ranges(&few);
+        Some(format!(
+            "Half of the inner product of both gradients, over all pairs, is from {} of {all} blocks: {list} ({:.0} %).",
+            few.len(),
+            100.0 * sum
+        ))
+    }
+
+    /// What shared and contrast tokens make of wl, over the pairs whose matrices are there.
+    fn tokens(&self, leaves: &[usize]) -> Option<String> {
+        let mut sums = [0.0; 3];
+        let mut pairs = 0;
+        for (key, matrix) in &self.texts.matrices {
+            let (leaf, _) = key.split_once('/')?;
+            let Some(of) = self.texts.pairs.get(key).filter(|_| leaf.parse().is_ok_and(|leaf| leaves.contains(&leaf)))
+            else {
+                continue;
+            };
+            let shared = |name: &str| -> Vec<bool> {
+                let tokens = of[name].as_array().map_or(&[][..], Vec::as_slice);
+                tokens.iter().map(|token| token[2] == 1).collect()
+            };
+            let (chosen, rejected) = (shared("chosen"), shared("rejected"));
+            for (row, w) in matrix["wl"].as_array()?.iter().zip(&chosen) {
+                for (inner, l) in row.as_array()?.iter().zip(&rejected) {
+                    sums[if *w != *l { 2 } else { usize::from(!*w) }] += inner.as_f64().unwrap_or(0.0);
+                }
+            }
+            pairs += 1;
+        }
+        let all: f64 = sums.iter().sum();
+        if pairs == 0 || all == 0.0 {
+            return None;
+        }
+        let [shared, contrast, mixed] = sums.map(|sum| signed(100.0 * sum / all.abs()));
+        Some(format!(
+            "By tokens, over {pairs} pairs: of an inner product of {} {shared} % is from tokens that both responses share, {contrast} % from those that differ, \
+             {mixed} % between the two kinds.",
+            said(all)
+        ))
+    }
+
+    /// What the cosine goes with most, where the interval leaves no doubt of the sign.
+    fn related(&self, leaf: usize) -> Option<String> {
+        let rows = self.table("relations", leaf)?;
+        let row = (0..rows.len())
+            .filter(|&row| rows.text(row, "metric") == Some("cosine"))
+            .filter(|&row| {
+                rows.real(row, "low").zip(rows.real(row, "high")).is_some_and(|(low, high)| low * high > 0.0)
+            })
+            .max_by(|&a, &b| {
+                let size = |row| rows.real(row, "spearman").unwrap_or(0.0).abs();
+                size(a).total_cmp(&size(b))
+            })?;
+        let (with, rho) = (rows.text(row, "against")?.replace('_', " "), rows.real(row, "spearman")?);
+        let how = if rho > 0.0 { "rises" } else { "falls" };
+        Some(format!(
+            "The cosine {how} with {with} (Spearman's correlation {}, 95 % interval {} to {}).",
+            said(rho),
+            said(rows.real(row, "low")?),
+            said(rows.real(row, "high")?)
+        ))
+    }
+
+    /// How far the few most harmful pairs go.
+    fn harmful(&self, leaf: usize) -> Option<String> {
+        let map = self.heat_maps.iter().find(|map| map.leaf == leaf)?;
+        let (few, down) = map.harm?;
+        Some(format!(
+            "The tenth of the pairs that pull down others' chosen responses most make {:.0} % of all such pull ({:.0} % of the pairs pull down more than they lift).",
+            100.0 * few,
+            100.0 * down
+        ))
+    }
+}
+
+/// Numbers as 3–5, 7.
+fn ranges(sorted: &[usize]) -> String {
+    let runs = sorted.chunk_by(|a, b| a + 1 == *b);
+    let run = |run: &[usize]| match run {
+        [one] => one.to_string(),
+        [first, .., last] => format!("{first}–{last}"),
+        [] => String::new(),
+    };
+    runs.map(run).collect::<Vec<_>>().join(", ")
+}
+
+/// What a run recorded of its own steps, where none of its checkpoints was measured.
+fn recorded(training: &Training) -> Finding {
+    let column = |name: &str| training.steps.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let steps = column("at").len();
+    // a tenth of the steps at either end, since each has pairs of its own
+    let few = steps.div_ceil(10);
+    let ends = |name: &str| {
+        let mean = |of: &[Value]| of.iter().filter_map(Value::as_f64).sum::<f64>() / of.len().max(1) as f64;
+        let of = column(name);
+        [mean(&of[..few.min(of.len())]), mean(&of[of.len().saturating_sub(few)..])].map(said)
+    };
+    let ([chosen, chosen_last], [rejected, rejected_last]) = (ends("logp_chosen"), ends("logp_rejected"));
+    let headline = format!(
+        "In {steps} steps of training on {}, log π(chosen) of the pairs of a step went from {chosen} to {chosen_last}, log π(rejected) from {rejected} to \
+         {rejected_last} (means of the first and last {few} steps, whose pairs differ).",
+        training.objective
+    );
+    let mut reasons = taken_apart(training);
+    reasons.push("No checkpoint of this run was measured: sweep tells what became of the same pairs.".to_owned());
+    Finding { run: training.run.clone(), dataset: String::new(), headline, reasons }
+}
+
+/// What the changes of the steps' own pairs were made of, where `train` took them apart.
+fn taken_apart(training: &Training) -> Vec<String> {
+    let column = |name: &str| training.predictions.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let (split, branch, measured) = (column("split"), column("branch"), column("measured"));
+    let parts = ["own", "others", "momentum", "decay"].map(column);
+    let rows: Vec<([f64; 4], f64)> = (0..measured.len())
+        .filter(|&row| split[row] == "batch" && branch[row] == "w")
+        .filter_map(|row| {
+            let mut of = [0.0; 4];
+            for (of, part) in of.iter_mut().zip(&parts) {
+                *of = part.get(row)?.as_f64()?;
+            }
+            Some((of, measured[row].as_f64()?))
+        })
+        .collect();
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let fell: Vec<&([f64; 4], f64)> = rows.iter().filter(|(_, measured)| *measured < 0.0).collect();
+    let right = |parts: usize| {
+        let hits = rows.iter().filter(|(of, measured)| of[..parts].iter().sum::<f64>() * measured > 0.0).count();
+        percent(hits, rows.len())
+    };
+    let mut said_all = Vec::new();
+    if !fell.is_empty() {
+        let sum = |part: usize| fell.iter().map(|(of, _)| of[part]).sum::<f64>();
+        let total: f64 = fell.iter().map(|(_, measured)| measured).sum();
+        said_all.push(format!(
+            "In steps that were taken apart, the chosen response of a pair of the step fell {} of {} times, by {} in all: {} by the pair itself, {} by the other pairs of its \
+             batch, {} by momentum, {} by weight decay.",
+            fell.len(),
+            rows.len(),
+            said(total),
+            signed(sum(0)),
+            signed(sum(1)),
+            signed(sum(2)),
+            signed(sum(3))
+        ));
+    }
+    said_all.push(format!(
+        "What the pair itself does has the sign of the change for {:.0} % of them, with the others of the batch for {:.0} %, with momentum and decay for {:.0} %.",
+        right(1),
+        right(2),
+        right(4)
+    ));
+    said_all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ranges, said, share, signed};
+
+    #[test]
+    fn numbers_are_said_as_they_are_read() {
+        assert_eq!([said(1234.6), said(-1.256), said(0.0), said(0.0012)], ["1235", "−1.26", "0.00", "1.2e−3"]);
+        assert_eq!([signed(0.5), signed(-0.5)], ["+0.50", "−0.50"]);
+        // Wilson's interval of 8 in 10
+        assert_eq!(share(8, 10), "8 of 10 pairs (80 %, 95 % interval 49 to 94 %)");
+        assert_eq!([ranges(&[3, 4, 5, 7]), ranges(&[1]), ranges(&[])], ["3–5, 7", "1", ""]);
+    }
+}
