@@ -88,6 +88,10 @@ fn the_tables_have_the_documented_columns() {
         "renyi_rejected",
         "rank_chosen",
         "rank_rejected",
+        "accuracy_chosen",
+        "accuracy_rejected",
+        "margin_by_length",
+        "head_differential",
     ];
     assert_eq!(columns("pairs.parquet"), pairs);
     assert_eq!(columns("params.parquet"), ["pair", "param", "layer", "module", "ww", "wl", "ll"]);

@@ -275,6 +275,140 @@ fn parts_that_objectives_ask_for_are_measured() {
     assert_eq!(["orpo_trl", "kto", "wpo"].map(|name| of_objective(name).len()), [2; 3]);
 }
 
+/// The output matrix by itself: its part of g_w − g_l, and the loss at weights that are moved along it.
+#[test]
+fn the_output_matrix_alone() {
+    let row = r#"{"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5, 6, 9], "rejected_ids": [4, 7]}"#;
+    let of = inputs(&[row.to_owned()]);
+    let (untied, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_model(untied.path(), &llama(7, false));
+    let words = |model: &Path, scope: &str| {
+        let mut args = analyze(model, &of.data, out.path());
+        let more =
+            ["--dtype", "f64", "--scope", scope, "--reference", "self", "--objective", "logits_sam:beta=0.3,rho=0.5"];
+        args.extend(more.map(str::to_owned));
+        args
+    };
+    succeed(words(untied.path(), "full"));
+    let params = Table::at(out.path(), "params.parquet").read(0).unwrap();
+    let at =
+        params.column("param").unwrap().str().unwrap().iter().position(|name| name == Some("lm_head.weight")).unwrap();
+    let [ww, wl, ll] = ["ww", "wl", "ll"].map(|name| numbers(out.path(), "params.parquet", name)[at].unwrap());
+    let (head, want) =
+        (numbers(out.path(), "pairs.parquet", "head_differential")[0].unwrap(), (ww - 2.0 * wl + ll).sqrt());
+    assert!((head / want - 1.0).abs() < 1e-12, "{head} {want}");
+    // policy and reference are one, so the margin is zero
+    let loss = outcomes(out.path(), 0)[0].numbers["loss"].unwrap();
+    let want = (0.3 * 0.5 * head).exp().ln_1p();
+    assert!((loss / want - 1.0).abs() < 1e-12, "{loss} {want}");
+    let by_length = numbers(out.path(), "pairs.parquet", "margin_by_length")[0].unwrap();
+    let logp = |of: &str| numbers(out.path(), "pairs.parquet", &format!("logp_{of}"))[0].unwrap();
+    assert!((by_length - (logp("chosen") / 4.0 - logp("rejected") / 2.0)).abs() < 1e-12);
+    for (model, scope) in [(of.model.as_path(), "full"), (untied.path(), "lora")] {
+        let output = run(words(model, scope));
+        assert_eq!(output.status.code(), Some(2), "{scope}");
+        assert!(
+            error_line(&output).contains("output matrix, which is not in scope by itself"),
+            "{}",
+            error_line(&output)
+        );
+    }
+}
+
+/// Weights of the data's tokens: those of contrast tokens alone are `sparse_hard`, halves are DPO at half of β, of an analysis and of a training step.
+#[test]
+fn weights_of_the_data_scale_every_token() {
+    let rows = [
+        (vec![4, 5, 6, 9], vec![4, 7], [vec![0.0, 1.0, 1.0, 1.0], vec![0.0, 1.0]]),
+        (vec![5, 5], vec![6, 7, 3], [vec![1.0; 2], vec![1.0; 3]]),
+    ];
+    let data = |weigh: &dyn Fn(&[f64]) -> Vec<f64>| {
+        let row = |(chosen, rejected, contrast): &(Vec<u32>, Vec<u32>, [Vec<f64>; 2])| {
+            let [w, l] = [0, 1].map(|k| weigh(&contrast[k]));
+            let row = serde_json::json!({"prompt_ids": [1, 2, 3], "chosen_ids": chosen, "rejected_ids": rejected,
+                "chosen_weights": w, "rejected_weights": l});
+            row.to_string()
+        };
+        rows.each_ref().map(row)
+    };
+    let of = inputs(&data(&<[f64]>::to_vec));
+    let folder = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    write_model(other.path(), &llama(5, true));
+    let reference = other.path().display().to_string();
+    let write = |name: &str, lines: &[String]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        path
+    };
+    let options = |data: &Path, name: &str, objectives: &[&str]| {
+        let mut args = analyze(&of.model, data, &folder.path().join(name));
+        args.extend(["--dtype", "f64", "--scope", "full", "--reference", &reference].map(str::to_owned));
+        args.extend(objectives.iter().flat_map(|name| ["--objective".to_owned(), (*name).to_owned()]));
+        args
+    };
+    let same = |data: &Path, name: &str, [weighted, plain]: [&str; 2]| {
+        succeed(options(data, name, &[weighted, plain]));
+        let found = outcomes(&folder.path().join(name), 0);
+        let of = |objective: &str| found.iter().filter(|row| row.objective == objective).collect::<Vec<_>>();
+        let (got, want) = (of(weighted), of(plain));
+        assert_eq!((got.len(), want.len()), (2, 2));
+        for (got, want) in got.iter().zip(want) {
+            for column in ["loss", "delta_w", "delta_l"] {
+                let (got, want) = (got.numbers[column].unwrap(), want.numbers[column].unwrap());
+                assert!((got - want).abs() <= 1e-12 * want.abs(), "{weighted}: {column} {got}, {plain} has {want}");
+            }
+        }
+    };
+    same(&of.data, "contrast", ["weighted_dpo", "sparse_hard"]);
+    let halves = write("halves.jsonl", &data(&|of| vec![0.5; of.len()]));
+    same(&halves, "halves", ["weighted_dpo:beta=0.2", "dpo:beta=0.1"]);
+    // what `rows` writes has them too
+    let ids = folder.path().join("ids.jsonl");
+    let text = |path: &Path| path.display().to_string();
+    succeed(["rows", "--model", &text(&of.model), "--data", &text(&halves), "--out", &text(&ids)]);
+    assert!(std::fs::read_to_string(&ids).unwrap().contains(r#""rejected_weights":[0.5,0.5]"#));
+    // a step on them
+    let step = |objective: &str| {
+        let out = folder.path().join(objective.replace([':', '='], "-"));
+        let words = [
+            "train",
+            "--device",
+            "cpu",
+            "--model",
+            &text(&of.model),
+            "--data",
+            &text(&halves),
+            "--eval-data",
+            &text(&halves),
+        ];
+        let more =
+            ["--out", &text(&out), "--objective", objective, "--dtype", "f64", "--scope", "full", "--max-steps", "1"];
+        succeed([words.as_slice(), &more, &["--reference", &reference]].concat());
+        let steps = Table::at(&out, "steps.parquet").read(1).unwrap();
+        ["loss", "delta_w", "delta_l"]
+            .map(|column| -> Vec<Option<f64>> { steps.column(column).unwrap().f64().unwrap().iter().collect() })
+    };
+    let (weighted, dpo) = (step("weighted_dpo:beta=0.2"), step("dpo:beta=0.1"));
+    for (got, want) in weighted.iter().flatten().zip(dpo.iter().flatten()) {
+        let (got, want) = (got.unwrap(), want.unwrap());
+        assert!((got - want).abs() <= 1e-12 * want.abs(), "{got}, not {want}");
+    }
+    // weights that do not fit are named with their row
+    let refused = |lines: &[&str], problem: &str| {
+        let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+        let output = run(options(&write("bad.jsonl", &lines), "bad", &["weighted_dpo"]));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(error_line(&output).contains(problem), "{}", error_line(&output));
+    };
+    let row = r#"{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]"#;
+    refused(&[&format!("{row}}}")], "row 0: has no `chosen_weights`");
+    refused(&[&format!(r#"{row}, "chosen_weights": [1, 2]}}"#)], "has `chosen_weights` without `rejected_weights`");
+    let with = |w: &str| format!(r#"{row}, "chosen_weights": {w}, "rejected_weights": [1]}}"#);
+    refused(&[&with("[1]")], "`chosen_weights` has 1 weights and the response 2 tokens");
+    refused(&[&with(r#"["a"]"#)], "expected a list of numbers, one a token");
+}
+
 /// Log-probabilities of all tokens and of the contrast tokens, chosen first.
 fn sums(model: &Decoder<Flex>, group: &Group, masks: &[Vec<bool>; 2]) -> [[f64; 2]; 2] {
     let logps = &token_logps(model, &[group])[0];
@@ -302,8 +436,11 @@ fn the_first_order_law_holds_for_every_objective() {
     // tokens beyond the shorter response's length weigh ld_dpo's α
     cotangents.push(Cotangent { branch: 0, weights: vec![1.0, 1.0, 1.0, 0.5] });
     cotangents.push(Cotangent { branch: 1, weights: vec![1.0; 3] });
+    // weights of the data's
+    cotangents.push(Cotangent { branch: 0, weights: vec![0.5, 2.0, 0.0, 1.25] });
+    cotangents.push(Cotangent { branch: 1, weights: vec![1.5, 0.25, 1.0] });
     let requests = [Request { group: &group, cotangents }];
-    let mut sink = GradientSink::<Flex>::new(6);
+    let mut sink = GradientSink::<Flex>::new(8);
     run_batch(&model, &scope, &Batch::new(&requests), &mut sink);
     let total = tanglescope_gram::grams(&model, &scope, &requests)[0].total();
     let [before, kept] = sums(&model, &group, &masks);
@@ -316,6 +453,7 @@ fn the_first_order_law_holds_for_every_objective() {
         lengths,
         renyi: Some([2.0, 1.5]),
         mismatched: Some([0.5, 1.0]),
+        head: Some(0.7),
     };
     let over = |[chosen, rejected]: [f64; 2]| PairLogps {
         chosen,
@@ -329,9 +467,10 @@ fn the_first_order_law_holds_for_every_objective() {
         let settings = if definition.name == "gate_dpo" { ":alpha=5,tau=0.1" } else { "" };
         let Ok(objective) = format!("{}{settings}", definition.name).parse::<Objective>() else { continue };
         let (outcome, first) = match objective.needs() {
-            Needs::Pair | Needs::Gram | Needs::Entropy => (objective.of_pair(&logps, &gram).unwrap(), 0),
+            Needs::Pair | Needs::Gram | Needs::Entropy | Needs::Head => (objective.of_pair(&logps, &gram).unwrap(), 0),
             Needs::Contrast => (objective.of_masked(&over(kept)).unwrap(), 2),
             Needs::Tail => (objective.of_masked(&over(before)).unwrap(), 4),
+            Needs::Weights => (objective.of_masked(&over(before)).unwrap(), 6),
             // of a batch of one
             Needs::Batch | Needs::Mismatched => (objective.of_batch(&[logps]).unwrap()[0], 0),
             // its text: parts_that_objectives_ask_for_are_measured
@@ -339,8 +478,8 @@ fn the_first_order_law_holds_for_every_objective() {
         };
         let d = [outcome.d_w, -outcome.d_l];
         let predicted: Vec<f64> =
-            (0..2).map(|k| d[0] * total[6 * first + k] + d[1] * total[6 * (first + 1) + k]).collect();
-        let mut along = [0.0; 6];
+            (0..2).map(|k| d[0] * total[8 * first + k] + d[1] * total[8 * (first + 1) + k]).collect();
+        let mut along = [0.0; 8];
         along[first..first + 2].copy_from_slice(&d);
         let step = sink.combined(&along);
         for k in 0..2 {

@@ -208,17 +208,7 @@ fn the_page_shows_what_the_records_hold() {
     tenths(&page);
     // and nothing else
     assert_eq!(page.get("Object.keys(report.charts).length"), json!(17));
-    // the steps taken apart: a bar a part and what was measured, at steps 0, 2 and 4; nothing was measured between pairs
-    assert_eq!(page.marks("c-split"), json!([3, 3, 3, 3, 3]));
-    assert_eq!(page.marks("c-first"), json!([3, 3]));
-    assert!(["c-batch", "c-heat", "c-spectrum"].iter().all(|chart| page.marks(chart).is_null()));
-    // a screen reader is told what a chart shows
-    let label = page.get("document.getElementById('c-logp').getAttribute('aria-label')");
-    assert!(
-        label.as_str().unwrap().starts_with("Log-probability of chosen (solid) and rejected (dashed). "),
-        "{label}"
-    );
-    assert!(label.as_str().unwrap().contains("dpo: 3 values from "), "{label}");
+    steps_taken_apart(&page);
     assert_eq!(page.get("report.charts['c-hist-cosine'].getModel().getSeries()[0].getData().mapArray('y', (y) => y).reduce((a, b) => a + b)"), json!(13));
 
     // numbers are the parquet's, to the last digit
@@ -294,6 +284,21 @@ fn the_page_shows_what_the_records_hold() {
     assert_eq!(page.heard(), Vec::<String>::new());
 }
 
+/// A bar for each part of a step and what was measured; what a screen reader is told.
+fn steps_taken_apart(page: &Page) {
+    // the steps taken apart: a bar a part and what was measured, at steps 0, 2 and 4; nothing was measured between pairs
+    assert_eq!(page.marks("c-split"), json!([3, 3, 3, 3, 3]));
+    assert_eq!(page.marks("c-first"), json!([3, 3]));
+    assert!(["c-batch", "c-heat", "c-spectrum"].iter().all(|chart| page.marks(chart).is_null()));
+    // a screen reader is told what a chart shows
+    let label = page.get("document.getElementById('c-logp').getAttribute('aria-label')");
+    assert!(
+        label.as_str().unwrap().starts_with("Log-probability of chosen (solid) and rejected (dashed). "),
+        "{label}"
+    );
+    assert!(label.as_str().unwrap().contains("dpo: 3 values from "), "{label}");
+}
+
 /// What is said first is what the records' numbers are.
 fn said_first(page: &Page, folder: &Path) {
     let column = |step: u64, name: &str| -> Vec<f64> {
@@ -326,26 +331,28 @@ fn said_first(page: &Page, folder: &Path) {
     said("These are only 13 pairs");
     said("of both gradients, over all pairs, is from ");
     said("By tokens, over 13 pairs");
-    // the steps taken apart: parts of the changes of chosen below zero
+    // the steps taken apart: changes of chosen below zero, and what the pairs themselves make of them
     let rows = Table::at(&folder.join("dpo"), "predictions.parquet");
-    let (mut fell, mut sums) = (0, [0.0; 2]);
-    for part in 0..rows.parts().unwrap().len() {
-        let rows = rows.read(part).unwrap();
+    let (mut fell, mut of, mut own_sum) = (0, 0, 0.0);
+    for part in rows.parts().unwrap() {
+        let rows = rows.read(part.file_stem().unwrap().to_str().unwrap().parse().unwrap()).unwrap();
         let words = |name: &str| -> Vec<String> {
             rows.column(name).unwrap().str().unwrap().iter().flatten().map(str::to_owned).collect()
         };
         let numbers = |name: &str| -> Vec<f64> { rows.column(name).unwrap().f64().unwrap().iter().flatten().collect() };
         let (split, branch) = (words("split"), words("branch"));
-        let (own, others, measured) = (numbers("own"), numbers("others"), numbers("measured"));
-        for row in (0..rows.height()).filter(|&row| split[row] == "batch" && branch[row] == "w" && measured[row] < 0.0)
-        {
-            fell += 1;
-            sums = [sums[0] + own[row], sums[1] + others[row]];
+        let (own, measured) = (numbers("own"), numbers("measured"));
+        for row in (0..rows.height()).filter(|&row| split[row] == "batch" && branch[row] == "w") {
+            of += 1;
+            if measured[row] < 0.0 {
+                fell += 1;
+                own_sum += own[row];
+            }
         }
     }
-    if fell > 0 {
-        said(&format!("fell {fell} of 12 times"));
-    }
+    assert!(fell > 0);
+    said(&format!("fell {fell} of {of} times"));
+    said(&format!("{} by the pair itself", sign(own_sum)));
     said("What the pair itself does has the sign of the change");
 }
 

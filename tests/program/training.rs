@@ -521,6 +521,17 @@ fn masked_steps_say_what_an_analysis_says() {
 #[test]
 fn every_objective_trains() {
     let inputs = inputs(5);
+    // a weight for every token
+    let rows = std::fs::read_to_string(&inputs.data).unwrap();
+    let weighed = rows.lines().map(|line| {
+        let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+        for of in ["chosen", "rejected"] {
+            let tokens = row[format!("{of}_ids")].as_array().unwrap().len();
+            row[format!("{of}_weights")] = (1..=tokens).map(|at| 1.0 / at as f64).collect();
+        }
+        row.to_string()
+    });
+    std::fs::write(&inputs.data, weighed.collect::<Vec<_>>().join("\n")).unwrap();
     for definition in tanglescope_objectives::all() {
         let given = match definition.name {
             "gate_dpo" => "gate_dpo:alpha=1,tau=0.5".to_owned(),

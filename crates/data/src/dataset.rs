@@ -97,6 +97,8 @@ pub struct Pair {
     pub cut: Cut,
     /// All responses, of a row that is a group.
     pub group: Option<Candidates>,
+    /// A weight for every token of the chosen response and of the rejected one, where the row has them.
+    pub weights: Option<[Vec<f64>; 2]>,
 }
 
 impl Pair {
@@ -174,7 +176,7 @@ pub struct Dataset {
     pub notes: Vec<String>,
     /// How texts became tokens; `None` where no row is text.
     pub tokenize: Option<String>,
-    /// SHA-256 of the rows' numbers and token ids.
+    /// SHA-256 of the rows' numbers, token ids and weights.
     pub content_hash: String,
 }
 
@@ -266,6 +268,21 @@ impl Dataset {
             let pair = pair?;
             let checked = check(&pair.tokens.prompt, &pair.responses(), pair.group.is_some(), limits);
             checked.map_err(|problem| Error::Row { path: self.path.clone(), row: pair.row, problem })?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a row without weights of its tokens.
+    ///
+    /// # Errors
+    /// Names the first such row.
+    pub fn need_weights(&self) -> Result<()> {
+        for pair in self.pairs.iter() {
+            let pair = pair?;
+            if pair.weights.is_none() {
+                let problem = "has no `chosen_weights` and `rejected_weights`, numbers for every token, which an objective asks for".to_owned();
+                return Err(Error::Row { path: self.path.clone(), row: pair.row, problem });
+            }
         }
         Ok(())
     }
@@ -518,10 +535,31 @@ fn usable(row: u64, parsed: Row, tokenizer: Option<&TextTokens>, reading: &Readi
     remarks.extend(cut.responses.iter().any(|lost| *lost > 0).then_some(Remark::ResponseCut));
     remarks.sort_unstable();
     remarks.dedup();
+    if let Some(weights) = &parsed.weights {
+        check_weights(weights, &responses, &cut)?;
+    }
     let group = is_group.then(|| Candidates::new(responses.clone(), parsed.scores));
     let (best, worst) = group.as_ref().map_or((0, 1), |group| (group.best, group.worst));
     let tokens = PairTokens { prompt, chosen: responses[best].clone(), rejected: responses[worst].clone() };
-    Ok((Pair { row, id: parsed.id, tokens, cut, group }, remarks))
+    Ok((Pair { row, id: parsed.id, tokens, cut, group, weights: parsed.weights }, remarks))
+}
+
+/// Checks that every token of both responses has a weight.
+fn check_weights(weights: &[Vec<f64>; 2], responses: &[Vec<u32>], cut: &Cut) -> Result<(), String> {
+    for (k, name) in ["chosen", "rejected"].into_iter().enumerate() {
+        let (there, tokens, lost) = (weights[k].len(), responses[k].len(), cut.responses[k]);
+        if lost > 0 {
+            return Err(format!(
+                "`{name}` lost {lost} tokens to a limit on lengths, so its weights are of other tokens; --max-length none cuts nothing"
+            ));
+        }
+        if there != tokens {
+            return Err(format!(
+                "`{name}_weights` has {there} weights and the response {tokens} tokens, which `rows` shows"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What a response is called in its row.
@@ -570,6 +608,7 @@ fn hash(hasher: &mut Sha256, pair: &Pair) {
         group.responses.iter().for_each(|of| ids(of));
         group.scores.iter().flatten().for_each(|score| hasher.update(score.to_le_bytes()));
     }
+    pair.weights.iter().flatten().flatten().for_each(|weight| hasher.update(weight.to_le_bytes()));
 }
 
 #[cfg(test)]

@@ -387,10 +387,12 @@ pub(crate) fn brief(value: &Value) -> String {
 pub struct Mapping(Vec<(String, Vec<String>)>);
 
 /// Columns that say the same in every layout.
-const KEPT: [&str; 4] = ["id", "system", "tools", "chat_template_kwargs"];
+const KEPT: [&str; 6] = ["id", "system", "tools", "chat_template_kwargs", "chosen_weights", "rejected_weights"];
 
 /// The usual columns.
-const USUAL: [&str; 15] = [
+const USUAL: [&str; 17] = [
+    "chosen_weights",
+    "rejected_weights",
     "system",
     "tools",
     "chat_template_kwargs",

@@ -42,6 +42,8 @@ pub struct Row {
     pub preference: Preference,
     /// Of a group: how good each response is, the higher the better. `None` for a pair.
     pub scores: Option<Vec<f64>>,
+    /// Of a pair: a weight for every token of the chosen response and of the rejected one.
+    pub weights: Option<[Vec<f64>; 2]>,
     /// How a chat is rendered.
     pub setting: Setting,
     /// Whether it has texts beside ids.
@@ -154,7 +156,9 @@ pub(crate) fn parse_columns(mut columns: Columns, form: Form) -> Result<Row, Str
         }
         _ => {}
     }
-    Ok(Row { id, preference, scores, setting, ids_beside_text })
+    // one response stands for both there, and has no other's weights
+    let weights = if form.chosen_only { None } else { weights(&mut columns, scores.is_some() || number != 2)? };
+    Ok(Row { id, preference, scores, weights, setting, ids_beside_text })
 }
 
 type Columns = Map<String, Value>;
@@ -171,6 +175,25 @@ fn typed<T: DeserializeOwned>(columns: &mut Columns, key: &str, expected: &str) 
             Ok(value) => Ok(Some(value)),
             Err(_) => Err(format!("`{key}` is {}, expected {expected}", brief(&value))),
         },
+    }
+}
+
+/// Weights of the tokens of both responses.
+fn weights(columns: &mut Columns, is_group: bool) -> Result<Option<[Vec<f64>; 2]>, String> {
+    let mut of = |key: &str| typed::<Vec<f64>>(columns, key, "a list of numbers, one a token");
+    match (of("chosen_weights")?, of("rejected_weights")?) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) if is_group => {
+            Err("has weights of tokens, which are of pairs, beside a group of responses".to_owned())
+        }
+        (Some(chosen), Some(rejected)) => match chosen.iter().chain(&rejected).any(|weight| !weight.is_finite()) {
+            true => Err("has a weight that is not finite".to_owned()),
+            false => Ok(Some([chosen, rejected])),
+        },
+        (chosen, _) => {
+            let (there, missing) = if chosen.is_some() { ("chosen", "rejected") } else { ("rejected", "chosen") };
+            Err(format!("has `{there}_weights` without `{missing}_weights`"))
+        }
     }
 }
 

@@ -86,12 +86,16 @@ pub enum Rule {
     Contrast(fn(&Scalars, &Hyper) -> Dual),
     /// [`Rule::Pair`] on log-probabilities in which the tokens beyond the shorter response's length weigh `alpha`.
     Tail(fn(&Scalars, &Hyper) -> Dual),
+    /// [`Rule::Pair`] on log-probabilities whose tokens have weights that the data gives.
+    Weights(fn(&Scalars, &Hyper) -> Dual),
     /// [`Rule::Pair`] on log-probabilities whose tokens are weighted by a mask that is learned.
     Training(fn(&Scalars, &Hyper) -> Dual),
     /// [`Rule::Pair`] plus the mean NLL of the tokens of prompt and chosen response.
     Text(fn(&Scalars, &Hyper) -> Dual),
     /// From the scalars of a pair and its [Rényi entropies](PairLogps::renyi), chosen first.
     Entropy(fn(&PairLogps, [f64; 2], &Hyper) -> Outcome),
+    /// From the scalars of a pair and the [length of g_w − g_l over the output matrix](PairLogps::head).
+    Head(fn(&PairLogps, f64, &Hyper) -> Outcome),
     /// From the scalars of all pairs of a batch, whose [mismatched responses](PairLogps::mismatched) are known.
     Mismatched(fn(&[PairLogps], &Hyper) -> Option<Vec<Outcome>>),
 }
@@ -545,6 +549,14 @@ const ALL: &[Definition] = &[
         Rule::Gradients(gradients::lpo_ste)
     ),
     definition!(
+        "logits_sam",
+        [beta = 0.1, rho = 0.05],
+        true,
+        "-ls(beta*(D - rho*|g_w - g_l| over the output matrix)), the length held constant",
+        "arXiv 2603.18258: sharpness-aware step on the output matrix, a batch of one, to first order in rho",
+        Rule::Head(gradients::logits_sam)
+    ),
+    definition!(
         "bdpo",
         [beta = 0.1, lam = 0.5],
         true,
@@ -612,6 +624,14 @@ const ALL: &[Definition] = &[
         "-ls(beta*D), the tokens beyond the shorter response's length weighing alpha in D",
         "Liu et al. 2024, arXiv 2409.06411, eq. 9; TRL's ld_alpha",
         Rule::Tail(dpo)
+    ),
+    definition!(
+        "weighted_dpo",
+        [beta = 0.1],
+        true,
+        "-ls(beta*D), every token of the sums in D times its weight in the columns chosen_weights and rejected_weights",
+        "token weights from elsewhere: TI-DPO (arXiv 2505.19653), OTPO (ACL 2025), AttentionPO (arXiv 2605.21883)",
+        Rule::Weights(dpo)
     ),
     definition!(
         "wpo",

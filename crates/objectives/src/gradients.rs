@@ -1,6 +1,6 @@
 //! Objectives that change DPO's direction by the size of the two gradients, or by the rejected response's probability.
 use crate::catalogue::{Hyper, Scalars, dpo};
-use crate::dual::sigmoid_of;
+use crate::dual::{log_sigmoid, sigmoid_of};
 use crate::objective::outcome;
 use crate::{Outcome, PairGram, PairLogps};
 
@@ -60,6 +60,12 @@ fn lpo(pair: &PairLogps, h: &Hyper, chosen: f64) -> Outcome {
     let short = 0.5 / h["beta"] - Scalars::new(pair).margin().value;
     let slope = if short == 0.0 { 0.0 } else { 4.0 * h["beta"] * short.signum() };
     Outcome { loss: 4.0 * h["beta"] * short.abs(), d_w: slope * chosen, d_l: slope * (1.0 - chosen) }
+}
+
+/// DPO's loss and slopes where the output matrix is moved by ρ along the loss's own gradient, which lies along g_l − g_w there: the margin is less by
+/// ρ‖g_w − g_l‖, to first order (arXiv 2603.18258, a batch of one).
+pub fn logits_sam(pair: &PairLogps, head: f64, h: &Hyper) -> Outcome {
+    outcome(-log_sigmoid(h["beta"] * (Scalars::new(pair).margin() - h["rho"] * head)))
 }
 
 /// DPO times the geometric means of p/Σp² over the tokens of both responses, which are held constant (Zhou et al.,

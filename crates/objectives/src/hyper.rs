@@ -51,7 +51,7 @@ fn outside(name: &str, key: &str, value: f64) -> Option<&'static str> {
     match (name, key) {
         // a threshold on a probability
         ("gate_dpo", "tau") => None,
-        (_, "beta" | "beta0" | "tau" | "weight") if value <= 0.0 => Some("a positive number"),
+        (_, "beta" | "beta0" | "tau" | "rho" | "weight") if value <= 0.0 => Some("a positive number"),
         ("exo_pair", "eps") | ("bdpo", "lam") if !(value > 0.0 && value < 1.0) => Some("a number between 0 and 1"),
         ("robust_dpo", "eps") if !(0.0..0.5).contains(&value) => Some("a number from 0 to less than 0.5"),
         (_, "eps") | ("ld_dpo", "alpha") if !(0.0..=1.0).contains(&value) => Some("a number from 0 to 1"),

@@ -55,6 +55,8 @@ pub struct PairLogps {
     pub lengths: Lengths,
     /// Mean Rényi entropy of order 2 (−log Σp², in nats) of the predictions of each response's tokens: for `wpo`.
     pub renyi: Option<[f64; 2]>,
+    /// ‖g_w − g_l‖ over the output matrix alone: for `logits_sam`.
+    pub head: Option<f64>,
     /// log π − log π_ref of both responses of another row after this pair's prompt: for `kto`.
     pub mismatched: Option<[f64; 2]>,
 }

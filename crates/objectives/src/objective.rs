@@ -31,6 +31,8 @@ pub enum Needs {
     Gram,
     /// [`PairLogps::renyi`]: [`Objective::of_pair`].
     Entropy,
+    /// [`PairLogps::head`]: [`Objective::of_pair`].
+    Head,
     /// All pairs of a batch: [`Objective::of_batch`].
     Batch,
     /// All pairs of a batch, with [`PairLogps::mismatched`]: [`Objective::of_batch`].
@@ -39,6 +41,8 @@ pub enum Needs {
     Contrast,
     /// Log-probabilities over the tokens up to the shorter response's length, and their gradients: [`Objective::of_masked`].
     Tail,
+    /// Log-probabilities over tokens with weights that the data gives, and their gradients: [`Objective::of_masked`].
+    Weights,
     /// Prompt and chosen response as one text, and its gradient: [`Objective::of_text`].
     Text,
     /// A training run, which learns the mask of [`Objective::of_masked`].
@@ -57,6 +61,7 @@ impl Term {
             Rule::Gradients(rule) => Some(rule(pair, &self.hyper)),
             Rule::Gram(rule) => Some(rule(pair, &self.hyper, gram)),
             Rule::Entropy(rule) => Some(rule(pair, pair.renyi?, &self.hyper)),
+            Rule::Head(rule) => Some(rule(pair, pair.head?, &self.hyper)),
             _ => None,
         }
     }
@@ -74,10 +79,12 @@ impl Term {
             Rule::Pair(_) | Rule::Gradients(_) => Needs::Pair,
             Rule::Gram(_) => Needs::Gram,
             Rule::Entropy(_) => Needs::Entropy,
+            Rule::Head(_) => Needs::Head,
             Rule::Batch(_) => Needs::Batch,
             Rule::Mismatched(_) => Needs::Mismatched,
             Rule::Contrast(_) => Needs::Contrast,
             Rule::Tail(_) => Needs::Tail,
+            Rule::Weights(_) => Needs::Weights,
             Rule::Text(_) => Needs::Text,
             Rule::Training(_) => Needs::Training,
         }
@@ -124,6 +131,7 @@ impl Objective {
     pub fn not_for_training(&self) -> Option<&'static str> {
         let why = |needs| match needs {
             Needs::Entropy => Some("weighs pairs by entropies, which training does not form"),
+            Needs::Head => Some("perturbs the output matrix, whose own Gram training does not form"),
             Needs::Mismatched => {
                 Some("pairs prompts with other rows' responses, which training does not; kto_pair takes z as given")
             }
@@ -157,12 +165,12 @@ impl Objective {
     }
 
     /// Loss and coefficients of the gradients of masked sums, from log-probabilities summed under the mask: over contrast
-    /// tokens, with [less weight](Self::tail) on a tail, or under a mask that training learns; `None` where the objective has no mask.
+    /// tokens, with [less weight](Self::tail) on a tail, with weights of the data, or under a mask that training learns; `None` where the objective has no mask.
     #[must_use]
     pub fn of_masked(&self, masked: &PairLogps) -> Option<Outcome> {
         let term = self.alone()?;
         match term.definition.rule {
-            Rule::Contrast(loss) | Rule::Tail(loss) | Rule::Training(loss) => {
+            Rule::Contrast(loss) | Rule::Tail(loss) | Rule::Weights(loss) | Rule::Training(loss) => {
                 Some(outcome(loss(&Scalars::new(masked), &term.hyper)))
             }
             _ => None,
@@ -218,6 +226,18 @@ impl Objective {
             match definition.name.parse::<Self>() {
                 _ if matches!(definition.rule, Rule::Training(_)) => {
                     left_out.push((definition.name, "for training only".to_owned()));
+                }
+                _ if matches!(definition.rule, Rule::Head(_)) => {
+                    left_out.push((
+                        definition.name,
+                        "needs the output matrix in scope by itself; name it to use it".to_owned(),
+                    ));
+                }
+                _ if matches!(definition.rule, Rule::Weights(_)) => {
+                    left_out.push((
+                        definition.name,
+                        "needs weights of tokens from the data; name it to use them".to_owned(),
+                    ));
                 }
                 Ok(objective) if reference || !definition.reference => usable.push(objective),
                 Ok(_) => left_out.push((definition.name, "needs a reference".to_owned())),

@@ -99,7 +99,7 @@ fn check_slopes(objective: &Objective, pair: &PairLogps) -> Result<(), TestCaseE
 }
 
 fn of(objective: &Objective, pair: &PairLogps) -> Outcome {
-    let pair = &PairLogps { renyi: pair.renyi.or(Some([0.5, 0.25])), ..*pair };
+    let pair = &PairLogps { renyi: pair.renyi.or(Some([0.5, 0.25])), head: Some(3.0), ..*pair };
     let of_text = || Some(objective.of_text(pair, &TEXT)?.0);
     objective.of_pair(pair, &GRAM).or_else(|| objective.of_masked(pair)).or_else(of_text).unwrap()
 }
@@ -214,6 +214,9 @@ fn slopes_that_are_balanced_are_by_their_own_definition() {
     let clipped = outcome("adadpo:clip=2");
     assert!((clipped.d_w / clipped.d_l - 2.0).abs() < 1e-12);
     // r₁ = 1, r₂ = e^(h_l − h_w) with h_w = 1 and h_l = −0.5
+    let sam = outcome("logits_sam:rho=0.5");
+    // the margin of 1.5 less 0.5·3, the length that all cases here have
+    assert!((sam.loss - 2.0f64.ln()).abs() < 1e-15 && (sam.d_w - 0.05).abs() < 1e-15);
     let (lpo, dynamic) = (outcome("lpo"), outcome("lpo_dynamic"));
     assert_eq!(dynamic.loss.to_bits(), lpo.loss.to_bits());
     assert!((dynamic.d_l / dynamic.d_w / (-1.5f64).exp() - 1.0).abs() < 1e-12);
@@ -261,7 +264,7 @@ fn losses_of_trl_agree() {
         let (renyi, mismatched): (&[f64; 2], &[f64; 2]) = (renyi, mismatched);
         let lengths = Lengths { chosen: nw, rejected: nl };
         let (renyi, mismatched) = (Some(*renyi), Some(*mismatched));
-        PairLogps { chosen, rejected, reference: Some([rw, rl]), lengths, renyi, mismatched }
+        PairLogps { chosen, rejected, reference: Some([rw, rl]), lengths, renyi, mismatched, head: None }
     };
     let cases: Vec<PairLogps> = stored.cases.iter().zip(beside).map(pair).collect();
     for (name, want) in stored.losses {

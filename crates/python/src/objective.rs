@@ -45,10 +45,12 @@ impl Objective {
             Needs::Pair => "pair",
             Needs::Gram => "gram",
             Needs::Entropy => "entropy",
+            Needs::Head => "head",
             Needs::Batch => "batch",
             Needs::Mismatched => "mismatched",
             Needs::Contrast => "contrast",
             Needs::Tail => "tail",
+            Needs::Weights => "weights",
             Needs::Text => "text",
             Needs::Training => "training",
         }

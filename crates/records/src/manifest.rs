@@ -216,6 +216,9 @@ pub struct Beside {
     pub contrast: bool,
     /// Gradients over the tokens up to the shorter response's length.
     pub public: bool,
+    /// Gradients over all tokens with weights that the data gives.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub weights: bool,
     /// The gradient of prompt and chosen response as one text.
     pub text: bool,
     /// The responses of the row before after each prompt.
@@ -229,6 +232,7 @@ impl Identity for AnalysisIdentity {
             "data" => "data or tokenisation",
             "contrast" => "measurement of contrast tokens",
             "public" => "measurement of the tokens up to the shorter response's length",
+            "weights" => "measurement of tokens with the data's weights",
             "text" => "measurement of prompt and chosen response as one text",
             "mismatched" => "measurement of prompts with other rows' responses",
             "all_pairs" => "choice of pairs of a group",
@@ -240,7 +244,7 @@ impl Identity for AnalysisIdentity {
     }
 
     fn serves(field: &str, there: &Value, _now: &Value) -> bool {
-        ["contrast", "public", "text", "mismatched"].contains(&field) && *there == Value::Bool(true)
+        ["contrast", "public", "weights", "text", "mismatched"].contains(&field) && *there == Value::Bool(true)
     }
 }
 

@@ -239,7 +239,7 @@ impl Gathered<'_> {
     fn in_batches(&self, leaf: usize, training: Option<&Training>) -> Option<String> {
         let (sizes, pairs) = (self.table("batch_sizes", leaf)?, self.table("digest", leaf)?.whole(0, "pairs")?);
         let name = sizes.text(0, "objective")?.to_owned();
-        let size = training.and_then(|of| of.batch_size()).unwrap_or(BATCH);
+        let size = training.and_then(Training::batch_size).unwrap_or(BATCH);
         let rows: Vec<usize> = (0..sizes.len()).filter(|&row| sizes.text(row, "objective") == Some(&name)).collect();
         // sizes are powers of two, and all pairs
         let row = *rows.iter().rev().find(|&&row| sizes.whole(row, "batch_size").is_some_and(|b| b as u64 <= size))?;
@@ -322,7 +322,7 @@ impl Gathered<'_> {
             let (chosen, rejected) = (shared("chosen"), shared("rejected"));
             for (row, w) in matrix["wl"].as_array()?.iter().zip(&chosen) {
                 for (inner, l) in row.as_array()?.iter().zip(&rejected) {
-                    sums[if *w != *l { 2 } else { usize::from(!*w) }] += inner.as_f64().unwrap_or(0.0);
+                    sums[if *w == *l { usize::from(!*w) } else { 2 }] += inner.as_f64().unwrap_or(0.0);
                 }
             }
             pairs += 1;

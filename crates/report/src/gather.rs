@@ -88,7 +88,7 @@ impl Report {
     /// # Errors
     /// Where there are neither records nor runs, or a part of a table is damaged.
     pub fn of(folders: &[PathBuf], origin: Origin) -> Result<Self> {
-        let leaves = as_given(find_some(folders)?, folders)?;
+        let leaves = as_given(find_some(folders)?, folders);
         let training = training::gather(folders)?;
         if leaves.is_empty() && training.is_empty() {
             // says which folder has none
@@ -139,7 +139,7 @@ impl Report {
 }
 
 /// Records in the order in which a reader was given them: by the folder that they are in, and there by the order of a sweep's runs.
-fn as_given(leaves: Vec<Leaf>, folders: &[PathBuf]) -> Result<Vec<Leaf>> {
+fn as_given(leaves: Vec<Leaf>, folders: &[PathBuf]) -> Vec<Leaf> {
     let whole = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     let folders: Vec<PathBuf> = folders.iter().map(|folder| whole(folder)).collect();
     let mut orders: HashMap<PathBuf, Vec<String>> = HashMap::new();
@@ -167,7 +167,7 @@ fn as_given(leaves: Vec<Leaf>, folders: &[PathBuf]) -> Result<Vec<Leaf>> {
     }
     // those of one run stay by step and data set
     keyed.sort_by_key(|(key, _)| *key);
-    Ok(keyed.into_iter().map(|(_, leaf)| leaf).collect())
+    keyed.into_iter().map(|(_, leaf)| leaf).collect()
 }
 
 /// Bytes of a table in the page.

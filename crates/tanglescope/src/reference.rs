@@ -106,6 +106,7 @@ impl Objectives {
         Beside {
             contrast: any(Needs::Contrast),
             public: any(Needs::Tail),
+            weights: any(Needs::Weights),
             text: any(Needs::Text),
             mismatched: any(Needs::Mismatched),
         }

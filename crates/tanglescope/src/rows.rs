@@ -148,6 +148,10 @@ struct Ids<'a> {
     responses_ids: Option<&'a [Vec<u32>]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     scores: Option<&'a [f64]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chosen_weights: Option<&'a [f64]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rejected_weights: Option<&'a [f64]>,
 }
 
 pub(crate) fn write_ids(path: &Path, data: &Dataset) -> Result<()> {
@@ -171,6 +175,8 @@ pub(crate) fn write_ids(path: &Path, data: &Dataset) -> Result<()> {
                 rejected_ids: group.is_none().then_some(&tokens.rejected),
                 responses_ids: group.map(|group| group.responses.as_slice()),
                 scores: group.and_then(|group| group.scores.as_deref()),
+                chosen_weights: pair.weights.as_ref().map(|of| of[0].as_slice()),
+                rejected_weights: pair.weights.as_ref().map(|of| of[1].as_slice()),
             };
             serde_json::to_writer(&mut file, &ids)?;
             file.write_all(b"\n")?;

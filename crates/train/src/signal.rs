@@ -5,12 +5,14 @@ use tanglescope_gram::{Cotangent, Group};
 use tanglescope_objectives::{Lengths, Needs, Objective, Outcome, PairGram, PairLogps, contrast};
 
 /// A pair to train on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// Number of the row in the data.
     pub row: u64,
     /// Prompt and responses, the chosen one first; for an objective of the chosen response alone there is no other.
     pub group: Group,
+    /// Weights of the tokens of both responses, where the row has them.
+    pub weights: Option<[Vec<f64>; 2]>,
 }
 
 /// Token log-probabilities of an example's branches under the reference.
@@ -21,6 +23,8 @@ pub struct Signal<'a> {
     pub objective: &'a Objective,
     /// Of every example, where there is a reference.
     pub reference: Option<&'a [Reference]>,
+    /// Those whose numbers are asked about.
+    pub examples: &'a [Example],
     /// Of objective `sparse`.
     pub masks: Option<&'a Masks>,
     /// The moving average of ln c, once there is one.
@@ -39,6 +43,7 @@ impl Signal<'_> {
                 let kept = contrast(&group.responses[0], &group.responses[1]);
                 Some(kept.map(|mask| mask.into_iter().map(|kept| f64::from(u8::from(kept))).collect()))
             }
+            Needs::Weights => self.examples[example].weights.clone(),
             Needs::Tail => {
                 let alpha = self.objective.tail()?;
                 let lengths = [0, 1].map(|k| group.responses[k].len());

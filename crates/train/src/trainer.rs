@@ -144,6 +144,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         Signal {
             objective: self.objective,
             reference: self.reference.as_ref().map(|of| of[0].as_slice()),
+            examples: self.examples,
             masks: self.masks.as_ref(),
             calibration: self.calibration,
         }
@@ -435,6 +436,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let ones = Masks::ones(token_logps.iter().map(|of| [0, 1].map(|k| of.get(k).map_or(0, Vec::len))));
         let signal = Signal {
             reference: self.reference.as_ref().map(|of| of[1].as_slice()),
+            examples: self.held_out,
             masks: Some(&ones),
             ..self.signal()
         };

@@ -1,6 +1,6 @@
 //! objectives.parquet: what every objective would do to every pair, from the rows of pairs.parquet.
 use crate::error::{Error, Result};
-use crate::tables::pairs::{CONTRAST, IN_METRIC, MISMATCHED, PUBLIC, PartSums, TEXT, TextSums};
+use crate::tables::pairs::{CONTRAST, IN_METRIC, MISMATCHED, PUBLIC, PartSums, TEXT, TextSums, WEIGHTED};
 use crate::tables::{column, frame};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use std::path::Path;
@@ -21,6 +21,8 @@ pub struct Measured {
     pub contrast: Option<PartSums>,
     /// Sums over the tokens up to the shorter response's length, where they were measured.
     pub public: Option<PartSums>,
+    /// Sums over all tokens with weights that the data gives.
+    pub weighted: Option<PartSums>,
     /// Prompt and chosen response as one text, where it was measured.
     pub text: Option<TextSums>,
 }
@@ -71,8 +73,10 @@ fn read(pairs: &DataFrame) -> PolarsResult<Vec<Measured>> {
     let reference = optional(&["ref_logp_chosen", "ref_logp_rejected"])?;
     let renyi = optional(&["renyi_chosen", "renyi_rejected"])?;
     let mismatched = optional(&MISMATCHED)?;
+    let head = reals("head_differential").ok();
     let in_metric = optional(&IN_METRIC)?;
     let (contrast, public, text) = (optional(&CONTRAST)?, optional(&PUBLIC)?, optional(&TEXT)?);
+    let weighted = optional(&WEIGHTED)?;
     let row = |(i, pair): (usize, u64)| Measured {
         pair,
         logps: PairLogps {
@@ -82,11 +86,13 @@ fn read(pairs: &DataFrame) -> PolarsResult<Vec<Measured>> {
             lengths: Lengths { chosen: chosen_tokens[i], rejected: rejected_tokens[i] },
             renyi: at(renyi.as_ref(), i),
             mismatched: at(mismatched.as_ref(), i),
+            head: head.as_ref().map(|head| head[i]).filter(|head| !head.is_nan()),
         },
         gram: PairGram { ww: ww[i], wl: wl[i], ll: ll[i] },
         in_metric: at(in_metric.as_ref(), i).map(|[ww, wl, ll]| PairGram { ww, wl, ll }),
         contrast: at(contrast.as_ref(), i).map(PartSums::of),
         public: at(public.as_ref(), i).map(PartSums::of),
+        weighted: at(weighted.as_ref(), i).map(PartSums::of),
         text: at(text.as_ref(), i).map(TextSums::of),
     };
     Ok(numbers.iter().flatten().enumerate().map(row).collect())
@@ -193,6 +199,7 @@ pub fn of_pairs(pairs: &[Measured], objectives: &[Objective], rounding: Rounding
         let of = move |objective: &Objective| match objective.needs() {
             Needs::Contrast => Row::of_part(m, &m.contrast?, objective, rounding),
             Needs::Tail => Row::of_part(m, &with_tail(m, &m.public?, objective.tail()?), objective, rounding),
+            Needs::Weights => Row::of_part(m, &m.weighted?, objective, rounding),
             Needs::Text => Row::of_text(m, &m.text?, objective, rounding),
             _ => Some(Row::of(m, objective, objective.of_pair(&m.logps, &m.gram)?, rounding)),
         };

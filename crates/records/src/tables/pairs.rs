@@ -32,10 +32,19 @@ pub struct PairRow {
     pub contrast: Option<PartSums>,
     /// Sums over the tokens up to the shorter response's length, where an objective asks for them.
     pub public: Option<PartSums>,
+    /// Sums over all tokens with weights that the data gives, where an objective asks for them.
+    pub weighted: Option<PartSums>,
     /// Prompt and chosen response as one text, where an objective asks for it.
     pub text: Option<TextSums>,
     /// log π − log π_ref of the responses of the row before after this prompt, where an objective asks for them.
     pub mismatched: Option<[f64; 2]>,
+}
+
+impl PairRow {
+    /// log π(chosen)/|w| − log π(rejected)/|l|: the logarithm of the ratio of the tokens' geometric mean probabilities.
+    fn margin_by_length(&self) -> f64 {
+        self.logp_chosen / f64::from(self.tokens.chosen) - self.logp_rejected / f64::from(self.tokens.rejected)
+    }
 }
 
 /// Log-probability of a pair's prompt and chosen response as one text, and its gradient.
@@ -59,6 +68,10 @@ pub struct Companions {
     pub renyi: [f64; 2],
     /// Mean place of both responses' tokens among all tokens by probability, from 1.
     pub rank: [f64; 2],
+    /// Share of both responses' tokens that are the most probable ones.
+    pub accuracy: [f64; 2],
+    /// ‖g_w − g_l‖ over the output matrix alone; `None` where it is not in scope by itself.
+    pub head: Option<f64>,
     /// Part of wl that the last block's parameters make; `None` where none of them is in scope or wl is zero.
     pub last_layer: Option<f64>,
     /// How alike both responses' rows are spread over experts, 0 to 1, and the pair's rows whose choice of experts is within rounding of
@@ -129,6 +142,18 @@ pub(crate) const PUBLIC: [&str; 8] = [
     "public_w_l",
     "public_l_w",
     "public_l_l",
+];
+
+/// The same of all tokens with weights that the data gives.
+pub(crate) const WEIGHTED: [&str; 8] = [
+    "weighted_logp_chosen",
+    "weighted_logp_rejected",
+    "ref_weighted_logp_chosen",
+    "ref_weighted_logp_rejected",
+    "weighted_w_w",
+    "weighted_w_l",
+    "weighted_l_w",
+    "weighted_l_l",
 ];
 
 /// Names of the columns of [`PairRow::in_metric`].
@@ -206,6 +231,10 @@ pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
         column("renyi_rejected", rows, |r| r.companions.renyi[1]),
         column("rank_chosen", rows, |r| r.companions.rank[0]),
         column("rank_rejected", rows, |r| r.companions.rank[1]),
+        column("accuracy_chosen", rows, |r| r.companions.accuracy[0]),
+        column("accuracy_rejected", rows, |r| r.companions.accuracy[1]),
+        column("margin_by_length", rows, PairRow::margin_by_length),
+        column("head_differential", rows, |r| r.companions.head),
     ]);
     if let Some(grams) = rows.iter().map(|r| r.in_metric).collect::<Option<Vec<_>>>() {
         columns.extend([
@@ -231,6 +260,7 @@ pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
     }
     columns.extend(where_all(rows, &CONTRAST, |r| r.contrast.map(|c| c.values())));
     columns.extend(where_all(rows, &PUBLIC, |r| r.public.map(|c| c.values())));
+    columns.extend(where_all(rows, &WEIGHTED, |r| r.weighted.map(|c| c.values())));
     columns.extend(where_all(rows, &TEXT, |r| r.text.map(|t| t.values())));
     columns.extend(where_all(rows, &MISMATCHED, |r| r.mismatched));
     frame(columns)

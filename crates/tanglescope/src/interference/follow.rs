@@ -135,7 +135,7 @@ impl<B: Kernels> Between<'_, B> {
         let outcomes = Table::at(&to.out, tables::OBJECTIVES);
         let mut all = Vec::new();
         for objective in objectives {
-            if matches!(objective.needs(), Needs::Contrast | Needs::Tail | Needs::Text) {
+            if matches!(objective.needs(), Needs::Contrast | Needs::Tail | Needs::Weights | Needs::Text) {
                 let problem = "it moves other gradients than those of both log-probabilities, whose products between pairs are not measured";
                 self.listener().left_out(&format!("batches under {}: {problem}", objective.given()));
                 continue;

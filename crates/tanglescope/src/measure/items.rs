@@ -17,6 +17,8 @@ pub struct Item {
     pub group: Group,
     /// Which response of the row each branch is.
     pub responses: Vec<usize>,
+    /// Weights of the tokens of chosen and rejected, where the row has them.
+    pub weights: Option<[Vec<f64>; 2]>,
     /// Of a group: the score of each branch.
     pub scores: Option<Vec<Option<f64>>>,
     /// Branches of chosen and rejected, and the pair's number.
@@ -26,11 +28,11 @@ pub struct Item {
 impl Item {
     /// `first` is the number of the row's first pair where rows have several.
     fn new(model: &Description, pair: Pair, first: Option<u64>) -> Self {
-        let Pair { row, id, tokens, cut, group } = pair;
+        let Pair { row, id, tokens, cut, group, weights } = pair;
         let Some(Candidates { responses, scores, best, worst }) = group else {
             let pairs = vec![([0, 1], first.unwrap_or(row))];
             let group = Group::of(model, tokens.prompt, vec![tokens.chosen, tokens.rejected]);
-            return Self { row, id, cut, group, responses: vec![0, 1], scores: None, pairs };
+            return Self { row, id, cut, group, responses: vec![0, 1], weights, scores: None, pairs };
         };
         let mut order = vec![best, worst];
         order.extend((0..responses.len()).filter(|k| ![best, worst].contains(k)));
@@ -41,7 +43,7 @@ impl Item {
         };
         let branches = order.iter().map(|&k| responses[k].clone()).collect();
         let group = Group::of(model, tokens.prompt, branches);
-        Self { row, id, cut, group, responses: order, scores: Some(branch_scores), pairs }
+        Self { row, id, cut, group, responses: order, weights: None, scores: Some(branch_scores), pairs }
     }
 
     /// The rows of a part; `first` is the number of its first pair where rows have several.

@@ -7,6 +7,7 @@ mod stages;
 
 pub use extras::{Extras, Probe};
 pub use items::Item;
+use pair::is_output_matrix;
 pub use part::Setup;
 pub use stages::{Measured, ROWS_PER_PART, done, has_followed, work};
 
@@ -30,6 +31,7 @@ use tanglescope_analytics::Summary;
 use tanglescope_data::{Dataset, TextTokens};
 use tanglescope_kernels::Kernels;
 use tanglescope_model::{AdapterSource, Decoder, InScope};
+use tanglescope_objectives::Needs;
 use tanglescope_records::identity::difference;
 use tanglescope_records::manifest::{self, AnalysisIdentity, AnalysisManifest, BatchPlan, Beside, hub_source};
 use tanglescope_records::{Table, absolute, tables};
@@ -78,6 +80,16 @@ impl<B: Kernels> Measurement<'_, B> {
         placement: Placement,
     ) -> Result<Opened> {
         let Self { asked, objectives, reference, extras, .. } = self;
+        if objectives.beside().weights {
+            data.need_weights()?;
+        }
+        let head = objectives.objectives.iter().find(|objective| objective.needs() == Needs::Head);
+        if let Some(objective) = head
+            && !model.in_scope(&asked.scope)?.parameters.iter().any(is_output_matrix)
+        {
+            let problem = "perturbs the output matrix, which is not in scope by itself: expected a scope such as `full` and a model whose output matrix is not its embedding";
+            return Err(Error::value("objectives", objective, problem));
+        }
         let outline = asked.outline()?;
         let reference_identity = objectives.reference.identity(|_| match reference {
             LoadedReference::Model(model) => Ok(model.content_hash.clone()),

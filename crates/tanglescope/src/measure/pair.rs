@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use tanglescope_data::TextTokens;
 use tanglescope_gram::{GroupResult, RoutedLayer};
 use tanglescope_kernels::as_index;
-use tanglescope_model::InScope;
+use tanglescope_model::{InScope, Location, Parameter, ParameterKind};
 use tanglescope_objectives::PairGram;
 use tanglescope_records::manifest::Beside;
 use tanglescope_records::tables::pairs::{Companions, PairLengths, PairRow, PartSums, TextSums};
@@ -48,6 +48,7 @@ impl MeasuredPair<'_> {
         let mut parts = self.masks.iter().enumerate().map(of_part);
         let contrast = self.beside.contrast.then(|| parts.next()).flatten().flatten();
         let public = self.beside.public.then(|| parts.next()).flatten().flatten();
+        let weighted = self.beside.weights.then(|| parts.next()).flatten().flatten();
         let (chosen, rejected) = (&item.group.responses[w], &item.group.responses[l]);
         let cut = |branch: usize| item.cut.responses[item.responses[branch]];
         let tokens = PairLengths {
@@ -61,6 +62,9 @@ impl MeasuredPair<'_> {
         let hidden = part_of(&result.companions.hidden, branches);
         let average = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let ranks = |k: usize| average(&result.companions.ranks[k].iter().map(|&r| f64::from(r)).collect::<Vec<_>>());
+        let first = |k: usize| {
+            average(&result.companions.ranks[k].iter().map(|&r| f64::from(u8::from(r == 1))).collect::<Vec<_>>())
+        };
         PairRow {
             pair: self.number,
             id: item.id.clone(),
@@ -76,15 +80,25 @@ impl MeasuredPair<'_> {
                 entropy: branches.map(|k| average(&result.companions.entropies[k])),
                 renyi: branches.map(|k| average(&result.companions.renyi[k])),
                 rank: branches.map(ranks),
+                accuracy: branches.map(first),
+                head: self.of_head(result, scope),
                 last_layer: self.of_layer(result, scope, last, gram.wl),
                 routing: result.companions.routed.as_ref().map(|of| (of.overlap(*branches), of.ties_of(*branches))),
             },
             group: item.scores.as_ref().map(|_| (item.row, branches.map(|k| as_index(item.responses[k])))),
             contrast,
             public,
+            weighted,
             text: self.text,
             mismatched: self.mismatched,
         }
+    }
+
+    /// ‖g_w − g_l‖ over the output matrix, where it is in scope and no other parameter is the same tensor.
+    fn of_head(&self, result: &GroupResult, scope: &InScope) -> Option<f64> {
+        let (_, gram) = scope.parameters.iter().zip(&result.grams).find(|(p, _)| is_output_matrix(p))?;
+        let of = PairGram::of(&part_of(gram, &self.branches));
+        Some(2.0 * of.differential_mode())
     }
 
     /// Part of wl that a block's parameters make.
@@ -132,13 +146,20 @@ impl MeasuredPair<'_> {
 }
 
 /// Some tokens of both responses.
-pub type Masks = [Vec<bool>; 2];
+pub type Masks = [Vec<f64>; 2];
 
 /// Log-probabilities of two branches, summed over the tokens that the masks keep.
 fn masked(token_logps: &[Vec<f64>], branches: [usize; 2], masks: &Masks) -> [f64; 2] {
     let sum = |k: usize| -> f64 {
-        let kept = token_logps[branches[k]].iter().zip(&masks[k]).filter(|(_, kept)| **kept);
-        kept.map(|(logp, _)| logp).sum()
+        // what has no weight adds nothing, an infinite log-probability neither
+        let kept = token_logps[branches[k]].iter().zip(&masks[k]).filter(|(_, weight)| **weight != 0.0);
+        kept.map(|(logp, weight)| weight * logp).sum()
     };
     [sum(0), sum(1)]
+}
+
+/// Whether a parameter is the output matrix by itself; a tied one is the embedding.
+pub fn is_output_matrix(parameter: &Parameter) -> bool {
+    let Parameter { location, kind, name, .. } = parameter;
+    *location == Location::Head && *kind == ParameterKind::Base && name.ends_with("weight")
 }

@@ -96,7 +96,7 @@ impl<B: Kernels> Setup<'_, B> {
     /// Masks of the parts of responses that are summed apart, for each pair of an item.
     fn masks(&self, window: &[Item]) -> Vec<Vec<Vec<Masks>>> {
         let masks = |item: &Item| -> Vec<Vec<Masks>> {
-            item.pairs.iter().map(|(pair, _)| parts(pair.map(|k| &item.group.responses[k]), self.beside)).collect()
+            item.pairs.iter().map(|(pair, _)| parts(item, *pair, self.beside)).collect()
         };
         window.iter().map(masks).collect()
     }
@@ -106,8 +106,9 @@ impl<B: Kernels> Setup<'_, B> {
         let request = |(item, masks): (&'a Item, &Vec<Vec<Masks>>)| {
             let of_pairs = item.pairs.iter().zip(masks);
             let of_parts = of_pairs.flat_map(|((pair, _), parts)| parts.iter().map(move |masks| (pair, masks)));
-            let over =
-                of_parts.flat_map(|(pair, masks)| pair.iter().zip(masks).map(|(&k, mask)| Cotangent::over(k, mask)));
+            let over = of_parts.flat_map(|(pair, masks)| {
+                pair.iter().zip(masks).map(|(&k, mask)| Cotangent { branch: k, weights: mask.clone() })
+            });
             let cotangents = Cotangent::log_probabilities(&item.group).into_iter().chain(over).collect();
             Request { group: &item.group, cotangents }
         };
@@ -286,11 +287,13 @@ fn advances<'a>(listener: &'a dyn Listener, requests: &'a [Request<'_>]) -> impl
     }
 }
 
-/// The tokens of both responses that are summed apart: contrast tokens, then those up to the shorter response's length.
-fn parts(responses: [&Vec<u32>; 2], beside: Beside) -> Vec<Masks> {
-    let [chosen, rejected] = responses;
+/// The weights with which tokens of both responses are summed apart: contrast tokens, then those up to the shorter response's length, then the data's own.
+fn parts(item: &Item, pair: [usize; 2], beside: Beside) -> Vec<Masks> {
+    let [chosen, rejected] = pair.map(|k| &item.group.responses[k]);
     let shorter = chosen.len().min(rejected.len());
-    let public = || responses.map(|of| (0..of.len()).map(|at| at < shorter).collect());
-    let contrast = beside.contrast.then(|| contrast(chosen, rejected));
-    contrast.into_iter().chain(beside.public.then(public)).collect()
+    let weigh = |kept: Vec<bool>| kept.into_iter().map(|kept| f64::from(u8::from(kept))).collect();
+    let public = || [chosen, rejected].map(|of| (0..of.len()).map(|at| f64::from(u8::from(at < shorter))).collect());
+    let contrast = beside.contrast.then(|| contrast(chosen, rejected).map(weigh));
+    let weights = beside.weights.then(|| item.weights.clone()).flatten();
+    contrast.into_iter().chain(beside.public.then(public)).chain(weights).collect()
 }

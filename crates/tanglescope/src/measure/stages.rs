@@ -181,7 +181,9 @@ impl<'a> Following<'a> {
     fn create<B: Kernels>(to: &Destination, setup: &Setup<'a, B>, measured: &Measured) -> Result<Self> {
         let (objectives, group_objectives) = (&setup.of.objectives.objectives, &setup.of.extras.objectives);
         let table = |wanted: bool, name: &str| wanted.then(|| to.shard.table(&to.out, name)).transpose();
-        let others = |objective: &&Objective| matches!(objective.needs(), Needs::Contrast | Needs::Tail | Needs::Text);
+        let others = |objective: &&Objective| {
+            matches!(objective.needs(), Needs::Contrast | Needs::Tail | Needs::Weights | Needs::Text)
+        };
         let others = objectives.iter().filter(others);
         Ok(Self {
             group_outcomes: table(measured.groups.is_some() && !group_objectives.is_empty(), tables::GROUP_OBJECTIVES)?,

@@ -8,8 +8,9 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
-use tanglescope_data::{Pair, Reading};
+use tanglescope_data::{Dataset, Pair, Reading};
 use tanglescope_model::architectures::Description;
+use tanglescope_objectives::Needs;
 use tanglescope_records::manifest::SkippedRow;
 use tanglescope_train::Example;
 
@@ -42,9 +43,16 @@ impl Examples {
             if chosen_only {
                 group.responses.truncate(1);
             }
-            Example { row: pair.row, group }
+            Example { row: pair.row, group, weights: pair.weights }
         };
-        let read = |path: &Path, rows: &Reading| read(path, &model.tokenizer_folders(), rows, of, listener);
+        let weighted = options.objective.needs() == Needs::Weights;
+        let read = |path: &Path, rows: &Reading| -> Result<Dataset> {
+            let data = read(path, &model.tokenizer_folders(), rows, of, listener)?;
+            if weighted {
+                data.need_weights()?;
+            }
+            Ok(data)
+        };
         let data = read(&options.data.data, &rows)?;
         let mut train: Vec<Example> = data.pairs.all()?.into_iter().map(example).collect();
         let (mut held_out, mut eval_data, mut eval_skipped) = (Vec::new(), None, Vec::new());
