@@ -343,7 +343,8 @@ fn said_first(page: &Page, folder: &Path) {
         let (split, branch) = (words("split"), words("branch"));
         let (own, measured) = (numbers("own"), numbers("measured"));
         for row in (0..rows.height()).filter(|&row| split[row] == "batch" && branch[row] == "w") {
-            of += 1;
+            // the first step's rate is not zero here, and so is no change
+            of += usize::from(measured[row] != 0.0);
             if measured[row] < 0.0 {
                 fell += 1;
                 own_sum += own[row];
@@ -352,7 +353,7 @@ fn said_first(page: &Page, folder: &Path) {
     }
     assert!(fell > 0);
     said(&format!("fell {fell} of {of} times"));
-    said(&format!("{} by the pair itself", sign(own_sum)));
+    said(&format!("to first order {} is by the pair itself", sign(own_sum)));
     said("What the pair itself does has the sign of the change");
 }
 

@@ -418,7 +418,8 @@ fn taken_apart(training: &Training) -> Vec<String> {
             for (of, part) in of.iter_mut().zip(&parts) {
                 *of = part.get(row)?.as_f64()?;
             }
-            Some((of, measured[row].as_f64()?))
+            // of a step of rate zero there is nothing to tell
+            Some((of, measured[row].as_f64().filter(|change| *change != 0.0)?))
         })
         .collect();
     if rows.is_empty() {
@@ -434,7 +435,7 @@ fn taken_apart(training: &Training) -> Vec<String> {
         let sum = |part: usize| fell.iter().map(|(of, _)| of[part]).sum::<f64>();
         let total: f64 = fell.iter().map(|(_, measured)| measured).sum();
         said_all.push(format!(
-            "In steps that were taken apart, the chosen response of a pair of the step fell {} of {} times, by {} in all: {} by the pair itself, {} by the other pairs of its \
+            "In steps that were taken apart, the chosen response of a pair of the step fell {} of {} times, by {} in all; to first order {} is by the pair itself, {} by the other pairs of its \
              batch, {} by momentum, {} by weight decay.",
             fell.len(),
             rows.len(),
