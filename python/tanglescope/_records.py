@@ -432,6 +432,11 @@ def watch(records: Any, port: int = 8600) -> None:
 
     Args:
         records: Records, or folders of them or of training runs, which may still be at work.
-        port: The port; any that is free where it is 0.
+        port: The port; any that is free where it is 0. The page's address is printed.
     """
-    _native.watch(["report", f"--watch={port}", *folders(records)], Listener())
+
+    def say(event: str, *of: Any) -> None:
+        if event == "note":
+            print(of[0], flush=True)
+
+    _native.watch(["report", f"--watch={port}", *folders(records)], say)

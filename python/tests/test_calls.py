@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,20 @@ def test_a_sweep_is_a_loop_that_resumes(demo: Path, run_of_adapters: Path, tmp_p
     assert {"metric", "rises", "falls"} & set(compared.columns)
     page = ts.report([opened, ts.open(run_of_adapters)], tmp_path / "report.html")
     assert "<html" in Path(page.path).read_text()[:2000]
+
+
+def test_a_run_is_watched_until_it_is_interrupted(run_of_adapters: Path) -> None:
+    """The page is there at the address that is printed; Ctrl-C ends the call."""
+    program = f"import tanglescope as ts\ntry:\n    ts.watch({str(run_of_adapters)!r}, port=0)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" ")[0]
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            page = answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert "In 4 steps of training on dpo" in page
+    assert said == "interrupted\n" and process.returncode == 0
 
 
 def test_rows_are_the_same_in_every_call(demo: Path, run_of_adapters: Path, tmp_path: Path) -> None:
