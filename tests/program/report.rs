@@ -652,6 +652,23 @@ fn markdown_comes_with_its_figures() {
 }
 
 #[test]
+fn checkpoints_of_other_pairs_are_reported_as_far_as_they_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = repository("tests/golden/analytics/large/pairs.parquet");
+    for step in 0..2 {
+        let leaf = folder.path().join(format!("run=a/step={step}/dataset=d/pairs.parquet"));
+        std::fs::create_dir_all(&leaf).unwrap();
+        std::fs::copy(source.join(format!("0000{step}.parquet")), leaf.join("00000.parquet")).unwrap();
+    }
+    let out = folder.path().join("report.md");
+    let folder = folder.path().display().to_string();
+    succeed(["report", &folder, "--out", &out.display().to_string(), "--format", "md"]);
+    let text = std::fs::read_to_string(out).unwrap();
+    assert!(text.contains("between the first and the last checkpoint is not told: "), "{text}");
+    assert!(text.contains("**A small step on dpo of each pair by itself would lower"), "{text}");
+}
+
+#[test]
 fn a_folder_without_records_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let output = run(["report", &folder.path().display().to_string(), "--out", "x.html"]);

@@ -68,6 +68,8 @@ fn a_run_is_shown_while_it_trains_and_to_this_machine_alone() {
     assert!(page.contains("connect-src 'self'"));
     assert!(page.contains(&format!("data-watched=\"{}\"", stamp.lines().last().unwrap())));
 
+    // a tunnel has a port of its own
+    assert!(watched.get("/stamp", "localhost:1234").starts_with("HTTP/1.1 200"));
     let other = watched.get("/", "evil.example:80");
     assert!(other.starts_with("HTTP/1.1 403") && !other.contains("training"), "{other}");
     assert!(watched.own("/../Cargo.toml").starts_with("HTTP/1.1 404"));

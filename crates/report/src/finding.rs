@@ -1,7 +1,6 @@
 //! What a report says first: sentences written from the numbers by fixed rules (docs/report.md).
 use crate::between::HeatMap;
-use crate::columns::Rows;
-use crate::error::Result;
+use crate::columns::{Rows, append};
 use crate::texts::Texts;
 use crate::training::Training;
 use serde::Serialize;
@@ -102,27 +101,24 @@ impl Moved {
 
 impl Gathered<'_> {
     /// What was found of every run on every data set, in the order of the records.
-    pub fn findings(&self) -> Result<Vec<Finding>> {
+    pub fn findings(&self) -> Vec<Finding> {
         let mut seen = BTreeSet::new();
         let firsts = self.leaves.iter().filter(|leaf| seen.insert((&leaf.run, &leaf.dataset)));
-        let mut findings = firsts.map(|leaf| self.finding(&leaf.run, &leaf.dataset)).collect::<Result<Vec<_>>>()?;
+        let mut findings: Vec<Finding> = firsts.map(|leaf| self.finding(&leaf.run, &leaf.dataset)).collect();
         let alone = self.training.iter().filter(|of| !self.leaves.iter().any(|leaf| of.is(&leaf.run)));
         findings.extend(alone.map(recorded));
-        Ok(findings)
+        findings
     }
 
-    fn finding(&self, run: &str, dataset: &str) -> Result<Finding> {
+    fn finding(&self, run: &str, dataset: &str) -> Finding {
         let of: Vec<usize> = (0..self.leaves.len())
             .filter(|&n| self.leaves[n].run == run && self.leaves[n].dataset == dataset)
             .collect();
         let (first, last) = (of[0], of[of.len() - 1]);
         let training = self.training.iter().find(|of| of.is(run));
         let mut reasons = Vec::new();
-        let headline =
-            match (first < last).then(|| self.measured(first, last, training, &mut reasons)).transpose()?.flatten() {
-                Some(headline) => headline,
-                None => self.predicted(last, training, &mut reasons),
-            };
+        let measured = if first < last { self.measured(first, last, training, &mut reasons) } else { None };
+        let headline = measured.unwrap_or_else(|| self.predicted(last, training, &mut reasons));
         if let Some(training) = training {
             reasons.extend(taken_apart(training));
         }
@@ -136,7 +132,7 @@ impl Gathered<'_> {
         if pairs > 0 && pairs < FEW {
             reasons.push(format!("These are only {pairs} pairs: other pairs may well say something else."));
         }
-        Ok(Finding { run: run.to_owned(), dataset: dataset.to_owned(), headline, reasons })
+        Finding { run: run.to_owned(), dataset: dataset.to_owned(), headline, reasons }
     }
 
     /// The rows of a table that are of some records; `None` where there are none.
@@ -151,16 +147,22 @@ impl Gathered<'_> {
         last: usize,
         training: Option<&Training>,
         reasons: &mut Vec<String>,
-    ) -> Result<Option<String>> {
+    ) -> Option<String> {
         let (before, after) = (&self.leaves[first], &self.leaves[last]);
         let mut table = Map::new();
-        crate::columns::append(&mut table, last, &compare(before, after)?, 1);
-        let Some(rows) = Rows::of_leaf(&table, last) else { return Ok(None) };
-        let (Some(chosen), Some(rejected)) = (Moved::of(&rows, "logp_chosen"), Moved::of(&rows, "logp_rejected"))
-        else {
-            return Ok(None);
-        };
-        let Some(steps) = before.step.zip(after.step) else { return Ok(None) };
+        match compare(before, after) {
+            Ok(rows) => append(&mut table, last, &rows, 1),
+            // other pairs at the last checkpoint than at the first
+            Err(error) => {
+                reasons.push(format!(
+                    "What became of the pairs between the first and the last checkpoint is not told: {error}."
+                ));
+                return None;
+            }
+        }
+        let rows = Rows::of_leaf(&table, last)?;
+        let (chosen, rejected) = (Moved::of(&rows, "logp_chosen")?, Moved::of(&rows, "logp_rejected")?);
+        let steps = before.step.zip(after.step)?;
         let who = training.map_or(format!("Training of {}", before.run), |of| format!("Training on {}", of.objective));
         let verb = if chosen.falls >= chosen.rises { "lowered" } else { "raised" };
         let hits = chosen.falls.max(chosen.rises);
@@ -174,7 +176,7 @@ impl Gathered<'_> {
         }
         reasons.push(format!("{rest}."));
         let [low, high] = chosen.interval.map(signed);
-        Ok(Some(format!(
+        Some(format!(
             "{who} {verb} the probability of the chosen response for {} of {}: log π(chosen) changed by {} at the median ({low} to {high}) \
              from step {} to step {}.",
             share(hits, chosen.count),
@@ -182,7 +184,7 @@ impl Gathered<'_> {
             signed(chosen.median),
             steps.0,
             steps.1,
-        )))
+        ))
     }
 
     /// What a small step would do, to first order.

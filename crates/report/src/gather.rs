@@ -122,7 +122,7 @@ impl Report {
         tables.insert("drags".to_owned(), Value::Object(drags(&leaves, &texts)?));
         let gathered =
             Gathered { leaves: &leaves, tables: &tables, training: &training, texts: &texts, heat_maps: &heat_maps };
-        let findings = gathered.findings()?;
+        let findings = gathered.findings();
         Ok(Self {
             origin,
             findings,

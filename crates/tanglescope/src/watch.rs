@@ -9,7 +9,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -45,7 +45,7 @@ pub fn watch(options: &WatchOptions, listener: &dyn Listener) -> Result<()> {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await.map_err(refuse)?;
         let address = socket.local_addr().map_err(refuse)?;
         listener.note(&format!("http://{address}/ shows {}", list(&options.folders)));
-        let page = Arc::new(Page { options: options.clone(), address, made: Mutex::default() });
+        let page = Arc::new(Page { options: options.clone(), made: Mutex::default() });
         while !listener.stop().is_some_and(tanglescope_model::Stop::is_asked) {
             // a browser opens connections that it does not use
             let Ok(Ok((stream, _))) = timeout(LOOK, socket.accept()).await else { continue };
@@ -70,17 +70,16 @@ fn list(folders: &[PathBuf]) -> String {
 /// The page as it was made last.
 struct Page {
     options: WatchOptions,
-    address: SocketAddr,
     made: Mutex<Option<(String, String)>>,
 }
 
 impl Page {
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let port = self.address.port();
-        // another site's name that was made to point here would let its scripts read the page
-        if ![format!("127.0.0.1:{port}"), format!("localhost:{port}")].iter().any(|name| name == host) {
-            return plain(StatusCode::FORBIDDEN, format!("This page answers to localhost:{port} alone."));
+        // another site's name that was made to point here would let its scripts read the page; a tunnel may have another port
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        if !["127.0.0.1", "localhost"].contains(&name) {
+            return plain(StatusCode::FORBIDDEN, "This page answers to localhost alone.".to_owned());
         }
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => self.page(),
