@@ -10,6 +10,7 @@ import polars as pl
 
 out = pathlib.Path(sys.argv[1])
 sets = [name for name in ("single", "short", "long", "hh") if (out / f"analysis/run={name}/step=50").is_dir()]
+with_gram = [name for name in sets if list((out / f"interference/{name}/batch_sizes.parquet").glob("*.parquet"))]
 PARTS = ["own", "others", "momentum", "decay"]
 
 
@@ -42,7 +43,7 @@ for name in sets:
         print("   held out:", len(held), "changes,", f"{(held['measured'] < 0).mean():.0%} below zero; right by others {right(held, 'others')}, by all {right(held, *PARTS)}")
 
 print("\nrandom batches by the Gram of all pairs at step 0: chosen falls, sign turned by others (1, 8, 64, all)")
-for name in sets:
+for name in with_gram:
     sizes = table(out / f"interference/{name}", "batch_sizes")
     some = sizes.filter(pl.col("batch_size").is_in([1, 8, 64]) | (pl.col("batch_size") == sizes["batch_size"].max())).sort("batch_size")
     print(name, *(f"{row['batch_size']}: {row['falls_w']:.0%} {row['turned_w']:.0%}" for row in some.iter_rows(named=True)))
@@ -75,6 +76,7 @@ if len(sys.argv) > 2:
             start = high if share > 0 else low
             left.barh(at, share, left=start, color=colour, label=part if at == 0 else None)
             low, high = (low, high + share) if share > 0 else (low + share, high)
+    for name in with_gram:
         sizes = table(out / f"interference/{name}", "batch_sizes").sort("batch_size")
         right_side.plot(sizes["batch_size"], sizes["falls_w"], marker="o", markersize=3, label=name)
     left.set_yticks(range(len(sets)), sets)
