@@ -116,7 +116,7 @@ fn harm(records: &Leaf) -> Result<Option<(f64, f64)>> {
     harm.sort_by(f64::total_cmp);
     let down: Vec<f64> = harm.iter().copied().take_while(|x| *x < 0.0).collect();
     let all: f64 = down.iter().sum();
-    let few: f64 = down.iter().take(harm.len() / 10).sum();
+    let few: f64 = down.iter().take(harm.len().div_ceil(10)).sum();
     Ok((all < 0.0).then(|| (few / all, down.len() as f64 / harm.len() as f64)))
 }
 
@@ -128,6 +128,10 @@ pub(crate) fn table(records: &Leaf, name: &str) -> tanglescope_records::Result<O
 
 /// Who pulls whom, of some pairs of a record and under its first objective: rows of drags.parquet, added to lists by column.
 pub(crate) fn drags(leaf: usize, records: &Leaf, of: &BTreeSet<u64>, whole: &mut Map<String, Value>) -> Result<()> {
+    // with a second data set they are of its pairs
+    if records.table(tables::AGAINST_EFFECTS)?.is_some() {
+        return Ok(());
+    }
     let Some(drags) = records.table(tables::DRAGS)? else { return Ok(()) };
     let wanted = Series::new("pair".into(), of.iter().copied().collect::<Vec<_>>());
     let rows = drags.collect(drags.scan()?.filter(col("pair").is_in(lit(wanted).implode(true), false)))?;

@@ -289,9 +289,10 @@ impl Gathered<'_> {
         let mut few: Vec<usize> = parts
             .iter()
             .take_while(|(_, part)| {
-                let before = sum;
-                sum += part.max(0.0);
-                before < 0.5
+                // the one that would come behind a half is not counted
+                let more = sum < 0.5;
+                sum += if more { part.max(0.0) } else { 0.0 };
+                more
             })
             .map(|(layer, _)| *layer)
             .collect();
@@ -301,7 +302,7 @@ impl Gathered<'_> {
         few.sort_unstable();
         let list = ranges(&few);
         Some(format!(
-            "Half of the inner product of both gradients, over all pairs, is from {} of {all} blocks: {list} ({:.0} %).",
+            "At least half of the inner product of both gradients, over all pairs, is from {} of {all} blocks: {list} ({:.0} %).",
             few.len(),
             100.0 * sum
         ))
@@ -333,7 +334,7 @@ impl Gathered<'_> {
         if pairs == 0 || all == 0.0 {
             return None;
         }
-        let [shared, contrast, mixed] = sums.map(|sum| signed(100.0 * sum / all.abs()));
+        let [shared, contrast, mixed] = sums.map(|sum| signed(100.0 * sum / all));
         Some(format!(
             "By tokens, over {pairs} pairs: of an inner product of {} {shared} % is from tokens that both responses share, {contrast} % from those that differ, \
              {mixed} % between the two kinds.",
