@@ -406,6 +406,10 @@ fn weights_of_the_data_scale_every_token() {
     refused(&[&format!(r#"{row}, "chosen_weights": [1, 2]}}"#)], "has `chosen_weights` without `rejected_weights`");
     let with = |w: &str| format!(r#"{row}, "chosen_weights": {w}, "rejected_weights": [1]}}"#);
     refused(&[&with("[1]")], "`chosen_weights` has 1 weights and the response 2 tokens");
+    // where nothing asks for them they are nobody's business
+    let misfit = write("misfit.jsonl", &[with("[1]")]);
+    succeed(options(&misfit, "unused", &["dpo"]));
+    succeed(["rows", "--model", &text(&of.model), "--data", &text(&misfit)]);
     refused(&[&with(r#"["a"]"#)], "expected a list of numbers, one a token");
 }
 

@@ -329,7 +329,7 @@ fn said_first(page: &Page, folder: &Path) {
     said(&format!(", by {} at the median", sign(median(rejected))));
     said(&format!("their cosine is {:.2} at the median", median(column(4, "cosine"))).replace('-', "−"));
     said("These are only 13 pairs");
-    said("of both gradients, over all pairs, is from ");
+    said(&half_of_wl(&folder.join("sweep/run=dpo/step=4/dataset=long")));
     said("By tokens, over 13 pairs");
     // the steps taken apart: changes of chosen below zero, and what the pairs themselves make of them
     let rows = Table::at(&folder.join("dpo"), "predictions.parquet");
@@ -355,6 +355,37 @@ fn said_first(page: &Page, folder: &Path) {
     said(&format!("fell {fell} of {of} times"));
     said(&format!("to first order {} is by the pair itself", sign(own_sum)));
     said("What the pair itself does has the sign of the change");
+}
+
+/// A line between every two of 16 cells, half way.
+fn lines_between_cells(page: &Page) {
+    let lines = page.get(
+        "(() => { const chart = report.charts['c-heat'], at = (n) => chart.convertToPixel({ seriesIndex: 0 }, [n, n]); \
+         const lines = chart.getZr().storage.getDisplayList(true).filter((e) => e.type === 'line' && e.style.lineWidth === 1.5).map((e) => e.shape); \
+         const off = (place, coordinate, k) => Math.min(...lines.filter((l) => l[`${coordinate}1`] === l[`${coordinate}2`]).map((l) => Math.abs(l[`${coordinate}1`] - (at(place)[k] + at(place - 1)[k]) / 2))); \
+         const worst = Math.max(...Array.from({ length: 15 }, (_, i) => [off(i + 1, 'x', 0), off(i + 1, 'y', 1)]).flat()); \
+         return [lines.length, worst < 0.51]; })()",
+    );
+    assert_eq!(lines, json!([2 * 15, true]));
+}
+
+/// The fewest blocks whose parts of wl, summed over the pairs, make a half of it.
+fn half_of_wl(leaf: &Path) -> String {
+    let rows = Table::at(leaf, "params.parquet").read(0).unwrap();
+    let (params, wl) = (rows.column("param").unwrap(), rows.column("wl").unwrap().f64().unwrap().clone());
+    let mut parts = std::collections::BTreeMap::<String, f64>::new();
+    for (param, wl) in params.str().unwrap().iter().zip(wl.iter()) {
+        let block = param.unwrap().split('.').find(|part| part.parse::<usize>().is_ok()).unwrap();
+        *parts.entry(block.to_owned()).or_default() += wl.unwrap();
+    }
+    let all: f64 = parts.values().sum();
+    let mut shares: Vec<f64> = parts.values().map(|part| part / all).collect();
+    shares.sort_by(|a, b| b.total_cmp(a));
+    let few = (1..=shares.len()).find(|&few| shares[..few].iter().sum::<f64>() >= 0.5).unwrap();
+    format!(
+        "At least half of the inner product of both gradients, over all pairs, is from {few} of {} blocks: ",
+        shares.len()
+    )
 }
 
 /// What pairs do to each other, and the metric in which an optimizer steps.
@@ -444,7 +475,7 @@ fn pairs_between_and_the_metric() {
     assert_eq!(page.marks("c-batch"), json!([5, 5, 5, 5]));
     assert_eq!(page.marks("c-turned"), json!([5, 5, 5, 5]));
     assert_eq!(page.marks("c-spectrum"), json!([32]));
-    assert_eq!(page.marks("c-heat"), json!([16 * 16]));
+    assert_eq!(page.marks("c-heat"), json!([16 * 16, 0]));
     let shown = || page.get("report.charts['c-batch'].getOption().series[0].data");
     let of_simpo = shown();
     page.select("between-objective", &json!("sft"));
@@ -454,6 +485,7 @@ fn pairs_between_and_the_metric() {
         page.get("document.getElementById('heat-note').textContent")
     };
     assert!(clusters("0").as_str().unwrap().ends_with(": 16 clusters"));
+    lines_between_cells(&page);
     assert!(clusters("2").as_str().unwrap().ends_with(": 1 cluster"));
     couples(&page, folder.path());
 
@@ -494,12 +526,12 @@ fn couples(page: &Page, folder: &Path) {
     // thousandths are kept
     assert!((said - cosine).abs() <= 0.0005 + 1e-9, "{said} {cosine}");
     page.get("(() => { document.getElementById('couple').close(); return 0; })()");
-    let drags = page.get("report.data.tables.drags.pair.length").as_u64().unwrap();
-    if drags > 0 {
-        page.get("(() => { const d = report.data.tables.drags, i = report.data.pairs.leaf.findIndex((l, i) => l === d.leaf[0] && report.data.pairs.pair[i] === d.pair[0]); report.open(i); document.querySelector('#pair-drags button').click(); return 0; })()");
-        assert_eq!(page.get("document.getElementById('couple').open"), json!(true));
-        page.get("(() => { document.getElementById('couple').close(); document.getElementById('pair').close(); return 0; })()");
-    }
+    assert!(page.get("report.data.tables.drags.pair.length").as_u64().unwrap() > 0);
+    page.get("(() => { const d = report.data.tables.drags, i = report.data.pairs.leaf.findIndex((l, i) => l === d.leaf[0] && report.data.pairs.pair[i] === d.pair[0]); report.open(i); document.querySelector('#pair-drags button').click(); return 0; })()");
+    assert_eq!(page.get("document.getElementById('couple').open"), json!(true));
+    page.get(
+        "(() => { document.getElementById('couple').close(); document.getElementById('pair').close(); return 0; })()",
+    );
 }
 
 /// Cosines by tenths of the pairs.

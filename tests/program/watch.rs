@@ -68,6 +68,33 @@ fn a_run_is_shown_while_it_trains_and_to_this_machine_alone() {
     assert!(page.contains("connect-src 'self'"));
     assert!(page.contains(&format!("data-watched=\"{}\"", stamp.lines().last().unwrap())));
 
+    // the run is known through a link as well, and what of it cannot be shown is said beside the page that was
+    let linked = folder.path().join("linked");
+    std::fs::create_dir(&linked).unwrap();
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(&run, linked.join("run")).unwrap();
+        let watched = Watched::start(&[&linked.display().to_string()]);
+        let page = watched.own("/");
+        assert!(page.contains("In 2 steps of training on dpo"));
+        let shown = watched.own("/stamp");
+        let shown = shown.lines().last().unwrap();
+        assert!(page.contains(&format!("data-watched=\"{shown}\"")));
+        std::fs::write(run.join("steps.parquet/00003.parquet"), "no table").unwrap();
+        // the page asks anew, since its folders have more
+        assert_ne!(watched.own("/stamp").lines().last().unwrap(), shown);
+        assert!(watched.own("/").contains(&format!("data-watched=\"{shown}\"")), "the page that was");
+        let told = watched.own("/stamp");
+        let told: Vec<&str> = told.lines().rev().take(2).collect();
+        assert!(
+            told[1] == shown && told[0].starts_with("Not up to date: ") && told[0].contains("00003.parquet"),
+            "{told:?}"
+        );
+        std::fs::remove_file(run.join("steps.parquet/00003.parquet")).unwrap();
+        assert!(watched.own("/").contains("In 2 steps of training on dpo"));
+        assert_eq!(watched.own("/stamp").lines().last().unwrap(), shown);
+    }
+
     // a tunnel has a port of its own
     assert!(watched.get("/stamp", "localhost:1234").starts_with("HTTP/1.1 200"));
     let other = watched.get("/", "evil.example:80");

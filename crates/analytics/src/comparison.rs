@@ -146,8 +146,7 @@ impl Side {
     /// A metric of every pair, NaN where it is not defined; `None` where these records have no such column.
     fn metric(&self, name: &str) -> Result<Option<Vec<f64>>> {
         let mut query = self.query.clone();
-        let schema = query.collect_schema().map_err(|e| self.records.blame(e))?;
-        if schema.get(name).is_none() {
+        if self.records.having(&mut query, &[name])?.is_empty() {
             return Ok(None);
         }
         let table = self.records.collect(query.select([col(name).cast(DataType::Float64)]))?;

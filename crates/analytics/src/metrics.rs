@@ -112,8 +112,7 @@ pub(crate) fn spread_columns(rows: &[(Option<Spread>, usize)]) -> Vec<Column> {
 pub fn metrics(leaf: &Leaf) -> Result<DataFrame> {
     let pairs = leaf.pairs()?;
     let mut query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
-    let schema = query.collect_schema().map_err(|e| pairs.blame(e))?;
-    let there: Vec<&str> = METRICS.into_iter().filter(|name| schema.get(name).is_some()).collect();
+    let there = pairs.having(&mut query, &METRICS)?;
     let spread = |name: &&str| {
         let (values, undefined) = numbers(&pairs, query.clone(), name)?;
         Ok((Spread::of(values), undefined))
@@ -168,7 +167,7 @@ pub fn regimes(leaf: &Leaf) -> Result<DataFrame> {
 /// Where a part is damaged.
 pub fn regimes_in_metric(leaf: &Leaf) -> Result<Option<DataFrame>> {
     let has = |records: &Records, name: &str| -> Result<bool> {
-        Ok(records.scan()?.collect_schema().map_err(|e| records.blame(e))?.get(name).is_some())
+        Ok(!records.having(&mut records.scan()?, &[name])?.is_empty())
     };
     let pairs = leaf.pairs()?;
     if !has(&pairs, "adam_regime_dpo")? {

@@ -50,10 +50,10 @@ fn both(of: &Records, query: LazyFrame, names: [&str; 2]) -> Result<[Vec<f64>; 2
 pub fn relations(leaf: &Leaf) -> Result<DataFrame> {
     let pairs = leaf.pairs()?;
     let mut query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
-    let schema = query.collect_schema().map_err(|e| pairs.blame(e))?;
+    let there = pairs.having(&mut query, &AGAINST)?;
     let mut rows: Vec<(&str, &str, usize, Option<[f64; 3]>)> = Vec::new();
     for of in OF {
-        for against in AGAINST.into_iter().filter(|name| schema.get(name).is_some()) {
+        for &against in &there {
             let [a, b] = both(&pairs, query.clone(), [of, against])?;
             rows.push((of, against, a.len(), spearman(&a, &b)));
         }
@@ -82,10 +82,10 @@ const BINS: usize = 10;
 pub fn bins(leaf: &Leaf) -> Result<DataFrame> {
     let pairs = leaf.pairs()?;
     let mut query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
-    let schema = query.collect_schema().map_err(|e| pairs.blame(e))?;
+    let there = pairs.having(&mut query, &AGAINST)?;
     let mut rows: Vec<(&str, &str, u32, [f64; 2])> = Vec::new();
     let mut spreads: Vec<(Option<Spread>, usize)> = Vec::new();
-    for against in AGAINST.into_iter().filter(|name| schema.get(name).is_some()) {
+    for against in there {
         let (mut sorted, _) = numbers(&pairs, query.clone(), against)?;
         sorted.par_sort_unstable_by(f64::total_cmp);
         let ends = ends(&sorted);

@@ -3,6 +3,7 @@ use crate::cli::{self, Cli, Command, Format, TableFormat};
 use crate::console::{Console, print, print_json, print_text};
 use crate::error::{Error, Result};
 use crate::hub;
+use crate::options::ReportTo;
 use crate::print::line;
 use crate::{demo, options, print, table};
 use clap::CommandFactory;
@@ -22,12 +23,10 @@ pub fn run(Cli { json, command }: Cli) -> Result<()> {
         Command::Bench(args) => bench(&args, json, console),
         Command::Summarize(args) => summarize(&args, json, console),
         Command::Report(args) => {
-            if let Some(port) = args.watch {
-                return Ok(tanglescope::watch(&options::watch(&args, port), console)?);
-            }
-            // asked for where nothing is watched
-            let Some(out) = &args.out else { return Ok(()) };
-            let report = tanglescope::report(&options::report(&args, out), console)?;
+            let report = match options::report(&args)? {
+                ReportTo::Watched(watched) => return Ok(tanglescope::watch(&watched, console)?),
+                ReportTo::File(file) => tanglescope::report(&file, console)?,
+            };
             say(json, &format_args!("{}\n", report.display()), || serde_json::json!({"report": report}))
         }
         Command::Objectives => print_text(|out| print::objectives(out, json)),

@@ -402,22 +402,30 @@ pub fn summarize(args: &Summarize) -> library::SummarizeOptions {
     library::SummarizeOptions { folders: args.folders.clone(), kind }
 }
 
-/// Options of a report that is watched.
-#[must_use]
-pub fn watch(args: &Report, port: u16) -> library::WatchOptions {
-    library::WatchOptions { folders: args.folders.clone(), port, command: command() }
+/// Where a report goes.
+#[derive(Clone, Debug)]
+pub enum ReportTo {
+    /// Into a file.
+    File(library::ReportOptions),
+    /// To a browser, while records are written.
+    Watched(library::WatchOptions),
 }
 
 /// Options of `report`.
-#[must_use]
-pub fn report(args: &Report, out: &Path) -> library::ReportOptions {
-    library::ReportOptions {
-        folders: args.folders.clone(),
-        out: out.to_owned(),
-        format: match args.format {
-            ReportFormat::Html => library::ReportFormat::Html,
-            ReportFormat::Md => library::ReportFormat::Markdown,
-        },
-        command: command(),
+///
+/// # Errors
+/// Where it is not said where it goes.
+pub fn report(args: &Report) -> Result<ReportTo> {
+    let (folders, command) = (args.folders.clone(), command());
+    match (args.watch, &args.out) {
+        (Some(port), _) => Ok(ReportTo::Watched(library::WatchOptions { folders, port, command })),
+        (None, Some(out)) => {
+            let format = match args.format {
+                ReportFormat::Html => library::ReportFormat::Html,
+                ReportFormat::Md => library::ReportFormat::Markdown,
+            };
+            Ok(ReportTo::File(library::ReportOptions { folders, out: out.clone(), format, command }))
+        }
+        (None, None) => Err(Error::Input("a report needs --out or --watch".to_owned())),
     }
 }

@@ -99,6 +99,8 @@ pub struct Pair {
     pub group: Option<Candidates>,
     /// A weight for every token of the chosen response and of the rejected one, where the row has them.
     pub weights: Option<[Vec<f64>; 2]>,
+    /// Why its weights are not those of its tokens, where they are not: an objective that needs them refuses the row.
+    pub misfit: Option<String>,
 }
 
 impl Pair {
@@ -272,15 +274,18 @@ impl Dataset {
         Ok(())
     }
 
-    /// Refuses a row without weights of its tokens.
+    /// Refuses a row without a weight for each of its tokens.
     ///
     /// # Errors
     /// Names the first such row.
     pub fn need_weights(&self) -> Result<()> {
         for pair in self.pairs.iter() {
             let pair = pair?;
-            if pair.weights.is_none() {
-                let problem = "has no `chosen_weights` and `rejected_weights`, numbers for every token, which an objective asks for".to_owned();
+            let none = || {
+                "has no `chosen_weights` and `rejected_weights`, numbers for every token, which an objective asks for"
+                    .to_owned()
+            };
+            if let Some(problem) = pair.misfit.or_else(|| pair.weights.is_none().then(none)) {
                 return Err(Error::Row { path: self.path.clone(), row: pair.row, problem });
             }
         }
@@ -535,13 +540,11 @@ fn usable(row: u64, parsed: Row, tokenizer: Option<&TextTokens>, reading: &Readi
     remarks.extend(cut.responses.iter().any(|lost| *lost > 0).then_some(Remark::ResponseCut));
     remarks.sort_unstable();
     remarks.dedup();
-    if let Some(weights) = &parsed.weights {
-        check_weights(weights, &responses, &cut)?;
-    }
+    let misfit = parsed.weights.as_ref().and_then(|weights| check_weights(weights, &responses, &cut).err());
     let group = is_group.then(|| Candidates::new(responses.clone(), parsed.scores));
     let (best, worst) = group.as_ref().map_or((0, 1), |group| (group.best, group.worst));
     let tokens = PairTokens { prompt, chosen: responses[best].clone(), rejected: responses[worst].clone() };
-    Ok((Pair { row, id: parsed.id, tokens, cut, group, weights: parsed.weights }, remarks))
+    Ok((Pair { row, id: parsed.id, tokens, cut, group, weights: parsed.weights, misfit }, remarks))
 }
 
 /// Checks that every token of both responses has a weight.

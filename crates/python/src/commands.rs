@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use tanglescope::{Folder, KeptModels, RunFolder, Shard};
 use tanglescope_cli::cli::{Cli, Command};
 use tanglescope_cli::hub::{self, RepositoryKind};
+use tanglescope_cli::options::ReportTo;
 use tanglescope_cli::{options, print};
 use tanglescope_report::{Origin, Report, markdown};
 
@@ -152,9 +153,9 @@ pub fn summarize(py: Python<'_>, words: Vec<String>, progress: &Bound<'_, PyAny>
 #[pyfunction]
 pub fn report(py: Python<'_>, words: Vec<String>, progress: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
     run(py, listener(progress), |telling| match command(words)? {
-        Command::Report(args) => match &args.out {
-            Some(out) => Ok(tanglescope::report(&options::report(&args, out), telling)?),
-            None => other(),
+        Command::Report(args) => match options::report(&args)? {
+            ReportTo::File(file) => Ok(tanglescope::report(&file, telling)?),
+            ReportTo::Watched(_) => other(),
         },
         _ => other(),
     })
@@ -164,9 +165,9 @@ pub fn report(py: Python<'_>, words: Vec<String>, progress: &Bound<'_, PyAny>) -
 #[pyfunction]
 pub fn watch(py: Python<'_>, words: Vec<String>, progress: &Bound<'_, PyAny>) -> PyResult<()> {
     run(py, listener(progress), |telling| match command(words)? {
-        Command::Report(args) => match args.watch {
-            Some(port) => Ok(tanglescope::watch(&options::watch(&args, port), telling)?),
-            None => other(),
+        Command::Report(args) => match options::report(&args)? {
+            ReportTo::Watched(watched) => Ok(tanglescope::watch(&watched, telling)?),
+            ReportTo::File(_) => other(),
         },
         _ => other(),
     })

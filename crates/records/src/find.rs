@@ -52,7 +52,12 @@ pub fn find_some(folders: &[PathBuf]) -> Result<Vec<Leaf>> {
     let mut leaves = folders_with(folders, tables::PAIRS)?.iter().map(|at| Leaf::of(at)).collect::<Result<Vec<_>>>()?;
     // of a run that is at work, or was killed, before its first part
     leaves.retain(|leaf| leaf.table(tables::PAIRS).is_ok_and(|pairs| pairs.is_some()));
-    tell_apart(&mut leaves);
+    // shards of a run, its steps and its data sets stay one run; two sweeps of it are two
+    let named: Vec<_> =
+        leaves.iter().map(|leaf| (leaf.run.clone(), leaf.place(), (leaf.step, leaf.dataset.clone()))).collect();
+    for (leaf, run) in leaves.iter_mut().zip(tell_apart(&named)) {
+        leaf.run = run;
+    }
     leaves.sort();
     Ok(leaves)
 }
@@ -90,30 +95,28 @@ pub fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Where several records are of the same run, step and data set, as those of two sweeps of one run are, puts as much of the
-/// path in front of the run's name as tells them apart.
-fn tell_apart(leaves: &mut [Leaf]) {
-    let mut by_run: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    leaves.iter().enumerate().for_each(|(at, leaf)| by_run.entry(leaf.run.clone()).or_default().push(at));
-    for (run, of) in by_run {
-        let places: Vec<Vec<String>> = of.iter().map(|&at| leaves[at].place()).collect();
-        let name = |place: &Vec<String>, depth: usize| {
+/// Names of things that each have a name, the folders that they are in, and what else tells them apart: where several have
+/// all the same name and the rest equal too, as much of the path stands in front of the names as tells them apart.
+#[must_use]
+pub fn tell_apart<K: Ord>(named: &[(String, Vec<String>, K)]) -> Vec<String> {
+    let mut by_name: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    named.iter().enumerate().for_each(|(at, (name, ..))| by_name.entry(name).or_default().push(at));
+    let mut told = vec![String::new(); named.len()];
+    for of in by_name.into_values() {
+        let long = |at: usize, depth: usize| {
+            let (name, place, _) = &named[at];
             let parents = place[place.len().saturating_sub(depth)..].iter();
-            parents.chain([&run]).map(String::as_str).collect::<Vec<_>>().join("/")
+            parents.chain([name]).map(String::as_str).collect::<Vec<_>>().join("/")
         };
         let apart = |depth: &usize| {
-            let keys = of.iter().zip(&places).map(|(&at, place)| {
-                let Leaf { step, dataset, .. } = &leaves[at];
-                (name(place, *depth), *step, dataset.as_str())
-            });
+            let keys = of.iter().map(|&at| (long(at, *depth), &named[at].2));
             keys.collect::<BTreeSet<_>>().len() == of.len()
         };
-        let most = places.iter().map(Vec::len).max().unwrap_or(0);
+        let most = of.iter().map(|&at| named[at].1.len()).max().unwrap_or(0);
         let depth = (0..most).find(apart).unwrap_or(most);
-        for (&at, place) in of.iter().zip(&places) {
-            leaves[at].run = name(place, depth);
-        }
+        of.iter().for_each(|&at| told[at] = long(at, depth));
     }
+    told
 }
 
 impl Leaf {
@@ -212,6 +215,15 @@ impl Records {
     pub fn collect(&self, query: LazyFrame) -> Result<DataFrame> {
         let streaming = query.collect_with_engine(polars_lazy::prelude::Engine::Streaming);
         streaming.map(polars_core::query_result::QueryResult::unwrap_single).map_err(|e| self.blame(e))
+    }
+
+    /// Those of some columns that a query on [`scan`](Self::scan) has: records of earlier versions, and of fewer options, have fewer.
+    ///
+    /// # Errors
+    /// Names the part that is damaged.
+    pub fn having<'a>(&self, query: &mut LazyFrame, names: &[&'a str]) -> Result<Vec<&'a str>> {
+        let schema = query.collect_schema().map_err(|e| self.blame(e))?;
+        Ok(names.iter().copied().filter(|name| schema.get(name).is_some()).collect())
     }
 
     /// What went wrong with a query, and in which part: the first that cannot be read by itself, or the first of all.

@@ -14,7 +14,7 @@ pub mod tables;
 mod whole;
 
 pub use error::{Error, Result};
-pub use find::{Leaf, Records, absolute, find, find_some, folders_with};
+pub use find::{Leaf, Records, absolute, find, find_some, folders_with, tell_apart};
 pub use identity::{Difference, Identity};
 pub use lock::{lock, lock_file, wait_for_lock};
 pub use manifest::{AnalysisManifest, Manifest, SweepManifest, TrainingManifest};

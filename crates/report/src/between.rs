@@ -12,6 +12,12 @@ use tanglescope_records::{Leaf, tables};
 /// Pairs of a heat map; of more, every n-th in the order of the dendrogram is in it.
 const PAIRS: usize = 120;
 
+/// Bytes of all heat maps: where there are many, each has fewer pairs.
+const BYTES: usize = 2_000_000;
+
+/// Bytes of a pair and another one in the page: four cosines in thousandths, each with its comma.
+const BYTES_OF_TWO: usize = 20;
+
 /// Eigenvalues that are shown.
 const EIGENVALUES: u32 = 200;
 
@@ -29,14 +35,19 @@ pub struct HeatMap {
     /// Cosines in thousandths, row by row: of chosen with chosen (`ww`), chosen of the row with rejected of the column (`wl`), rejected with rejected
     /// (`ll`), and of the directions g_w − g_l (`dd`); `None` where one of the two is zero.
     pub cosines: BTreeMap<&'static str, Vec<Option<i16>>>,
-    /// The part of all pull on others' chosen responses that the tenth of the pairs makes which pull down most, and the share of pairs that pull down on
-    /// average.
-    #[serde(skip)]
-    pub harm: Option<(f64, f64)>,
 }
 
-/// What a record has between pairs: nothing where it has none.
-pub(crate) fn heat_map(leaf: usize, records: &Leaf) -> Result<Option<HeatMap>> {
+/// What records have between pairs, of those that have it.
+pub(crate) fn heat_maps(leaves: &[Leaf]) -> Result<Vec<HeatMap>> {
+    let measured: Vec<bool> =
+        leaves.iter().map(|leaf| Ok(leaf.table(tables::CLUSTERS)?.is_some())).collect::<Result<_>>()?;
+    let maps = measured.iter().filter(|is| **is).count().max(1);
+    let most = (BYTES / (maps * BYTES_OF_TWO)).isqrt().min(PAIRS);
+    let of = leaves.iter().enumerate().map(|(number, leaf)| heat_map(number, leaf, most));
+    of.filter_map(Result::transpose).collect()
+}
+
+fn heat_map(leaf: usize, records: &Leaf, most: usize) -> Result<Option<HeatMap>> {
     let (Some(clusters), Some(couples)) = (records.table(tables::CLUSTERS)?, records.table(tables::INTERFERENCE)?)
     else {
         return Ok(None);
@@ -47,7 +58,7 @@ pub(crate) fn heat_map(leaf: usize, records: &Leaf) -> Result<Option<HeatMap>> {
         Ok(pairs.iter().zip(distances.iter()).filter_map(|(pair, distance)| Some((pair?, distance))).collect())
     };
     let order = read_order().map_err(|e| clusters.blame(e))?;
-    let every = order.len().div_ceil(PAIRS).max(1);
+    let every = order.len().div_ceil(most).max(1);
     let pairs: Vec<u64> = order.iter().step_by(every).map(|of| of.0).collect();
     // between two that are shown, the widest of the gaps that lie between them
     let widest = |gap: &[(u64, Option<f64>)]| gap.iter().filter_map(|of| of.1).reduce(f64::max);
@@ -62,7 +73,7 @@ pub(crate) fn heat_map(leaf: usize, records: &Leaf) -> Result<Option<HeatMap>> {
     };
     let rows = couples.collect(couples.scan()?.filter(is_shown("a").and(is_shown("b"))))?;
     let cosines = cosines(&pairs, &read(&rows)?);
-    Ok(Some(HeatMap { leaf, pairs, pairs_in_all: order.len(), distances, cosines, harm: harm(records)? }))
+    Ok(Some(HeatMap { leaf, pairs, pairs_in_all: order.len(), distances, cosines }))
 }
 
 /// Cosines of every two of some pairs.
@@ -98,26 +109,45 @@ fn cosines(pairs: &[u64], couples: &[Couple]) -> BTreeMap<&'static str, Vec<Opti
     found
 }
 
-/// What each pair does to the others' chosen responses under the first objective, and gets from them: `pair`, `own_w`, `others_w`, `harm`.
-pub(crate) fn effects(records: &Leaf) -> Result<Option<DataFrame>> {
+/// What each pair does to the others' chosen responses under the first objective, and gets from them.
+pub(crate) struct Effects(HashMap<u64, [Option<f64>; 3]>);
+
+impl Effects {
+    /// The columns of the three numbers of a pair.
+    pub const NAMES: [&str; 3] = ["own_w", "others_w", "harm"];
+
+    pub fn of(&self, pair: u64) -> Option<&[Option<f64>; 3]> {
+        self.0.get(&pair)
+    }
+
+    /// The part of all pull on others' chosen responses that the tenth of the pairs makes which pull down most, and the share of the pairs that pull down
+    /// more than they lift; `None` where nothing pulls down.
+    pub fn harm(&self) -> Option<(f64, f64)> {
+        let mut harm: Vec<f64> = self.0.values().filter_map(|of| of[2]).filter(|x| x.is_finite()).collect();
+        harm.sort_by(f64::total_cmp);
+        let down: Vec<f64> = harm.iter().copied().take_while(|x| *x < 0.0).collect();
+        let all: f64 = down.iter().sum();
+        let few: f64 = down.iter().take(harm.len().div_ceil(10)).sum();
+        (all < 0.0).then(|| (few / all, down.len() as f64 / harm.len() as f64))
+    }
+}
+
+/// Effects of a record; `None` where it has none.
+pub(crate) fn effects(records: &Leaf) -> Result<Option<Effects>> {
     let Some(effects) = records.table(tables::EFFECTS)? else { return Ok(None) };
     let first = effects.collect(effects.scan()?.select([col("objective")]).limit(1))?;
     let name = first.column("objective").and_then(|name| Ok(name.str()?.get(0).map(str::to_owned)));
     let Some(name) = name.map_err(|e| effects.blame(e))? else { return Ok(None) };
-    let wanted = ["pair", "own_w", "others_w", "harm"].map(col);
-    Ok(Some(effects.collect(effects.scan()?.filter(col("objective").eq(lit(name))).select(wanted))?))
-}
-
-fn harm(records: &Leaf) -> Result<Option<(f64, f64)>> {
-    let Some(effects) = effects(records)? else { return Ok(None) };
-    let of = effects.column("harm").and_then(|harm| harm.f64().cloned());
-    let Ok(of) = of else { return Ok(None) };
-    let mut harm: Vec<f64> = of.iter().flatten().filter(|x| x.is_finite()).collect();
-    harm.sort_by(f64::total_cmp);
-    let down: Vec<f64> = harm.iter().copied().take_while(|x| *x < 0.0).collect();
-    let all: f64 = down.iter().sum();
-    let few: f64 = down.iter().take(harm.len().div_ceil(10)).sum();
-    Ok((all < 0.0).then(|| (few / all, down.len() as f64 / harm.len() as f64)))
+    let wanted = ["pair"].into_iter().chain(Effects::NAMES).map(col).collect::<Vec<_>>();
+    let rows = effects.collect(effects.scan()?.filter(col("objective").eq(lit(name))).select(wanted))?;
+    let read = || -> PolarsResult<Effects> {
+        let columns = Effects::NAMES.map(|name| rows.column(name).and_then(|of| of.f64().cloned()));
+        let [own, others, harm] = columns;
+        let columns = [own?, others?, harm?];
+        let pairs = rows.column("pair")?.u64()?.iter().enumerate();
+        Ok(Effects(pairs.filter_map(|(row, pair)| Some((pair?, columns.each_ref().map(|of| of.get(row))))).collect()))
+    };
+    Ok(Some(read().map_err(|e| effects.blame(e))?))
 }
 
 /// Random batches by size, and the largest eigenvalues: tables of a record, where it has them.

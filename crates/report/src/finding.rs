@@ -1,12 +1,12 @@
 //! What a report says first: sentences written from the numbers by fixed rules (docs/report.md).
-use crate::between::HeatMap;
+use crate::between::Effects;
 use crate::columns::{Rows, append};
-use crate::texts::Texts;
-use crate::training::Training;
+use crate::texts::{self, Texts};
+use crate::training::{Apart, Training};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use tanglescope_analytics::compare;
 use tanglescope_analytics::statistics::wilson;
 use tanglescope_records::Leaf;
@@ -36,7 +36,8 @@ pub(crate) struct Gathered<'a> {
     pub tables: &'a Map<String, Value>,
     pub training: &'a [Training],
     pub texts: &'a Texts,
-    pub heat_maps: &'a [HeatMap],
+    /// Of each record.
+    pub effects: &'a [Option<Effects>],
 }
 
 /// A share of some pairs, with its interval.
@@ -91,11 +92,28 @@ impl Moved {
         })
     }
 
-    /// `fell for 3 of 4 pairs (…), by −1.2 at the median`, of what happened to more of them.
-    fn sentence(&self) -> String {
-        let (verb, hits) = if self.falls >= self.rises { ("fell", self.falls) } else { ("rose", self.rises) };
+    /// What happened to more of the pairs, and to how many: `fell for 3 of 4 pairs (…)`, in the words for a fall and a rise, and for what was moved.
+    fn most(&self, [fell, rose]: [&str; 2], what: &str) -> String {
+        match self.falls.cmp(&self.rises) {
+            Ordering::Greater => format!("{fell}{what} for {}", share(self.falls, self.count)),
+            Ordering::Less => format!("{rose}{what} for {}", share(self.rises, self.count)),
+            Ordering::Equal => {
+                let it = if what.is_empty() { "" } else { " it" };
+                format!("{fell}{what} for as many pairs as it {rose}{it} for ({} of {} each)", self.falls, self.count)
+            }
+        }
+    }
+
+    /// By how much, at the median, and whether that may be nothing.
+    fn change(&self) -> String {
         let [low, high] = self.interval.map(signed);
-        format!("{verb} for {}, by {} at the median ({low} to {high})", share(hits, self.count), signed(self.median))
+        let unsure = if self.interval[0] * self.interval[1] > 0.0 { "" } else { ", which may be none" };
+        format!("by {} at the median ({low} to {high}{unsure})", signed(self.median))
+    }
+
+    /// Nothing changed at all.
+    fn stayed(&self) -> bool {
+        self.falls + self.rises == 0
     }
 }
 
@@ -105,8 +123,7 @@ impl Gathered<'_> {
         let mut seen = BTreeSet::new();
         let firsts = self.leaves.iter().filter(|leaf| seen.insert((&leaf.run, &leaf.dataset)));
         let mut findings: Vec<Finding> = firsts.map(|leaf| self.finding(&leaf.run, &leaf.dataset)).collect();
-        let alone = self.training.iter().filter(|of| !self.leaves.iter().any(|leaf| of.is(&leaf.run)));
-        findings.extend(alone.map(recorded));
+        findings.extend(self.training.iter().filter(|of| of.leaves.is_empty()).map(recorded));
         findings
     }
 
@@ -115,12 +132,12 @@ impl Gathered<'_> {
             .filter(|&n| self.leaves[n].run == run && self.leaves[n].dataset == dataset)
             .collect();
         let (first, last) = (of[0], of[of.len() - 1]);
-        let training = self.training.iter().find(|of| of.is(run));
+        let training = self.training.iter().find(|training| of.iter().any(|leaf| training.leaves.contains(leaf)));
         let mut reasons = Vec::new();
         let measured = if first < last { self.measured(first, last, training, &mut reasons) } else { None };
         let headline = measured.unwrap_or_else(|| self.predicted(last, training, &mut reasons));
         if let Some(training) = training {
-            reasons.extend(taken_apart(training));
+            reasons.extend(taken_apart(&training.apart));
         }
         reasons.extend(self.in_batches(last, training).filter(|said| !headline.contains(said.as_str())));
         reasons.extend(self.met(first, last));
@@ -164,27 +181,28 @@ impl Gathered<'_> {
         let (chosen, rejected) = (Moved::of(&rows, "logp_chosen")?, Moved::of(&rows, "logp_rejected")?);
         let steps = before.step.zip(after.step)?;
         let who = training.map_or(format!("Training of {}", before.run), |of| format!("Training on {}", of.objective));
-        let verb = if chosen.falls >= chosen.rises { "lowered" } else { "raised" };
-        let hits = chosen.falls.max(chosen.rises);
-        let mut rest = format!("log π(rejected) {}", rejected.sentence());
-        if let Some(margin) = Moved::of(&rows, "margin") {
-            let _ = write!(
-                rest,
-                "; the margin between both grew for {:.0} % of the pairs",
-                percent(margin.rises, margin.count)
-            );
-        }
-        reasons.push(format!("{rest}."));
-        let [low, high] = chosen.interval.map(signed);
-        Some(format!(
-            "{who} {verb} the probability of the chosen response for {} of {}: log π(chosen) changed by {} at the median ({low} to {high}) \
-             from step {} to step {}.",
-            share(hits, chosen.count),
-            before.dataset,
-            signed(chosen.median),
-            steps.0,
-            steps.1,
-        ))
+        let rest = match rejected.stayed() {
+            true => "stayed as it was".to_owned(),
+            false => format!("{}, {}", rejected.most(["fell", "rose"], ""), rejected.change()),
+        };
+        let margin = Moved::of(&rows, "margin").map_or(String::new(), |margin| {
+            let grew = percent(margin.rises, margin.count);
+            format!("; the margin between both grew for {grew:.0} % of the pairs")
+        });
+        reasons.push(format!("log π(rejected) {rest}{margin}."));
+        let from = format!("from step {} to step {}", steps.0, steps.1);
+        Some(match chosen.stayed() {
+            true => format!(
+                "{who} left the probability of the chosen response of all {} pairs of {} as it was, {from}.",
+                chosen.count, before.dataset
+            ),
+            false => format!(
+                "{who} {} of {}: log π(chosen) changed {} {from}.",
+                chosen.most(["lowered", "raised"], " the probability of the chosen response"),
+                before.dataset,
+                chosen.change(),
+            ),
+        })
     }
 
     /// What a small step would do, to first order.
@@ -263,7 +281,12 @@ impl Gathered<'_> {
         let (before, after) = (self.table("digest", first)?, self.table("digest", last)?);
         let of = |name: &str| after.real(0, name);
         let cosine = of("cosine")?;
-        let pull = if cosine > 0.0 { "point the same way" } else { "point apart" };
+        let (low, high) = (of("cosine_low")?, of("cosine_high")?);
+        let pull = match () {
+            () if low > 0.0 => "point the same way",
+            () if high < 0.0 => "point apart",
+            () => "may point the same way or apart",
+        };
         let was = before
             .real(0, "cosine")
             .filter(|_| first != last)
@@ -272,8 +295,8 @@ impl Gathered<'_> {
             "The gradients of both responses {pull}: their cosine is {} at the median (95 % interval {} to {}){was}. A step with d_w = d_l moves both \
              probabilities the same way for {:.0} % of the pairs.",
             said(cosine),
-            said(of("cosine_low")?),
-            said(of("cosine_high")?),
+            said(low),
+            said(high),
             100.0 * (of("both_up")? + of("both_down")?),
         ))
     }
@@ -308,16 +331,14 @@ impl Gathered<'_> {
         ))
     }
 
-    /// What shared and contrast tokens make of wl, over the pairs whose matrices are there.
+    /// What shared and contrast tokens make of wl, over the pairs whose matrices are there: those of the last of some records that has any.
     fn tokens(&self, leaves: &[usize]) -> Option<String> {
+        let of_leaf = |key: &str| texts::parse(key).map(|(leaf, _)| leaf).filter(|leaf| leaves.contains(leaf));
+        let last = self.texts.matrices.keys().filter_map(|key| of_leaf(key)).max()?;
         let mut sums = [0.0; 3];
         let mut pairs = 0;
-        for (key, matrix) in &self.texts.matrices {
-            let (leaf, _) = key.split_once('/')?;
-            let Some(of) = self.texts.pairs.get(key).filter(|_| leaf.parse().is_ok_and(|leaf| leaves.contains(&leaf)))
-            else {
-                continue;
-            };
+        for (key, matrix) in self.texts.matrices.iter().filter(|(key, _)| of_leaf(key) == Some(last)) {
+            let Some(of) = self.texts.pairs.get(key) else { continue };
             let shared = |name: &str| -> Vec<bool> {
                 let tokens = of[name].as_array().map_or(&[][..], Vec::as_slice);
                 tokens.iter().map(|token| token[2] == 1).collect()
@@ -366,8 +387,7 @@ impl Gathered<'_> {
 
     /// How far the few most harmful pairs go.
     fn harmful(&self, leaf: usize) -> Option<String> {
-        let map = self.heat_maps.iter().find(|map| map.leaf == leaf)?;
-        let (few, down) = map.harm?;
+        let (few, down) = self.effects[leaf].as_ref()?.harm()?;
         Some(format!(
             "The tenth of the pairs that pull down others' chosen responses most make {:.0} % of all such pull ({:.0} % of the pairs pull down more than they lift).",
             100.0 * few,
@@ -389,78 +409,62 @@ fn ranges(sorted: &[usize]) -> String {
 
 /// What a run recorded of its own steps, where none of its checkpoints was measured.
 fn recorded(training: &Training) -> Finding {
-    let column = |name: &str| training.steps.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let steps = column("at").len();
-    // a tenth of the steps at either end, since each has pairs of its own
-    let few = steps.div_ceil(10);
-    let ends = |name: &str| {
-        let mean = |of: &[Value]| of.iter().filter_map(Value::as_f64).sum::<f64>() / of.len().max(1) as f64;
-        let of = column(name);
-        [mean(&of[..few.min(of.len())]), mean(&of[of.len().saturating_sub(few)..])].map(said)
+    let ends = training.ends;
+    let both = [("log π(chosen) of the pairs of a step went", ends.chosen), ("log π(rejected)", ends.rejected)];
+    let told: Vec<String> = both
+        .into_iter()
+        .filter_map(|(name, of)| of.map(|[first, last]| format!("{name} from {} to {}", said(first), said(last))))
+        .collect();
+    let headline = match (ends.steps, told.is_empty()) {
+        (0, _) => format!("Training on {} has recorded no step yet.", training.objective),
+        (steps, true) => {
+            format!("{} of training on {} recorded no log-probabilities.", times(steps, "step"), training.objective)
+        }
+        (steps, false) => format!(
+            "In {} of training on {}, {} (means of {} at either end, whose pairs differ).",
+            times(steps, "step"),
+            training.objective,
+            told.join(", "),
+            times(ends.few, "step"),
+        ),
     };
-    let ([chosen, chosen_last], [rejected, rejected_last]) = (ends("logp_chosen"), ends("logp_rejected"));
-    let headline = format!(
-        "In {steps} steps of training on {}, log π(chosen) of the pairs of a step went from {chosen} to {chosen_last}, log π(rejected) from {rejected} to \
-         {rejected_last} (means of the first and last {few} steps, whose pairs differ).",
-        training.objective
-    );
-    let mut reasons = taken_apart(training);
+    let mut reasons = taken_apart(&training.apart);
     reasons.push("No checkpoint of this run was measured: sweep tells what became of the same pairs.".to_owned());
     Finding { run: training.run.clone(), dataset: String::new(), headline, reasons }
 }
 
+/// `1 step`, `2 steps`.
+fn times(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 /// What the changes of the steps' own pairs were made of, where `train` took them apart.
-fn taken_apart(training: &Training) -> Vec<String> {
-    let column = |name: &str| training.predictions.get(name).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let (split, branch, measured) = (column("split"), column("branch"), column("measured"));
-    let parts = ["own", "others", "momentum", "decay"].map(column);
-    let rows: Vec<([f64; 4], f64)> = (0..measured.len())
-        .filter(|&row| split[row] == "batch" && branch[row] == "w")
-        .filter_map(|row| {
-            let mut of = [0.0; 4];
-            for (of, part) in of.iter_mut().zip(&parts) {
-                *of = part.get(row)?.as_f64()?;
-            }
-            // of a step of rate zero there is nothing to tell
-            Some((of, measured[row].as_f64().filter(|change| *change != 0.0)?))
-        })
-        .collect();
-    if rows.is_empty() {
-        return Vec::new();
-    }
-    let fell: Vec<&([f64; 4], f64)> = rows.iter().filter(|(_, measured)| *measured < 0.0).collect();
-    let right = |parts: usize| {
-        let hits = rows.iter().filter(|(of, measured)| of[..parts].iter().sum::<f64>() * measured > 0.0).count();
-        percent(hits, rows.len())
-    };
-    let mut said_all = Vec::new();
-    if !fell.is_empty() {
-        let sum = |part: usize| fell.iter().map(|(of, _)| of[part]).sum::<f64>();
-        let total: f64 = fell.iter().map(|(_, measured)| measured).sum();
-        said_all.push(format!(
-            "In steps that were taken apart, the chosen response of a pair of the step fell {} of {} times, by {} in all; to first order {} is by the pair itself, {} by the other pairs of its \
-             batch, {} by momentum, {} by weight decay.",
-            fell.len(),
-            rows.len(),
-            said(total),
-            signed(sum(0)),
-            signed(sum(1)),
-            signed(sum(2)),
-            signed(sum(3))
+fn taken_apart(of: &Apart) -> Vec<String> {
+    let mut all = Vec::new();
+    if of.fell > 0 {
+        let [own, others, momentum, decay] = of.by.map(signed);
+        all.push(format!(
+            "In steps that were taken apart, the chosen response of a pair of the step fell {} of {} times, by {} in all; to first order {own} is by the pair itself, \
+             {others} by the other pairs of its batch, {momentum} by momentum, {decay} by weight decay.",
+            of.fell,
+            of.count,
+            said(of.change),
         ));
     }
-    said_all.push(format!(
-        "What the pair itself does has the sign of the change for {:.0} % of them, with the others of the batch for {:.0} %, with momentum and decay for {:.0} %.",
-        right(1),
-        right(2),
-        right(4)
-    ));
-    said_all
+    if of.count > 0 {
+        let [own, batch, whole] = of.right.map(|right| percent(right, of.count));
+        all.push(format!(
+            "What the pair itself does has the sign of the change for {own:.0} % of them, with the others of the batch for {batch:.0} %, with momentum and decay for \
+             {whole:.0} %."
+        ));
+    }
+    all
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{ranges, said, share, signed};
+    use super::{Moved, ranges, recorded, said, share, signed};
+    use crate::training::{Apart, Ends, Training};
 
     #[test]
     fn numbers_are_said_as_they_are_read() {
@@ -469,5 +473,47 @@ mod tests {
         // Wilson's interval of 8 in 10
         assert_eq!(share(8, 10), "8 of 10 pairs (80 %, 95 % interval 49 to 94 %)");
         assert_eq!([ranges(&[3, 4, 5, 7]), ranges(&[1]), ranges(&[])], ["3–5, 7", "1", ""]);
+    }
+
+    #[test]
+    fn what_moved_neither_way_is_not_said_to_have_fallen() {
+        let moved = |falls, rises, interval| Moved { count: 10, falls, rises, median: -0.5, interval };
+        let most = |falls, rises| moved(falls, rises, [0.0; 2]).most(["lowered", "raised"], " it all");
+        assert!(most(6, 4).starts_with("lowered it all for 6 of 10 pairs ("));
+        assert!(most(4, 6).starts_with("raised it all for 6 of 10 pairs ("));
+        assert_eq!(most(4, 4), "lowered it all for as many pairs as it raised it for (4 of 10 each)");
+        assert_eq!([moved(0, 0, [0.0; 2]).stayed(), moved(1, 0, [0.0; 2]).stayed()], [true, false]);
+        let change = |interval| moved(6, 4, interval).change();
+        assert_eq!(change([-1.0, -0.25]), "by −0.50 at the median (−1.00 to −0.25)");
+        assert_eq!(change([-1.0, 0.25]), "by −0.50 at the median (−1.00 to +0.25, which may be none)");
+    }
+
+    #[test]
+    fn of_a_run_only_what_it_recorded_is_said() {
+        let headline = |steps, chosen, rejected| {
+            let training = Training {
+                run: "run".to_owned(),
+                leaves: Vec::new(),
+                objective: "sft".to_owned(),
+                manifest: None,
+                steps: serde_json::Map::new(),
+                steps_in_all: steps,
+                predictions: serde_json::Map::new(),
+                predictions_in_all: 0,
+                parts: serde_json::Map::new(),
+                ends: Ends { steps, few: 1, chosen, rejected },
+                apart: Apart::default(),
+            };
+            recorded(&training).headline
+        };
+        assert_eq!(headline(0, None, None), "Training on sft has recorded no step yet.");
+        let one = headline(4, Some([-2.0, -1.0]), None);
+        assert!(
+            one.contains("log π(chosen) of the pairs of a step went from −2.00 to −1.00 (")
+                && !one.contains("rejected"),
+            "{one}"
+        );
+        let both = headline(4, Some([-2.0, -1.0]), Some([-3.0, -4.0]));
+        assert!(both.contains("to −1.00, log π(rejected) from −3.00 to −4.00"), "{both}");
     }
 }

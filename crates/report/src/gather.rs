@@ -1,8 +1,9 @@
 //! What a report shows, gathered from records.
-use crate::between::{self, HeatMap};
+use crate::between::{self, Effects, HeatMap};
 use crate::columns::append;
 use crate::error::Result;
 use crate::finding::{Finding, Gathered};
+use crate::sweeps::{Sweeps, whole};
 use crate::texts::{self, EXTREMES, Texts};
 use crate::training::{self, Training};
 use polars_core::prelude::{DataFrame, DataType, NamedFrom, PolarsResult, Series, SortMultipleOptions};
@@ -10,7 +11,7 @@ use polars_lazy::prelude::{Expr, LazyFrame, col, len, lit};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tanglescope_analytics::{self as analytics, By, derived};
 use tanglescope_records::{Leaf, Manifest, Records, find, find_some, tables};
 
@@ -88,8 +89,10 @@ impl Report {
     /// # Errors
     /// Where there are neither records nor runs, or a part of a table is damaged.
     pub fn of(folders: &[PathBuf], origin: Origin) -> Result<Self> {
-        let leaves = as_given(find_some(folders)?, folders);
-        let training = training::gather(folders)?;
+        let leaves = find_some(folders)?;
+        let sweeps = Sweeps::of(folders, &leaves)?;
+        let leaves = as_given(leaves, folders, &sweeps);
+        let training = training::gather(folders, &leaves, &sweeps)?;
         if leaves.is_empty() && training.is_empty() {
             // says which folder has none
             find(folders)?;
@@ -111,22 +114,23 @@ impl Report {
         ] {
             tables.insert(name.to_owned(), Value::Object(table));
         }
-        let (pairs, pairs_in_all) = pairs(&leaves)?;
+        let effects = leaves.iter().map(between::effects).collect::<Result<Vec<_>>>()?;
+        let (pairs, pairs_in_all) = pairs(&leaves, &effects)?;
         let mut left_out = Vec::new();
-        let maps = leaves.iter().enumerate().map(|(number, leaf)| between::heat_map(number, leaf));
-        let heat_maps: Vec<HeatMap> = maps.filter_map(Result::transpose).collect::<Result<_>>()?;
+        let heat_maps = between::heat_maps(&leaves)?;
+        let described = leaves.iter().map(described).collect::<Result<Vec<_>>>()?;
         let mapped: Vec<(usize, u64)> =
             heat_maps.iter().flat_map(|map| map.pairs.iter().map(|pair| (map.leaf, *pair))).collect();
-        let taken = length(&pairs) + length(&tables);
+        let taken = length(&pairs) + length(&tables) + length(&heat_maps) + length(&training) + length(&described);
         let texts = texts::gather(folders, &leaves, &pairs, &mapped, PAGE_BYTES.saturating_sub(taken), &mut left_out)?;
         tables.insert("drags".to_owned(), Value::Object(drags(&leaves, &texts)?));
         let gathered =
-            Gathered { leaves: &leaves, tables: &tables, training: &training, texts: &texts, heat_maps: &heat_maps };
+            Gathered { leaves: &leaves, tables: &tables, training: &training, texts: &texts, effects: &effects };
         let findings = gathered.findings();
         Ok(Self {
             origin,
             findings,
-            leaves: leaves.iter().map(described).collect::<Result<_>>()?,
+            leaves: described,
             tables,
             pairs,
             pairs_in_all,
@@ -138,41 +142,24 @@ impl Report {
     }
 }
 
-/// Records in the order in which a reader was given them: by the folder that they are in, and there by the order of a sweep's runs.
-fn as_given(leaves: Vec<Leaf>, folders: &[PathBuf]) -> Vec<Leaf> {
-    let whole = |folder: &Path| folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+/// Records in the order in which a reader was given their runs: by the folder that a run is in first, and there by the order of a
+/// sweep's runs. Those of a run stay by step and data set, whichever folder each is in.
+fn as_given(mut leaves: Vec<Leaf>, folders: &[PathBuf], sweeps: &Sweeps) -> Vec<Leaf> {
     let folders: Vec<PathBuf> = folders.iter().map(|folder| whole(folder)).collect();
-    let mut orders: HashMap<PathBuf, Vec<String>> = HashMap::new();
-    let mut keyed = Vec::new();
-    for leaf in leaves {
+    let mut ranks: HashMap<String, (usize, usize)> = HashMap::new();
+    for leaf in &leaves {
         let at = whole(&leaf.folder);
         let folder = folders.iter().position(|folder| at.starts_with(folder)).unwrap_or(folders.len());
-        let swept =
-            at.ancestors().find(|at| at.file_name().is_some_and(|name| name.to_string_lossy().starts_with("run=")));
-        let mut place = 0;
-        if let Some((run, sweep)) =
-            swept.and_then(|run| Some((run.file_name()?.to_string_lossy().into_owned(), run.parent()?)))
-        {
-            if !orders.contains_key(sweep) {
-                // other programs' files may have that name too
-                let order = match Manifest::read(sweep) {
-                    Ok(Some(Manifest::Sweep(sweep))) => sweep.order,
-                    _ => Vec::new(),
-                };
-                orders.insert(sweep.to_owned(), order);
-            }
-            place = orders[sweep].iter().position(|name| run.strip_prefix("run=") == Some(name)).unwrap_or(usize::MAX);
-        }
-        keyed.push(((folder, place), leaf));
+        let rank = (folder, sweeps.place(leaf));
+        ranks.entry(leaf.run.clone()).and_modify(|least| *least = rank.min(*least)).or_insert(rank);
     }
-    // those of one run stay by step and data set
-    keyed.sort_by_key(|(key, _)| *key);
-    keyed.into_iter().map(|(_, leaf)| leaf).collect()
+    leaves.sort_by(|a, b| (ranks[&a.run], a).cmp(&(ranks[&b.run], b)));
+    leaves
 }
 
-/// Bytes of a table in the page.
-fn length(table: &Map<String, Value>) -> usize {
-    serde_json::to_string(table).map_or(0, |text| text.len())
+/// Bytes that something takes in the page.
+fn length(part: &impl Serialize) -> usize {
+    serde_json::to_string(part).map_or(0, |text| text.len())
 }
 
 /// Who pulls whom, of the pairs whose texts are there.
@@ -214,16 +201,15 @@ fn gather(
 
 /// The pairs that are shown, and how many there are: all of them, or every n-th, and of each record those at either end of the
 /// measures that a reader sorts by.
-fn pairs(leaves: &[Leaf]) -> Result<(Map<String, Value>, usize)> {
+fn pairs(leaves: &[Leaf], effects: &[Option<Effects>]) -> Result<(Map<String, Value>, usize)> {
     let records: Vec<Records> = leaves.iter().map(Leaf::pairs).collect::<tanglescope_records::Result<_>>()?;
     let heights: Vec<usize> = records.iter().map(height).collect::<Result<_>>()?;
     let all: usize = heights.iter().sum();
     let every = all.div_ceil(PAIRS).max(1);
     let mut whole = Map::new();
-    for (number, (records, leaf)) in records.iter().zip(leaves).enumerate() {
+    for (number, (records, effects)) in records.iter().zip(effects).enumerate() {
         let mut query = derived(records.scan()?).map_err(|e| records.blame(e))?;
-        let schema = query.collect_schema().map_err(|e| records.blame(e))?;
-        let there: Vec<Expr> = COLUMNS.into_iter().filter(|name| schema.get(name).is_some()).map(col).collect();
+        let there: Vec<Expr> = records.having(&mut query, &COLUMNS)?.into_iter().map(col).collect();
         query = query.with_row_index(PLACE, None);
         if every > 1 {
             let wanted = (col(PLACE) % lit(as_place(every))).eq(lit(0u32));
@@ -232,8 +218,8 @@ fn pairs(leaves: &[Leaf]) -> Result<(Map<String, Value>, usize)> {
                 query.filter(wanted.or(col(PLACE).is_in(lit(Series::new(PLACE.into(), ends)).implode(true), false)));
         }
         let mut rows = records.collect(query.select(there))?;
-        if let Some(effects) = between::effects(leaf)? {
-            beside(&mut rows, &effects).map_err(|e| records.blame(e))?;
+        if let Some(effects) = effects {
+            beside(&mut rows, effects).map_err(|e| records.blame(e))?;
         }
         append(&mut whole, number, &rows, 1);
     }
@@ -241,13 +227,10 @@ fn pairs(leaves: &[Leaf]) -> Result<(Map<String, Value>, usize)> {
 }
 
 /// Adds to pairs what they get from themselves and from others.
-fn beside(rows: &mut DataFrame, effects: &DataFrame) -> PolarsResult<()> {
-    let place: HashMap<u64, usize> =
-        effects.column("pair")?.u64()?.iter().enumerate().filter_map(|(at, pair)| Some((pair?, at))).collect();
+fn beside(rows: &mut DataFrame, effects: &Effects) -> PolarsResult<()> {
     let pairs: Vec<Option<u64>> = rows.column("pair")?.cast(&DataType::UInt64)?.u64()?.iter().collect();
-    for name in ["own_w", "others_w", "harm"] {
-        let of = effects.column(name)?.f64()?;
-        let values: Vec<Option<f64>> = pairs.iter().map(|pair| of.get(*place.get(&(*pair)?)?)).collect();
+    for (at, name) in Effects::NAMES.into_iter().enumerate() {
+        let values: Vec<Option<f64>> = pairs.iter().map(|pair| effects.of(*pair.as_ref()?)?[at]).collect();
         rows.with_column(Series::new(name.into(), values).into())?;
     }
     Ok(())
@@ -283,4 +266,90 @@ fn ends(records: &Records, query: &LazyFrame) -> Result<BTreeSet<u32>> {
         }
     }
     Ok(places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sweeps, as_given, find_some};
+    use crate::training::gather;
+    use polars_core::df;
+    use std::path::{Path, PathBuf};
+    use tanglescope_records::tables::{self, training};
+    use tanglescope_records::{Leaf, Table};
+
+    fn records(folder: &Path) -> PathBuf {
+        std::fs::create_dir_all(folder).unwrap();
+        let table = Table::create(folder, tables::PAIRS).unwrap();
+        table.write(0, df!("pair" => [0u64]).unwrap()).unwrap();
+        folder.to_owned()
+    }
+
+    fn given(folders: &[PathBuf]) -> Vec<Leaf> {
+        let leaves = find_some(folders).unwrap();
+        let sweeps = Sweeps::of(folders, &leaves).unwrap();
+        as_given(leaves, folders, &sweeps)
+    }
+
+    #[test]
+    fn runs_are_as_they_were_given_and_their_steps_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| records(&folder.path().join(name));
+        // as a shell lists checkpoints: by name
+        let mut folders: Vec<PathBuf> = ["0", "1000", "200"].map(|step| at(&format!("run=b/step={step}"))).into();
+        folders.push(at("run=a/step=7"));
+        folders.push(at("run=b/step=30"));
+        let order: Vec<(String, u64)> =
+            given(&folders).into_iter().map(|leaf| (leaf.run, leaf.step.unwrap())).collect();
+        let want = [("b", 0), ("b", 30), ("b", 200), ("b", 1000), ("a", 7)];
+        assert_eq!(order, want.map(|(run, step)| (run.to_owned(), step)));
+    }
+
+    #[test]
+    fn records_know_the_run_that_they_are_of_by_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let trained = |name: &str, objective: usize| {
+            let at = folder.path().join(name);
+            std::fs::create_dir_all(&at).unwrap();
+            let steps = Table::create(&at, tables::STEPS).unwrap();
+            let row = training::PairStep {
+                step: 1,
+                pair: 0,
+                logp_chosen: -(objective as f64),
+                logp_rejected: None,
+                reference: None,
+                outcome: tanglescope_objectives::Outcome { loss: 0.5, d_w: 1.0, d_l: 0.0 },
+                gram: None,
+                changes: None,
+            };
+            steps.write(0, training::steps(&[row], tanglescope_objectives::Rounding::of("f64"))).unwrap();
+            at
+        };
+        let (x, y) = (trained("x/dpo", 1), trained("y/dpo", 2));
+        let sweep = folder.path().join("sweep");
+        let leaf = records(&sweep.join("run=dpo/step=1/dataset=d"));
+        let manifest = serde_json::json!({
+            "tanglescope": "0", "kind": "sweep", "command": [], "scope": "lora", "dtype": "f64", "seed": 0, "pairs": null,
+            "order": ["dpo"], "runs": {"dpo": {"folder": y, "steps": [1]}}, "data": {},
+        });
+        std::fs::write(sweep.join("manifest.json"), manifest.to_string()).unwrap();
+        let told = |folders: &[PathBuf]| -> Vec<(String, usize, Option<[f64; 2]>)> {
+            let leaves = given(folders);
+            let all = gather(folders, &leaves, &Sweeps::of(folders, &leaves).unwrap()).unwrap();
+            all.into_iter().map(|run| (run.run, run.leaves.len(), run.ends.chosen)).collect()
+        };
+        let [of_x, of_y] = [-1.0, -2.0].map(|logp| Some([logp, logp]));
+        // both are called dpo
+        let want = [("x/dpo".to_owned(), 0, of_x), ("y/dpo".to_owned(), 1, of_y)];
+        assert_eq!(told(&[x.clone(), sweep.clone()]), want);
+        // a checkpoint's folder alone, in the sweep whose manifest says where the run is
+        assert_eq!(told(std::slice::from_ref(&leaf)), [("dpo".to_owned(), 1, of_y)]);
+        // without the manifest the name tells, where one run only has it
+        std::fs::remove_file(sweep.join("manifest.json")).unwrap();
+        assert_eq!(told(&[y.clone(), leaf.clone()]), [("dpo".to_owned(), 1, of_y)]);
+        let unlinked = told(&[x, y, leaf]);
+        assert!(unlinked.iter().all(|run| run.1 == 0), "{unlinked:?}");
+        // records of something else that has the run's name
+        let (other, run) = (records(&folder.path().join("other/dpo")), folder.path().join("x"));
+        assert_eq!(told(&[other, run]), [("dpo (training)".to_owned(), 0, of_x)]);
+    }
 }

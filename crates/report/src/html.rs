@@ -7,12 +7,25 @@ use std::path::Path;
 
 const PAGE: &str = include_str!("../assets/report.html");
 const CSS: &str = include_str!("../assets/report.css");
-const JS: &str = include_str!("../assets/report.js");
+/// The page's script: each file is a section of the page, and uses those before it.
+const JS: &str = concat!(
+    include_str!("../assets/page/base.js"),
+    include_str!("../assets/page/charts.js"),
+    include_str!("../assets/page/found.js"),
+    include_str!("../assets/page/dynamics.js"),
+    include_str!("../assets/page/objectives.js"),
+    include_str!("../assets/page/layers.js"),
+    include_str!("../assets/page/distributions.js"),
+    include_str!("../assets/page/between.js"),
+    include_str!("../assets/page/pairs.js"),
+    include_str!("../assets/page/pair.js"),
+    include_str!("../assets/page/page.js"),
+);
 /// Apache ECharts 6.1.0 as published (`dist/echarts.min.js`), Apache License 2.0.
 const ECHARTS: &str = include_str!("../assets/echarts-6.1.0.min.js");
 
-/// The file; where it is `watched`, it loads itself again once what its server says of the records is another text. Text from the data is in it as JSON only, without a `<` that could end the element it is in, and the page's script
-/// shows it as text.
+/// The file; where it is `watched`, it loads itself again once what its server says of the records is another text. Text from the
+/// data is in it as JSON only, without a `<` that could end the element it is in, and the page's script shows it as text.
 ///
 /// # Errors
 /// Where the page cannot be put together.

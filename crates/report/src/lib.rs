@@ -9,6 +9,7 @@ mod gather;
 mod html;
 mod markdown;
 mod palette;
+mod sweeps;
 mod texts;
 mod training;
 
@@ -18,3 +19,4 @@ pub use finding::Finding;
 pub use gather::{Origin, Report};
 pub use html::html;
 pub use markdown::markdown;
+pub use sweeps::sources;

@@ -8,13 +8,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
-use tanglescope_report::{Origin, Report, html};
+use tanglescope_report::{Origin, Report, html, sources};
 use tokio::net::TcpListener;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
 /// Options of [`watch`].
@@ -41,7 +43,7 @@ pub fn watch(options: &WatchOptions, listener: &dyn Listener) -> Result<()> {
     }
     let refuse = |problem: std::io::Error| Error::value("port", options.port, problem.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(refuse)?;
-    runtime.block_on(async {
+    let watched = runtime.block_on(async {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await.map_err(refuse)?;
         let address = socket.local_addr().map_err(refuse)?;
         listener.note(&format!("http://{address}/ shows {}", list(&options.folders)));
@@ -52,15 +54,23 @@ pub fn watch(options: &WatchOptions, listener: &dyn Listener) -> Result<()> {
             let page = Arc::clone(&page);
             tokio::spawn(async move {
                 let answer = service_fn(move |request| {
-                    let answer = page.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let page = Arc::clone(&page);
+                    // a page of many records takes seconds; meanwhile others are answered, and Ctrl-C is heard
+                    let answer = spawn_blocking(move || page.answer(&request));
+                    async move {
+                        let failed = |e: JoinError| plain(StatusCode::INTERNAL_SERVER_ERROR, e.to_string());
+                        Ok::<_, Infallible>(answer.await.unwrap_or_else(failed))
+                    }
                 });
                 // who goes away in the middle is not missed
                 let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
             });
         }
         Ok(())
-    })
+    });
+    // nobody waits for a page that is still being made
+    runtime.shutdown_background();
+    watched
 }
 
 fn list(folders: &[PathBuf]) -> String {
@@ -70,7 +80,15 @@ fn list(folders: &[PathBuf]) -> String {
 /// The page as it was made last.
 struct Page {
     options: WatchOptions,
-    made: Mutex<Option<(String, String)>>,
+    made: Mutex<Made>,
+}
+
+/// What was made of the records at a stamp.
+#[derive(Default)]
+struct Made {
+    page: Option<(String, String)>,
+    /// Why nothing could be made of them since.
+    failed: Option<(String, String)>,
 }
 
 impl Page {
@@ -83,34 +101,46 @@ impl Page {
         }
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => self.page(),
-            (&Method::GET, "/stamp") => plain(StatusCode::OK, stamp(&self.options.folders)),
+            (&Method::GET, "/stamp") => self.stamp(),
             _ => plain(StatusCode::NOT_FOUND, "There is nothing but the page itself.".to_owned()),
         }
     }
 
-    fn page(&self) -> Response<Full<Bytes>> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+    /// What a page that is shown compares its own stamp with: where nothing better can be made, its own, and why.
+    fn stamp(&self) -> Response<Full<Bytes>> {
         let now = stamp(&self.options.folders);
-        if made.as_ref().is_none_or(|(stamp, _)| *stamp != now) {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match (&made.page, &made.failed) {
+            (Some((shown, _)), Some((at, why))) if *at == now => {
+                format!("{shown}\nNot up to date: of the records as they are now no page can be made: {why}")
+            }
+            _ => now,
+        };
+        plain(StatusCode::OK, text)
+    }
+
+    fn page(&self) -> Response<Full<Bytes>> {
+        let now = stamp(&self.options.folders);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let tried = [&made.page, &made.failed].into_iter().flatten().any(|(at, _)| *at == now);
+        if !tried {
             let origin =
                 Origin { version: env!("CARGO_PKG_VERSION").to_owned(), command: self.options.command.clone() };
-            let make = || Report::of(&self.options.folders, origin).and_then(|report| html(&report, Some(&now)));
-            // polars waits for threads of its own, which nothing inside of a runtime may
-            let made_now = std::thread::scope(|scope| scope.spawn(make).join());
-            let made_now = made_now.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            match made_now {
-                Ok(page) => *made = Some((now, page)),
-                // nothing was written yet, or just now: a page that was there stays
-                Err(error) if made.is_none() => {
-                    let mut waiting = plain(StatusCode::OK, format!("Waiting for records: {error}"));
-                    waiting.headers_mut().insert(REFRESH, HeaderValue::from_static("2"));
-                    return waiting;
-                }
-                Err(_) => {}
+            match Report::of(&self.options.folders, origin).and_then(|report| html(&report, Some(&now))) {
+                Ok(page) => *made = Made { page: Some((now, page)), failed: None },
+                Err(error) => made.failed = Some((now, error.to_string())),
             }
         }
-        let page = made.as_ref().map(|(_, page)| page.clone()).unwrap_or_default();
-        typed(StatusCode::OK, "text/html; charset=utf-8", page)
+        match &made.page {
+            Some((_, page)) => typed(StatusCode::OK, "text/html; charset=utf-8", page.clone()),
+            // nothing was written yet, or just now
+            None => {
+                let why = made.failed.as_ref().map_or("", |(_, why)| why);
+                let mut waiting = plain(StatusCode::OK, format!("Waiting for records: {why}"));
+                waiting.headers_mut().insert(REFRESH, HeaderValue::from_static("2"));
+                waiting
+            }
+        }
     }
 }
 
@@ -126,22 +156,23 @@ fn typed(status: StatusCode, kind: &'static str, text: String) -> Response<Full<
     response
 }
 
-/// Changes whenever a file of records is added or written again: how many there are, their bytes, and when the last was written.
+/// Changes whenever a file that a page is made from is added or written again: how many there are, their bytes, and when the last was written.
 fn stamp(folders: &[PathBuf]) -> String {
-    let mut sums = (0u64, 0u64, 0u128);
-    folders.iter().for_each(|folder| count(folder, &mut sums));
+    let (mut sums, mut seen) = ((0u64, 0u64, 0u128), BTreeSet::new());
+    sources(folders).iter().for_each(|folder| count(folder, &mut sums, &mut seen));
     format!("{}-{}-{}", sums.0, sums.1, sums.2)
 }
 
-fn count(folder: &Path, sums: &mut (u64, u64, u128)) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
-        let path = entry.path();
-        if kind.is_dir() {
-            count(&path, sums);
-        } else if path.extension().is_some_and(|end| end == "parquet" || end == "json")
-            && let Ok(about) = entry.metadata()
-        {
+fn count(folder: &Path, sums: &mut (u64, u64, u128), seen: &mut BTreeSet<PathBuf>) {
+    // links may lead back to where they are
+    if !folder.canonicalize().is_ok_and(|folder| seen.insert(folder)) {
+        return;
+    }
+    for path in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let Ok(about) = path.metadata() else { continue };
+        if about.is_dir() {
+            count(&path, sums, seen);
+        } else if path.extension().is_some_and(|end| end == "parquet" || end == "json") {
             let written = about.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
             *sums = (sums.0 + 1, sums.1 + about.len(), sums.2.max(written.map_or(0, |at| at.as_nanos())));
         }

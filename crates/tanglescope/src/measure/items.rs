@@ -28,7 +28,7 @@ pub struct Item {
 impl Item {
     /// `first` is the number of the row's first pair where rows have several.
     fn new(model: &Description, pair: Pair, first: Option<u64>) -> Self {
-        let Pair { row, id, tokens, cut, group, weights } = pair;
+        let Pair { row, id, tokens, cut, group, weights, .. } = pair;
         let Some(Candidates { responses, scores, best, worst }) = group else {
             let pairs = vec![([0, 1], first.unwrap_or(row))];
             let group = Group::of(model, tokens.prompt, vec![tokens.chosen, tokens.rejected]);
