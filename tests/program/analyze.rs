@@ -86,6 +86,8 @@ fn the_tables_have_the_documented_columns() {
         "entropy_rejected",
         "renyi_chosen",
         "renyi_rejected",
+        "argmax_mass_chosen",
+        "argmax_mass_rejected",
         "rank_chosen",
         "rank_rejected",
         "accuracy_chosen",

@@ -7,6 +7,9 @@ use tanglescope_records::tables::interference::ClusterPlace;
 ///
 /// Two pairs are as far apart as 1 − cos(δ_a, δ_b) with δ = g_w − g_l, the direction of a step with d_w = d_l; clusters as their pairs on average
 /// (UPGMA: Sokal and Michener 1958). A pair whose δ is zero is at a distance of 1 from all.
+///
+/// With each pair stands what a step of length 1 that lowers the mean margin fastest takes from its own: ⟨δ, δ̄⟩/‖δ̄‖, the anchor gap of Cho et al.
+/// (arXiv 2602.04909) for each unit of their radius, to first order, with all pairs as the batch.
 #[must_use]
 pub fn clusters(of: &Spectrum) -> Vec<ClusterPlace> {
     let pairs = of.pairs();
@@ -22,6 +25,11 @@ pub fn clusters(of: &Spectrum) -> Vec<ClusterPlace> {
             if size > 0.0 { (1.0 - inner(a, b) / size).max(0.0) } else { 1.0 }
         })
         .collect();
+    let n = pairs.len() as f64;
+    // ⟨δ, δ̄⟩ of each pair, and ‖δ̄‖
+    let with_mean: Vec<f64> =
+        (0..pairs.len()).map(|a| (0..pairs.len()).map(|b| inner(a, b)).sum::<f64>() / n).collect();
+    let mean = (with_mean.iter().sum::<f64>() / n).sqrt();
     let joined = linkage(&mut apart, pairs.len(), Method::Average);
     // leaves of each cluster in order, each with the distance at which it met the one before it
     let mut leaves: Vec<Vec<(usize, Option<f64>)>> = (0..pairs.len()).map(|at| vec![(at, None)]).collect();
@@ -33,8 +41,10 @@ pub fn clusters(of: &Spectrum) -> Vec<ClusterPlace> {
         leaves.push(left);
     }
     let order = leaves.pop().unwrap_or_default();
-    let place =
-        |(place, (at, distance)): (u64, (usize, Option<f64>))| ClusterPlace { pair: pairs[at], place, distance };
+    let place = |(place, (at, distance)): (u64, (usize, Option<f64>))| {
+        let anchor_gap = (mean > 0.0).then(|| with_mean[at] / mean);
+        ClusterPlace { pair: pairs[at], place, distance, anchor_gap }
+    };
     (0..).zip(order).map(place).collect()
 }
 
@@ -68,6 +78,17 @@ mod tests {
         assert!(apart.len() == 1 && (apart[0] - 1.0).abs() < 1e-12, "{apart:?}");
         assert_eq!(found[0].distance, None);
         assert_eq!(found.iter().map(|of| of.place).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_step_along_the_mean_direction_takes_as_much_from_each_margin() {
+        let apart = clusters(&of(&[[1.0, 0.0], [2.0, 2.0]]));
+        // δ̄ = (1.5, 1)
+        let of_pair = |pair: u64| apart.iter().find(|of| of.pair == pair).unwrap().anchor_gap.unwrap();
+        assert!(
+            (of_pair(0) - 1.5 / 3.25f64.sqrt()).abs() < 1e-14 && (of_pair(10) - 5.0 / 3.25f64.sqrt()).abs() < 1e-14
+        );
+        assert!(clusters(&of(&[[1.0, 0.0], [-1.0, 0.0]])).iter().all(|of| of.anchor_gap.is_none()));
     }
 
     #[test]

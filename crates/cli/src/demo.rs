@@ -7,8 +7,8 @@ use crate::options::device;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tanglescope::{
-    DataOptions, DeviceName, Measured, ModelOptions, Objective, ObjectiveChoice, RecipeName, ReportOptions, RowOptions,
-    Schedule, Scope, SweepOptions, TokensOptions, TrainOptions,
+    DataOptions, DeviceName, InterferenceOptions, Measured, ModelOptions, Objective, ObjectiveChoice, RecipeName,
+    ReferenceModel, ReportOptions, RowOptions, Schedule, Scope, SweepOptions, TokensOptions, TrainOptions,
 };
 use tanglescope_analytics::Comparison;
 
@@ -96,6 +96,7 @@ pub fn run(args: &Demo, json: bool) -> Result<()> {
     }
     demo.say(&runs)?;
     demo.tokens()?;
+    demo.between()?;
     let report =
         args.out.as_ref().map_or_else(|| PathBuf::from("tanglescope-demo.html"), |out| out.join("report.html"));
     demo.page(&report)?;
@@ -254,6 +255,23 @@ impl Experiment<'_> {
         let mut options = TokensOptions::new(self.model(model), as_they_are(data), out);
         options.to.command = command;
         tanglescope::tokens(&options, &Console::quiet())?;
+        Ok(())
+    }
+
+    /// What the held-out pairs of the long set do to each other at the end of training with DPO: beside the records of that checkpoint.
+    fn between(&self) -> Result<()> {
+        let run = self.path("runs/dpo-long");
+        let [model, start] = [STEPS, 0].map(|step| run.join(format!("checkpoint-{step}")));
+        let data = self.path("long-held-out.jsonl");
+        let out = self.path(&format!("sweep/run=dpo-long/step={STEPS}/dataset=long"));
+        let [m, d, o, r] = [&model, &data, &out, &start].map(|path| path.display().to_string());
+        let words = ["interference", "--model", &m, "--data", &d, "--out", &o, "--scope", "full", "--objective", "all"];
+        let command = self.shown(&[words.as_slice(), &["--reference", &r, "--tokenize", "apart"]].concat())?;
+        let mut options = InterferenceOptions::new(self.model(model), as_they_are(data), out);
+        options.measures.objectives = vec![ObjectiveChoice::All];
+        options.measures.reference = Some(ReferenceModel::Folder(start));
+        options.to.command = command;
+        tanglescope::interference(&options, &Console::quiet())?;
         Ok(())
     }
 

@@ -19,6 +19,8 @@ pub struct Companions {
     pub entropies: Vec<Vec<f64>>,
     /// Rényi entropy of order 2, −log Σp², of the prediction of each token, in nats.
     pub renyi: Vec<Vec<f64>>,
+    /// Probability of the most probable token in the prediction of each token.
+    pub argmax_mass: Vec<Vec<f64>>,
     /// Place of each token among all by probability, from 1.
     pub ranks: Vec<Vec<u32>>,
     /// What routers decided, where the model has experts.
@@ -245,7 +247,7 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
     pub fn companions(&self) -> Vec<Companions> {
         let Self { batch, head, .. } = self;
         let entropies = by_branch(batch, &head.entropy);
-        let renyi = by_branch(batch, &head.renyi);
+        let (renyi, masses) = (by_branch(batch, &head.renyi), by_branch(batch, &head.argmax_mass));
         let ranks = by_branch(batch, &head.rank);
         let mut offsets = vec![0];
         offsets.extend(batch.branches.iter().flatten().map(|of| of.end));
@@ -259,10 +261,10 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
             group_sums.iter().flat_map(|a| group_sums.iter().map(move |b| dot(a, b))).collect()
         });
         let products: Vec<Gram> = products.collect();
-        let all = products.into_iter().zip(entropies).zip(renyi).zip(ranks).enumerate();
-        let of = |(group, (((hidden, entropies), renyi), ranks))| {
+        let all = products.into_iter().zip(entropies).zip(renyi).zip(masses).zip(ranks).enumerate();
+        let of = |(group, ((((hidden, entropies), renyi), argmax_mass), ranks))| {
             let routed = Routed::of(self.trace.routed(), batch, group, self.model.dtype);
-            Companions { hidden, entropies, renyi, ranks, routed }
+            Companions { hidden, entropies, renyi, argmax_mass, ranks, routed }
         };
         all.map(of).collect()
     }

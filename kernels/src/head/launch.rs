@@ -190,7 +190,7 @@ fn row_gram<R: CubeRuntime>(
 
 /// What the rows' final figures say.
 fn output<T, P>(figures: &[f32], back: T, gram: Option<P>) -> HeadOutput<T, P> {
-    let [mut logp, mut log_normaliser, mut entropy, mut renyi] = [const { Vec::new() }; 4];
+    let [mut logp, mut log_normaliser, mut entropy, mut renyi, mut argmax_mass] = [const { Vec::new() }; 5];
     let mut rank = Vec::new();
     for of_row in figures.chunks_exact(FIGURES) {
         let [top, sum, weighted, target] = [0, 1, 2, 3].map(|i| f64::from(of_row[i]));
@@ -198,11 +198,12 @@ fn output<T, P>(figures: &[f32], back: T, gram: Option<P>) -> HeadOutput<T, P> {
         logp.push(target - top - sum.ln());
         entropy.push(sum.ln() - weighted / sum);
         renyi.push(2.0 * sum.ln() - f64::from(of_row[6]).ln());
+        argmax_mass.push(1.0 / sum);
         // a whole number, exact in f32 up to 2²⁴ tokens
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         rank.push(of_row[5] as u32 + 1);
     }
-    HeadOutput { logp, log_normaliser, entropy, renyi, rank, back, gram }
+    HeadOutput { logp, log_normaliser, entropy, renyi, argmax_mass, rank, back, gram }
 }
 
 on_devices! { Head, R {

@@ -22,6 +22,8 @@ pub struct HeadOutput<T, P> {
     pub entropy: Vec<f64>,
     /// Rényi entropy of order 2 of each row's distribution, −log Σp², in nats, `[n]`.
     pub renyi: Vec<f64>,
+    /// Probability of each row's most probable token, `[n]`.
+    pub argmax_mass: Vec<f64>,
     /// Place of the target among all tokens by probability, from 1, `[n]`; equals come after it.
     pub rank: Vec<u32>,
     /// ∂ log p(target) / ∂ hidden row, `[n, d]`.

@@ -339,6 +339,8 @@ fn check_head(seed: u64, sets: &[usize], d: usize, vocabulary: usize, cap: Optio
         all.chunks_exact(vocabulary).map(|row| -row.iter().map(|l| l * l.exp()).sum::<f64>()).collect();
     let want_renyi: Vec<f64> =
         all.chunks_exact(vocabulary).map(|row| -row.iter().map(|l| (2.0 * l).exp()).sum::<f64>().ln()).collect();
+    let want_mass: Vec<f64> =
+        all.chunks_exact(vocabulary).map(|row| row.iter().copied().fold(f64::NEG_INFINITY, f64::max).exp()).collect();
     let row = |values: &[f64], r: usize, width: usize| values[r * width..][..width].to_vec();
     let dot = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let term = |r, s| dot(row(&e, r, vocabulary), row(&e, s, vocabulary)) * dot(row(&y, r, d), row(&y, s, d));
@@ -360,6 +362,7 @@ fn check_head(seed: u64, sets: &[usize], d: usize, vocabulary: usize, cap: Optio
         close(&out.logp, &want_logp, tolerance);
         close(&out.entropy, &want_entropy, tolerance);
         close(&out.renyi, &want_renyi, tolerance);
+        close(&out.argmax_mass, &want_mass, tolerance);
         // tokens within 1e-4 of each other may change places
         for (r, (row, &target)) in all.chunks_exact(vocabulary).zip(&targets).enumerate() {
             let above = |margin: f64| row.iter().filter(|logp| **logp > row[target as usize] + margin).count() as u64;

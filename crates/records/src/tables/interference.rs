@@ -168,6 +168,8 @@ pub struct ClusterPlace {
     pub place: u64,
     /// How far apart the clusters are that meet between it and the one before it, as 1 − cosine; `None` of the first.
     pub distance: Option<f64>,
+    /// ⟨δ, δ̄⟩/‖δ̄‖ of its δ = g_w − g_l and the mean δ̄ over all pairs; `None` where δ̄ is zero.
+    pub anchor_gap: Option<f64>,
 }
 
 /// clusters.parquet.
@@ -177,6 +179,7 @@ pub fn clusters(rows: &[ClusterPlace]) -> DataFrame {
         column("pair", rows, |r| r.pair),
         column("place", rows, |r| r.place),
         column("distance", rows, |r| r.distance),
+        column("anchor_gap", rows, |r| r.anchor_gap),
     ])
 }
 

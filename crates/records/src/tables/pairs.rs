@@ -66,6 +66,8 @@ pub struct Companions {
     pub entropy: [f64; 2],
     /// Mean Rényi entropy of order 2, −log Σp², of the predictions of both responses' tokens, in nats.
     pub renyi: [f64; 2],
+    /// Mean probability of the most probable token in the predictions of both responses' tokens.
+    pub argmax_mass: [f64; 2],
     /// Mean place of both responses' tokens among all tokens by probability, from 1.
     pub rank: [f64; 2],
     /// Share of both responses' tokens that are the most probable ones.
@@ -229,6 +231,8 @@ pub fn table(rows: &[PairRow], rounding: Rounding) -> DataFrame {
         column("entropy_rejected", rows, |r| r.companions.entropy[1]),
         column("renyi_chosen", rows, |r| r.companions.renyi[0]),
         column("renyi_rejected", rows, |r| r.companions.renyi[1]),
+        column("argmax_mass_chosen", rows, |r| r.companions.argmax_mass[0]),
+        column("argmax_mass_rejected", rows, |r| r.companions.argmax_mass[1]),
         column("rank_chosen", rows, |r| r.companions.rank[0]),
         column("rank_rejected", rows, |r| r.companions.rank[1]),
         column("accuracy_chosen", rows, |r| r.companions.accuracy[0]),

@@ -79,6 +79,7 @@ impl MeasuredPair<'_> {
                 hidden: [hidden[0], hidden[1], hidden[3]],
                 entropy: branches.map(|k| average(&result.companions.entropies[k])),
                 renyi: branches.map(|k| average(&result.companions.renyi[k])),
+                argmax_mass: branches.map(|k| average(&result.companions.argmax_mass[k])),
                 rank: branches.map(ranks),
                 accuracy: branches.map(first),
                 head: self.of_head(result, scope),
