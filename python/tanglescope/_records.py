@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Path = "str | os.PathLike[str]"
-SummaryBy = Literal["run", "metric", "regime", "objective", "layer", "module", "expert", "mean", "relation", "bin", "outlier"]
+SummaryBy = Literal["run", "metric", "regime", "objective", "layer", "module", "expert", "mean", "relation", "bin", "outlier", "token"]
 
 
 def frame(native: _native.Frame) -> pl.DataFrame:

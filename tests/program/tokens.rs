@@ -1,5 +1,6 @@
 //! `tokens` as a user runs it.
-use crate::support::{analyze, demo, error_line, run, succeed};
+use crate::support::{analyze, demo, error_line, llama, run, succeed, write_model};
+use serde_json::Value;
 use std::path::Path;
 use tanglescope_records::Table;
 
@@ -177,4 +178,71 @@ fn counts(out: &Path, name: &str) -> Vec<usize> {
         column.u32().unwrap().iter().map(|x| usize::try_from(x.unwrap()).unwrap()).collect()
     };
     column(out, "pairs.parquet", name, read)
+}
+
+/// What a step on an objective does to every token: a response's tokens sum to what objectives.parquet has of it, whatever each of them weighs.
+#[test]
+fn changes_of_tokens_sum_to_those_of_responses() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, reference) = (folder.path().join("model"), folder.path().join("reference"));
+    write_model(&model, &llama(5, true));
+    write_model(&reference, &llama(6, true));
+    let rows = [
+        r#"{"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5, 6, 9], "rejected_ids": [4, 7], "chosen_weights": [0.5, 1, 0, 2], "rejected_weights": [1, 0.25]}"#,
+        r#"{"prompt_ids": [1, 2], "chosen_ids": [5, 5], "rejected_ids": [6, 7, 3], "chosen_weights": [1, 2], "rejected_weights": [3, 1, 0.5]}"#,
+    ];
+    let data = folder.path().join("data.jsonl");
+    std::fs::write(&data, rows.join("\n")).unwrap();
+    let out = folder.path().join("out");
+    let measured = ["--scope", "full", "--dtype", "f64"];
+    let mut of_pairs = analyze(&model, &data, &out);
+    of_pairs.extend(measured.map(str::to_owned));
+    of_pairs.extend(["--reference".to_owned(), reference.display().to_string()]);
+    let summed = ["dpo:beta=0.5", "simpo", "sft", "sparse_hard", "ld_dpo:alpha=0.25", "weighted_dpo"];
+    of_pairs.extend(summed.iter().chain(&["orpo_trl"]).flat_map(|name| ["--objective".to_owned(), (*name).to_owned()]));
+    succeed(of_pairs);
+    let out_text = out.display().to_string();
+    let by_token = ["summarize", &out_text, "--by", "token", "--format", "json"];
+    let output = run(by_token);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has no tokens.parquet beside objectives.parquet"));
+    succeed(args(&model, &data, &out, &measured));
+
+    let found: Vec<Value> = serde_json::from_str(&succeed(by_token)).unwrap();
+    assert_eq!(found.len(), 7 * (4 + 2 + 2 + 3));
+    let objectives = words(&out, "objectives.parquet", "objective");
+    let of_pair = numbers(&out, "objectives.parquet", "pair");
+    for (branch, delta) in [("w", "delta_w"), ("l", "delta_l")] {
+        for (row, want) in reals(&out, "objectives.parquet", delta).into_iter().enumerate() {
+            let of: Vec<&Value> = found
+                .iter()
+                .filter(|t| {
+                    t["pair"] == of_pair[row] && t["objective"] == objectives[row].as_str() && t["branch"] == branch
+                })
+                .collect();
+            if objectives[row] == "orpo_trl" {
+                assert!(!of.is_empty() && of.iter().all(|t| t["change"].is_null() && t["coefficient"].is_null()));
+                continue;
+            }
+            let changes: Vec<f64> = of.iter().map(|t| t["change"].as_f64().unwrap()).collect();
+            let size: f64 = changes.iter().map(|x| x.abs()).sum();
+            let sum: f64 = changes.iter().sum();
+            // two orders of the same sums in f64
+            assert!((sum - want).abs() <= 1e-10 * size, "{} {branch}: {sum} instead of {want}", objectives[row]);
+        }
+    }
+    // the coefficients are the objective's, times what a token weighs
+    let coefficients = |objective: &str, branch: &str| -> Vec<f64> {
+        let of = found.iter().filter(|t| t["pair"] == 0 && t["objective"] == objective && t["branch"] == branch);
+        of.map(|t| t["coefficient"].as_f64().unwrap()).collect()
+    };
+    let times = |weights: &[f64], of: &[f64]| {
+        let scale = of.iter().zip(weights).find(|(_, w)| **w != 0.0).map(|(c, w)| c / w).unwrap();
+        of.iter().zip(weights).all(|(c, w)| (c - scale * w).abs() <= 1e-15 * scale.abs())
+    };
+    assert!(times(&[0.5, 1.0, 0.0, 2.0], &coefficients("weighted_dpo", "w")));
+    assert!(times(&[1.0, 0.25], &coefficients("weighted_dpo", "l")) && coefficients("weighted_dpo", "l")[0] < 0.0);
+    assert!(times(&[1.0, 1.0, 0.25, 0.25], &coefficients("ld_dpo:alpha=0.25", "w")));
+    assert!(times(&[0.0, 1.0, 1.0, 1.0], &coefficients("sparse_hard", "w")));
+    assert!(times(&[1.0; 4], &coefficients("dpo:beta=0.5", "w")));
+    assert_eq!(coefficients("sft", "l"), [0.0, 0.0]);
 }

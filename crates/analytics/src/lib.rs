@@ -11,6 +11,7 @@ mod relations;
 mod spectrum;
 pub mod statistics;
 mod summary;
+mod token_changes;
 mod tokens;
 
 pub use clusters::clusters;
@@ -24,4 +25,5 @@ pub use relations::{bins, outliers, relations};
 pub use spectrum::Spectrum;
 pub use summary::Summary;
 pub use tanglescope_records::{Error, Result};
+pub use token_changes::token_changes;
 pub use tokens::Shares;

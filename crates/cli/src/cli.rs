@@ -487,6 +487,8 @@ pub enum SummaryBy {
     Bin,
     /// The pairs that are farthest from the others.
     Outlier,
+    /// Each response token, of analyze and tokens in one folder: what one step on each objective does to it.
+    Token,
 }
 
 /// Formats of tables.

@@ -393,6 +393,7 @@ pub fn summarize(args: &Summarize) -> library::SummarizeOptions {
         SummaryBy::Relation => library::SummaryBy::Relation,
         SummaryBy::Bin => library::SummaryBy::Bin,
         SummaryBy::Outlier => library::SummaryBy::Outlier,
+        SummaryBy::Token => library::SummaryBy::Token,
     };
     let kind = match (args.compat, &args.against) {
         (Some(Compat::Official), _) => SummaryKind::Official,

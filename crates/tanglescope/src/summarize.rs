@@ -33,6 +33,8 @@ pub enum SummaryBy {
     Bin,
     /// The pairs that are farthest from the others.
     Outlier,
+    /// Each response token: what one step on each objective does to it.
+    Token,
 }
 
 /// What a summary is.
@@ -115,12 +117,16 @@ fn summary(leaves: &[Leaf], by: SummaryBy, listener: &dyn Listener) -> Result<Da
             SummaryBy::Relation => Some(analytics::relations(leaf)?),
             SummaryBy::Bin => Some(analytics::bins(leaf)?),
             SummaryBy::Outlier => Some(analytics::outliers(leaf)?),
+            SummaryBy::Token => analytics::token_changes(leaf)?,
         })
     };
     let missing = match by {
         SummaryBy::Layer | SummaryBy::Module => "params.parquet",
         SummaryBy::Expert => "routing.parquet, which models with experts have",
         SummaryBy::Mean => "means.parquet; analyze and sweep write it with option `mean_gradients`",
+        SummaryBy::Token => {
+            "tokens.parquet beside objectives.parquet; analyze with objectives and tokens write them into one folder"
+        }
         _ => "objectives.parquet; analyze with option `objective` writes it",
     };
     let mut tables = Vec::new();

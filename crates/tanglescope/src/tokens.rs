@@ -311,6 +311,7 @@ fn positions(window: &[Pair], found: &[TokenMatrix], tokenizer: Option<&TextToke
                     text: tokenizer.and_then(|tokenizer| tokenizer.text(token)),
                     logp: matrix.token_logps[k][position],
                     shared: !masks[k][position],
+                    weight: pair.weights.as_ref().filter(|_| pair.misfit.is_none()).map(|of| of[k][position]),
                 });
             }
         }

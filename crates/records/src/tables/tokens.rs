@@ -32,6 +32,8 @@ pub struct PositionRow {
     pub logp: f64,
     /// Whether the other response has it too, in a longest common subsequence.
     pub shared: bool,
+    /// What the data says that it weighs; `None` where it says nothing.
+    pub weight: Option<f64>,
 }
 
 /// tokens.parquet.
@@ -66,6 +68,7 @@ pub fn positions(rows: &[PositionRow]) -> DataFrame {
         column("text", rows, |r| r.text.clone()),
         column("logp", rows, |r| r.logp),
         column("shared", rows, |r| r.shared),
+        column("weight", rows, |r| r.weight),
     ])
 }
 
