@@ -357,6 +357,16 @@ fn said_first(page: &Page, folder: &Path) {
     said("What the pair itself does has the sign of the change");
 }
 
+/// The sentence of Adam's metric, of 16 pairs.
+fn said_in_metric(page: &Page, pairs: &DataFrame) {
+    let mut cosines: Vec<f64> = pairs.column("adam_cosine").unwrap().f64().unwrap().iter().flatten().collect();
+    cosines.sort_by(f64::total_cmp);
+    let median = format!("{:.2}", f64::midpoint(cosines[7], cosines[8])).replace('-', "−");
+    let found = page.get("document.getElementById('finding').textContent");
+    let want = format!("In the metric of Adam's step the cosine is {median} (95 % interval ");
+    assert!(found.as_str().unwrap().contains(&want), "{want}: {found}");
+}
+
 /// A line between every two of 16 cells, half way.
 fn lines_between_cells(page: &Page) {
     let lines = page.get(
@@ -452,6 +462,7 @@ fn pairs_between_and_the_metric() {
         assert_eq!(shown, json!(format!("{:.4}", pairs.column(column).unwrap().f64().unwrap().get(0).unwrap())));
     };
     assert_eq!(page.get("document.getElementById('metric-choice').hidden"), json!(false));
+    said_in_metric(&page, &pairs);
     cell("cosine");
     page.select_plain("metric", "adam");
     cell("adam_cosine");

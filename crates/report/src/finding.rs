@@ -117,6 +117,32 @@ impl Moved {
     }
 }
 
+/// How many pairs a small step on an objective, of each pair by itself, moves how.
+struct Regimes {
+    all: usize,
+    /// log π(chosen) falls.
+    falls: usize,
+    /// log π(rejected) rises.
+    rejected_rises: usize,
+}
+
+impl Regimes {
+    fn of(regimes: &Rows<'_>, objective: &str) -> Self {
+        let count = |kinds: &[&str]| -> usize {
+            let of = |row: &usize| {
+                regimes.text(*row, "objective") == Some(objective)
+                    && regimes.text(*row, "regime").is_some_and(|regime| kinds.contains(&regime))
+            };
+            (0..regimes.len()).filter(of).filter_map(|row| regimes.whole(row, "count")).sum()
+        };
+        Self {
+            all: count(&["ideal", "both-up", "both-down", "inverted", "none"]),
+            falls: count(&["both-down", "inverted"]),
+            rejected_rises: count(&["both-up", "inverted"]),
+        }
+    }
+}
+
 impl Gathered<'_> {
     /// What was found of every run on every data set, in the order of the records.
     pub fn findings(&self) -> Vec<Finding> {
@@ -141,6 +167,7 @@ impl Gathered<'_> {
         }
         reasons.extend(self.in_batches(last, training).filter(|said| !headline.contains(said.as_str())));
         reasons.extend(self.met(first, last));
+        reasons.extend(self.in_metric(last));
         reasons.extend(self.blocks(last));
         reasons.extend(self.tokens(&of));
         reasons.extend(self.related(last));
@@ -209,27 +236,19 @@ impl Gathered<'_> {
     fn predicted(&self, leaf: usize, training: Option<&Training>, reasons: &mut Vec<String>) -> String {
         let Some(regimes) = self.table("regimes", leaf) else { return "These records have no pairs.".to_owned() };
         let name = regimes.text(0, "objective").unwrap_or("dpo").to_owned();
-        let count = |objective: &str, kinds: &[&str]| -> usize {
-            let of = |row: &usize| {
-                regimes.text(*row, "objective") == Some(objective)
-                    && regimes.text(*row, "regime").is_some_and(|regime| kinds.contains(&regime))
-            };
-            (0..regimes.len()).filter(of).filter_map(|row| regimes.whole(row, "count")).sum()
-        };
-        let all = |objective: &str| count(objective, &["ideal", "both-up", "both-down", "inverted", "none"]);
-        let falls = |objective: &str| count(objective, &["both-down", "inverted"]);
-        let up = count(&name, &["both-up", "inverted"]);
-        if all(&name) == 0 {
+        let first = Regimes::of(&regimes, &name);
+        if first.all == 0 {
             return "These records have no pairs.".to_owned();
         }
-        reasons.push(format!("log π(rejected) would rise for {}.", share(up, all(&name))));
+        reasons.push(format!("log π(rejected) would rise for {}.", share(first.rejected_rises, first.all)));
         let mut names: Vec<&str> = (0..regimes.len()).filter_map(|row| regimes.text(row, "objective")).collect();
         names.dedup();
-        let by_falls = |name: &&&str| falls(name) * 1_000_000 / all(name).max(1);
+        let of = |name: &str| Regimes::of(&regimes, name);
+        let by_falls = |name: &&&str| of(name).falls * 1_000_000 / of(name).all.max(1);
         if let (true, Some(best), Some(worst)) =
             (names.len() > 1, names.iter().min_by_key(by_falls), names.iter().max_by_key(by_falls))
         {
-            let part = |name: &str| percent(falls(name), all(name));
+            let part = |name: &str| percent(of(name).falls, of(name).all);
             let same =
                 format!("Under each of {} objectives the same share of chosen responses would fall.", names.len());
             let apart = || {
@@ -244,7 +263,7 @@ impl Gathered<'_> {
         }
         let alone = format!(
             "A small step on {name} of each pair by itself would lower the probability of the chosen response for {}.",
-            share(falls(&name), all(&name))
+            share(first.falls, first.all)
         );
         match self.in_batches(leaf, training) {
             Some(said) => {
@@ -298,6 +317,22 @@ impl Gathered<'_> {
             said(low),
             said(high),
             100.0 * (of("both_up")? + of("both_down")?),
+        ))
+    }
+
+    /// The same where gradients are measured as Adam's step has them, where they were.
+    fn in_metric(&self, leaf: usize) -> Option<String> {
+        let (metrics, regimes) = (self.table("metrics", leaf)?, self.table("adam_regimes", leaf)?);
+        let row = (0..metrics.len()).find(|&row| metrics.text(row, "metric") == Some("adam_cosine"))?;
+        let name = regimes.text(0, "objective")?;
+        let of = Regimes::of(&regimes, name);
+        Some(format!(
+            "In the metric of Adam's step the cosine is {} (95 % interval {} to {}), and a small step on {name} of each pair by itself would lower the probability of the \
+             chosen response for {}.",
+            said(metrics.real(row, "median")?),
+            said(metrics.real(row, "low")?),
+            said(metrics.real(row, "high")?),
+            share(of.falls, of.all),
         ))
     }
 
