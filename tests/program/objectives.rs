@@ -406,6 +406,12 @@ fn weights_of_the_data_scale_every_token() {
     refused(&[&format!(r#"{row}, "chosen_weights": [1, 2]}}"#)], "has `chosen_weights` without `rejected_weights`");
     let with = |w: &str| format!(r#"{row}, "chosen_weights": {w}, "rejected_weights": [1]}}"#);
     refused(&[&with("[1]")], "`chosen_weights` has 1 weights and the response 2 tokens");
+    // where bad rows are left out, such a row is one
+    let fits = format!(r#"{row}, "chosen_weights": [1, 2], "rejected_weights": [1]}}"#);
+    let mut skipping = options(&write("some.jsonl", &[with("[1]"), fits]), "some", &["weighted_dpo"]);
+    skipping.extend(["--on-bad-row", "skip"].map(str::to_owned));
+    succeed(skipping);
+    assert_eq!(Table::at(&folder.path().join("some"), "pairs.parquet").read(0).unwrap().height(), 1);
     // where nothing asks for them they are nobody's business
     let misfit = write("misfit.jsonl", &[with("[1]")]);
     succeed(options(&misfit, "unused", &["dpo"]));

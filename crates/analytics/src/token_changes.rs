@@ -45,7 +45,7 @@ struct Steps {
 /// `None` where the records lack tokens.parquet or objectives.parquet.
 ///
 /// # Errors
-/// Where a part is damaged, or the records count pairs of groups, whose matrices are of other pairs.
+/// Where a part is damaged or not written yet, or the records count pairs of groups, whose matrices are of other pairs.
 pub fn token_changes(leaf: &Leaf) -> Result<Option<DataFrame>> {
     let tables = (leaf.table(tables::TOKENS)?, leaf.table(tables::POSITIONS)?, leaf.table(tables::OBJECTIVES)?);
     let (Some(matrices), Some(positions), Some(objectives)) = tables else { return Ok(None) };
@@ -58,7 +58,11 @@ pub fn token_changes(leaf: &Leaf) -> Result<Option<DataFrame>> {
     let steps = Steps::read(&objectives)?;
     let parsed: Vec<Option<Objective>> = steps.objectives.iter().map(|name| name.parse().ok()).collect();
     let mut rows = Vec::new();
-    for (matrices, positions) in matrices.parts().iter().zip(positions.parts()) {
+    for matrices in matrices.parts() {
+        let Some(positions) = positions.parts().iter().find(|part| part.file_name() == matrices.file_name()) else {
+            let problem = "has no part of positions.parquet beside it: `tokens` is at work here or was ended; run it again to its end";
+            return Err(Error::given(matrices, problem));
+        };
         let responses = responses(&Records::of(vec![positions.clone()]))?;
         let part = Records::of(vec![matrices.clone()]);
         let mut blocks: HashMap<u64, HashMap<String, Array>> = HashMap::new();
@@ -68,10 +72,15 @@ pub fn token_changes(leaf: &Leaf) -> Result<Option<DataFrame>> {
         let mut pairs: Vec<u64> = responses.keys().copied().collect();
         pairs.sort_unstable();
         for pair in pairs {
-            let (Some(blocks), Some(of_pair)) = (blocks.get(&pair), steps.of_pairs.get(&pair)) else { continue };
-            let (Some(wl), Some(ww), Some(ll)) = (blocks.get("wl"), blocks.get("ww"), blocks.get("ll")) else {
-                continue;
+            let Some(of_pair) = steps.of_pairs.get(&pair) else {
+                let problem = format!("has no pair {pair}, which tokens.parquet has; run `analyze` again to its end");
+                return Err(Error::given(&leaf.folder.join(tables::OBJECTIVES), problem));
             };
+            let of_block = |name: &str| {
+                let missing = || Error::given(matrices, format!("has no block {name} of pair {pair}"));
+                blocks.get(&pair).and_then(|blocks| blocks.get(name)).ok_or_else(missing)
+            };
+            let (wl, ww, ll) = (of_block("wl")?, of_block("ww")?, of_block("ll")?);
             for step in of_pair {
                 let weighed = parsed[step.objective].as_ref().and_then(|of| weights(of, &responses[&pair]));
                 let coefficients = weighed.map(|[w, l]| {

@@ -541,6 +541,10 @@ fn usable(row: u64, parsed: Row, tokenizer: Option<&TextTokens>, reading: &Readi
     remarks.sort_unstable();
     remarks.dedup();
     let misfit = parsed.weights.as_ref().and_then(|weights| check_weights(weights, &responses, &cut).err());
+    // what bad rows are left out for may need them
+    if let Some(problem) = misfit.clone().filter(|_| reading.skip_bad_rows) {
+        return Err(problem.into());
+    }
     let group = is_group.then(|| Candidates::new(responses.clone(), parsed.scores));
     let (best, worst) = group.as_ref().map_or((0, 1), |group| (group.best, group.worst));
     let tokens = PairTokens { prompt, chosen: responses[best].clone(), rejected: responses[worst].clone() };

@@ -445,16 +445,32 @@ fn ranges(sorted: &[usize]) -> String {
 /// What a run recorded of its own steps, where none of its checkpoints was measured.
 fn recorded(training: &Training) -> Finding {
     let ends = training.ends;
-    let both = [("log π(chosen) of the pairs of a step went", ends.chosen), ("log π(rejected)", ends.rejected)];
+    let both = [
+        (
+            if ends.steps == 1 {
+                "log π(chosen) of its pairs was, before it,"
+            } else {
+                "log π(chosen) of the pairs of a step went"
+            },
+            ends.chosen,
+        ),
+        ("log π(rejected)", ends.rejected),
+    ];
     let told: Vec<String> = both
         .into_iter()
-        .filter_map(|(name, of)| of.map(|[first, last]| format!("{name} from {} to {}", said(first), said(last))))
+        .filter_map(|(name, of)| {
+            of.map(|[first, last]| match ends.steps {
+                1 => format!("{name} at {}", said(first)),
+                _ => format!("{name} from {} to {}", said(first), said(last)),
+            })
+        })
         .collect();
     let headline = match (ends.steps, told.is_empty()) {
         (0, _) => format!("Training on {} has recorded no step yet.", training.objective),
         (steps, true) => {
             format!("{} of training on {} recorded no log-probabilities.", times(steps, "step"), training.objective)
         }
+        (1, false) => format!("After 1 step of training on {}, {}.", training.objective, told.join(", ")),
         (steps, false) => format!(
             "In {} of training on {}, {} (means of {} at either end, whose pairs differ).",
             times(steps, "step"),
@@ -464,7 +480,10 @@ fn recorded(training: &Training) -> Finding {
         ),
     };
     let mut reasons = taken_apart(&training.apart);
-    reasons.push("No checkpoint of this run was measured: sweep tells what became of the same pairs.".to_owned());
+    reasons.push(
+        "No records here are known to be of this run's checkpoints: those of sweep tell what became of the same pairs."
+            .to_owned(),
+    );
     Finding { run: training.run.clone(), dataset: String::new(), headline, reasons }
 }
 
@@ -547,6 +566,10 @@ mod tests {
             one.contains("log π(chosen) of the pairs of a step went from −2.00 to −1.00 (")
                 && !one.contains("rejected"),
             "{one}"
+        );
+        assert_eq!(
+            headline(1, Some([-2.0; 2]), Some([-3.0; 2])),
+            "After 1 step of training on sft, log π(chosen) of its pairs was, before it, at −2.00, log π(rejected) at −3.00."
         );
         let both = headline(4, Some([-2.0, -1.0]), Some([-3.0, -4.0]));
         assert!(both.contains("to −1.00, log π(rejected) from −3.00 to −4.00"), "{both}");

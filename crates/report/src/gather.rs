@@ -343,11 +343,29 @@ mod tests {
         assert_eq!(told(&[x.clone(), sweep.clone()]), want);
         // a checkpoint's folder alone, in the sweep whose manifest says where the run is
         assert_eq!(told(std::slice::from_ref(&leaf)), [("dpo".to_owned(), 1, of_y)]);
+        // the run that was swept recorded nothing itself: another one of its name is not it
+        let elsewhere = serde_json::json!({"folder": sweep, "steps": [1]});
+        let mut of_other = manifest.clone();
+        of_other["runs"]["dpo"] = elsewhere;
+        std::fs::write(sweep.join("manifest.json"), of_other.to_string()).unwrap();
+        assert_eq!(told(&[y.clone(), leaf.clone()]), [("dpo (training)".to_owned(), 0, of_y)]);
         // without the manifest the name tells, where one run only has it
         std::fs::remove_file(sweep.join("manifest.json")).unwrap();
         assert_eq!(told(&[y.clone(), leaf.clone()]), [("dpo".to_owned(), 1, of_y)]);
-        let unlinked = told(&[x, y, leaf]);
+        let unlinked = told(&[x, y, leaf.clone()]);
         assert!(unlinked.iter().all(|run| run.1 == 0), "{unlinked:?}");
+        // two folders beside each other that two sweeps call the same
+        for (at, of) in [("one", "x/dpo"), ("two", "x/ipo")] {
+            let run = trained(of, 1);
+            let at = folder.path().join("named").join(at);
+            std::fs::create_dir_all(&at).unwrap();
+            let mut manifest = manifest.clone();
+            manifest["runs"]["dpo"]["folder"] = serde_json::json!(run);
+            std::fs::write(at.join("manifest.json"), manifest.to_string()).unwrap();
+        }
+        let both = told(&[folder.path().join("named")]);
+        assert!(both.len() == 2 && both[0].0 != both[1].0, "{both:?}");
+        std::fs::remove_dir_all(folder.path().join("x/ipo")).unwrap();
         // records of something else that has the run's name
         let (other, run) = (records(&folder.path().join("other/dpo")), folder.path().join("x"));
         assert_eq!(told(&[other, run]), [("dpo (training)".to_owned(), 0, of_x)]);

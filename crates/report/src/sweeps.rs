@@ -2,7 +2,7 @@
 use crate::error::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use tanglescope_records::{Leaf, Manifest, SweepManifest, find_some, folders_with, tables};
+use tanglescope_records::{Leaf, Manifest, SweepManifest, absolute, find_some, folders_with, tables};
 
 /// Manifests of sweeps, by the sweep's folder.
 pub(crate) struct Sweeps(BTreeMap<PathBuf, SweepManifest>);
@@ -14,10 +14,10 @@ pub(crate) fn whole(folder: &Path) -> PathBuf {
 
 /// The sweep's folder and the run's name in it, of a record below `run=…`.
 pub(crate) fn swept(leaf: &Leaf) -> Option<(PathBuf, String)> {
-    let at = whole(&leaf.folder);
-    at.ancestors().find_map(|at| {
+    // as the path is given: a run's folder may be a link to one without its name
+    absolute(&leaf.folder).ancestors().find_map(|at| {
         let name = at.file_name()?.to_string_lossy().strip_prefix("run=")?.to_owned();
-        Some((at.parent()?.to_owned(), name))
+        Some((whole(at.parent()?), name))
     })
 }
 

@@ -16,6 +16,9 @@ const POINTS: usize = 2000;
 /// Steps that are shown of a run; of more, every n-th.
 const STEPS: usize = 1000;
 
+/// Runs of which as much is shown; each of more has less.
+const RUNS: usize = 2;
+
 /// What a predicted change is the sum of.
 const PARTS: [&str; 4] = ["own", "others", "momentum", "decay"];
 
@@ -91,19 +94,26 @@ pub(crate) fn gather(folders: &[PathBuf], leaves: &[Leaf], sweeps: &Sweeps) -> R
         let mut of = runs.keys().filter(|folder| last(folder) == run);
         of.next().filter(|_| of.next().is_none())
     };
-    let folder_of = |leaf: &Leaf| -> Option<PathBuf> {
-        sweeps.run_folder(leaf).filter(|folder| runs.contains_key(folder)).or_else(|| by_name(leaf).cloned())
+    let folder_of = |leaf: &Leaf| match sweeps.run_folder(leaf) {
+        Some(folder) if runs.contains_key(&folder) => Some(folder),
+        // it is where the sweep found it, and has no records of its own
+        Some(folder) if folder.exists() => None,
+        _ => by_name(leaf).cloned(),
     };
     let homes: Vec<Option<PathBuf>> = leaves.iter().map(folder_of).collect();
     let measured: BTreeSet<&str> = leaves.iter().map(|leaf| leaf.run.as_str()).collect();
+    let told = tell_apart(&named);
     let mut all = Vec::new();
-    for (folder, mut name) in runs.keys().zip(tell_apart(&named)) {
+    for (folder, name) in runs.keys().zip(&told) {
+        let is_alone = told.iter().filter(|other| *other == name).count() == 1;
+        // sweeps may call two folders beside each other the same
+        let mut name = if is_alone { name.clone() } else { folder.display().to_string() };
         let of: Vec<usize> = (0..leaves.len()).filter(|&leaf| homes[leaf].as_ref() == Some(folder)).collect();
         // records of something else may have its name
         while of.is_empty() && measured.contains(name.as_str()) {
             name.push_str(" (training)");
         }
-        all.push(Training::of(name, of, folder)?);
+        all.push(Training::of(name, of, folder, runs.len())?);
     }
     all.sort_by(|a, b| a.run.cmp(&b.run));
     Ok(all)
@@ -115,7 +125,7 @@ impl Training {
         Some(self.manifest.as_ref()?.identity.settings.pairs_per_step() as u64)
     }
 
-    fn of(run: String, leaves: Vec<usize>, folder: &Path) -> Result<Self> {
+    fn of(run: String, leaves: Vec<usize>, folder: &Path, runs: usize) -> Result<Self> {
         let manifest = match Manifest::read(folder)? {
             Some(Manifest::Training(manifest)) => Some(*manifest),
             _ => None,
@@ -136,16 +146,16 @@ impl Training {
         };
         let leaf = Leaf { run: String::new(), step: None, dataset: String::new(), folder: folder.to_owned() };
         if let Some(records) = leaf.table(tables::STEPS)? {
-            of.read_steps(&records)?;
+            of.read_steps(&records, runs)?;
         }
         if let Some(records) = leaf.table(tables::PREDICTIONS)? {
-            of.read_predictions(&records)?;
+            of.read_predictions(&records, runs)?;
         }
         Ok(of)
     }
 
     /// Means over the pairs of each step, and the medians of the ratio of coefficients and of the band that it should be in.
-    fn read_steps(&mut self, records: &Records) -> Result<()> {
+    fn read_steps(&mut self, records: &Records, runs: usize) -> Result<()> {
         let null = || lit(polars_lazy::prelude::NULL).cast(DataType::Float64);
         let (ww, ll, cosine) = (col("ww"), col("ll"), col("cosine"));
         let ratio = when(col("d_l").neq(lit(0.0))).then(col("d_w") / col("d_l")).otherwise(null());
@@ -177,11 +187,11 @@ impl Training {
         if let Some(all) = Rows::of_leaf(&all, 0) {
             self.ends = Ends::of(&all);
         }
-        append(&mut self.steps, 0, &rows, rows.height().div_ceil(STEPS).max(1));
+        append(&mut self.steps, 0, &rows, rows.height().div_ceil(of_each(STEPS, runs)).max(1));
         Ok(())
     }
 
-    fn read_predictions(&mut self, records: &Records) -> Result<()> {
+    fn read_predictions(&mut self, records: &Records, runs: usize) -> Result<()> {
         let mut query = records.scan()?;
         let mut wanted = vec!["step", "split", "pair", "branch", "predicted", "measured"];
         // runs of earlier versions have no parts
@@ -191,7 +201,7 @@ impl Training {
         let there = wanted.iter().map(|name| col(*name)).chain([col("step").alias("at")]).collect::<Vec<_>>();
         let rows = records.collect(query.clone().select(there))?;
         self.predictions_in_all = rows.height();
-        let shown = thinned(&rows).map_err(|e| records.blame(e))?;
+        let shown = thinned(&rows, of_each(POINTS, runs)).map_err(|e| records.blame(e))?;
         append(&mut self.predictions, 0, &shown, 1);
         if !is_apart {
             return Ok(());
@@ -203,15 +213,21 @@ impl Training {
         let means = records.collect(means.with_columns([col("step").alias("at")]))?;
         let steps = means.column("step").and_then(|steps| steps.u64().cloned()).map_err(|e| records.blame(e))?;
         let numbers: Vec<u64> = steps.iter().flatten().collect::<BTreeSet<_>>().into_iter().collect();
-        let kept: BTreeSet<u64> = numbers.iter().copied().step_by(numbers.len().div_ceil(STEPS).max(1)).collect();
+        let kept: BTreeSet<u64> =
+            numbers.iter().copied().step_by(numbers.len().div_ceil(of_each(STEPS, runs)).max(1)).collect();
         let kept = steps.iter().map(|step| step.is_some_and(|step| kept.contains(&step))).collect();
         append(&mut self.parts, 0, &means.filter(&kept).map_err(|e| records.blame(e))?, 1);
         Ok(())
     }
 }
 
+/// What is shown of each of some runs, where so much is shown of one.
+fn of_each(one: usize, runs: usize) -> usize {
+    RUNS * one / runs.max(RUNS)
+}
+
 /// Both responses of the pairs of steps that are shown.
-fn thinned(rows: &DataFrame) -> PolarsResult<DataFrame> {
+fn thinned(rows: &DataFrame, most: usize) -> PolarsResult<DataFrame> {
     let (steps, pairs) = (rows.column("step")?.u64()?, rows.column("pair")?.u64()?);
     let splits = rows.column("split")?.str()?;
     let mut places = HashMap::new();
@@ -222,7 +238,7 @@ fn thinned(rows: &DataFrame) -> PolarsResult<DataFrame> {
     }
     // evenly, and with no period in common with batches, of which every n-th pair would always be the same one
     let golden = f64::midpoint(5f64.sqrt(), -1.0);
-    let share = POINTS as f64 / places.len().max(1) as f64;
+    let share = most as f64 / places.len().max(1) as f64;
     rows.filter(&of_rows.into_iter().map(|place| (place as f64 * golden).fract() < share).collect())
 }
 
@@ -297,7 +313,7 @@ mod tests {
         let rows: Vec<Prediction> = (1..=steps).flat_map(|step| (0..pairs).map(move |pair| row(step, pair))).collect();
         let table = Table::create(folder.path(), tables::PREDICTIONS).unwrap();
         table.write(0, predictions(&rows)).unwrap();
-        let of = Training::of("run".to_owned(), Vec::new(), folder.path()).unwrap();
+        let of = Training::of("run".to_owned(), Vec::new(), folder.path(), 2).unwrap();
 
         let (n, sums) = (steps as f64, of.apart);
         assert_eq!((sums.count, sums.fell, sums.change), (3 * steps, 2 * steps, -6.0 * n));
@@ -311,6 +327,9 @@ mod tests {
         let held_out = column("split").iter().filter(|of| *of == "held_out").count();
         assert!((2 * count("w") / 4).abs_diff(held_out) <= 8, "a quarter of the pairs: {held_out}");
         assert_eq!(of.predictions_in_all, 2 * 4 * steps);
+        let one_of_four = Training::of("run".to_owned(), Vec::new(), folder.path(), 4).unwrap();
+        assert!(one_of_four.predictions["at"].as_array().unwrap().len().abs_diff(POINTS) <= 4);
+        assert_eq!(one_of_four.parts["at"].as_array().unwrap().len(), STEPS);
         // means of a step are of its own pairs
         let part = |name: &str| of.parts[name].as_array().unwrap().clone();
         let (branch, measured) = (part("branch"), part("measured"));

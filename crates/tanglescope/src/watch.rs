@@ -11,13 +11,14 @@ use hyper_util::rt::TokioIo;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use tanglescope_report::{Origin, Report, html, sources};
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Options of [`watch`].
 #[derive(Clone, Debug)]
@@ -33,6 +34,9 @@ pub struct WatchOptions {
 /// How often the listener is asked whether to stop.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How long a page that could not be made is not tried again, where no file has changed.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// Shows a report on this machine until the listener stops it; tells the listener the page's address.
 ///
 /// # Errors
@@ -47,10 +51,18 @@ pub fn watch(options: &WatchOptions, listener: &dyn Listener) -> Result<()> {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await.map_err(refuse)?;
         let address = socket.local_addr().map_err(refuse)?;
         listener.note(&format!("http://{address}/ shows {}", list(&options.folders)));
-        let page = Arc::new(Page { options: options.clone(), made: Mutex::default() });
+        let page = Arc::new(Page { options: options.clone(), making: Mutex::default(), made: Mutex::default() });
         while !listener.stop().is_some_and(tanglescope_model::Stop::is_asked) {
             // a browser opens connections that it does not use
-            let Ok(Ok((stream, _))) = timeout(LOOK, socket.accept()).await else { continue };
+            let stream = match timeout(LOOK, socket.accept()).await {
+                Ok(Ok((stream, _))) => stream,
+                // no file can be opened any more, and none will be at once
+                Ok(Err(_)) => {
+                    sleep(LOOK).await;
+                    continue;
+                }
+                Err(_) => continue,
+            };
             let page = Arc::clone(&page);
             tokio::spawn(async move {
                 let answer = service_fn(move |request| {
@@ -80,15 +92,29 @@ fn list(folders: &[PathBuf]) -> String {
 /// The page as it was made last.
 struct Page {
     options: WatchOptions,
+    /// Held while a page is made.
+    making: Mutex<()>,
     made: Mutex<Made>,
 }
 
-/// What was made of the records at a stamp.
+/// What was made of the records.
 #[derive(Default)]
 struct Made {
+    /// The stamp of the records, and the page.
     page: Option<(String, String)>,
     /// Why nothing could be made of them since.
-    failed: Option<(String, String)>,
+    failed: Option<Failed>,
+}
+
+struct Failed {
+    stamp: String,
+    why: String,
+    at: Instant,
+}
+
+/// A mutex, whatever happened to another holder.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Page {
@@ -109,9 +135,14 @@ impl Page {
     /// What a page that is shown compares its own stamp with: where nothing better can be made, its own, and why.
     fn stamp(&self) -> Response<Full<Bytes>> {
         let now = stamp(&self.options.folders);
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |made: &Made| made.failed.as_ref().is_some_and(|failed| failed.stamp == now);
+        if failed(&lock(&self.made)) {
+            // what was in the way may be gone without a trace in the files
+            self.make();
+        }
+        let made = lock(&self.made);
         let text = match (&made.page, &made.failed) {
-            (Some((shown, _)), Some((at, why))) if *at == now => {
+            (Some((shown, _)), Some(Failed { why, .. })) if failed(&made) => {
                 format!("{shown}\nNot up to date: of the records as they are now no page can be made: {why}")
             }
             _ => now,
@@ -119,23 +150,41 @@ impl Page {
         plain(StatusCode::OK, text)
     }
 
-    fn page(&self) -> Response<Full<Bytes>> {
+    /// Makes a page of the records as they are, unless that was done, or could not be a moment ago.
+    fn make(&self) {
+        let _making = lock(&self.making);
         let now = stamp(&self.options.folders);
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let tried = [&made.page, &made.failed].into_iter().flatten().any(|(at, _)| *at == now);
-        if !tried {
-            let origin =
-                Origin { version: env!("CARGO_PKG_VERSION").to_owned(), command: self.options.command.clone() };
-            match Report::of(&self.options.folders, origin).and_then(|report| html(&report, Some(&now))) {
-                Ok(page) => *made = Made { page: Some((now, page)), failed: None },
-                Err(error) => made.failed = Some((now, error.to_string())),
+        {
+            let made = lock(&self.made);
+            let is_made = made.page.as_ref().is_some_and(|(at, _)| *at == now);
+            let was_tried =
+                made.failed.as_ref().is_some_and(|failed| failed.stamp == now && failed.at.elapsed() < AGAIN);
+            if is_made || was_tried {
+                return;
             }
         }
+        let origin = Origin { version: env!("CARGO_PKG_VERSION").to_owned(), command: self.options.command.clone() };
+        let make = || {
+            let report = Report::of(&self.options.folders, origin).map_err(|e| e.to_string())?;
+            html(&report, Some(&now)).map_err(|e| e.to_string())
+        };
+        // a fault of ours is told beside the page that was, too
+        let page = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| Err("a fault of Tanglescope's".to_owned()));
+        let mut made = lock(&self.made);
+        match page {
+            Ok(page) => *made = Made { page: Some((now, page)), failed: None },
+            Err(why) => made.failed = Some(Failed { stamp: now, why, at: Instant::now() }),
+        }
+    }
+
+    fn page(&self) -> Response<Full<Bytes>> {
+        self.make();
+        let made = lock(&self.made);
         match &made.page {
             Some((_, page)) => typed(StatusCode::OK, "text/html; charset=utf-8", page.clone()),
             // nothing was written yet, or just now
             None => {
-                let why = made.failed.as_ref().map_or("", |(_, why)| why);
+                let why = made.failed.as_ref().map_or("", |failed| &failed.why);
                 let mut waiting = plain(StatusCode::OK, format!("Waiting for records: {why}"));
                 waiting.headers_mut().insert(REFRESH, HeaderValue::from_static("2"));
                 waiting
