@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Everything that is checked before a change lands: formatting, lints, documentation, tests, of Rust and of Python. Needs Rust, Python from 3.10 on
-# and a network; installs what some tests need beside: a software Vulkan driver and Chromium, where it may, and names them where it may not, and
+# and a network; installs what some tests need beside: a software Vulkan driver, a C++ compiler and Chromium, where it may, and names them where it may not, and
 # the Python packages of python/requirements-test.txt, into a virtual environment beside the build.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-packages=(libvulkan1 mesa-vulkan-drivers)
+packages=(libvulkan1 mesa-vulkan-drivers g++)
 # any of its names will do
 command -v chromium chromium-browser google-chrome >/dev/null || packages+=(chromium)
 missing=()
@@ -19,7 +19,7 @@ if ((${#missing[@]})); then
     echo "installing ${missing[*]}"
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   else
-    echo "not installed: ${missing[*]}. Tests on Vulkan and of the report in a browser are left out; as root: apt-get install ${missing[*]}" >&2
+    echo "not installed: ${missing[*]}. Tests on Vulkan, on CUDA and of the report in a browser are left out; as root: apt-get install ${missing[*]}" >&2
   fi
 fi
 

@@ -3,7 +3,7 @@
 # SmolLM2-135M-Instruct, LoRA, DPO on three sets of sentiment pairs (after one epoch on their chosen responses) and on 512 pairs of hh-rlhf.
 #
 #     finding.sh BINARY MODEL DATA OUT [PYTHON]     DATA holds senti-tweet-{single,short,long}.jsonl and hh-harmless-test.jsonl.gz; PYTHON has polars
-# SETS="long" does some of the sentiment sets, HH= leaves hh-rlhf out.
+# SETS="long" does some of the sentiment sets, HH= leaves hh-rlhf out, SEEDS="1 2" repeats every run in other orders of the pairs.
 set -euo pipefail
 binary=$1 model=$2 data=$3 out=$4 python=${5:-python3}
 here=$(dirname "$0")
@@ -30,6 +30,11 @@ study() { # SET ADAPTER-WORDS…
   "$python" "$here/without_harm.py" "$out/$set-train.jsonl" "$out/interference/$set" "$out/$set"
   for kind in harmless random; do
     dpo "$set-$kind" "$out/$set-$kind.jsonl" "$out/$set-held-out.jsonl" "$@"
+  done
+  for seed in ${SEEDS-}; do
+    for kind in train harmless random; do
+      dpo "$set-$kind-$seed" "$out/$set-$kind.jsonl" "$out/$set-held-out.jsonl" "$@" --seed "$seed"
+    done
   done
 }
 

@@ -1,4 +1,5 @@
-//! The device kernels against f64 on the CPU, at random ragged shapes: on lavapipe, Vulkan in software, or, with TANGLESCOPE_VULKAN=any, on the machine's own; and on CUDA where there is such a device.
+//! The device kernels against f64 on the CPU, at random ragged shapes: on lavapipe, Vulkan in software, or, with TANGLESCOPE_VULKAN=any, on the machine's own, and with
+//! TANGLESCOPE_VULKAN=none on none; and on CUDA where there is such a device, which `tests/cuda.sh` makes of the processor.
 //!
 //! Bounds. A sum of n products in f32 is off by at most n·u·Σ|terms|, u = 2⁻²⁴ (Higham, Accuracy and Stability, §3.1), in
 //! whatever order and with or without fused multiply-adds. A *tile* entry is a sum over R rows, its product with another one
@@ -29,18 +30,23 @@ const U: f64 = 5.960_464_477_539_063e-8;
 
 /// Runs a check on every device that can be had. Without one it is left out, but not on CI.
 fn on_devices(check: &dyn Check) {
-    // a machine's own driver is tested where that is said
-    if std::env::var_os("TANGLESCOPE_VULKAN").is_none_or(|choice| choice != "any") {
-        use_lavapipe();
-    }
-    match vulkan_devices() {
-        Ok(devices) => check.vulkan(&devices[0].0),
-        Err(problem) => {
-            assert!(std::env::var_os("CI").is_none(), "{problem}; install libvulkan1 and mesa-vulkan-drivers");
+    let choice = std::env::var("TANGLESCOPE_VULKAN").unwrap_or_default();
+    let without_vulkan = choice == "none";
+    if !without_vulkan {
+        // a machine's own driver is tested where that is said
+        if choice != "any" {
+            use_lavapipe();
+        }
+        match vulkan_devices() {
+            Ok(devices) => check.vulkan(&devices[0].0),
+            Err(problem) => {
+                assert!(std::env::var_os("CI").is_none(), "{problem}; install libvulkan1 and mesa-vulkan-drivers");
+            }
         }
     }
-    if let Ok(devices) = cuda_devices() {
-        check.cuda(&devices[0].0);
+    match cuda_devices() {
+        Ok(devices) => check.cuda(&devices[0].0),
+        Err(problem) => assert!(!without_vulkan, "no device to test on: {problem}"),
     }
 }
 

@@ -7,6 +7,7 @@ mod analyze;
 mod bad_input;
 mod bench;
 mod command_line;
+mod cuda;
 mod field;
 mod groups;
 mod hub;

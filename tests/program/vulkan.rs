@@ -6,44 +6,58 @@ use crate::support::lavapipe::lavapipe;
 use crate::support::{analyze, error_line, repository, succeed, tanglescope};
 use serde_json::Value;
 use std::path::Path;
+use std::process::Output;
 
 fn numbers(out: &Path, column: &str) -> Vec<f64> {
     support::numbers(out, "pairs.parquet", column).into_iter().map(Option::unwrap).collect()
 }
 
+/// Two pairs of a golden model on a device against the CPU in f64, within a tolerance relative to √(ww·ll); `run` runs the command there.
+pub fn agrees_with_the_cpu(
+    model: &Path,
+    (scope, dtype, tolerance): (&str, &str, f64),
+    device: &str,
+    run: &dyn Fn(&[String]) -> Output,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let golden: Value = serde_json::from_slice(&std::fs::read(model.join("golden.json")).unwrap()).unwrap();
+    let rows: Vec<String> = golden["pairs"].as_array().unwrap().iter().take(2).map(Value::to_string).collect();
+    let data = folder.path().join("pairs.jsonl");
+    std::fs::write(&data, rows.join("\n")).unwrap();
+    let (cpu, there) = (folder.path().join("cpu"), folder.path().join("there"));
+    let with = |out: &Path, device: &str, dtype: &str| {
+        let mut args = analyze(model, &data, out);
+        device.clone_into(&mut args[2]);
+        args.extend(["--scope", scope, "--dtype", dtype].map(str::to_owned));
+        if scope == "lora" {
+            args.extend(["--adapter".to_owned(), model.join("adapter").display().to_string()]);
+        }
+        args
+    };
+    succeed(with(&cpu, "cpu", "f64"));
+    let output = run(&with(&there, device, dtype));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains(&format!("device: {device}:0")), "{stderr}");
+    let (ww, ll) = (numbers(&cpu, "ww"), numbers(&cpu, "ll"));
+    for column in ["ww", "wl", "ll", "logp_chosen", "logp_rejected"] {
+        let both = numbers(&there, column).into_iter().zip(numbers(&cpu, column));
+        for (i, (got, want)) in both.enumerate() {
+            let size = if column.starts_with("logp") { want.abs() } else { (ww[i] * ll[i]).sqrt() };
+            let name = model.display();
+            assert!(
+                (got - want).abs() <= tolerance * size,
+                "{name}, {scope} in {dtype} on {device}, pair {i}, {column}: {got} instead of {want}"
+            );
+        }
+    }
+}
+
 #[test]
 fn vulkan_agrees_with_the_cpu() {
     let Some(driver) = lavapipe() else { return };
+    let run = |args: &[String]| tanglescope().args(args).env("VK_DRIVER_FILES", &driver).output().unwrap();
     for (golden, scope) in [("llama3_tied", "lora"), ("llama3_tied", "full"), ("gpt2", "full")] {
-        let folder = tempfile::tempdir().unwrap();
-        let model = repository("tests/golden").join(golden);
-        let golden: Value = serde_json::from_slice(&std::fs::read(model.join("golden.json")).unwrap()).unwrap();
-        let rows: Vec<String> = golden["pairs"].as_array().unwrap().iter().take(2).map(Value::to_string).collect();
-        let data = folder.path().join("pairs.jsonl");
-        std::fs::write(&data, rows.join("\n")).unwrap();
-        let (cpu, vulkan) = (folder.path().join("cpu"), folder.path().join("vulkan"));
-        let with = |out: &Path, device: &str, dtype: &str| {
-            let mut args = analyze(&model, &data, out);
-            args[2] = device.to_owned();
-            args.extend(["--scope", scope, "--dtype", dtype].map(str::to_owned));
-            if scope == "lora" {
-                args.extend(["--adapter".to_owned(), model.join("adapter").display().to_string()]);
-            }
-            args
-        };
-        succeed(with(&cpu, "cpu", "f64"));
-        let output =
-            tanglescope().args(with(&vulkan, "vulkan", "f32")).env("VK_DRIVER_FILES", &driver).output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && stderr.contains("device: vulkan:0"), "{stderr}");
-        let (ww, ll) = (numbers(&cpu, "ww"), numbers(&cpu, "ll"));
-        for column in ["ww", "wl", "ll", "logp_chosen", "logp_rejected"] {
-            let both = numbers(&vulkan, column).into_iter().zip(numbers(&cpu, column));
-            for (i, (got, want)) in both.enumerate() {
-                let size = if column.starts_with("logp") { want.abs() } else { (ww[i] * ll[i]).sqrt() };
-                assert!((got - want).abs() <= 1e-4 * size, "{scope}, pair {i}, {column}: {got} instead of {want}");
-            }
-        }
+        agrees_with_the_cpu(&repository("tests/golden").join(golden), (scope, "f32", 1e-4), "vulkan", &run);
     }
 }
 
