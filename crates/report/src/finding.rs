@@ -390,9 +390,9 @@ impl Gathered<'_> {
         if pairs == 0 || all == 0.0 {
             return None;
         }
-        let [shared, contrast, mixed] = sums.map(|sum| signed(100.0 * sum / all));
+        let [shared, contrast, mixed] = sums.map(|sum| format!("{:+.0}", 100.0 * sum / all).replace('-', "−"));
         Some(format!(
-            "By tokens, over {pairs} pairs: of an inner product of {} {shared} % is from tokens that both responses share, {contrast} % from those that differ, \
+            "By tokens, over {pairs} pairs: of an inner product of {}, {shared} % is from tokens that both responses share, {contrast} % from those that differ, \
              {mixed} % between the two kinds.",
             said(all)
         ))
