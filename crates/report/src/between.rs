@@ -42,7 +42,7 @@ pub(crate) fn heat_maps(leaves: &[Leaf]) -> Result<Vec<HeatMap>> {
     let measured: Vec<bool> =
         leaves.iter().map(|leaf| Ok(leaf.table(tables::CLUSTERS)?.is_some())).collect::<Result<_>>()?;
     let maps = measured.iter().filter(|is| **is).count().max(1);
-    let most = (BYTES / (maps * BYTES_OF_TWO)).isqrt().min(PAIRS);
+    let most = (BYTES / (maps * BYTES_OF_TWO)).isqrt().clamp(1, PAIRS);
     let of = leaves.iter().enumerate().map(|(number, leaf)| heat_map(number, leaf, most));
     of.filter_map(Result::transpose).collect()
 }

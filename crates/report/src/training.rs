@@ -1,9 +1,9 @@
 //! What training runs recorded of their own steps.
-use crate::columns::{Rows, append};
+use crate::columns::append;
 use crate::error::Result;
 use crate::sweeps::{Sweeps, swept, whole};
 use polars_core::prelude::{DataFrame, DataType, PolarsResult};
-use polars_lazy::prelude::{col, lit, when};
+use polars_lazy::prelude::{IntoLazy, col, lit, when};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -182,11 +182,7 @@ impl Training {
             .with_columns([col("step").alias("at")]);
         let rows = records.collect(rows)?;
         self.steps_in_all = rows.height();
-        let mut all = Map::new();
-        append(&mut all, 0, &rows, 1);
-        if let Some(all) = Rows::of_leaf(&all, 0) {
-            self.ends = Ends::of(&all);
-        }
+        self.ends = Ends::of(&rows).map_err(|e| records.blame(e))?;
         append(&mut self.steps, 0, &rows, rows.height().div_ceil(of_each(STEPS, runs)).max(1));
         Ok(())
     }
@@ -199,7 +195,7 @@ impl Training {
         let is_apart = parts.len() == PARTS.len();
         wanted.extend(parts);
         let there = wanted.iter().map(|name| col(*name)).chain([col("step").alias("at")]).collect::<Vec<_>>();
-        let rows = records.collect(query.clone().select(there))?;
+        let rows = records.collect(query.select(there))?;
         self.predictions_in_all = rows.height();
         let shown = thinned(&rows, of_each(POINTS, runs)).map_err(|e| records.blame(e))?;
         append(&mut self.predictions, 0, &shown, 1);
@@ -208,7 +204,7 @@ impl Training {
         }
         self.apart = Apart::of(&rows).map_err(|e| records.blame(e))?;
         let means = PARTS.into_iter().chain(["measured"]).map(|name| col(name).mean()).collect::<Vec<_>>();
-        let of_batch = query.filter(col("split").eq(lit("batch")).and(col("own").is_not_null()));
+        let of_batch = rows.lazy().filter(col("split").eq(lit("batch")).and(col("own").is_not_null()));
         let means = of_batch.group_by_stable([col("step"), col("branch")]).agg(means);
         let means = records.collect(means.with_columns([col("step").alias("at")]))?;
         let steps = means.column("step").and_then(|steps| steps.u64().cloned()).map_err(|e| records.blame(e))?;
@@ -223,7 +219,7 @@ impl Training {
 
 /// What is shown of each of some runs, where so much is shown of one.
 fn of_each(one: usize, runs: usize) -> usize {
-    RUNS * one / runs.max(RUNS)
+    (RUNS * one / runs.max(RUNS)).max(1)
 }
 
 /// Both responses of the pairs of steps that are shown.
@@ -243,16 +239,17 @@ fn thinned(rows: &DataFrame, most: usize) -> PolarsResult<DataFrame> {
 }
 
 impl Ends {
-    fn of(rows: &Rows<'_>) -> Self {
-        let few = rows.len().div_ceil(10);
-        let ends = |name: &str| -> Option<[f64; 2]> {
+    fn of(rows: &DataFrame) -> PolarsResult<Self> {
+        let (steps, few) = (rows.height(), rows.height().div_ceil(10));
+        let ends = |name: &str| -> PolarsResult<Option<[f64; 2]>> {
+            let column = rows.column(name)?.f64()?;
             let mean = |of: std::ops::Range<usize>| {
-                let values: Option<Vec<f64>> = of.map(|row| rows.real(row, name)).collect();
-                values.map(|values| values.iter().sum::<f64>() / few as f64)
+                let values: Option<Vec<f64>> = of.map(|row| column.get(row).filter(|x| x.is_finite())).collect();
+                values.filter(|values| !values.is_empty()).map(|values| values.iter().sum::<f64>() / few as f64)
             };
-            Some([mean(0..few)?, mean(rows.len() - few..rows.len())?])
+            Ok(mean(0..few).zip(mean(steps - few..steps)).map(|(first, last)| [first, last]))
         };
-        Self { steps: rows.len(), few, chosen: ends("logp_chosen"), rejected: ends("logp_rejected") }
+        Ok(Self { steps, few, chosen: ends("logp_chosen")?, rejected: ends("logp_rejected")? })
     }
 }
 
@@ -330,6 +327,9 @@ mod tests {
         let one_of_four = Training::of("run".to_owned(), Vec::new(), folder.path(), 4).unwrap();
         assert!(one_of_four.predictions["at"].as_array().unwrap().len().abs_diff(POINTS) <= 4);
         assert_eq!(one_of_four.parts["at"].as_array().unwrap().len(), STEPS);
+        // however many runs there are, each has something
+        let one_of_many = Training::of("run".to_owned(), Vec::new(), folder.path(), 100_000).unwrap();
+        assert!(!one_of_many.parts["at"].as_array().unwrap().is_empty());
         // means of a step are of its own pairs
         let part = |name: &str| of.parts[name].as_array().unwrap().clone();
         let (branch, measured) = (part("branch"), part("measured"));
