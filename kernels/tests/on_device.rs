@@ -1,5 +1,6 @@
 //! The device kernels against f64 on the CPU, at random ragged shapes: on lavapipe, Vulkan in software, or, with TANGLESCOPE_VULKAN=any, on the machine's own, and with
-//! TANGLESCOPE_VULKAN=none on none; and on CUDA where there is such a device, which `tests/cuda.sh` makes of the processor.
+//! TANGLESCOPE_VULKAN=none on none; and on CUDA where there is such a device. On the processor as such a device they run once more, in a program of
+//! their own, which must find no race, no access out of bounds and no value that nobody wrote; `tests/cuda.sh` does that in more ways.
 //!
 //! Bounds. A sum of n products in f32 is off by at most n·u·Σ|terms|, u = 2⁻²⁴ (Higham, Accuracy and Stability, §3.1), in
 //! whatever order and with or without fused multiply-adds. A *tile* entry is a sum over R rows, its product with another one
@@ -7,15 +8,19 @@
 //! of at most 1,024 of the m·n values. A *gram* entry is the product of sums over n and m features, summed over 64 values of a
 //! unit and 8 levels of a tree: n + m + 72. Across tiles sums are f64. Both get 8 more for the products themselves. For f16 and bf16 the inputs are
 //! rounded before both sides start, and sums stay f32.
+#[path = "../../tests/support/cuda_on_cpu.rs"]
+mod cuda_on_cpu;
 #[path = "../../tests/support/lavapipe.rs"]
 mod lavapipe;
 #[path = "support/mod.rs"]
 mod support;
 
+use cuda_on_cpu::{AMPERE, Emulated, HOPPER, faults, libraries};
 use lavapipe::use_lavapipe;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::ops::Range;
+use std::process::Command;
 use support::{Random, close, codes, expected, expected_in, rows, specs};
 use tanglescope_kernels::device::{Cuda, Vulkan, cuda_devices, vulkan_devices};
 use tanglescope_kernels::{
@@ -30,11 +35,10 @@ const U: f64 = 5.960_464_477_539_063e-8;
 
 /// Runs a check on every device that can be had. Without one it is left out, but not on CI.
 fn on_devices(check: &dyn Check) {
-    let choice = std::env::var("TANGLESCOPE_VULKAN").unwrap_or_default();
-    let without_vulkan = choice == "none";
+    let without_vulkan = is_once_more();
     if !without_vulkan {
         // a machine's own driver is tested where that is said
-        if choice != "any" {
+        if std::env::var_os("TANGLESCOPE_VULKAN").is_none_or(|choice| choice != "any") {
             use_lavapipe();
         }
         match vulkan_devices() {
@@ -203,7 +207,12 @@ fn reductions<B: Kernels>(device: &B::Device) {
     let group = (0usize..40, prop::collection::vec(prop_oneof![Just(0usize), 1usize..20, Just(67), Just(7)], 1..6));
     let side = || prop_oneof![Just(1usize), Just(2), Just(13), Just(16), Just(61), 1usize..90];
     let shapes = (any::<u64>(), prop::collection::vec(group, 1..4), side(), side(), side());
-    let mut runner = TestRunner::new(Config { cases: 12, failure_persistence: None, ..Config::default() });
+    let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
+    let mut runner = match is_once_more() {
+        false => TestRunner::new(config),
+        // a shape may be a kernel of its own, which takes a second to compile and is kept
+        true => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+    };
     let run = |(seed, groups, n, m, other)| {
         check_reductions::<B>(device, seed, (groups, n, m, other));
         Ok(())
@@ -571,6 +580,36 @@ fn head_in<B: Kernels>(device: &B::Device, dtype: DType) {
             assert_eq!(gram, B::collect(vec![again.gram.unwrap()]));
         }
     }
+}
+
+/// Whether this is the program that the tests start for CUDA on the processor.
+fn is_once_more() -> bool {
+    std::env::var("TANGLESCOPE_VULKAN").is_ok_and(|choice| choice == "none")
+}
+
+/// All of these checks on CUDA, on the processor: this program once more, where the only device is one of those.
+fn once_more(of: Emulated) {
+    if is_once_more() {
+        return;
+    }
+    let Some(libraries) = libraries() else { return };
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    of.found_by(command.arg("--nocapture").env("TANGLESCOPE_VULKAN", "none"), libraries);
+    let output = command.output().unwrap();
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|of| String::from_utf8_lossy(of).into_owned());
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    assert_eq!(faults(&stderr), Vec::<&str>::new());
+}
+
+#[test]
+fn on_cuda_on_the_processor() {
+    once_more(HOPPER);
+}
+
+/// Products by cuBLAS, and threads and blocks in reverse.
+#[test]
+fn on_cuda_on_the_processor_with_cublas() {
+    once_more(Emulated { cublas: true, ..AMPERE });
 }
 
 check!(Reductions, reductions);

@@ -35,7 +35,7 @@ class Model:
         model: Folder of a Hugging Face model, or its name on the hub (`org/name[@revision]`).
         adapter: Folder or hub name of a PEFT adapter.
         dtype: Precision of weights and activations: f32, f64 (CPU), bf16 or f16 (devices); sums are wider.
-        device: `auto` for the best one, `cpu`, `cuda`, `cuda:N`, `vulkan` or `vulkan:N`.
+        device: `auto` for the best one, `cpu`, `cuda`, `vulkan`, one by number (`cuda:1`), or several that share the work (`cuda:0,1`, `cuda:all`).
         memory: GiB that weights and activations may take together; beyond it blocks are copied or read when they are used.
         padding_row: Whether the embedding's row of the padding token is left out of gradients as torch does (`trainer`), or not (`exact`).
         dora_norm: Whether DoRA's norms are held fixed in gradients as PEFT does (`trainer`), or gone through (`exact`).

@@ -1,5 +1,6 @@
 //! What the tests share: small random checkpoints, and the program run as a user runs it.
 #![allow(dead_code)] // each test crate uses its own part
+pub mod cuda_on_cpu;
 pub mod lavapipe;
 
 use half::{bf16, f16};

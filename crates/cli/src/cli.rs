@@ -131,7 +131,7 @@ pub struct Measured {
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
-    /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
+    /// cpu, cuda, vulkan, one by number (cuda:1), or several that share the work (cuda:0,1 or cuda:all) [default: the best present]
     #[arg(long)]
     pub device: Option<String>,
     /// Memory limit in GiB for weights and activations together; beyond it, activations are recomputed, weights are copied to the GPU

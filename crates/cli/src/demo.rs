@@ -61,7 +61,7 @@ pub fn run(args: &Demo, json: bool) -> Result<()> {
     if !args.dry.dry_run {
         demo.write_files()?;
     }
-    tell!("device: {}", tanglescope::device_in_use(demo.device)?);
+    tell!("device: {}", tanglescope::device_in_use(demo.device.as_ref())?);
     say!(json, "A model of a million parameters, and three sets of pairs (Yuan et al., arXiv 2410.13828, section 4):");
     for (name, rows) in SETS {
         say!(json, "  {name:<7} {}", rows.lines().next().unwrap_or_default());
@@ -147,7 +147,7 @@ impl Experiment<'_> {
 
     /// All parameters, on the demo's device.
     fn measured(&self) -> Measured {
-        Measured { scope: Scope::Full, device: self.device, ..Measured::default() }
+        Measured { scope: Scope::Full, device: self.device.clone(), ..Measured::default() }
     }
 
     fn model(&self, folder: PathBuf) -> ModelOptions {
@@ -156,7 +156,7 @@ impl Experiment<'_> {
 
     /// Shows the command of a call, and returns its words for the manifest.
     fn shown(&self, words: &[&str]) -> Result<Vec<String>> {
-        let device = self.device.map(|device| ["--device".to_owned(), device.to_string()]);
+        let device = self.device.as_ref().map(|device| ["--device".to_owned(), device.to_string()]);
         let words = ["tanglescope"].iter().chain(words).map(|word| (*word).to_owned());
         let words: Vec<String> = words.chain(device.into_iter().flatten()).collect();
         say!(self.json, "\n$ {}", words.join(" "));

@@ -4,14 +4,17 @@ use crate::whole::tidy;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-/// Keeps other processes out of a folder until it is dropped, and takes away what a killed one left half written. On a file
-/// system without locks it keeps nobody out.
+/// Keeps other processes out of a folder until it is dropped, and takes away what a killed one left half written there and in the folder's tables. On
+/// a file system without locks it keeps nobody out.
 ///
 /// # Errors
 /// Where another process writes to the folder, or its lock file cannot be written.
 pub fn lock(folder: &Path) -> Result<File> {
     let file = lock_file(&folder.join(".lock"), false)?;
     tidy(folder)?;
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::new(folder, e))?;
+    let tables = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    tables.filter(|path| path.extension().is_some_and(|end| end == "parquet")).try_for_each(|table| tidy(&table))?;
     Ok(file)
 }
 

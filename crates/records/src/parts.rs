@@ -1,6 +1,6 @@
 //! Tables as folders of parts, each written whole and then renamed.
 use crate::error::{Error, Result};
-use crate::whole::{tidy, write_whole};
+use crate::whole::write_whole;
 use polars_core::prelude::DataFrame;
 use polars_io::prelude::{ParquetReader, ParquetWriter, SerReader};
 use std::fs::File;
@@ -13,22 +13,11 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table `name` of a run's folder; the folder is made, and what an earlier process was writing when it was killed is
-    /// taken away.
+    /// The table `name` of a run's folder, which is made; others may be writing parts of it.
     ///
     /// # Errors
     /// Where it cannot be made.
     pub fn create(run: &Path, name: &str) -> Result<Self> {
-        let table = Self::create_shared(run, name)?;
-        tidy(&table.folder)?;
-        Ok(table)
-    }
-
-    /// The same of a table that other processes write parts of.
-    ///
-    /// # Errors
-    /// Where it cannot be made.
-    pub fn create_shared(run: &Path, name: &str) -> Result<Self> {
         let table = Self::at(run, name);
         std::fs::create_dir_all(&table.folder)
             .map_err(|e| Error::new(&table.folder, format!("cannot be made: {e}")))?;

@@ -1,9 +1,10 @@
 //! Every pair's entanglement.
+use crate::crew::Member;
 use crate::data::{read, reading, whole_groups};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Listener, begin};
-use crate::loaded::{LoadedModel, OnModel};
+use crate::loaded::{LoadedModel, OnCrew};
 use crate::measure::{Extras, Measurement, Probe, ReferenceLogps, done, work};
 use crate::metric::{self, LoadedMetric};
 use crate::model::Model;
@@ -142,26 +143,23 @@ impl LoadedModel {
     ) -> Result<Analysis> {
         let asked = self.asked.clone();
         let objectives = measures.checked(&asked, listener)?;
-        let work = AnalysisOnModel { asked: &asked, rows, measures, objectives, to, listener };
-        let summary = self.run(work, listener)?;
+        let summary = self.share(&AnalysisOnModel { rows, measures, objectives, to }, listener)?;
         Ok(Analysis { summary, records: Folder::new(&to.out) })
     }
 }
 
 struct AnalysisOnModel<'a> {
-    asked: &'a Model,
     rows: &'a TokenRows,
     measures: &'a PairMeasures,
     objectives: Objectives,
     to: &'a Destination,
-    listener: &'a dyn Listener,
 }
 
-impl OnModel for AnalysisOnModel<'_> {
+impl OnCrew for AnalysisOnModel<'_> {
     type Output = Summary;
 
-    fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Summary> {
-        let Self { asked, rows, measures, objectives, to, listener } = self;
+    fn run<B: Kernels>(&self, asked: &Model, member: &Member<'_>, model: &mut Decoder<B>) -> Result<Option<Summary>> {
+        let (Self { rows, measures, objectives, to }, listener) = (self, member.listener);
         rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
         let reference = objectives.reference.load(asked, model, listener)?;
@@ -172,13 +170,13 @@ impl OnModel for AnalysisOnModel<'_> {
         begin(listener, &to.out, work(data, to.shard)?, before);
         let measurement = Measurement {
             asked,
-            objectives: &objectives,
+            objectives,
             reference: &reference,
             metric: metric.as_ref(),
             memo: &ReferenceLogps::default(),
             tokenizer: rows.tokenizer.as_ref(),
             extras: &extras,
-            listener,
+            member,
         };
         let summary = measurement.write(model, &scope, data, to)?;
         listener.end();

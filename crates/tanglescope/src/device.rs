@@ -64,24 +64,61 @@ impl Precision {
     }
 }
 
-/// A device by its name: `cpu`, `cuda`, `cuda:N`, `vulkan` or `vulkan:N`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Devices by their name: `cpu`, or `cuda` or `vulkan` by itself, with a number (`cuda:1`), with several (`cuda:0,1`) or with `all` (`cuda:all`).
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceName {
     /// The processor.
     Cpu,
-    /// A CUDA device, by number from 0.
-    Cuda(usize),
-    /// A Vulkan device, by number from 0.
-    Vulkan(usize),
+    /// CUDA devices.
+    Cuda(Numbers),
+    /// Vulkan devices.
+    Vulkan(Numbers),
+}
+
+/// Which devices of a kind, by number from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// All that are no software.
+    All,
+    /// These.
+    These(Vec<usize>),
+}
+
+impl std::fmt::Display for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::These(numbers) => f.write_str(&numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(",")),
+        }
+    }
 }
 
 impl std::fmt::Display for DeviceName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(number) => write!(f, "cuda:{number}"),
-            Self::Vulkan(number) => write!(f, "vulkan:{number}"),
+            Self::Cuda(numbers) => write!(f, "cuda:{numbers}"),
+            Self::Vulkan(numbers) => write!(f, "vulkan:{numbers}"),
         }
+    }
+}
+
+impl FromStr for Numbers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let mut numbers = Vec::new();
+        for number in text.split(',') {
+            let known = number.parse().map_err(|_| format!("`{number}` is no device number"))?;
+            if numbers.contains(&known) {
+                return Err(format!("{known} is named twice"));
+            }
+            numbers.push(known);
+        }
+        Ok(Self::These(numbers))
     }
 }
 
@@ -90,15 +127,13 @@ impl FromStr for DeviceName {
 
     fn from_str(name: &str) -> Result<Self> {
         let bad = |problem: String| Error::value("device", name, problem);
-        let (kind, number) = match name.split_once(':') {
-            None => (name, 0),
-            Some((kind, number)) => (kind, number.parse().map_err(|_| bad(format!("`{number}` is no device number")))?),
-        };
+        let (kind, numbers) = name.split_once(':').unwrap_or((name, "0"));
+        let numbers: Numbers = numbers.parse().map_err(bad)?;
         match kind {
-            "cpu" if number == 0 => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(number)),
-            "vulkan" => Ok(Self::Vulkan(number)),
-            _ => Err(bad("expected cpu, cuda, cuda:N, vulkan or vulkan:N".to_owned())),
+            "cpu" if numbers == Numbers::These(vec![0]) => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(numbers)),
+            "vulkan" => Ok(Self::Vulkan(numbers)),
+            _ => Err(bad("expected cpu, cuda, cuda:N, cuda:N,M, cuda:all, or the same of vulkan".to_owned())),
         }
     }
 }
@@ -123,27 +158,33 @@ pub(crate) trait OnDevice {
 }
 
 impl Device {
-    /// A device by its name, or the best one: a CUDA device, a Vulkan GPU, or the CPU.
+    /// Devices by their name, one at least, or the best one: a CUDA device, a Vulkan GPU, or the CPU.
     ///
     /// # Errors
     /// Where there is no such device, or its driver is missing.
-    pub fn choose(name: Option<DeviceName>) -> Result<Self> {
-        let Some(name) = name else { return Ok(Self::best()) };
+    pub fn choose(name: Option<&DeviceName>) -> Result<Vec<Self>> {
+        let Some(name) = name else { return Ok(vec![Self::best()]) };
         let absent = |problem: String| Error::Device { device: name.to_string(), problem };
-        let missing = |count: usize| {
-            absent(format!("there are {count} such devices, numbered from 0; see `tanglescope devices`"))
-        };
-        match name {
-            DeviceName::Cpu => Ok(Self::Cpu),
-            DeviceName::Cuda(number) => {
+        let (found, numbers): (Vec<Self>, _) = match name {
+            DeviceName::Cpu => return Ok(vec![Self::Cpu]),
+            DeviceName::Cuda(numbers) => {
                 let found = cuda_devices().map_err(absent)?;
-                let count = found.len();
-                found.into_iter().nth(number).map(|(d, f)| Self::Cuda(d, f)).ok_or_else(|| missing(count))
+                (found.into_iter().map(|(d, f)| Self::Cuda(d, f)).collect(), numbers)
             }
-            DeviceName::Vulkan(number) => {
+            DeviceName::Vulkan(numbers) => {
                 let found = vulkan_devices().map_err(absent)?;
-                let count = found.len();
-                found.into_iter().nth(number).map(|(d, f)| Self::Vulkan(d, f)).ok_or_else(|| missing(count))
+                (found.into_iter().map(|(d, f)| Self::Vulkan(d, f)).collect(), numbers)
+            }
+        };
+        let count = found.len();
+        let missing = || absent(format!("there are {count} such devices, numbered from 0; see `tanglescope devices`"));
+        match numbers {
+            Numbers::All => {
+                let all: Vec<Self> = found.into_iter().filter(|device| !device.is_software()).collect();
+                if all.is_empty() { Err(missing()) } else { Ok(all) }
+            }
+            Numbers::These(numbers) => {
+                numbers.iter().map(|&number| found.get(number).cloned().ok_or_else(missing)).collect()
             }
         }
     }
@@ -188,8 +229,8 @@ impl Device {
                     return before(panic);
                 }
                 let text = panic.payload_as_str().unwrap_or("no reason is given");
-                // a kernel that does not compile comes with all of its source
-                let words: String = text.split_whitespace().take(120).collect::<Vec<_>>().join(" ");
+                // a kernel that does not compile comes with all of its source, and a device with every call that failed
+                let words: String = text.split_whitespace().take(40).collect::<Vec<_>>().join(" ");
                 first().get_or_insert(words);
             }));
         });
@@ -317,12 +358,17 @@ pub struct Devices {
     pub default: String,
 }
 
-/// What a device, or the best one where none is named, is called.
+/// What devices, or the best one where none is named, are called.
 ///
 /// # Errors
 /// Where there is no such device, or its driver is missing.
-pub fn device_in_use(name: Option<DeviceName>) -> Result<String> {
-    Ok(Device::choose(name)?.to_string())
+pub fn device_in_use(name: Option<&DeviceName>) -> Result<String> {
+    Ok(names(&Device::choose(name)?))
+}
+
+/// What some devices are called.
+pub(crate) fn names(devices: &[Device]) -> String {
+    devices.iter().map(Device::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Lists the devices of this machine.

@@ -40,6 +40,7 @@
 //! ```
 mod analyze;
 mod bench;
+mod crew;
 mod data;
 mod device;
 mod error;
@@ -70,7 +71,7 @@ mod watch;
 
 pub use analyze::{Analysis, AnalyzeOptions, analyze};
 pub use bench::{BenchOptions, BenchReport, KernelTime, PassTime, ShapeName, bench};
-pub use device::{DeviceName, DeviceReport, Devices, Precision, device_in_use, devices};
+pub use device::{DeviceName, DeviceReport, Devices, Numbers, Precision, device_in_use, devices};
 pub use error::{Error, Result};
 pub use estimate::Estimate;
 pub use inspect::{AdapterFound, Inspection, ModelFound, PairCost, RunFound, inspect};

@@ -1,5 +1,6 @@
 //! A model that stays loaded from one call to the next.
-use crate::device::Device;
+use crate::crew::{Member, together};
+use crate::device::{Device, names};
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::model::Model;
@@ -20,7 +21,15 @@ pub struct LoadedModel {
     /// Folder of its saved adapter.
     adapter: Option<PathBuf>,
     measured: Measured,
-    /// `None` after a device failed under it.
+    /// One a device.
+    seats: Vec<Seat>,
+}
+
+/// A device with its copy of the model.
+#[derive(Debug)]
+struct Seat {
+    device: Device,
+    /// `None` after the device failed.
     decoder: Option<AnyDecoder>,
 }
 
@@ -38,6 +47,34 @@ pub(crate) trait OnModel {
     type Output;
     /// Does it.
     fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Self::Output>;
+}
+
+/// Work on a loaded model that devices of a kind share.
+pub(crate) trait OnCrew: Sync {
+    /// What the work returns.
+    type Output: Send;
+    /// Does a member's part, with the model as it was asked for on its device; the one that ends the work returns what came of it.
+    fn run<B: Kernels>(
+        &self,
+        asked: &Model,
+        member: &Member<'_>,
+        model: &mut Decoder<B>,
+    ) -> Result<Option<Self::Output>>;
+}
+
+/// A member's part of such work.
+struct Part<'a, W> {
+    work: &'a W,
+    asked: &'a Model,
+    member: &'a Member<'a>,
+}
+
+impl<W: OnCrew> OnModel for Part<'_, W> {
+    type Output = Option<W::Output>;
+
+    fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Self::Output> {
+        self.work.run(self.asked, self.member, model)
+    }
 }
 
 /// Inner products of the gradients of log-probabilities.
@@ -76,8 +113,10 @@ impl LoadedModel {
 
     fn new(asked: Model, adapter: Option<PathBuf>, measured: Measured, listener: &dyn Listener) -> Result<Self> {
         asked.announce(listener);
-        let decoder = Some(loaded(&asked, listener)?);
-        Ok(Self { asked, adapter, measured, decoder })
+        let mut seats: Vec<Seat> =
+            asked.devices.iter().map(|device| Seat { device: device.clone(), decoder: None }).collect();
+        Seat::load_all(&mut seats, &asked, listener)?;
+        Ok(Self { asked, adapter, measured, seats })
     }
 
     /// Puts another saved adapter on the base, or none; the base is not loaded again where neither adapter replaces tensors of it.
@@ -120,19 +159,13 @@ impl LoadedModel {
     fn change(&mut self, asked: Model, listener: &dyn Listener) -> Result<()> {
         // files of the same folder may be others by now
         let is_there = asked.adapter == self.asked.adapter && !matches!(asked.adapter, AdapterSource::Saved(_));
-        if !is_there || self.decoder.is_none() {
-            let under = match &self.decoder {
-                Some(decoder) => decoder.under(&asked)?,
-                None => None,
-            };
-            self.decoder = match under {
-                Some(decoder) => Some(decoder),
-                None => {
-                    // before the next one is loaded
-                    self.decoder = None;
-                    Some(loaded(&asked, listener)?)
-                }
-            };
+        if !is_there || self.seats.iter().any(|seat| seat.decoder.is_none()) {
+            for seat in &mut self.seats {
+                // before the next one is loaded
+                let before = seat.decoder.take();
+                seat.decoder = before.map(|decoder| decoder.under(&asked)).transpose()?.flatten();
+            }
+            Seat::load_all(&mut self.seats, &asked, listener)?;
         }
         self.asked = asked;
         Ok(())
@@ -179,7 +212,7 @@ impl LoadedModel {
     /// The device and number type that it runs in, in words.
     #[must_use]
     pub fn runs_on(&self) -> String {
-        self.asked.device.to_string()
+        names(&self.asked.devices)
     }
 
     /// What stands for the base's weights, and for the adapter's.
@@ -188,7 +221,7 @@ impl LoadedModel {
         fn of<B: Kernels>(model: &Decoder<B>) -> [Option<String>; 2] {
             [Some(model.content_hash.clone()), model.adapter_hash.clone()]
         }
-        match &self.decoder {
+        match self.seats.iter().find_map(|seat| seat.decoder.as_ref()) {
             None => [None, None],
             Some(AnyDecoder::Cpu(model)) => of(model),
             Some(AnyDecoder::Cuda(model)) => of(model),
@@ -222,14 +255,48 @@ impl LoadedModel {
         self.run(GramOnModel { scope: &self.asked.scope.clone(), group: &group }, listener)
     }
 
-    /// Does work on the device that the model is on.
-    pub(crate) fn run<W: OnModel>(&mut self, work: W, listener: &dyn Listener) -> Result<W::Output> {
-        let device = self.asked.device.clone();
-        let stop = listener.stop().cloned().unwrap_or_default();
-        let Some(decoder) = &mut self.decoder else {
+    /// The seats whose devices have not failed, one at least.
+    fn seats(&mut self) -> Result<Vec<&mut Seat>> {
+        let seats: Vec<&mut Seat> = self.seats.iter_mut().filter(|seat| seat.decoder.is_some()).collect();
+        if seats.is_empty() {
             let problem = "it failed under this model, which has to be loaded again".to_owned();
-            return Err(Error::Device { device: device.to_string(), problem });
-        };
+            return Err(Error::Device { device: names(&self.asked.devices), problem });
+        }
+        Ok(seats)
+    }
+
+    /// Does work on a device that the model is on.
+    pub(crate) fn run<W: OnModel>(&mut self, work: W, listener: &dyn Listener) -> Result<W::Output> {
+        self.seats()?.remove(0).run(work, listener)
+    }
+
+    /// Does work on all devices that the model is on.
+    pub(crate) fn share<W: OnCrew>(&mut self, work: &W, listener: &dyn Listener) -> Result<W::Output> {
+        let asked = self.asked.clone();
+        together(self.seats()?, listener, |seat, member| {
+            let asked = &asked.on(&seat.device);
+            seat.run(Part { work, asked, member }, member.listener)
+        })
+    }
+}
+
+impl Seat {
+    /// Loads the model where it is not; without the devices that fail, unless all do.
+    fn load_all(seats: &mut [Self], asked: &Model, listener: &dyn Listener) -> Result<()> {
+        let missing: Vec<&mut Self> = seats.iter_mut().filter(|seat| seat.decoder.is_none()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        together(missing, listener, |seat, member| {
+            seat.decoder = Some(loaded(&asked.on(&seat.device), member.listener)?);
+            Ok(Some(()))
+        })
+    }
+
+    fn run<W: OnModel>(&mut self, work: W, listener: &dyn Listener) -> Result<W::Output> {
+        let device = self.device.clone();
+        let stop = listener.stop().cloned().unwrap_or_default();
+        let Some(decoder) = &mut self.decoder else { unreachable!("seats whose devices failed are left out") };
         let done = match decoder {
             AnyDecoder::Cpu(model) => {
                 model.stop = stop;

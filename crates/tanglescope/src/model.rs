@@ -1,5 +1,5 @@
 //! A model as a call uses it: its options checked, its device chosen, its weights loaded.
-use crate::device::{Device, dtype_name};
+use crate::device::{Device, dtype_name, names};
 use crate::error::{Error, Result};
 use crate::folder::{Kind, expect};
 use crate::listener::Listener;
@@ -34,6 +34,8 @@ pub(crate) struct Model {
     pub dtype: DType,
     /// Where it runs.
     pub device: Device,
+    /// Devices that have a copy of it each and share the work, that one among them.
+    pub devices: Vec<Device>,
     /// Bytes that it may take.
     pub memory: Option<usize>,
 }
@@ -72,8 +74,9 @@ impl Model {
         if let Some(adapter) = &adapter {
             expect(Kind::Adapter, "adapter", adapter)?;
         }
-        let device = Device::choose(options.device)?;
-        let dtype = options.dtype.on(&device)?;
+        let devices = Device::choose(options.device.as_ref())?;
+        let dtypes = devices.iter().map(|device| options.dtype.on(device)).collect::<Result<Vec<_>>>()?;
+        let (device, dtype) = (devices[0].clone(), dtypes[0]);
         let adapter = match (adapter, &options.scope) {
             (Some(folder), _) => AdapterSource::Saved(folder),
             (None, Scope::Lora | Scope::Trainable) => {
@@ -94,7 +97,24 @@ impl Model {
         };
         let Measured { padding_row, dora_norm, .. } = *options;
         let (scope, memory) = (options.scope.clone(), bytes(options.memory)?);
-        Ok(Self { folder, held: None, adapter, scope, padding_row, dora_norm, dtype, device, memory })
+        Ok(Self { folder, held: None, adapter, scope, padding_row, dora_norm, dtype, device, devices, memory })
+    }
+
+    /// The same on one of the devices.
+    pub fn on(&self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self.clone() }
+    }
+
+    /// Refuses several devices, for what runs on one.
+    pub fn on_one_device(self) -> Result<Self> {
+        match self.devices.len() {
+            1 => Ok(self),
+            _ => Err(Error::value(
+                "device",
+                names(&self.devices),
+                "this runs on one device; expected one, such as cuda:0",
+            )),
+        }
     }
 
     /// What stands for a model's adapter: the hash of a saved one, or the settings of a fresh one.
@@ -246,7 +266,7 @@ impl Model {
 
     /// Says what runs where.
     pub fn announce(&self, listener: &dyn Listener) {
-        listener.note(&format!("device: {}, {}", self.device, dtype_name(self.dtype)));
+        listener.note(&format!("device: {}, {}", names(&self.devices), dtype_name(self.dtype)));
         if let Some(slower) = self.device.slower_products() {
             listener.note(&format!("device: {slower}"));
         }

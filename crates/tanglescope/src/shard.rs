@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
-use tanglescope_records::{Table, lock, lock_file, wait_for_lock};
+use tanglescope_records::{lock, lock_file, wait_for_lock};
 
 /// Which part of the work: the I-th of N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,11 +56,6 @@ impl Shard {
     /// The turn of a shard to do what shards do one after the other.
     pub(crate) fn turn(out: &Path) -> Result<File> {
         Ok(wait_for_lock(&out.join(".lock-manifest"))?)
-    }
-
-    /// A table of the folder, which other shards may be writing to.
-    pub(crate) fn table(self, out: &Path, name: &str) -> Result<Table> {
-        Ok(if self.is_whole() { Table::create(out, name)? } else { Table::create_shared(out, name)? })
     }
 }
 

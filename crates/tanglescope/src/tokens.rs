@@ -1,10 +1,11 @@
 //! The inner products of the gradients of single response tokens.
+use crate::crew::Member;
 use crate::data::{group, groups, read, reading};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Amount, Listener, advance, begin};
-use crate::loaded::{LoadedModel, OnModel};
-use crate::measure::{identity, open};
+use crate::loaded::{LoadedModel, OnCrew};
+use crate::measure::{alone_in, identity, open, stage};
 use crate::model::Model;
 use crate::options::{DataOptions, Destination, ModelOptions, TokenMeasures};
 use crate::placement::Placement;
@@ -13,6 +14,7 @@ use crate::records::{Folder, make_folder};
 use crate::shard::Shard;
 use crate::token_rows::TokenRows;
 use polars_core::prelude::DataFrame;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tanglescope_analytics::Shares;
 use tanglescope_data::{Dataset, Pair, TextTokens};
@@ -112,79 +114,92 @@ impl LoadedModel {
         to: &Destination,
         listener: &dyn Listener,
     ) -> Result<TokenProducts> {
-        let asked = &self.asked.clone();
-        let shares = self.run(TokensOnModel { asked, rows, measures, to, listener }, listener)?;
+        let shares = self.share(&TokensOnModel { rows, measures, to }, listener)?;
         Ok(TokenProducts { shares, records: Folder::new(&to.out) })
     }
 }
 
 struct TokensOnModel<'a> {
-    asked: &'a Model,
     rows: &'a TokenRows,
     measures: TokenMeasures,
     to: &'a Destination,
-    listener: &'a dyn Listener,
 }
 
-impl OnModel for TokensOnModel<'_> {
+impl OnCrew for TokensOnModel<'_> {
     type Output = Shares;
 
-    fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Shares> {
-        let Self { asked, rows: TokenRows { data, tokenizer, .. }, measures, to, listener } = self;
-        let Destination { out, shard, .. } = to;
+    fn run<B: Kernels>(&self, asked: &Model, member: &Member<'_>, model: &mut Decoder<B>) -> Result<Option<Shares>> {
         self.rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
-        make_folder(out)?;
-        let _locks = shard.lock(out)?;
-        let (most, at_once) = self.plan(model, data)?;
-        let tables = Tables::create(to, measures)?;
-        let windows = shard.part(data.pairs.parts(PAIRS_PER_PART).enumerate().collect());
+        alone_in(member, self.to, || self.parts(asked, member, model, &scope))
+    }
+}
+
+impl TokensOnModel<'_> {
+    /// The parts that are not there yet, and what all of them amount to.
+    fn parts<B: Kernels>(
+        &self,
+        asked: &Model,
+        member: &Member<'_>,
+        model: &mut Decoder<B>,
+        scope: &InScope,
+    ) -> Result<Option<Shares>> {
+        let (Self { rows: TokenRows { data, tokenizer, .. }, measures, to }, listener) = (self, member.listener);
+        let Destination { out, shard, .. } = to;
+        let (most, at_once) = self.plan(asked, model, data)?;
+        let tables = Tables::create(to, *measures)?;
+        let windows: Vec<Range<usize>> = data.pairs.parts(PAIRS_PER_PART).collect();
+        let own = shard.range(windows.len());
         let amount = |window: &[Pair]| Amount {
             pairs: window.len(),
             rows: window.iter().map(|pair| token_rows(&group(&model.description, pair.tokens.clone()))).sum(),
         };
         let (mut before, mut all) = (Amount::default(), Amount::default());
-        for (part, window) in &windows {
-            let of_part = amount(&data.pairs.get(window.clone())?);
+        for part in own.clone() {
+            let of_part = amount(&data.pairs.get(windows[part].clone())?);
             all.add(of_part);
-            if tables.has(*part) {
+            if tables.has(part) {
                 before.add(of_part);
             }
         }
         begin(listener, out, all, before);
-        let mut shares = Shares::default();
-        for (part, window) in windows {
-            let window = &data.pairs.get(window)?;
+        let missing = || Ok(own.clone().filter(|&part| !tables.has(part) || tables.products_missing(part)).collect());
+        member.each(&stage(to, "token parts"), missing, |part| {
+            let window = &data.pairs.get(windows[part].clone())?;
             if !tables.has(part) {
                 let groups: Vec<Group> =
                     window.iter().map(|pair| group(&model.description, pair.tokens.clone())).collect();
-                let found =
-                    token_matrices(model, &scope, &groups.iter().collect::<Vec<_>>(), (most, at_once), |done| {
-                        let rows = done.iter().map(|&g| token_rows(&groups[g])).sum();
-                        advance(listener, Amount { pairs: done.len(), rows });
-                    });
+                let found = token_matrices(model, scope, &groups.iter().collect::<Vec<_>>(), (most, at_once), |done| {
+                    let rows = done.iter().map(|&g| token_rows(&groups[g])).sum();
+                    advance(listener, Amount { pairs: done.len(), rows });
+                });
                 tables.write(part, window, &found, tokenizer.as_ref())?;
             }
             if let Some(products) = tables.products.as_ref().filter(|products| !products.has(part)) {
-                let of = |pair: &Pair| position_products(model, &scope, pair);
+                let of = |pair: &Pair| position_products(model, scope, pair);
                 products.write(part, rows::position_products(&window.iter().map(of).collect::<Vec<_>>()))?;
             }
-            let of_part = tables.matrices.read(part)?;
-            if measures.npy {
-                write_arrays(&out.join("npy"), &of_part)?;
+            Ok(())
+        })?;
+        let shares = member.once(&stage(to, "shares"), || {
+            let mut shares = Shares::default();
+            for part in own.clone() {
+                let of_part = tables.matrices.read(part)?;
+                if measures.npy {
+                    write_arrays(&out.join("npy"), &of_part)?;
+                }
+                shares.add(&of_part, &tables.positions.read(part)?)?;
             }
-            shares.add(&of_part, &tables.positions.read(part)?)?;
-        }
+            Ok(shares)
+        })?;
         listener.end();
         Ok(shares)
     }
-}
 
-impl TokensOnModel<'_> {
     /// Backward rows of a pass, and passes that run side by side: as the folder's manifest says, which is written where there is
     /// none.
-    fn plan<B: Kernels>(&self, model: &mut Decoder<B>, data: &Dataset) -> Result<(usize, usize)> {
-        let Self { asked, to, .. } = self;
+    fn plan<B: Kernels>(&self, asked: &Model, model: &mut Decoder<B>, data: &Dataset) -> Result<(usize, usize)> {
+        let Self { to, .. } = self;
         let Destination { out, .. } = to;
         let outline = asked.outline()?;
         let placement = Placement::of_loaded(asked, &outline, model);
@@ -226,7 +241,7 @@ struct Tables {
 
 impl Tables {
     fn create(to: &Destination, measures: TokenMeasures) -> Result<Self> {
-        let table = |name| to.shard.table(&to.out, name);
+        let table = |name| Table::create(&to.out, name);
         Ok(Self {
             matrices: table(tables::TOKENS)?,
             positions: table(tables::POSITIONS)?,
@@ -236,6 +251,10 @@ impl Tables {
 
     fn has(&self, part: usize) -> bool {
         self.matrices.has(part) && self.positions.has(part)
+    }
+
+    fn products_missing(&self, part: usize) -> bool {
+        self.products.as_ref().is_some_and(|products| !products.has(part))
     }
 
     /// Writes a part; positions.parquet is written last, so its part says that both are there.

@@ -45,7 +45,11 @@ impl VerifyOptions {
             return Err(Error::value("pairs", 0, "leaves nothing to check"));
         }
         // differences are those of the function
-        let model = Model { padding_row: Derivative::Exact, dora_norm: Derivative::Exact, ..Model::new(&self.model)? };
+        let model = Model {
+            padding_row: Derivative::Exact,
+            dora_norm: Derivative::Exact,
+            ..Model::new(&self.model)?.on_one_device()?
+        };
         self.objectives.iter().try_for_each(check_pairwise)?;
         model.announce(listener);
         Ok(model)

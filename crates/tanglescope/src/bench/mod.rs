@@ -137,7 +137,7 @@ impl BenchOptions {
                 return Err(Error::value(name, 0, "expected a positive number"));
             }
         }
-        let model = Model::of(self.model.clone().unwrap_or_default(), None, &self.measured)?;
+        let model = Model::of(self.model.clone().unwrap_or_default(), None, &self.measured)?.on_one_device()?;
         model.announce(listener);
         let mut description: Description = match &self.model {
             Some(_) => model.outline()?.description,

@@ -102,7 +102,7 @@ impl<B: Kernels> Between<'_, B> {
                 spectrum.iter_mut().for_each(|spectrum| spectrum.add(&couple));
             }
         }
-        let write = |name: &str, frame| -> Result<()> { Ok(Table::create_shared(&to.out, name)?.write(0, frame)?) };
+        let write = |name: &str, frame| -> Result<()> { Ok(Table::create(&to.out, name)?.write(0, frame)?) };
         if !effects.is_empty() {
             let name = if others.is_some() { tables::AGAINST_EFFECTS } else { tables::EFFECTS };
             write(name, rows::effects(&effects.iter().flat_map(Effects::pairs).collect::<Vec<_>>()))?;

@@ -5,13 +5,14 @@ mod rounds;
 mod tiles;
 mod windows;
 
+use crate::crew::Member;
 use crate::data::{read, reading, whole_groups};
 use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Listener, begin};
-use crate::loaded::{LoadedModel, OnModel};
-use crate::measure::{Extras, Measurement, ReferenceLogps, done, lock, work};
+use crate::loaded::{LoadedModel, OnCrew};
+use crate::measure::{Extras, Measurement, ReferenceLogps, alone_in, done, keep_out, stage, work};
 use crate::model::Model;
 use crate::options::{DataOptions, Destination, ModelOptions, PairMeasures};
 use crate::placement::Placement;
@@ -20,6 +21,7 @@ use crate::reference::{LoadedReference, Objectives, Reference};
 use crate::token_rows::TokenRows;
 pub use follow::Batches;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use tanglescope_analytics::{Spectrum, Summary};
 use tanglescope_gram::Group;
 use tanglescope_kernels::Kernels;
@@ -167,28 +169,46 @@ impl LoadedModel {
         let selected = between.pairs.as_ref().map(|numbers| rows.of_numbers(numbers)).transpose()?;
         let rows = selected.as_ref().unwrap_or(rows);
         let seed = self.measured_seed();
-        let work = InterferenceOnModel { asked: &asked, rows, measures, between, seed, objectives, to, listener };
-        let (summary, spectrum) = self.run(work, listener)?;
-        Ok(Interference { summary, spectrum, records: Folder::new(&to.out) })
+        let summary = Mutex::default();
+        let work = InterferenceOnModel { rows, measures, between, seed, objectives, to, summary };
+        let found = self.share(&work, listener)?;
+        let summary = work.summary.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Interference { summary, ..found })
     }
 }
 
 struct InterferenceOnModel<'a> {
-    asked: &'a Model,
     rows: &'a TokenRows,
     measures: &'a PairMeasures,
     between: &'a BetweenMeasures,
     seed: u64,
     objectives: Objectives,
     to: &'a Destination,
-    listener: &'a dyn Listener,
+    /// Of the pairs by themselves, from the member that summed them up.
+    summary: Mutex<Summary>,
 }
 
-impl OnModel for InterferenceOnModel<'_> {
-    type Output = (Summary, Option<Spectrum>);
+impl OnCrew for InterferenceOnModel<'_> {
+    type Output = Interference;
 
-    fn run<B: Kernels>(self, model: &mut Decoder<B>) -> Result<Self::Output> {
-        let Self { asked, rows, measures, between, seed, objectives, to, listener } = self;
+    fn run<B: Kernels>(
+        &self,
+        asked: &Model,
+        member: &Member<'_>,
+        model: &mut Decoder<B>,
+    ) -> Result<Option<Interference>> {
+        alone_in(member, self.to, || self.measure(asked, member, model))
+    }
+}
+
+impl InterferenceOnModel<'_> {
+    fn measure<B: Kernels>(
+        &self,
+        asked: &Model,
+        member: &Member<'_>,
+        model: &mut Decoder<B>,
+    ) -> Result<Option<Interference>> {
+        let (Self { rows, measures, between, seed, objectives, to, .. }, listener) = (self, member.listener);
         rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
         let reference = objectives.reference.load(asked, model, listener)?;
@@ -197,15 +217,14 @@ impl OnModel for InterferenceOnModel<'_> {
         let memo = ReferenceLogps::default();
         let measurement = Measurement {
             asked,
-            objectives: &objectives,
+            objectives,
             reference: &reference,
             metric: metric.as_ref(),
             memo: &memo,
             tokenizer: rows.tokenizer.as_ref(),
             extras: &extras,
-            listener,
+            member,
         };
-        let locks = lock(to)?;
         let placement = Placement::of_loaded(asked, &asked.outline()?, model).beside_gradients();
         let own = measurement.open(model, &rows.data, to, placement)?;
         let other = between.against.as_ref().map(|path| {
@@ -226,32 +245,37 @@ impl OnModel for InterferenceOnModel<'_> {
             None => None,
             Some(other) => {
                 let to = follow::against(to);
-                let locks = lock(&to)?;
-                Some((of_other.open(model, other, &to, placement)?, other, to, locks))
+                keep_out(member, &to)?;
+                Some((of_other.open(model, other, &to, placement)?, other, to))
             }
         };
         let model = &*model;
         let setup = measurement.setup(own, model, &scope, &rows.data);
-        let other_setup = other.as_ref().map(|(opened, data, ..)| of_other.setup(*opened, model, &scope, data));
+        let other_setup = other.as_ref().map(|(opened, data, _)| of_other.setup(*opened, model, &scope, data));
         let mut sides = vec![Side { setup: &setup, to }];
-        sides.extend(other.iter().zip(&other_setup).map(|((.., to, _), setup)| Side { setup, to }));
+        sides.extend(other.iter().zip(&other_setup).map(|((.., to), setup)| Side { setup, to }));
         let measured = Between::new(&sides, between, placement)?;
         measured.measure()?;
-        let mut summaries = sides.iter().map(finish).collect::<Result<Vec<_>>>()?.into_iter();
-        let spectrum = measured.follow(&objectives.objectives, &between.batches, seed, to)?;
-        drop(locks);
-        Ok((summaries.next().unwrap_or_default(), spectrum))
+        for (at, side) in sides.iter().enumerate() {
+            if let Some(summary) = finish(side)?.filter(|_| at == 0) {
+                *self.summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
+            }
+        }
+        member.once(&stage(to, "effects"), || {
+            let spectrum = measured.follow(&objectives.objectives, &between.batches, *seed, to)?;
+            Ok(Interference { summary: Summary::default(), spectrum, records: Folder::new(&to.out) })
+        })
     }
 }
 
 /// Measures what of a data set's own pairs is not there yet, and makes what follows from it.
-fn finish<B: Kernels>(Side { setup, to }: &Side<'_, B>) -> Result<Summary> {
+fn finish<B: Kernels>(Side { setup, to }: &Side<'_, B>) -> Result<Option<Summary>> {
     let (all, before) = (work(setup.data, to.shard)?, done(&to.out, setup.data, to.shard)?);
     if before == all {
         return setup.of.finish(setup, to);
     }
-    begin(setup.of.listener, &to.out, all, before);
+    begin(setup.of.listener(), &to.out, all, before);
     let summary = setup.of.finish(setup, to)?;
-    setup.of.listener.end();
+    setup.of.listener().end();
     Ok(summary)
 }

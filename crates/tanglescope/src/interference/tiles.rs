@@ -40,9 +40,9 @@ impl Tiles {
             false => [tables::INTERFERENCE, tables::INTERFERENCE_LAYERS, tables::INTERFERENCE_RESPONSES],
             true => [tables::AGAINST, tables::AGAINST_LAYERS, tables::AGAINST_RESPONSES],
         };
-        let table = |wanted: bool, name: &str| wanted.then(|| to.shard.table(&to.out, name)).transpose();
+        let table = |wanted: bool, name: &str| wanted.then(|| Table::create(&to.out, name)).transpose();
         Ok(Self {
-            couples: to.shard.table(&to.out, names[0])?,
+            couples: Table::create(&to.out, names[0])?,
             layers: table(layers, names[1])?,
             responses: table(responses, names[2])?,
         })

@@ -3,15 +3,16 @@ use super::BetweenMeasures;
 use super::kept::Files;
 use super::rounds::{Visit, rounds};
 use super::tiles::{Found, Tiles, firsts};
+use crate::crew::Member;
 use crate::device::{Precision, dtype_name};
 use crate::error::{Error, Result};
 use crate::estimate::Planned;
 use crate::listener::{Amount, Listener};
-use crate::measure::{Item, Measured, ROWS_PER_PART, Setup};
+use crate::measure::{Item, Measured, ROWS_PER_PART, Setup, stage};
 use crate::options::Destination;
 use crate::placement::{Placement, free_on_disk};
 use crate::shard::Shard;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use tanglescope_gram::{Gradients, Group, Kept};
 use tanglescope_kernels::{DType, Kernels, TensorMetadata};
@@ -41,7 +42,6 @@ struct Window {
 pub struct Between<'a, B: Kernels> {
     sides: Vec<Side<'a, B>>,
     measured: Vec<Measured>,
-    listener: &'a dyn Listener,
     /// The number type that gradients are kept in.
     dtype: DType,
     plan: InterferencePlan,
@@ -97,16 +97,14 @@ impl<'a, B: Kernels> Between<'a, B> {
         let windows = order.into_iter().flat_map(of_side).collect();
         let measured = sides.iter().map(|side| Measured::of(side.setup, side.to)).collect::<Result<_>>()?;
         let tiles = Tiles::create(to, sides.len() == 2, between.by_layer, groups)?;
-        let (listener, files) = (setup.of.listener, Files::new(&to.out));
         Ok(Self {
             sides: sides.to_vec(),
             measured,
-            listener,
             dtype,
             plan,
             windows,
             tiles,
-            files,
+            files: Files::new(&to.out),
             bytes: [of_pair, room],
         })
     }
@@ -130,14 +128,17 @@ impl<'a, B: Kernels> Between<'a, B> {
 
     /// Measures every couple of windows of the shard that is not there yet.
     pub fn measure(&self) -> Result<()> {
-        let shard = self.sides[0].to.shard;
-        let all = self.all_tiles();
-        let own = shard.part(all);
-        let wanted: Vec<[usize; 2]> = own.iter().copied().filter(|tile| !self.tiles.has(self.number(*tile))).collect();
+        let Side { to, .. } = self.sides[0];
+        let own = to.shard.part(self.all_tiles());
+        let missing = || Ok(own.iter().copied().filter(|tile| !self.tiles.has(self.number(*tile))).collect());
+        let wanted: Vec<[usize; 2]> = self.member().agree(&stage(to, "tiles"), missing)?;
         if wanted.len() < own.len() {
             let (done, all) = (own.len() - wanted.len(), own.len());
-            let out = self.sides[0].to.out.display();
-            self.listener.resumed(&format!("{out}: {done} of {all} parts of interference.parquet are there already"));
+            let out = to.out.display();
+            self.listener().resumed(&format!("{out}: {done} of {all} parts of interference.parquet are there already"));
+        }
+        if self.member().of() > 1 {
+            return self.measure_together(&wanted);
         }
         let [of_pair, room] = self.bytes;
         // one window comes by while the others stay
@@ -154,7 +155,7 @@ impl<'a, B: Kernels> Between<'a, B> {
             sum.add(Amount { pairs: self.windows[window].rows.len() * times, rows: rows[window] * times });
             sum
         });
-        self.listener.begin(total, Amount::default());
+        self.listener().begin(total, Amount::default());
         for round in rounds {
             let mut there: BTreeMap<usize, (Vec<Item>, Gradients<B>)> = BTreeMap::new();
             for visit in round {
@@ -167,16 +168,54 @@ impl<'a, B: Kernels> Between<'a, B> {
                 }
             }
         }
-        self.listener.end();
+        self.listener().end();
         if self.is_whole() {
             self.files.clear()?;
         }
         Ok(())
     }
 
+    /// The same by several devices: each window is formed by one of them, into a file, and each column of tiles is multiplied by one.
+    fn measure_together(&self, wanted: &[[usize; 2]]) -> Result<()> {
+        let (to, member) = (self.sides[0].to, self.member());
+        let windows: BTreeSet<usize> = wanted.iter().flatten().copied().collect();
+        let missing = || windows.iter().copied().filter(|&window| !self.files.has(window)).collect::<Vec<_>>();
+        let mut total = Amount::default();
+        for window in missing() {
+            total.add(Amount {
+                pairs: self.windows[window].rows.len(),
+                rows: self.forward_rows(&self.windows[window])?,
+            });
+        }
+        self.listener().begin(total, Amount::default());
+        member.each(&stage(to, "windows"), || Ok(missing()), |window| self.gradients(window, true).map(drop))?;
+        self.listener().end();
+        // the last column is the longest
+        let columns = || Ok(wanted.iter().map(|[_, b]| *b).collect::<BTreeSet<_>>().into_iter().rev().collect());
+        member.each(&stage(to, "columns"), columns, |b| {
+            let (items, gradients) = self.gradients(b, false)?;
+            let of_column = wanted.iter().copied().filter(|tile| tile[1] == b && !self.tiles.has(self.number(*tile)));
+            for [a, b] in of_column {
+                let visit = Visit { window: b, stays: false, tiles: vec![[a, b]] };
+                let mut there = BTreeMap::new();
+                if a != b {
+                    there.insert(a, self.gradients(a, false)?);
+                }
+                self.meet(&visit, &items, &gradients, &there)?;
+            }
+            Ok(())
+        })?;
+        member.once(&stage(to, "files"), || if self.is_whole() { self.files.clear() } else { Ok(()) })?;
+        Ok(())
+    }
+
+    fn member(&self) -> &'a Member<'a> {
+        self.sides[0].setup.of.member
+    }
+
     /// Is told what is left out.
     pub fn listener(&self) -> &'a dyn Listener {
-        self.listener
+        self.member().listener
     }
 
     /// Whether every part is there, those of other shards too.
@@ -313,10 +352,10 @@ impl<'a, B: Kernels> Between<'a, B> {
         }
         let (gib, free) = (all as f64 / f64::from(1 << 30), free_on_disk(&self.sides[0].to.out));
         if read < again && all < free / 10 * 9 {
-            self.listener.note(&format!("gradients are kept in {gib:.1} GiB of files until all have met"));
+            self.listener().note(&format!("gradients are kept in {gib:.1} GiB of files until all have met"));
             return Ok(true);
         }
-        self.listener.fell_back(&format!(
+        self.listener().fell_back(&format!(
             "gradients take {gib:.1} GiB and do not fit into memory together; they are formed {:.1} times",
             visits.iter().sum::<usize>() as f64 / visits.len().max(1) as f64
         ));

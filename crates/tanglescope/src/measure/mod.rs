@@ -11,6 +11,7 @@ use pair::is_output_matrix;
 pub use part::Setup;
 pub use stages::{Measured, ROWS_PER_PART, done, has_followed, work};
 
+use crate::crew::Member;
 use crate::data;
 use crate::device::dtype_name;
 use crate::error::{Error, Result};
@@ -25,7 +26,6 @@ use crate::reference::{LoadedReference, Objectives};
 use crate::shard::Shard;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::path::Path;
 use tanglescope_analytics::Summary;
 use tanglescope_data::{Dataset, TextTokens};
@@ -58,17 +58,24 @@ pub struct Measurement<'a, B: Kernels> {
     pub tokenizer: Option<&'a TextTokens>,
     /// What is measured beside pairs.
     pub extras: &'a Extras,
-    /// Is told how far it is.
-    pub listener: &'a dyn Listener,
+    /// Shares the work with others, and is told how far it is.
+    pub member: &'a Member<'a>,
 }
 
 impl<B: Kernels> Measurement<'_, B> {
-    /// Measures a model on data into a folder, or goes on where an earlier call stopped.
-    pub fn write(&self, model: &mut Decoder<B>, scope: &InScope, data: &Dataset, to: &Destination) -> Result<Summary> {
-        let _locks = lock(to)?;
-        let placement = Placement::of_loaded(self.asked, &self.asked.outline()?, model);
-        let opened = self.open(model, data, to, placement)?;
-        self.finish(&self.setup(opened, model, scope, data), to)
+    /// Measures a model on data into a folder, or goes on where an earlier call stopped; the summary comes from the member that ends it.
+    pub fn write(
+        &self,
+        model: &mut Decoder<B>,
+        scope: &InScope,
+        data: &Dataset,
+        to: &Destination,
+    ) -> Result<Option<Summary>> {
+        alone_in(self.member, to, || {
+            let placement = Placement::of_loaded(self.asked, &self.asked.outline()?, model);
+            let opened = self.open(model, data, to, placement)?;
+            self.finish(&self.setup(opened, model, scope, data), to)
+        })
     }
 
     /// Opens a folder for the measurement of a model, which is somewhere, on data, and lets the model multiply as the folder's plan says.
@@ -130,20 +137,26 @@ impl<B: Kernels> Measurement<'_, B> {
     }
 
     /// Measures what is not there yet, and makes what follows from it.
-    pub fn finish(&self, setup: &Setup<'_, B>, to: &Destination) -> Result<Summary> {
+    pub fn finish(&self, setup: &Setup<'_, B>, to: &Destination) -> Result<Option<Summary>> {
         let (Destination { out, shard, .. }, extras) = (to, self.extras);
         let summary = stages::run(setup, to)?;
         if extras.mean_gradients && !shard.is_whole() {
-            self.listener.left_out(
+            self.listener().left_out(
                 "mean gradients: are of all pairs; the same call without option `shard` adds them once every shard is done",
             );
-            return Ok(summary);
-        }
-        let means = extras.mean_gradients.then(|| Table::create(out, tables::MEANS)).transpose()?;
-        if let Some(means) = means.filter(|means| !means.has(0)) {
-            means.write(0, tables::params::means(&setup.means()?))?;
+        } else if extras.mean_gradients {
+            let means = Table::create(out, tables::MEANS)?;
+            let missing = || Ok(if means.has(0) { Vec::new() } else { vec![0] });
+            self.member.each(&stage(to, "means"), missing, |part| {
+                Ok(means.write(part, tables::params::means(&setup.means()?))?)
+            })?;
         }
         Ok(summary)
+    }
+
+    /// Is told how far it is.
+    pub fn listener(&self) -> &dyn Listener {
+        self.member.listener
     }
 }
 
@@ -155,10 +168,29 @@ pub struct Opened {
     at_once: usize,
 }
 
-/// Makes a folder and keeps others out of it.
-pub fn lock(Destination { out, shard, .. }: &Destination) -> Result<Vec<File>> {
-    make_folder(out)?;
-    shard.lock(out)
+/// What a stage of the work into a folder is called among those who share it.
+pub fn stage(to: &Destination, what: &str) -> String {
+    format!("{}: {what}", to.out.display())
+}
+
+/// Makes a folder and keeps other processes out of it, until the call ends.
+pub fn keep_out(member: &Member<'_>, to: &Destination) -> Result<()> {
+    let Destination { out, shard, .. } = to;
+    member.hold(&stage(to, "lock"), || {
+        make_folder(out)?;
+        shard.lock(out)
+    })
+}
+
+/// Does work into a folder, which is made, and keeps other processes out of it until the work is done.
+pub fn alone_in<T>(member: &Member<'_>, to: &Destination, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    keep_out(member, to)?;
+    let done = work();
+    // others go on with the part of a device that failed
+    if !matches!(done, Err(Error::Device { .. })) {
+        member.let_go(&stage(to, "lock"));
+    }
+    done
 }
 
 /// What decides the rows: `model` and `adapter` are hashes of what is asked for.

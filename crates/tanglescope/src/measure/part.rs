@@ -63,7 +63,7 @@ impl<B: Kernels> Setup<'_, B> {
         let masks = self.masks(window);
         let requests = Self::requests(window, &masks);
         let schedule = self.schedule(&requests);
-        let done = advances(self.of.listener, &requests);
+        let done = advances(self.of.listener(), &requests);
         let wanted = Wanted { detail: Detail::Parameters, metric: self.metric() };
         let results = grams_in_batches(self.model, self.scope, &requests, &schedule, &wanted, done);
         self.rows(part, window, &masks, &results)
@@ -84,7 +84,7 @@ impl<B: Kernels> Setup<'_, B> {
         let masks = self.masks(window);
         let requests = Self::requests(window, &masks);
         let schedule = self.schedule(&requests);
-        let done = advances(self.of.listener, &requests);
+        let done = advances(self.of.listener(), &requests);
         Gradients::form(self.model, self.scope, &requests, kept, &schedule, grams, done)
     }
 
@@ -186,7 +186,7 @@ impl<B: Kernels> Setup<'_, B> {
 
     /// The Gram of the mean gradients over all pairs of the best and the worst response, parameter by parameter.
     pub fn means(&self) -> Result<Vec<MeanRow>> {
-        self.of.listener.note("mean gradients: a second pass over all pairs");
+        self.of.listener().note("mean gradients: a second pass over all pairs");
         let mut sums = MeanGradients::new(self.scope);
         for window in self.data.pairs.parts(ROWS_PER_PART) {
             let items = Item::all(&self.model.description, self.data.pairs.get(window)?, None);

@@ -1,6 +1,7 @@
 //! The parts of a measurement, table after table: what is measured, then what follows from it.
 use super::items::Item;
 use super::part::{Rows, Setup};
+use super::stage;
 use crate::device::dtype_name;
 use crate::error::Result;
 use crate::listener::Amount;
@@ -70,36 +71,47 @@ fn rows(pairs: &[Pair]) -> usize {
 
 /// Makes every part of a shard that is not there yet, and sums up all of them. What takes all parts is made once they are there, by the shard
 /// that is done last.
-pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Summary> {
+pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Option<Summary>> {
     let Destination { out, shard, .. } = to;
-    let (data, extras) = (setup.data, setup.of.extras);
+    let (data, member) = (setup.data, setup.of.member);
     let measured = Measured::of(setup, to)?;
     let following = Following::create(to, setup, &measured)?;
     let windows: Vec<Range<usize>> = data.pairs.parts(ROWS_PER_PART).collect();
     let own = shard.range(windows.len());
-    let (mut summary, mut first) = (Summary::default(), 0);
-    for (part, window) in windows.iter().enumerate() {
-        // numbers of pairs go on from those of the parts before
-        if !(own.contains(&part) || extras.all_pairs && part < own.end) {
-            continue;
+    let items =
+        |part: usize, first| Ok(Item::all(&setup.model.description, data.pairs.get(windows[part].clone())?, first));
+    let firsts = setup.of.extras.all_pairs.then(|| firsts(own.end, |part| items(part, Some(0)))).transpose()?;
+    let missing = || Ok(own.clone().filter(|&part| !measured.has(part)).collect());
+    member.each(&stage(to, "parts"), missing, |part| {
+        let items = items(part, firsts.as_ref().map(|firsts| firsts[part]))?;
+        measured.write(part, &setup.window(part, &items)?)?;
+        following.part(part, &measured)
+    })?;
+    member.once(&stage(to, "sum"), || {
+        let mut summary = Summary::default();
+        for part in own.clone() {
+            following.part(part, &measured)?;
+            summary.add(&measured.pairs.read(part)?, &measured.params.read(part)?)?;
+            if let Some(outcomes) = &following.outcomes {
+                summary.add_objectives(&outcomes.read(part)?)?;
+            }
         }
-        let first_pair = extras.all_pairs.then_some(first);
-        let items = Item::all(&setup.model.description, data.pairs.get(window.clone())?, first_pair);
-        first += items.iter().map(|item| item.pairs.len() as u64).sum::<u64>();
-        if !own.contains(&part) {
-            continue;
+        if (0..windows.len()).all(|part| measured.has(part)) {
+            let _turn = Shard::turn(out)?;
+            following.end(windows.len(), &measured, &mut summary)?;
         }
-        if !measured.has(part) {
-            measured.write(part, &setup.window(part, &items)?)?;
-        }
-        summary.add(&measured.pairs.read(part)?, &measured.params.read(part)?)?;
-        following.part(part, &measured, &mut summary)?;
+        Ok(summary)
+    })
+}
+
+/// The number of the first pair of each of some parts, where numbers of pairs go on from those of the parts before.
+fn firsts(parts: usize, items: impl Fn(usize) -> Result<Vec<Item>>) -> Result<Vec<u64>> {
+    let (mut firsts, mut next) = (Vec::with_capacity(parts), 0);
+    for part in 0..parts {
+        firsts.push(next);
+        next += items(part)?.iter().map(|item| item.pairs.len() as u64).sum::<u64>();
     }
-    if (0..windows.len()).all(|part| measured.has(part)) {
-        let _turn = Shard::turn(out)?;
-        following.end(windows.len(), &measured, &mut summary)?;
-    }
-    Ok(summary)
+    Ok(firsts)
 }
 
 /// The tables that are measured.
@@ -120,8 +132,8 @@ impl Measured {
         let (groups, probes) = (setup.data.groups, !setup.of.extras.probes.is_empty());
         let routing = setup.model.description.experts.is_some();
         let rounding = Rounding::of(dtype_name(setup.model.dtype));
-        let [params, responses, pairs] = MEASURED.map(|name| to.shard.table(&to.out, name));
-        let table = |wanted: bool, name: &str| wanted.then(|| to.shard.table(&to.out, name)).transpose();
+        let [params, responses, pairs] = MEASURED.map(|name| Table::create(&to.out, name));
+        let table = |wanted: bool, name: &str| wanted.then(|| Table::create(&to.out, name)).transpose();
         Ok(Self {
             groups: table(groups, tables::GROUPS)?,
             probes: table(probes, tables::PROBES)?,
@@ -180,7 +192,7 @@ struct Following<'a> {
 impl<'a> Following<'a> {
     fn create<B: Kernels>(to: &Destination, setup: &Setup<'a, B>, measured: &Measured) -> Result<Self> {
         let (objectives, group_objectives) = (&setup.of.objectives.objectives, &setup.of.extras.objectives);
-        let table = |wanted: bool, name: &str| wanted.then(|| to.shard.table(&to.out, name)).transpose();
+        let table = |wanted: bool, name: &str| wanted.then(|| Table::create(&to.out, name)).transpose();
         let others = |objective: &&Objective| {
             matches!(objective.needs(), Needs::Contrast | Needs::Tail | Needs::Weights | Needs::Text)
         };
@@ -195,19 +207,18 @@ impl<'a> Following<'a> {
         })
     }
 
-    fn part(&self, part: usize, measured: &Measured, summary: &mut Summary) -> Result<()> {
+    fn part(&self, part: usize, measured: &Measured) -> Result<()> {
         if let (Some(table), Some(group_outcomes)) = (&measured.groups, &self.group_outcomes) {
             let rows = groups::measured(&table.read(part)?)?;
             group_outcomes.write(part, groups::outcomes(&rows, self.group_objectives))?;
         }
         let Some(outcomes) = &self.outcomes else { return Ok(()) };
-        let rows = objectives::measured(&measured.pairs.read(part)?)?;
         if !outcomes.has(part) {
+            let rows = objectives::measured(&measured.pairs.read(part)?)?;
             outcomes.write(part, objectives::of_pairs(&rows, self.objectives, measured.rounding))?;
         }
-        let of_part = outcomes.read(part)?;
-        summary.add_objectives(&of_part)?;
         if let (Some(table), Some(probe_outcomes)) = (&measured.probes, &self.probe_outcomes) {
+            let of_part = outcomes.read(part)?;
             probe_outcomes.write(part, probes::outcomes(&[table.read(part)?], &of_part, &self.others)?)?;
         }
         Ok(())

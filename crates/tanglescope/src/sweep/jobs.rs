@@ -9,7 +9,7 @@ use crate::options::{ObjectiveChoice, ReferenceModel};
 use crate::reference::Objectives;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 use tanglescope_data::{Dataset, Reading, TextTokens};
 use tanglescope_model::{AdapterSource, Outline};
 
@@ -24,7 +24,7 @@ pub struct Prepared<'a> {
     /// What is measured.
     pub objectives: Objectives,
     /// The data.
-    pub texts: Rc<Texts>,
+    pub texts: Arc<Texts>,
 }
 
 /// Data sets as a model's tokenizer reads them.
@@ -57,7 +57,7 @@ pub fn prepare<'a>(
     reading: &Reading,
     listener: &dyn Listener,
 ) -> Result<Vec<Prepared<'a>>> {
-    let mut known: HashMap<(PathBuf, String), Rc<Texts>> = HashMap::new();
+    let mut known: HashMap<(PathBuf, String), Arc<Texts>> = HashMap::new();
     let mut prepared = Vec::new();
     for run in runs {
         let refuse = |problem: &str| Error::value("runs", run.folder.display(), problem);
@@ -83,7 +83,7 @@ pub fn prepare<'a>(
             }
         }
         let texts = match known.get(&(base.clone(), made_by.clone())) {
-            Some(texts) => Rc::clone(texts),
+            Some(texts) => Arc::clone(texts),
             None => {
                 let description = Outline::read(&base, &AdapterSource::None)?.description;
                 let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
@@ -91,8 +91,8 @@ pub fn prepare<'a>(
                     Ok((name.clone(), data::read(path, &folders, reading, &description, listener)?))
                 };
                 let data = options.data.iter().map(of).collect::<Result<_>>()?;
-                let texts = Rc::new(Texts { data, tokenizer: data::tokenizer(&folders)? });
-                known.insert((base.clone(), made_by), Rc::clone(&texts));
+                let texts = Arc::new(Texts { data, tokenizer: data::tokenizer(&folders)? });
+                known.insert((base.clone(), made_by), Arc::clone(&texts));
                 texts
             }
         };

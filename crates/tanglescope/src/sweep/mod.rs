@@ -7,8 +7,9 @@ pub(crate) mod trainers;
 
 pub use runs::named;
 
+use crate::crew::{Member, together};
 use crate::data::{reading, whole_groups};
-use crate::device::{OnDevice, dtype_name};
+use crate::device::{Device, OnDevice, dtype_name, names};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Amount, Listener, begin};
@@ -136,7 +137,10 @@ pub fn sweep(options: &SweepOptions, listener: &dyn Listener) -> Result<SweepOut
 
 /// Models that stay loaded from one sweep to the next: the base under the adapters, and the reference.
 #[derive(Default)]
-pub struct KeptModels(Option<(String, Box<dyn Any + Send>)>);
+pub struct KeptModels(Vec<KeptOnDevice>);
+
+/// What stays on a device, and what of it is chosen when it is loaded.
+type KeptOnDevice = Option<(String, Box<dyn Any + Send>)>;
 
 /// [`sweep`] of several calls for checkpoints of one base, which is loaded by the first of them.
 ///
@@ -144,8 +148,16 @@ pub struct KeptModels(Option<(String, Box<dyn Any + Send>)>);
 /// As there.
 pub fn sweep_keeping(options: &SweepOptions, kept: &mut KeptModels, listener: &dyn Listener) -> Result<SweepOutcome> {
     let left_out = prepared(options, listener, |template, runs, jobs| {
-        let work = SweepOnDevice { options, template, runs, jobs, kept, listener };
-        template.device.run(work)
+        let out = &options.out;
+        make_folder(out)?;
+        let _locks = options.shard.lock(out)?;
+        manifest::write(options, template, runs)?;
+        kept.0.resize_with(template.devices.len(), || None);
+        let seats = template.devices.iter().zip(&mut kept.0).collect();
+        together(seats, listener, |(device, kept): (&Device, _), member| {
+            let template = &template.on(device);
+            device.run(SweepOnDevice { options, template, jobs, kept, member })
+        })
     })?;
     Ok(SweepOutcome { out: options.out.clone(), left_out })
 }
@@ -175,7 +187,7 @@ fn prepared<T>(
     let sample = options.pairs.map(|rows| Sample { rows, seed: options.measured.seed });
     let reading = Reading { sample, ..reading(&options.rows)? };
     let prepared = prepare(options, &runs, &template, &reading, listener)?;
-    listener.note(&format!("device: {}, {}", template.device, dtype_name(template.dtype)));
+    listener.note(&format!("device: {}, {}", names(&template.devices), dtype_name(template.dtype)));
     for run in &runs {
         if let Some(trainer) = run.trainer {
             let (number, pattern) = (run.checkpoints.len(), trainer.pattern());
@@ -241,10 +253,9 @@ struct HeldReference<B: Kernels> {
 struct SweepOnDevice<'a> {
     options: &'a SweepOptions,
     template: &'a Model,
-    runs: &'a [Prepared<'a>],
     jobs: &'a [Job<'a>],
-    kept: &'a mut KeptModels,
-    listener: &'a dyn Listener,
+    kept: &'a mut KeptOnDevice,
+    member: &'a Member<'a>,
 }
 
 /// The models that jobs after each other share.
@@ -255,14 +266,11 @@ struct Models<B: Kernels> {
 }
 
 impl OnDevice for SweepOnDevice<'_> {
-    type Output = Vec<String>;
+    type Output = Option<Vec<String>>;
 
-    fn run<B: Kernels>(self, device: &B::Device) -> Result<Vec<String>> {
-        let Self { options, listener, .. } = self;
-        let out = &options.out;
-        make_folder(out)?;
-        let _locks = options.shard.lock(out)?;
-        manifest::write(options, self.template, self.runs)?;
+    fn run<B: Kernels>(self, device: &B::Device) -> Result<Option<Vec<String>>> {
+        let Self { options, member, .. } = self;
+        let (out, listener) = (&options.out, member.listener);
         let (mut total, mut before) = (Amount::default(), Amount::default());
         for job in self.jobs {
             total.add(work(job.data, Shard::WHOLE)?);
@@ -274,13 +282,15 @@ impl OnDevice for SweepOnDevice<'_> {
         let Model { dtype, device: on, memory, padding_row, dora_norm, .. } = self.template;
         let settings = format!("{dtype:?} {on} {memory:?} {padding_row:?} {dora_norm:?}");
         let fits = |(of, models): (String, Box<dyn Any + Send>)| (of == settings).then_some(models);
-        let before = self.kept.0.take().and_then(fits).and_then(|models| models.downcast::<Models<B>>().ok());
+        let before = self.kept.take().and_then(fits).and_then(|models| models.downcast::<Models<B>>().ok());
         let mut models = before.map_or_else(Models::<B>::default, |models| *models);
         for jobs in self.jobs.chunk_by(|a, b| std::ptr::eq(a.checkpoint, b.checkpoint)) {
             let asked = jobs[0].model(self.template);
             let wanted = (options.metric_of(jobs[0].checkpoint.step), options.mean_gradients);
             let is_finished = |job| finished(job, &asked, wanted, &mut hashes);
-            let states: Vec<bool> = jobs.iter().map(is_finished).collect::<Result<_>>()?;
+            // of a job that one of them has begun the others do a part too
+            let name = format!("{}: state", jobs[0].out.display());
+            let states: Vec<bool> = member.agree(&name, || jobs.iter().map(is_finished).collect())?;
             jobs.iter()
                 .zip(&states)
                 .filter(|(_, finished)| **finished)
@@ -292,8 +302,8 @@ impl OnDevice for SweepOnDevice<'_> {
             }
         }
         listener.end();
-        self.kept.0 = Some((settings, Box::new(models)));
-        Ok(left_out)
+        *self.kept = Some((settings, Box::new(models)));
+        Ok(Some(left_out))
     }
 }
 
@@ -312,7 +322,8 @@ impl SweepOnDevice<'_> {
         models: &mut Models<B>,
         device: &B::Device,
     ) -> Result<Vec<String>> {
-        let Self { options, listener, .. } = self;
+        let Self { options, member, .. } = self;
+        let listener = member.listener;
         let (run, checkpoint) = (jobs[0].run, jobs[0].checkpoint);
         if models.base.as_ref() != Some(&asked.folder) {
             // before the next one is loaded
@@ -320,7 +331,7 @@ impl SweepOnDevice<'_> {
             models.base = Some(asked.folder.clone());
         }
         let loaded = checkpoint.kind().and_then(|kind| match kind == run.kind {
-            true => load(&mut models.policy, asked, device, *listener),
+            true => load(&mut models.policy, asked, device, listener),
             false => Err(Error::output(&checkpoint.folder, "is another kind of checkpoint than the run's others")),
         });
         let (model, scope) = match loaded.and_then(|model| Ok((model.in_scope(&asked.scope)?, model))) {
@@ -334,7 +345,7 @@ impl SweepOnDevice<'_> {
         // the reference is loaded again only where base or reference differ from the last job's
         if models.reference.as_ref().is_none_or(|held| (&held.base, &held.reference) != shared) {
             let (base, reference) = (run.base.clone(), run.objectives.reference.clone());
-            let loaded = reference.load(asked, model, *listener)?;
+            let loaded = reference.load(asked, model, listener)?;
             models.reference = Some(HeldReference { base, reference, loaded, memo: ReferenceLogps::default() });
         }
         let Some(HeldReference { loaded: reference, memo, .. }) = &models.reference else {
@@ -347,7 +358,7 @@ impl SweepOnDevice<'_> {
                 "{at}: no optimizer has seen a gradient yet, so that there are plain products alone"
             ));
         }
-        let metric = match metric::load((metric, None), asked, model, &scope, *listener) {
+        let metric = match metric::load((metric, None), asked, model, &scope, listener) {
             Ok(metric) => metric,
             Err(error) => {
                 listener.left_out(&format!("left out: {error}"));
@@ -362,7 +373,7 @@ impl SweepOnDevice<'_> {
             memo,
             tokenizer: run.texts.tokenizer.as_ref(),
             extras: &Extras { mean_gradients: options.mean_gradients, ..Extras::default() },
-            listener: *listener,
+            member,
         };
         let mut left_out = Vec::new();
         for job in jobs {

@@ -180,7 +180,7 @@ impl TrainOptions {
 
     /// The model to train, where all options can be used.
     fn checked(&self) -> Result<Model> {
-        let model = Model::new(&self.model)?;
+        let model = Model::new(&self.model)?.on_one_device()?;
         self.pairs_per_step()?;
         let objective = &self.objective;
         if let Some(problem) = objective.not_for_training() {
