@@ -82,7 +82,7 @@ if len(sys.argv) > 2:
     left.set_yticks(range(len(sets)), sets)
     left.axvline(0, color="gray", linewidth=0.5)
     left.set_xlabel("parts of the predicted falls of log π(chosen)")
-    left.legend(fontsize=8)
+    left.legend(ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     right_side.set_xscale("log", base=2)
     right_side.set_ylim(0, 1)
     right_side.set_xlabel("pairs of a random batch")

@@ -175,7 +175,9 @@ impl Progress {
             bar.inc(more.rows as u64);
         } else if !self.quiet && self.said.elapsed() >= QUIET {
             self.said = Instant::now();
-            let (left, done) = (self.total.rows - self.done.rows, self.done.rows - self.before.rows);
+            // what a device did of a part before it failed is done again
+            let left = self.total.rows.saturating_sub(self.done.rows);
+            let done = self.done.rows - self.before.rows;
             tell!("{said}, {:.0} s left", seconds * left as f64 / done as f64);
         }
     }

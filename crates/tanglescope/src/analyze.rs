@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Listener, begin};
 use crate::loaded::{LoadedModel, OnCrew};
-use crate::measure::{Extras, Measurement, Probe, ReferenceLogps, done, work};
+use crate::measure::{Extras, Measurement, Probe, ReferenceLogps, done, stage, work};
 use crate::metric::{self, LoadedMetric};
 use crate::model::Model;
 use crate::options::{DataOptions, Destination, ModelOptions, PairMeasures};
@@ -165,7 +165,7 @@ impl OnCrew for AnalysisOnModel<'_> {
         let reference = objectives.reference.load(asked, model, listener)?;
         let metric = measures.metric(asked, model, &scope, listener)?;
         let data = &rows.data;
-        let before = done(&to.out, data, to.shard)?;
+        let before = member.agree(&stage(to, "before"), || done(&to.out, data, to.shard))?;
         let extras = measures.extras(rows, &model.description, listener)?;
         begin(listener, &to.out, work(data, to.shard)?, before);
         let measurement = Measurement {

@@ -13,6 +13,8 @@ struct Stage {
     left: VecDeque<usize>,
     /// How many are being done.
     at_work: usize,
+    /// Why one of them cannot be done by any.
+    failed: Option<String>,
 }
 
 #[derive(Default)]
@@ -74,6 +76,9 @@ impl Crew {
             let Some(of) = state.stages.get_mut(stage) else {
                 unreachable!("a stage is there before its parts are taken")
             };
+            if let Some(failed) = &of.failed {
+                return Err(Error::Failed(failed.clone()));
+            }
             if let Some(part) = of.left.pop_front() {
                 of.at_work += 1;
                 return Ok(Some(part));
@@ -108,13 +113,20 @@ impl Member<'_> {
             let mut state = self.crew.state();
             if !state.stages.contains_key(stage) {
                 let left = parts()?.into();
-                state.stages.insert(stage.to_owned(), Stage { left, at_work: 0 });
+                state.stages.insert(stage.to_owned(), Stage { left, at_work: 0, failed: None });
             }
         }
         while let Some(part) = self.crew.take(stage)? {
             let mut taken = Taken { crew: self.crew, stage, part: Some(part) };
-            work(part)?;
-            taken.part = None;
+            match work(part) {
+                Ok(()) => taken.part = None,
+                Err(error) => {
+                    if let (Error::Failed(why), Some(of)) = (&error, self.crew.state().stages.get_mut(stage)) {
+                        of.failed.get_or_insert_with(|| why.clone());
+                    }
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
@@ -177,18 +189,23 @@ pub fn together<S: Send, T: Send>(
     let member = |seat: S| {
         let heard = Heard { ears: &ears, begun: AtomicUsize::new(0), ended: AtomicUsize::new(0) };
         let done = work(seat, &Member { crew: &crew, listener: &heard });
-        match &done {
+        let weight = match &done {
             Err(error @ Error::Device { .. }) if left.fetch_sub(1, Ordering::Relaxed) > 1 => {
                 listener.fell_back(&format!("{error}; the other devices do its part"));
+                Weight::OthersGoOn
             }
-            Err(_) => crew.close(),
-            Ok(_) => {}
+            Err(Error::Device { .. }) => Weight::NoneGoesOn,
+            Err(Error::Stopped) => Weight::Stopped,
+            _ => Weight::Wrong,
+        };
+        if weight > Weight::OthersGoOn && done.is_err() {
+            crew.close();
         }
-        done
+        (weight, done)
     };
     let mut seats: VecDeque<S> = seats.into();
-    let all: Vec<Result<Option<T>>> = match (seats.len(), seats.pop_front()) {
-        (1, Some(seat)) => vec![work(seat, &Member { crew: &crew, listener })],
+    let all: Vec<(Weight, Result<Option<T>>)> = match (seats.len(), seats.pop_front()) {
+        (1, Some(seat)) => vec![(Weight::Wrong, work(seat, &Member { crew: &crew, listener }))],
         (_, first) => std::thread::scope(|scope| {
             let member = &member;
             let threads: Vec<_> =
@@ -200,27 +217,31 @@ pub fn together<S: Send, T: Send>(
         }),
     };
     let (mut found, mut failed) = (None, None);
-    for done in all {
+    for (weight, done) in all {
         match done {
             Ok(done) => found = found.or(done),
-            // what ended the others comes before that they were ended, and before devices that others did without
-            Err(error) => {
-                let rank = |error: &Error| match error {
-                    Error::Device { .. } => 0,
-                    Error::Stopped => 1,
-                    _ => 2,
-                };
-                if failed.as_ref().is_none_or(|there| rank(there) < rank(&error)) {
-                    failed = Some(error);
-                }
-            }
+            Err(error) if failed.as_ref().is_none_or(|(there, _)| *there < weight) => failed = Some((weight, error)),
+            Err(_) => {}
         }
     }
     match (found, failed) {
-        (Some(found), None | Some(Error::Device { .. })) => Ok(found),
-        (_, Some(error)) => Err(error),
+        (Some(found), None | Some((Weight::OthersGoOn, _))) => Ok(found),
+        (_, Some((_, error))) => Err(error),
         (None, None) => unreachable!("one of them ended the work"),
     }
+}
+
+/// Which of several errors is the one that ended the work.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    /// Of a device that others did without.
+    OthersGoOn,
+    /// Of the last device.
+    NoneGoesOn,
+    /// What others are ended with.
+    Stopped,
+    /// What would be wrong on any device.
+    Wrong,
 }
 
 /// What a listener was told by any of them.

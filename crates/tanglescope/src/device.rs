@@ -234,11 +234,16 @@ impl Device {
                 first().get_or_insert(words);
             }));
         });
-        AT_WORK.fetch_add(1, Ordering::Relaxed);
+        if AT_WORK.fetch_add(1, Ordering::Relaxed) == 0 {
+            // of a call before
+            first().take();
+        }
         let result = readable(work);
         AT_WORK.fetch_sub(1, Ordering::Relaxed);
-        result.unwrap_or_else(|_| {
-            let said = first().take().unwrap_or_default();
+        result.unwrap_or_else(|payload| {
+            let own = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let own = || own.or_else(|| payload.downcast_ref::<String>().cloned());
+            let said = first().take().or_else(own).unwrap_or_else(|| "no reason is given".to_owned());
             let problem =
                 format!("it failed ({said}); what is written stays, and a smaller option `memory` asks less of it");
             Err(Error::Device { device: self.to_string(), problem })

@@ -1,5 +1,5 @@
 //! What a call would do, found without loading a model.
-use crate::device::dtype_name;
+use crate::device::{dtype_name, names};
 use crate::error::Result;
 use crate::model::Model;
 use crate::placement::Placement;
@@ -107,7 +107,7 @@ impl<'a> Planned<'a> {
         // the backward rows of two cotangents are counted with the forward rows that they copy
         let beyond = widest[1].saturating_sub(2 * widest[0]) * plan::bytes_per_backward_row(of, dtype);
         Estimate {
-            device: model.device.to_string(),
+            device: names(&model.devices),
             dtype: dtype_name(dtype),
             groups: groups.len(),
             prompt_tokens: groups.iter().map(|g| g.prompt.len()).sum(),
@@ -125,7 +125,7 @@ impl<'a> Planned<'a> {
             activation_bytes: forward + beyond,
             rates,
             measured,
-            seconds: total.seconds(&rates),
+            seconds: total.seconds(&rates) / model.devices.len() as f64,
         }
     }
 }

@@ -160,12 +160,14 @@ impl LoadedModel {
         // files of the same folder may be others by now
         let is_there = asked.adapter == self.asked.adapter && !matches!(asked.adapter, AdapterSource::Saved(_));
         if !is_there || self.seats.iter().any(|seat| seat.decoder.is_none()) {
-            for seat in &mut self.seats {
-                // before the next one is loaded
-                let before = seat.decoder.take();
-                seat.decoder = before.map(|decoder| decoder.under(&asked)).transpose()?.flatten();
+            let under = |seat: &Seat| seat.decoder.as_ref().map(|decoder| decoder.under(&asked)).transpose();
+            let under = self.seats.iter().map(under).collect::<Result<Vec<_>>>()?;
+            // what is not there any more goes before the next one is loaded
+            self.seats.iter_mut().zip(under).for_each(|(seat, under)| seat.decoder = under.flatten());
+            if let Err(error) = Seat::load_all(&mut self.seats, &asked, listener) {
+                self.seats.iter_mut().for_each(|seat| seat.decoder = None);
+                return Err(error);
             }
-            Seat::load_all(&mut self.seats, &asked, listener)?;
         }
         self.asked = asked;
         Ok(())

@@ -249,7 +249,8 @@ impl Model {
             ));
         }
         model.activation_bytes = placement.and_then(|p| p.activations);
-        model.rates = rates::of(&self.device, dtype).0;
+        // one plan for all devices that share the work
+        model.rates = rates::of(&self.devices[0], dtype).0;
         Ok(model)
     }
 

@@ -1,4 +1,5 @@
 //! What of a model is where, and how much of it runs together.
+use crate::device::Device;
 use crate::model::Model;
 use std::path::Path;
 use tanglescope_gram::plan;
@@ -33,6 +34,11 @@ fn free() -> usize {
     usize::try_from(system.available_memory()).unwrap_or(usize::MAX)
 }
 
+/// Bytes of the smallest device's memory, where the driver says of each: devices that share the work go by one plan.
+fn least_memory(devices: &[Device]) -> Option<usize> {
+    devices.iter().map(Device::memory).collect::<Option<Vec<_>>>()?.into_iter().min()
+}
+
 /// Bytes that are free on the disk of a folder; none where that is not known.
 pub(crate) fn free_on_disk(folder: &Path) -> usize {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
@@ -59,7 +65,7 @@ impl Placement {
         let weights = outside + block * layers;
         let at_once = plan::BATCHES_IN_FLIGHT_ON_DEVICE;
         // a tenth is left to the driver and to what kernels need in passing
-        let Some(memory) = model.memory.or_else(|| Some(model.device.memory()? / 10 * 9)) else {
+        let Some(memory) = model.memory.or_else(|| Some(least_memory(&model.devices)? / 10 * 9)) else {
             let places = Places { device: layers, host: 0 };
             return Self { weights, places, held: weights, activations: None, at_once };
         };
@@ -70,7 +76,8 @@ impl Placement {
         let held = outside + block * (device + usize::from(device < layers));
         let on_host = || {
             let [_, of_host] = model.bytes_of_weights(outline, true);
-            (free() / 10 * 7 / of_host.max(1)).min(layers - device)
+            // each device has blocks of its own there
+            (free() / model.devices.len() / 10 * 7 / of_host.max(1)).min(layers - device)
         };
         let host = if device < layers { on_host() } else { 0 };
         let places = Places { device, host };

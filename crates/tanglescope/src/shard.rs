@@ -4,6 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tanglescope_records::{lock, lock_file, wait_for_lock};
 
 /// Which part of the work: the I-th of N.
@@ -54,8 +55,11 @@ impl Shard {
     }
 
     /// The turn of a shard to do what shards do one after the other.
-    pub(crate) fn turn(out: &Path) -> Result<File> {
-        Ok(wait_for_lock(&out.join(".lock-manifest"))?)
+    pub(crate) fn turn(out: &Path) -> Result<(MutexGuard<'static, ()>, File)> {
+        // members of this process too, on a file system without locks
+        static TURN: Mutex<()> = Mutex::new(());
+        let own = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((own, wait_for_lock(&out.join(".lock-manifest"))?))
     }
 }
 

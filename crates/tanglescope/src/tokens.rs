@@ -154,14 +154,18 @@ impl TokensOnModel<'_> {
             pairs: window.len(),
             rows: window.iter().map(|pair| token_rows(&group(&model.description, pair.tokens.clone()))).sum(),
         };
-        let (mut before, mut all) = (Amount::default(), Amount::default());
-        for part in own.clone() {
-            let of_part = amount(&data.pairs.get(windows[part].clone())?);
-            all.add(of_part);
-            if tables.has(part) {
-                before.add(of_part);
+        let amounts = || {
+            let (mut before, mut all) = (Amount::default(), Amount::default());
+            for part in own.clone() {
+                let of_part = amount(&data.pairs.get(windows[part].clone())?);
+                all.add(of_part);
+                if tables.has(part) {
+                    before.add(of_part);
+                }
             }
-        }
+            Ok((before, all))
+        };
+        let (before, all) = member.agree(&stage(to, "tokens before"), amounts)?;
         begin(listener, out, all, before);
         let missing = || Ok(own.clone().filter(|&part| !tables.has(part) || tables.products_missing(part)).collect());
         member.each(&stage(to, "token parts"), missing, |part| {
@@ -178,6 +182,9 @@ impl TokensOnModel<'_> {
             if let Some(products) = tables.products.as_ref().filter(|products| !products.has(part)) {
                 let of = |pair: &Pair| position_products(model, scope, pair);
                 products.write(part, rows::position_products(&window.iter().map(of).collect::<Vec<_>>()))?;
+            }
+            if measures.npy {
+                write_arrays(&out.join("npy"), &tables.matrices.read(part)?)?;
             }
             Ok(())
         })?;
@@ -221,7 +228,7 @@ impl TokensOnModel<'_> {
         model.rates = rates::read(manifest.plan.rates);
         let _turn = Shard::turn(out)?;
         if let Some(there) = manifest::read::<AnalysisManifest>(out)? {
-            manifest.plan = there.plan;
+            manifest = there;
         }
         // a folder of `analyze` has no such number yet
         if manifest.plan.backward_rows_per_pass.is_none() {

@@ -15,7 +15,7 @@ use cudarc::driver::{result as driver, sys as cuda};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A device's library, with the stream and the events of its products.
 struct Library {
@@ -31,12 +31,17 @@ struct Library {
 // SAFETY: its parts are the driver's and the library's, which take them from any thread, and one at a time: it lies in a mutex.
 unsafe impl Send for Library {}
 
-/// Libraries of the devices that were asked for, or what is missing.
-static LIBRARIES: Mutex<BTreeMap<usize, Result<Library, String>>> = Mutex::new(BTreeMap::new());
+/// A device's library, or what is missing, once it was asked for.
+type Opened = Arc<Mutex<Option<Result<Library, String>>>>;
 
+/// Those of the devices that were asked for.
+static LIBRARIES: Mutex<BTreeMap<usize, Opened>> = Mutex::new(BTreeMap::new());
+
+/// One product of a device at a time; other devices do not wait for it.
 fn with_library<T>(device: usize, run: impl FnOnce(&Library) -> Result<T, String>) -> Result<T, String> {
-    let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
-    libraries.entry(device).or_insert_with(|| Library::open(device)).as_ref().map_err(Clone::clone).and_then(run)
+    let of_device = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner).entry(device).or_default().clone();
+    let mut library = of_device.lock().unwrap_or_else(PoisonError::into_inner);
+    library.get_or_insert_with(|| Library::open(device)).as_ref().map_err(Clone::clone).and_then(run)
 }
 
 /// Whether products of a device are cuBLAS's.

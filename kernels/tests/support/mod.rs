@@ -79,12 +79,18 @@ pub fn expected_in(x: &[f64], n: usize, delta: &[f64], m: usize, rows: &RowSet, 
 /// remains of them after cancelling is off by a share of that.
 #[track_caller]
 pub fn close(got: &[f64], want: &[f64], tolerance: f64) {
+    let error = largest_error(got, want);
+    // written so that NaN fails
+    assert!(error <= tolerance, "off by {error} of the largest value, expected at most {tolerance}");
+}
+
+/// The largest error, as a share of the largest value expected; NaN where there is one.
+#[track_caller]
+pub fn largest_error(got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     let size = want.iter().fold(1.0f64, |a, b| a.max(b.abs()));
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        // written so that NaN fails
-        assert!((got - want).abs() <= tolerance * size, "value {i}: {got} instead of {want}, size {size}");
-    }
+    let errors = got.iter().zip(want).map(|(got, want)| (got - want).abs() / size);
+    errors.fold(0.0, |a: f64, b| if a >= b || a.is_nan() { a } else { b })
 }
 
 /// Rows of a row-major matrix.

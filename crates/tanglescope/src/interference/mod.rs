@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Listener, begin};
 use crate::loaded::{LoadedModel, OnCrew};
-use crate::measure::{Extras, Measurement, ReferenceLogps, alone_in, done, keep_out, stage, work};
+use crate::measure::{Extras, Measurement, ReferenceLogps, done, keep_out, stage, work};
 use crate::model::Model;
 use crate::options::{DataOptions, Destination, ModelOptions, PairMeasures};
 use crate::placement::Placement;
@@ -197,17 +197,6 @@ impl OnCrew for InterferenceOnModel<'_> {
         member: &Member<'_>,
         model: &mut Decoder<B>,
     ) -> Result<Option<Interference>> {
-        alone_in(member, self.to, || self.measure(asked, member, model))
-    }
-}
-
-impl InterferenceOnModel<'_> {
-    fn measure<B: Kernels>(
-        &self,
-        asked: &Model,
-        member: &Member<'_>,
-        model: &mut Decoder<B>,
-    ) -> Result<Option<Interference>> {
         let (Self { rows, measures, between, seed, objectives, to, .. }, listener) = (self, member.listener);
         rows.check(&model.description)?;
         let scope = model.in_scope(&asked.scope)?;
@@ -225,6 +214,7 @@ impl InterferenceOnModel<'_> {
             extras: &extras,
             member,
         };
+        keep_out(member, to)?;
         let placement = Placement::of_loaded(asked, &asked.outline()?, model).beside_gradients();
         let own = measurement.open(model, &rows.data, to, placement)?;
         let other = between.against.as_ref().map(|path| {
@@ -270,7 +260,8 @@ impl InterferenceOnModel<'_> {
 
 /// Measures what of a data set's own pairs is not there yet, and makes what follows from it.
 fn finish<B: Kernels>(Side { setup, to }: &Side<'_, B>) -> Result<Option<Summary>> {
-    let (all, before) = (work(setup.data, to.shard)?, done(&to.out, setup.data, to.shard)?);
+    let amounts = || Ok((work(setup.data, to.shard)?, done(&to.out, setup.data, to.shard)?));
+    let (all, before) = setup.of.member.agree(&stage(to, "before"), amounts)?;
     if before == all {
         return setup.of.finish(setup, to);
     }

@@ -188,7 +188,16 @@ impl<'a, B: Kernels> Between<'a, B> {
             });
         }
         self.listener().begin(total, Amount::default());
-        member.each(&stage(to, "windows"), || Ok(missing()), |window| self.gradients(window, true).map(drop))?;
+        if member.agree(&stage(to, "on disk"), || Ok(self.fit_on_disk(&missing())))? {
+            member.each(&stage(to, "windows"), || Ok(missing()), |window| self.gradients(window, true).map(drop))?;
+        }
+        let mut parts: Vec<[usize; 2]> = windows.iter().map(|&window| self.part_of(window)).collect();
+        parts.dedup();
+        let unmeasured = || {
+            let missing = |at: &usize| !self.measured[parts[*at][0]].has(parts[*at][1]);
+            Ok((0..parts.len()).filter(missing).collect())
+        };
+        member.each(&stage(to, "diagonals"), unmeasured, |at| self.analyse(parts[at]))?;
         self.listener().end();
         // the last column is the longest
         let columns = || Ok(wanted.iter().map(|[_, b]| *b).collect::<BTreeSet<_>>().into_iter().rev().collect());
@@ -207,6 +216,34 @@ impl<'a, B: Kernels> Between<'a, B> {
         })?;
         member.once(&stage(to, "files"), || if self.is_whole() { self.files.clear() } else { Ok(()) })?;
         Ok(())
+    }
+
+    /// Whether the disk has room for the gradients of some windows; says what is done.
+    fn fit_on_disk(&self, windows: &[usize]) -> bool {
+        let bytes: usize = windows.iter().map(|&window| self.windows[window].rows.len() * self.bytes[0]).sum();
+        let gib = bytes as f64 / f64::from(1 << 30);
+        let fit = bytes < free_on_disk(&self.sides[0].to.out) / 10 * 9;
+        match fit {
+            true => self.listener().note(&format!("gradients are kept in {gib:.1} GiB of files until all have met")),
+            false => self.listener().fell_back(&format!(
+                "gradients take {gib:.1} GiB, more than the disk has; each is formed again for every window that it meets"
+            )),
+        }
+        fit
+    }
+
+    /// Which part of which data set's analysis a window belongs to.
+    fn part_of(&self, window: usize) -> [usize; 2] {
+        let Window { side, rows } = &self.windows[window];
+        [*side, rows.start / ROWS_PER_PART]
+    }
+
+    /// Measures a part of a data set's own pairs.
+    fn analyse(&self, [side, part]: [usize; 2]) -> Result<()> {
+        let Side { setup, .. } = &self.sides[side];
+        let rows = part * ROWS_PER_PART..((part + 1) * ROWS_PER_PART).min(setup.data.pairs.len());
+        let items = Item::all(&setup.model.description, setup.data.pairs.get(rows)?, None);
+        self.measured[side].write(part, &setup.window(part, &items)?)
     }
 
     fn member(&self) -> &'a Member<'a> {
@@ -278,7 +315,8 @@ impl<'a, B: Kernels> Between<'a, B> {
             return Ok((items, read));
         }
         let kept = Kept { metric: setup.metric(), dtype: self.dtype };
-        let (measured, part) = (&self.measured[window.side], window.rows.start / ROWS_PER_PART);
+        let [side, part] = self.part_of(at);
+        let measured = &self.measured[side];
         let gradients = match self.plan.pairs_per_window == ROWS_PER_PART && !measured.has(part) {
             false => setup.gradients(&items, &kept),
             true => {
@@ -322,12 +360,10 @@ impl<'a, B: Kernels> Between<'a, B> {
     /// The Gram of each pair of a window, as the analysis has them, which is made where it is not there.
     fn diagonal(&self, at: usize) -> Result<Vec<PairGram>> {
         let window = &self.windows[at];
-        let (Side { setup, .. }, measured) = (&self.sides[window.side], &self.measured[window.side]);
-        let part = window.rows.start / ROWS_PER_PART;
+        let [side, part] = self.part_of(at);
+        let measured = &self.measured[side];
         if !measured.has(part) {
-            let rows = part * ROWS_PER_PART..((part + 1) * ROWS_PER_PART).min(setup.data.pairs.len());
-            let items = Item::all(&setup.model.description, setup.data.pairs.get(rows)?, None);
-            measured.write(part, &setup.window(part, &items)?)?;
+            self.analyse([side, part])?;
         }
         let first = window.rows.start - part * ROWS_PER_PART;
         Ok(measured.grams(part)?[first..first + window.rows.len()].to_vec())

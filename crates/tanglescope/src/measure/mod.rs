@@ -138,20 +138,24 @@ impl<B: Kernels> Measurement<'_, B> {
 
     /// Measures what is not there yet, and makes what follows from it.
     pub fn finish(&self, setup: &Setup<'_, B>, to: &Destination) -> Result<Option<Summary>> {
-        let (Destination { out, shard, .. }, extras) = (to, self.extras);
-        let summary = stages::run(setup, to)?;
-        if extras.mean_gradients && !shard.is_whole() {
+        stages::run(setup, to, || self.means(setup, to))
+    }
+
+    /// The mean gradients, where they are wanted and not there yet.
+    fn means(&self, setup: &Setup<'_, B>, to: &Destination) -> Result<()> {
+        if !self.extras.mean_gradients {
+            return Ok(());
+        }
+        if !to.shard.is_whole() {
             self.listener().left_out(
                 "mean gradients: are of all pairs; the same call without option `shard` adds them once every shard is done",
             );
-        } else if extras.mean_gradients {
-            let means = Table::create(out, tables::MEANS)?;
-            let missing = || Ok(if means.has(0) { Vec::new() } else { vec![0] });
-            self.member.each(&stage(to, "means"), missing, |part| {
-                Ok(means.write(part, tables::params::means(&setup.means()?))?)
-            })?;
+            return Ok(());
         }
-        Ok(summary)
+        let means = Table::create(&to.out, tables::MEANS)?;
+        let missing = || Ok(if means.has(0) { Vec::new() } else { vec![0] });
+        self.member
+            .each(&stage(to, "means"), missing, |part| Ok(means.write(part, tables::params::means(&setup.means()?))?))
     }
 
     /// Is told how far it is.
@@ -185,12 +189,10 @@ pub fn keep_out(member: &Member<'_>, to: &Destination) -> Result<()> {
 /// Does work into a folder, which is made, and keeps other processes out of it until the work is done.
 pub fn alone_in<T>(member: &Member<'_>, to: &Destination, work: impl FnOnce() -> Result<T>) -> Result<T> {
     keep_out(member, to)?;
-    let done = work();
-    // others go on with the part of a device that failed
-    if !matches!(done, Err(Error::Device { .. })) {
-        member.let_go(&stage(to, "lock"));
-    }
-    done
+    let done = work()?;
+    // what ends one of them may leave others at work
+    member.let_go(&stage(to, "lock"));
+    Ok(done)
 }
 
 /// What decides the rows: `model` and `adapter` are hashes of what is asked for.

@@ -69,9 +69,13 @@ fn rows(pairs: &[Pair]) -> usize {
     pairs.iter().map(of).sum()
 }
 
-/// Makes every part of a shard that is not there yet, and sums up all of them. What takes all parts is made once they are there, by the shard
-/// that is done last.
-pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Option<Summary>> {
+/// Makes every part of a shard that is not there yet, then what else there is, and sums up all parts. What takes all of them is made once they are
+/// there, by the shard that is done last.
+pub fn run<B: Kernels>(
+    setup: &Setup<'_, B>,
+    to: &Destination,
+    then: impl FnOnce() -> Result<()>,
+) -> Result<Option<Summary>> {
     let Destination { out, shard, .. } = to;
     let (data, member) = (setup.data, setup.of.member);
     let measured = Measured::of(setup, to)?;
@@ -82,15 +86,21 @@ pub fn run<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Option<
         |part: usize, first| Ok(Item::all(&setup.model.description, data.pairs.get(windows[part].clone())?, first));
     let firsts = setup.of.extras.all_pairs.then(|| firsts(own.end, |part| items(part, Some(0)))).transpose()?;
     let missing = || Ok(own.clone().filter(|&part| !measured.has(part)).collect());
+    let made: Vec<usize> = member.agree(&stage(to, "made"), missing)?;
+    let missing = || Ok(made.clone());
     member.each(&stage(to, "parts"), missing, |part| {
         let items = items(part, firsts.as_ref().map(|firsts| firsts[part]))?;
         measured.write(part, &setup.window(part, &items)?)?;
         following.part(part, &measured)
     })?;
+    then()?;
     member.once(&stage(to, "sum"), || {
         let mut summary = Summary::default();
         for part in own.clone() {
-            following.part(part, &measured)?;
+            // of parts that were there other things may be asked now
+            if made.binary_search(&part).is_err() {
+                following.part(part, &measured)?;
+            }
             summary.add(&measured.pairs.read(part)?, &measured.params.read(part)?)?;
             if let Some(outcomes) = &following.outcomes {
                 summary.add_objectives(&outcomes.read(part)?)?;

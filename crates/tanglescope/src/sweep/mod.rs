@@ -271,11 +271,15 @@ impl OnDevice for SweepOnDevice<'_> {
     fn run<B: Kernels>(self, device: &B::Device) -> Result<Option<Vec<String>>> {
         let Self { options, member, .. } = self;
         let (out, listener) = (&options.out, member.listener);
-        let (mut total, mut before) = (Amount::default(), Amount::default());
-        for job in self.jobs {
-            total.add(work(job.data, Shard::WHOLE)?);
-            before.add(done(&job.out, job.data, Shard::WHOLE)?);
-        }
+        let amounts = || {
+            let (mut total, mut before) = (Amount::default(), Amount::default());
+            for job in self.jobs {
+                total.add(work(job.data, Shard::WHOLE)?);
+                before.add(done(&job.out, job.data, Shard::WHOLE)?);
+            }
+            Ok((total, before))
+        };
+        let (total, before) = member.agree("amounts", amounts)?;
         begin(listener, out, total, before);
         let (mut left_out, mut hashes) = (Vec::new(), Hashes::default());
         // what of a model is chosen when it is loaded
