@@ -170,6 +170,24 @@ fn adapter(folder: &Path, seed: f32) -> PathBuf {
     folder
 }
 
+/// An adapter that does not fit is refused, and what was loaded stays as it was.
+#[test]
+fn an_adapter_that_does_not_fit_leaves_the_model_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, bad) = (adapter(folder.path(), 0.37), adapter(folder.path(), 0.5));
+    let factor = crate::support::Tensor { shape: vec![2, 64], values: vec![0.1; 128] };
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".to_owned();
+    let tensors = crate::support::Tensors::from([(name, factor)]);
+    crate::support::write_tensors(&bad.join("adapter_model.safetensors"), &tensors, safetensors::Dtype::F32);
+    let of = ModelOptions { adapter: Some(good), measured: cpu(), ..ModelOptions::new(demo()) };
+    let mut model = LoadedModel::load(&of, &()).unwrap();
+    let gram = |model: &mut LoadedModel| model.gram(&[1, 2, 3], &[vec![4, 5], vec![6]], &()).unwrap();
+    let before = gram(&mut model);
+    let refused = model.load_adapter(Some(&bad), &()).unwrap_err().to_string();
+    assert!(refused.contains("q_proj"), "{refused}");
+    assert_eq!(gram(&mut model), before);
+}
+
 /// One loaded model, whatever it measured before, writes the bits of a call that loads it.
 #[test]
 fn a_loaded_model_measures_what_calls_that_load_measure() {
