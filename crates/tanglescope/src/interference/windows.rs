@@ -220,14 +220,23 @@ impl<'a, B: Kernels> Between<'a, B> {
 
     /// Whether the disk has room for the gradients of some windows; says what is done.
     fn fit_on_disk(&self, windows: &[usize]) -> bool {
-        let bytes: usize = windows.iter().map(|&window| self.windows[window].rows.len() * self.bytes[0]).sum();
-        let gib = bytes as f64 / f64::from(1 << 30);
+        let bytes = windows.iter().map(|&window| self.windows[window].rows.len() * self.bytes[0]).sum();
+        let fit = self.kept_in_files(bytes);
+        if !fit {
+            self.listener().fell_back(&format!(
+                "gradients take {:.1} GiB, more than the disk has; each is formed again for every window that it meets",
+                gib(bytes)
+            ));
+        }
+        fit
+    }
+
+    /// Whether the disk has room for some bytes of gradients, which is said.
+    fn kept_in_files(&self, bytes: usize) -> bool {
         let fit = bytes < free_on_disk(&self.sides[0].to.out) / 10 * 9;
-        match fit {
-            true => self.listener().note(&format!("gradients are kept in {gib:.1} GiB of files until all have met")),
-            false => self.listener().fell_back(&format!(
-                "gradients take {gib:.1} GiB, more than the disk has; each is formed again for every window that it meets"
-            )),
+        if fit {
+            let gib = gib(bytes);
+            self.listener().note(&format!("gradients are kept in {gib:.1} GiB of files until all have met"));
         }
         fit
     }
@@ -386,17 +395,21 @@ impl<'a, B: Kernels> Between<'a, B> {
                 read += (more + 1.0) * bytes as f64 / DISK_BYTES;
             }
         }
-        let (gib, free) = (all as f64 / f64::from(1 << 30), free_on_disk(&self.sides[0].to.out));
-        if read < again && all < free / 10 * 9 {
-            self.listener().note(&format!("gradients are kept in {gib:.1} GiB of files until all have met"));
+        if read < again && self.kept_in_files(all) {
             return Ok(true);
         }
         self.listener().fell_back(&format!(
-            "gradients take {gib:.1} GiB and do not fit into memory together; they are formed {:.1} times",
+            "gradients take {:.1} GiB and do not fit into memory together; they are formed {:.1} times",
+            gib(all),
             visits.iter().sum::<usize>() as f64 / visits.len().max(1) as f64
         ));
         Ok(false)
     }
+}
+
+/// Some bytes in GiB.
+fn gib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
 }
 
 /// Entries of all parameters in scope.
