@@ -3,15 +3,19 @@
 //! One task a span (or cotangent) and key-value head; queries in tiles, each looking only at the columns that its
 //! rows may see, so that the score matrix never exceeds `BLOCK × keys` a task.
 use super::Attend;
-use crate::host::real::{Real, dims, dot, highest, matrix, sum, unwritten, values, vectorised, with_real};
+use crate::host::real::{Real, dims, dot, exponentiate, highest, matrix, unwritten, values, vectorised, with_real};
 use crate::product::cpu::{Target, View, product};
+use crate::product::packed::{Packed, Part, ROWS};
 use crate::{AttentionSpec, Flex, Segment, SoftCap, Span, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Query rows a tile.
+/// Query rows a tile of the vjp.
 const BLOCK: usize = 64;
+
+/// Query rows a tile.
+const QUERIES: usize = 4 * ROWS;
 
 /// The columns of one head, for two stretches of rows, copied side by side: `[rows, head_dim]`.
 fn pack<E: Real>(x: &[E], width: usize, head: usize, h: usize, rows: [&Range<usize>; 2]) -> Vec<E> {
@@ -39,29 +43,21 @@ fn soft_cap<E: Real>(scores: &mut [E], spec: &AttentionSpec) {
     }
 }
 
-/// Turns scores into probabilities of the columns that each row sees; the others become zero. Leaves log Σ exp of each row.
-/// Row i is the query at position `first + i`, column j the key at position `from + j`.
+/// Turns scores into exp(s − the row's highest) of the columns that each row sees; the others become zero. Leaves that highest and the sum
+/// of each row. Row i is the query at position `first + i`, column j the key at position `from + j`.
 #[inline(always)]
-fn softmax_rows<E: Real>(
+fn exponentials<E: Real>(
     scores: &mut [E],
     columns: usize,
     spec: &AttentionSpec,
     [first, from]: [usize; 2],
-    normaliser: &mut [E],
+    figures: &mut [(E, E)],
 ) {
     soft_cap(scores, spec);
-    for ((i, row), normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
+    for ((i, row), figures) in scores.chunks_exact_mut(columns).enumerate().zip(figures) {
         let range = seen(spec, first + i, from, columns);
         let top = highest(&row[range.clone()], E::neg_infinity());
-        for s in &mut row[range.clone()] {
-            *s = (*s - top).exp_fast();
-        }
-        let sum = sum(&row[range.clone()]);
-        *normaliser = top + sum.ln();
-        let inverse = E::of(1.0) / sum;
-        for s in &mut row[range.clone()] {
-            *s = *s * inverse;
-        }
+        *figures = (top, exponentiate(&mut row[range.clone()], top));
         row[..range.start].fill(E::of(0.0));
         row[range.end..].fill(E::of(0.0));
     }
@@ -78,9 +74,7 @@ fn probabilities<E: Real>(
 ) {
     for ((i, row), &normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
         let range = seen(spec, first + i, from, columns);
-        for s in &mut row[range.clone()] {
-            *s = (*s - normaliser).exp_fast();
-        }
+        exponentiate(&mut row[range.clone()], normaliser);
         row[..range.start].fill(E::of(0.0));
         row[range.end..].fill(E::of(0.0));
     }
@@ -104,27 +98,40 @@ pub fn forward<E: Real>(
     let tasks: Vec<(&Span, usize)> = spans.iter().flat_map(|s| (0..kv_heads).map(move |g| (s, g))).collect();
     tasks.into_par_iter().for_each(|(span, g)| {
         let trunk = span.prefix.len();
-        let keys = pack(k, kw, g, h, [&span.prefix, &span.own]);
-        let values = pack(v, kw, g, h, [&span.prefix, &span.own]);
-        let mut scores: Vec<E> = Vec::new();
+        let positions = trunk + span.own.len();
+        let stretches = [&span.prefix, &span.own];
+        let keys = Packed::of(View::rows(&pack(k, kw, g, h, stretches), h).transposed(), [h, positions]);
+        let values = Packed::of(View::rows(&pack(v, kw, g, h, stretches), h), [positions, h]);
+        let mut scores = vec![E::of(0.0); QUERIES.min(span.own.len()) * positions];
+        let mut mixed = vec![E::of(0.0); ROWS * h];
         for head in g * repeat..(g + 1) * repeat {
-            for start in (0..span.own.len()).step_by(BLOCK) {
-                let n = BLOCK.min(span.own.len() - start);
-                // a column is a position less that of the first that any of the queries sees
-                let from = spec.first_seen(trunk + start);
-                let columns = trunk + start + n - from;
-                scores.clear();
-                scores.resize(n * columns, E::of(0.0));
+            for start in (0..span.own.len()).step_by(QUERIES) {
+                let n = QUERIES.min(span.own.len() - start);
+                // a column is a position less that of the block of the first that any of the queries sees
+                let (from, end) = (spec.first_seen(trunk + start) / keys.width() * keys.width(), trunk + start + n);
+                let columns = end - from;
+                let scores = &mut scores[..n * columns];
                 let first = span.own.start + start;
                 let queries = View::rows(q, qw).from(first, head * h);
-                let all = View::rows(&keys, h).from(from, 0).transposed();
-                product(Target::rows(&mut scores, columns), [n, h, columns], queries, all, scale, false);
-                let mut sums = [E::of(0.0); BLOCK];
-                vectorised!(softmax_rows(&mut scores, columns, &spec, [trunk + start, from], &mut sums));
-                sums[..n].iter().enumerate().for_each(|(i, sum)| normalisers.from(first + i, head).write(0, &[*sum]));
-                let p = View::rows(&scores, columns);
-                let values = View::rows(&values, h).from(from, 0);
-                product(target.from(first, head * h), [n, columns, h], p, values, 1.0, false);
+                let to = Target::rows(scores, columns);
+                let seen = Part { columns: from..end, scale, diagonal: Some(trunk + start), ..keys.whole() };
+                keys.product(to, n, queries, seen);
+                let mut figures = [(E::of(0.0), E::of(0.0)); QUERIES];
+                vectorised!(exponentials(scores, columns, &spec, [trunk + start, from], &mut figures));
+                for rows in (0..n).step_by(ROWS) {
+                    let many = ROWS.min(n - rows);
+                    let p = View::rows(scores, columns).from(rows, 0);
+                    let seen = Part { inner: from..trunk + start + rows + many, ..values.whole() };
+                    values.product(Target::rows(&mut mixed, h), many, p, seen);
+                    // a row of the result is shorter than one of probabilities, so that the sum is divided out here
+                    for (row, mixed) in (rows..rows + many).zip(mixed.chunks_exact_mut(h)) {
+                        let (top, sum) = figures[row];
+                        let inverse = E::of(1.0) / sum;
+                        vectorised!(mixed.iter_mut().for_each(|x| *x = *x * inverse));
+                        target.from(first + row, head * h).write(0, mixed);
+                        normalisers.from(first + row, head).write(0, &[top + sum.ln()]);
+                    }
+                }
             }
         }
     });

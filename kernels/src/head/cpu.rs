@@ -6,7 +6,8 @@
 use super::{Head, head_cost, head_gram_cost};
 use crate::host::real::{Real, dot_wide, highest, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::Stored;
-use crate::product::cpu::{Target, View, product, product_parallel, transpose};
+use crate::product::cpu::{Target, View, product_parallel};
+use crate::product::packed::{Packed, Part};
 use crate::{Flex, FloatTensor, Gram, HeadCotangents, HeadOutput, SoftCap, Weight, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -116,12 +117,14 @@ fn multiply<E: Real>(values: &mut [E], slopes: &[E]) {
 }
 
 /// Most rows of a panel of p·pᵀ.
-const PANEL: usize = 192;
+const PANEL: usize = 48;
 
 /// Some rows of a set's p·pᵀ, up to the diagonal.
 struct Panel<'a, E> {
     /// First row of the set, and its rows.
     set: (usize, usize),
+    /// Their transpose.
+    packed: &'a Packed<E>,
     /// First row of the panel, from the set's first on.
     first: usize,
     sums: &'a mut [f64],
@@ -129,26 +132,36 @@ struct Panel<'a, E> {
 }
 
 /// The panels of all sets, of like height within each.
-fn panels<'a, E>(sets: &[Range<usize>], sums: &'a mut [Vec<f64>], scratch: &'a mut [Vec<E>]) -> Vec<Panel<'a, E>> {
-    let of_sets = sets.iter().zip(sums).zip(scratch).filter(|((set, _), _)| !set.is_empty());
-    let panels = of_sets.flat_map(|((set, sums), scratch)| {
+fn panels<'a, E>(
+    sets: &[Range<usize>],
+    packed: &'a [Packed<E>],
+    sums: &'a mut [Vec<f64>],
+    scratch: &'a mut [Vec<E>],
+) -> Vec<Panel<'a, E>> {
+    let of_sets = sets.iter().zip(packed).zip(sums.iter_mut().zip(scratch)).filter(|((set, _), _)| !set.is_empty());
+    let panels = of_sets.flat_map(|((set, packed), (sums, scratch))| {
         let rows = set.len();
-        let height = rows.div_ceil(rows.div_ceil(PANEL));
+        let height = PANEL.min(rows);
         let parts = sums.chunks_mut(height * rows).zip(scratch.chunks_mut(height * rows)).enumerate();
-        parts.map(move |(at, (sums, scratch))| Panel { set: (set.start, rows), first: at * height, sums, scratch })
+        parts.map(move |(at, (sums, scratch))| Panel {
+            set: (set.start, rows),
+            packed,
+            first: at * height,
+            sums,
+            scratch,
+        })
     });
     panels.collect()
 }
 
 impl<E: Real> Panel<'_, E> {
     /// Adds the products of a chunk's exponentials `p` and their transpose, after what came before is brought to their maxima.
-    fn add(self, p: View<E>, transposed: View<E>, columns: usize, running: &[Running<E>]) {
-        let Self { set: (start, rows), first, sums, scratch } = self;
+    fn add(self, p: View<E>, running: &[Running<E>]) {
+        let Self { set: (start, rows), packed, first, sums, scratch } = self;
         let height = sums.len() / rows;
         let width = first + height;
-        let left = p.from(start + first, 0);
-        let right = transposed.from(0, start);
-        product(Target::rows(scratch, width), [height, columns, width], left, right, 1.0, false);
+        let part = Part { columns: 0..width, diagonal: Some(first), ..packed.whole() };
+        packed.product(Target::rows(scratch, width), height, p.from(start + first, 0), part);
         let running = &running[start..start + rows];
         for (i, (sums, here)) in sums.chunks_exact_mut(rows).zip(scratch.chunks_exact(width)).enumerate() {
             let of_row = running[first + i].rescale.wide();
@@ -287,11 +300,10 @@ pub fn walk<E: Real>(
         let p = View::rows(logits, columns);
         product_parallel(Target::rows(&mut mean, d), [n, columns, d], p, chunk, 1.0, true);
         if !sets.is_empty() {
-            let transposed = transpose(logits, columns);
-            let right = View::rows(&transposed, n);
-            panels(sets, &mut products, &mut scratch).into_par_iter().rev().with_max_len(1).for_each(|panel| {
-                panel.add(p, right, columns, &running);
-            });
+            let of_set = |set: &Range<usize>| Packed::of(p.from(set.start, 0).transposed(), [columns, set.len()]);
+            let packed: Vec<Packed<E>> = sets.iter().map(of_set).collect();
+            let panels = panels(sets, &packed, &mut products, &mut scratch);
+            panels.into_par_iter().rev().with_max_len(1).for_each(|panel| panel.add(p, &running));
         }
     }
     let mut back = mean;

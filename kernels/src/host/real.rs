@@ -1,6 +1,7 @@
 //! The two number types of the CPU kernels, and the buffers that they are computed in.
 use burn_backend::{Element, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
+use pulp::Simd;
 
 /// `f32` or `f64`, with an exponential that vectorises in f32 and is the library's in f64.
 pub trait Real:
@@ -16,9 +17,38 @@ pub trait Real:
     fn of(x: f64) -> Self;
     /// Widens to f64.
     fn wide(self) -> f64;
+    /// As many as an instruction takes.
+    type Vector<S: Simd>: bytemuck::Pod;
+    /// All whole vectors of a slice.
+    fn vectors<S: Simd>(x: &[Self]) -> &[Self::Vector<S>];
+    /// The same value in every place.
+    fn spread<S: Simd>(simd: S, x: Self) -> Self::Vector<S>;
+    /// a·b + c, rounded once where the processor can.
+    fn fused<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>, c: Self::Vector<S>) -> Self::Vector<S>;
+}
+
+/// A number type's vectors.
+macro_rules! vectors {
+    ($Vector:ident, $vectors:ident, $spread:ident, $fused:ident) => {
+        type Vector<S: Simd> = S::$Vector;
+        #[inline(always)]
+        fn vectors<S: Simd>(x: &[Self]) -> &[S::$Vector] {
+            S::$vectors(x).0
+        }
+        #[inline(always)]
+        fn spread<S: Simd>(simd: S, x: Self) -> S::$Vector {
+            simd.$spread(x)
+        }
+        #[inline(always)]
+        fn fused<S: Simd>(simd: S, a: S::$Vector, b: S::$Vector, c: S::$Vector) -> S::$Vector {
+            simd.$fused(a, b, c)
+        }
+    };
 }
 
 impl Real for f64 {
+    vectors!(f64s, as_simd_f64s, splat_f64s, mul_add_f64s);
+
     #[inline(always)]
     fn exp_fast(self) -> Self {
         self.exp()
@@ -41,6 +71,8 @@ impl Real for f64 {
 }
 
 impl Real for f32 {
+    vectors!(f32s, as_simd_f32s, splat_f32s, mul_add_f32s);
+
     /// Cephes' `expf`: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial for eʳ, n into the exponent bits.
     #[inline(always)]
     fn exp_fast(self) -> Self {
@@ -183,6 +215,35 @@ pub fn highest<E: Real>(a: &[E], least: E) -> E {
     high.iter().chain(tail).copied().fold(least, higher)
 }
 
+/// Turns values into exp(x − shift), and returns their sum. Those after the last whole vector are computed as one too: one by one they
+/// would take as long as the rest of a row of an attention.
+#[inline(always)]
+pub fn exponentiate<E: Real>(x: &mut [E], shift: E) -> E {
+    let mut sums = [E::of(0.0); EXPONENTIALS];
+    let (body, tail) = x.as_chunks_mut::<EXPONENTIALS>();
+    for x in body {
+        exponentiate_vector(x, &mut sums, shift);
+    }
+    if !tail.is_empty() {
+        let mut last = [E::neg_infinity(); EXPONENTIALS];
+        last[..tail.len()].copy_from_slice(tail);
+        exponentiate_vector(&mut last, &mut sums, shift);
+        tail.copy_from_slice(&last[..tail.len()]);
+    }
+    sums.iter().copied().sum()
+}
+
+/// Values of a vector of exponentials.
+const EXPONENTIALS: usize = 16;
+
+#[inline(always)]
+fn exponentiate_vector<E: Real>(x: &mut [E; EXPONENTIALS], sums: &mut [E; EXPONENTIALS], shift: E) {
+    for (x, sum) in x.iter_mut().zip(sums) {
+        *x = (*x - shift).exp_fast();
+        *sum += *x;
+    }
+}
+
 /// Σ a·b with every product widened to f64 first.
 #[inline(always)]
 pub fn dot_wide<E: Real>(a: &[E], b: &[E]) -> f64 {
@@ -202,15 +263,23 @@ pub fn dot_wide<E: Real>(a: &[E], b: &[E]) -> f64 {
     total
 }
 
+/// What a closure that is called once takes with it.
+pub struct Once;
+
 /// Runs a loop compiled for the widest vectors of this processor (`pulp` finds out at run time). The closure is always
-/// inlined: made a function of its own, it would be compiled for the oldest processors.
+/// inlined: made a function of its own, it would be compiled for the oldest processors. It takes something with it that is given away once:
+/// one that could be called again is called by a function that the compiler writes, and inlines only where it is short.
 macro_rules! vectorised {
-    ($body:expr) => {
+    ($body:expr) => {{
+        let once = crate::host::real::Once;
         pulp::Arch::new().dispatch(
             #[inline(always)]
-            || $body,
+            || {
+                let crate::host::real::Once = { once };
+                $body
+            },
         )
-    };
+    }};
 }
 pub(crate) use vectorised;
 

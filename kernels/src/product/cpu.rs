@@ -36,7 +36,8 @@ impl<'a, E> View<'a, E> {
         Self { data: &self.data[first..], ..self }
     }
 
-    fn covers(&self, rows: usize, columns: usize) -> bool {
+    /// Whether a matrix of some dimensions lies within the entries.
+    pub fn covers(&self, rows: usize, columns: usize) -> bool {
         rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
     }
 }

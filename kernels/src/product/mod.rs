@@ -3,6 +3,7 @@ pub mod bench;
 pub(crate) mod cpu;
 pub(crate) mod cublas;
 pub(crate) mod launch;
+pub(crate) mod packed;
 pub mod reference;
 
 use crate::{Backend, FloatTensor, RowSet};
