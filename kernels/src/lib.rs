@@ -15,6 +15,7 @@ pub use burn_backend::{
 pub use burn_flex::{Flex, FlexDevice};
 
 pub mod activation;
+pub mod adam;
 pub mod arithmetic;
 pub mod attention;
 pub mod bench;
@@ -43,6 +44,7 @@ pub mod tile;
 pub mod vectors;
 
 pub use activation::{Activate, Activation};
+pub use adam::{Adam, AdamStep};
 pub use arithmetic::Arithmetic;
 pub use attention::{Attend, AttentionSpec};
 pub use codes::{CodeSpec, Coded, Codes, Weight};
@@ -81,6 +83,7 @@ pub trait Kernels:
     + TileGram
     + RowGram
     + VectorGram
+    + Adam
 {
 }
 
@@ -101,6 +104,7 @@ impl<B> Kernels for B where
         + TileGram
         + RowGram
         + VectorGram
+        + Adam
 {
 }
 

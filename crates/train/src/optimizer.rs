@@ -1,16 +1,20 @@
-//! burn's AdamW over named tensors.
-use burn_optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, SimpleOptimizer};
+//! AdamW over named tensors.
 use burn_tensor::{Tensor, TensorPrimitive};
 use rayon::prelude::*;
 use std::collections::HashMap;
-use tanglescope_kernels::{DType, FloatTensor, Kernels, TensorMetadata};
+use tanglescope_kernels::{AdamStep, DType, FloatTensor, Kernels, TensorMetadata};
 use tanglescope_records::Settings;
 
 /// AdamW, and the moments of every parameter that it has moved.
 pub struct Optimizer<B: Kernels> {
-    matrices: AdamW,
-    vectors: AdamW,
-    moments: HashMap<String, AdamWState<B, 2>>,
+    settings: Settings,
+    moments: HashMap<String, Moments<B>>,
+}
+
+/// m and v of a parameter, as matrices, after some steps.
+struct Moments<B: Kernels> {
+    tensors: [FloatTensor<B>; 2],
+    steps: usize,
 }
 
 /// A parameter that is to move.
@@ -66,31 +70,33 @@ fn primitive<B: Kernels>(x: Tensor<B, 2>, like: &FloatTensor<B>) -> FloatTensor<
 impl<B: Kernels> Optimizer<B> {
     /// Before the first step.
     pub fn new(settings: &Settings) -> Self {
-        let config = AdamWConfig::new()
-            .with_beta_1(settings.beta1)
-            .with_beta_2(settings.beta2)
-            .with_epsilon(settings.epsilon)
-            .with_weight_decay(settings.weight_decay);
+        Self { settings: settings.clone(), moments: HashMap::new() }
+    }
+
+    /// What a step of a parameter goes by, which has some dimensions.
+    fn of_step(settings: &Settings, rate: f64, dims: usize, steps: usize) -> AdamStep {
+        let Settings { beta1, beta2, epsilon, weight_decay, .. } = *settings;
         // gains and biases do not decay, as in transformers' trainer
-        Self {
-            vectors: config.clone().with_weight_decay(0.0).build(),
-            matrices: config.build(),
-            moments: HashMap::new(),
-        }
+        let weight_decay = if dims == 1 { 0.0 } else { weight_decay };
+        AdamStep { rate, beta1, beta2, epsilon, weight_decay, steps }
     }
 
     /// Parameters after a step against a gradient of the loss; of one without a gradient only the moments decay.
     ///
-    /// `side_by_side` runs several at once: on a processor burn's operations each take one thread.
+    /// `side_by_side` runs several at once: a processor's cores do not wait for the end of each.
     pub fn step(&mut self, parameters: Vec<Moving<B>>, rate: f64, side_by_side: bool) -> Vec<(String, FloatTensor<B>)> {
-        let with_moments: Vec<(Moving<B>, Option<AdamWState<B, 2>>)> =
+        let with_moments: Vec<(Moving<B>, Option<Moments<B>>)> =
             parameters.into_iter().map(|p| (self.moments.remove(&p.name), p)).map(|(m, p)| (p, m)).collect();
-        let (matrices, vectors) = (&self.matrices, &self.vectors);
-        let step = |(Moving { name, x, gradient }, moments): (Moving<B>, Option<AdamWState<B, 2>>)| {
-            let adamw = if x.shape().num_dims() == 1 { vectors } else { matrices };
-            let gradient = gradient.unwrap_or_else(|| B::add_scaled(x.clone(), &x, -1.0));
-            let (moved, state) = adamw.step(rate, tensor::<B>(&x), tensor::<B>(&gradient), moments);
-            (name, primitive(moved, &x), state)
+        let settings = &self.settings;
+        let step = |(Moving { name, x, gradient }, moments): (Moving<B>, Option<Moments<B>>)| {
+            let shape = x.shape();
+            let nothing = || B::times_number(x.clone(), 0.0);
+            let gradient = matrix::<B>(&gradient.unwrap_or_else(nothing));
+            let before = || Moments { tensors: [(); 2].map(|()| matrix::<B>(&nothing())), steps: 0 };
+            let Moments { tensors, steps } = moments.unwrap_or_else(before);
+            let of = Self::of_step(settings, rate, shape.num_dims(), steps + 1);
+            let (moved, tensors) = B::adam_step(matrix::<B>(&x), tensors, &gradient, &of);
+            (name, B::reshape(moved, shape), Moments { tensors, steps: steps + 1 })
         };
         let moved: Vec<_> = match side_by_side {
             true => with_moments.into_par_iter().map(step).collect(),
@@ -98,7 +104,7 @@ impl<B: Kernels> Optimizer<B> {
         };
         let mut out = Vec::with_capacity(moved.len());
         for (name, x, state) in moved {
-            self.moments.extend(state.map(|state| (name.clone(), state)));
+            self.moments.insert(name.clone(), state);
             out.push((name, x));
         }
         out
@@ -106,8 +112,7 @@ impl<B: Kernels> Optimizer<B> {
 
     /// The first moment of every parameter that it has moved.
     pub fn first_moments(&self) -> HashMap<String, FloatTensor<B>> {
-        let first = |state: &AdamWState<B, 2>| state.momentum.moment_1.clone().into_primitive().tensor();
-        self.moments.iter().map(|(name, state)| (name.clone(), first(state))).collect()
+        self.moments.iter().map(|(name, moments)| (name.clone(), moments.tensors[0].clone())).collect()
     }
 
     /// What the step that was just taken is made of: given v_t, Adam's step is linear,
@@ -122,23 +127,22 @@ impl<B: Kernels> Optimizer<B> {
             of_gradient: 0.0,
         };
         for (name, x) in *parameters {
-            let Some(state) = self.moments.get(name) else { continue };
-            let Settings { beta1, beta2, epsilon, weight_decay, .. } = **settings;
-            let time = i32::try_from(state.momentum.time).unwrap_or(i32::MAX);
-            // in the type and the order in which burn divides
-            let (first, second) = (f64::from(1.0 - beta1.powi(time)), 1.0 - beta2.powi(time));
-            let p = state.momentum.moment_2.clone().div_scalar(second).sqrt().add_scalar(epsilon).recip();
+            let Some(Moments { tensors: [_, v], steps }) = self.moments.get(name) else { continue };
+            let of = Self::of_step(settings, *rate, x.shape().num_dims(), *steps);
+            let AdamStep { beta1, epsilon, weight_decay, .. } = of;
+            let ([first, second], [share, _]) = (of.weights(), of.shares());
+            let p = tensor::<B>(v).div_scalar(second).sqrt().add_scalar(epsilon).recip();
             let along = |of: &FloatTensor<B>, factor: f64| {
                 primitive((p.clone() * tensor::<B>(of)).mul_scalar(-rate * factor), x)
             };
-            parts.of_gradient = rate * f64::from(1.0 - beta1) / first;
+            parts.of_gradient = rate * share / first;
             if let Some(gradient) = gradient.get(name) {
-                parts.gradient.insert(name.clone(), along(gradient, f64::from(1.0 - beta1) / first));
+                parts.gradient.insert(name.clone(), along(gradient, share / first));
             }
             if let Some(moment) = first_moments.get(name) {
                 parts.momentum.insert(name.clone(), along(moment, f64::from(beta1) / first));
             }
-            if x.shape().num_dims() > 1 && weight_decay != 0.0 {
+            if weight_decay != 0.0 {
                 parts.decay.insert(name.clone(), scaled::<B>(x.clone(), -rate * f64::from(weight_decay)));
             }
             let dtype = if B::is_host() { x.dtype() } else { DType::F32 };
@@ -149,11 +153,8 @@ impl<B: Kernels> Optimizer<B> {
 
     /// Both moments of every parameter, each under `moment_1.` or `moment_2.` and its name, as matrices.
     pub fn tensors(&self) -> Vec<(String, FloatTensor<B>)> {
-        let of = |(name, state): (&String, &AdamWState<B, 2>)| {
-            let tensor = |x: &Tensor<B, 2>| x.clone().into_primitive().tensor();
-            let momentum = &state.momentum;
-            [("moment_1", &momentum.moment_1), ("moment_2", &momentum.moment_2)]
-                .map(|(moment, x)| (format!("{moment}.{name}"), tensor(x)))
+        let of = |(name, Moments { tensors: [m, v], .. }): (&String, &Moments<B>)| {
+            [("moment_1", m), ("moment_2", v)].map(|(moment, x)| (format!("{moment}.{name}"), x.clone()))
         };
         self.moments.iter().flat_map(of).collect()
     }
@@ -163,10 +164,9 @@ impl<B: Kernels> Optimizer<B> {
         let names: Vec<String> =
             tensors.keys().filter_map(|name| name.strip_prefix("moment_1.")).map(str::to_owned).collect();
         for name in names {
-            let mut take = |moment: &str| tensors.remove(&format!("{moment}.{name}")).map(|x| tensor::<B>(&x));
-            if let (Some(first), Some(second)) = (take("moment_1"), take("moment_2")) {
-                let momentum = AdaptiveMomentumState::new(steps, first, second);
-                self.moments.insert(name, AdamWState::new(momentum));
+            let mut take = |moment: &str| tensors.remove(&format!("{moment}.{name}")).map(|x| matrix::<B>(&x));
+            if let (Some(m), Some(v)) = (take("moment_1"), take("moment_2")) {
+                self.moments.insert(name, Moments { tensors: [m, v], steps });
             }
         }
     }
@@ -174,7 +174,7 @@ impl<B: Kernels> Optimizer<B> {
 
 /// `scale·x`.
 pub fn scaled<B: Kernels>(x: FloatTensor<B>, scale: f64) -> FloatTensor<B> {
-    primitive(tensor::<B>(&x).mul_scalar(scale), &x)
+    B::times_number(x, scale)
 }
 
 /// Σ x² over all tensors, summed in f64 across tensors.

@@ -1,8 +1,7 @@
-//! Entry by entry on the CPU: vectorised loops on all cores, and burn's own for what is not hot.
+//! Entry by entry on the CPU: vectorised loops on all cores.
 use super::Arithmetic;
 use crate::Flex;
 use crate::host::real::{Real, dims, in_place, values, vectorised, with_real};
-use burn_backend::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -30,15 +29,32 @@ impl Arithmetic for Flex {
     }
 
     fn times(a: FlexTensor, b: FlexTensor) -> FlexTensor {
-        Self::float_mul(a, b)
+        with_real!(&b, E => {
+            let b = values::<E>(&b);
+            in_place::<E>(a, |a| {
+                a.par_chunks_mut(4096).zip(b.par_chunks(4096)).for_each(|(a, b)| {
+                    vectorised!(a.iter_mut().zip(b).for_each(|(a, &b)| *a *= b));
+                });
+            })
+        })
     }
 
     fn add_number(x: FlexTensor, number: f64) -> FlexTensor {
-        Self::float_add_scalar(x, number.into())
+        with_real!(&x, E => {
+            let number = E::of(number);
+            in_place::<E>(x, |x| {
+                x.par_chunks_mut(4096).for_each(|x| vectorised!(x.iter_mut().for_each(|x| *x += number)));
+            })
+        })
     }
 
     fn times_number(x: FlexTensor, number: f64) -> FlexTensor {
-        Self::float_mul_scalar(x, number.into())
+        with_real!(&x, E => {
+            let number = E::of(number);
+            in_place::<E>(x, |x| {
+                x.par_chunks_mut(4096).for_each(|x| vectorised!(x.iter_mut().for_each(|x| *x *= number)));
+            })
+        })
     }
 
     fn cut(x: FlexTensor, [low, high]: [f64; 2]) -> FlexTensor {
