@@ -83,6 +83,7 @@ if len(sys.argv) > 2:
     left.axvline(0, color="gray", linewidth=0.5)
     left.set_xlabel("parts of the predicted falls of log π(chosen)")
     left.legend(ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    left.use_sticky_edges = False
     left.margins(x=0.05)
     right_side.set_xscale("log", base=2)
     right_side.set_ylim(0, 1)
