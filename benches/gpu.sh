@@ -133,6 +133,7 @@ profile() { # DTYPE SCOPE…
   for scope in "${@:2}"; do
     step "profile-$1-$scope" ncu --clock-control none --metrics gpu__time_duration.sum --csv --log-file "$out/profile-$1-$scope.csv" \
       "$binary" bench --device cuda --dtype "$1" --scope "$scope" "${lora[@]}" "${shape[@]}" --layers 2 --pass-only --repeats 1 --json
+    [[ -f $out/profile-$1-$scope.csv ]] || continue
     python3 - "$out/profile-$1-$scope.csv" <<'PYTHON' || true
 import collections, csv, sys
 rows = csv.DictReader(line for line in open(sys.argv[1]) if line.startswith('"'))

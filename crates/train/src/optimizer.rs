@@ -143,7 +143,7 @@ impl<B: Kernels> Optimizer<B> {
                 parts.momentum.insert(name.clone(), along(moment, f64::from(beta1) / first));
             }
             if weight_decay != 0.0 {
-                parts.decay.insert(name.clone(), scaled::<B>(x.clone(), -rate * f64::from(weight_decay)));
+                parts.decay.insert(name.clone(), B::times_number(x.clone(), -rate * f64::from(weight_decay)));
             }
             let dtype = if B::is_host() { x.dtype() } else { DType::F32 };
             parts.roots.insert(name.clone(), B::cast(primitive(p.sqrt(), x), dtype));
@@ -170,11 +170,6 @@ impl<B: Kernels> Optimizer<B> {
             }
         }
     }
-}
-
-/// `scale·x`.
-pub fn scaled<B: Kernels>(x: FloatTensor<B>, scale: f64) -> FloatTensor<B> {
-    B::times_number(x, scale)
 }
 
 /// Σ x² over all tensors, summed in f64 across tensors.

@@ -2,7 +2,7 @@
 use crate::error::{Error, Result};
 use crate::log::{StepLog, means, prediction_means};
 use crate::masks::Masks;
-use crate::optimizer::{Moving, Optimizer, Taken, matrix, scaled, squared_norm};
+use crate::optimizer::{Moving, Optimizer, Taken, matrix, squared_norm};
 use crate::order;
 use crate::signal::{BatchOutcomes, Example, Reference, Signal};
 use serde_json::json;
@@ -174,7 +174,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         // optimizers go against the gradient of the loss, and the engine gives the direction that lowers it
         let gradient = std::mem::take(&mut update.gradient);
         let gradient: HashMap<String, FloatTensor<B>> =
-            gradient.into_iter().map(|(name, g)| (name, scaled::<B>(g, -clip))).collect();
+            gradient.into_iter().map(|(name, g)| (name, B::times_number(g, -clip))).collect();
         let before = due(settings.predict_every).then(|| Before {
             model: self.model.clone(),
             gradient: gradient.clone(),

@@ -144,8 +144,7 @@ pub fn product_parallel<E: Real>(
     });
 }
 
-/// The transpose of `x[rows, width]`. `gemm` packs a factor whose rows lie side by side much faster than one whose rows
-/// follow each other, so what many products share is transposed once.
+/// The transpose of `x[rows, width]`.
 pub fn transpose<E: Real>(x: &[E], width: usize) -> Vec<E> {
     const BAND: usize = 16;
     let rows = x.len() / width;

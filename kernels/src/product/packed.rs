@@ -221,7 +221,6 @@ mod tests {
                 for c in (first..columns).filter(|c| diagonal.is_none_or(|diagonal| *c <= diagonal + r)) {
                     let entry = |k: usize| if transposed { b[c * inner + k] } else { b[k * columns + c] };
                     let want: f32 = (from..to).map(|k| a[r * (to - from) + k - from] * entry(k)).sum();
-
                     let got = out[r * width + c - first];
                     prop_assert!((got - 0.5 * want).abs() < f32::MIN_POSITIVE, "row {r} column {c}: {got}, {want}");
                 }
