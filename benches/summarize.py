@@ -1,4 +1,4 @@
-"""Time and peak memory of `summarize` on many records, beside DuckDB on the same files. Needs numpy, polars and duckdb.
+"""Time and peak memory of `summarize` and `report` on many records, beside DuckDB on the same files. Needs numpy, polars and duckdb.
 
     python benches/summarize.py BINARY FOLDER [PAIRS]
 
@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 binary, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -86,7 +87,9 @@ if sys.argv[-1] == "make":
 # a process of its own: what it took would count as its parent's children's
 subprocess.run([sys.executable, __file__, binary, folder, str(pairs), "make"], check=True)
 print(f"{pairs} pairs, {10 * pairs} parameter rows, {sum(f.stat().st_size for f in folder.rglob('*.parquet') if f.is_file()) / 2**30:.1f} GiB of parquet")
-for by in ("run", "metric", "regime", "layer", "module", "relation", "outlier"):
+for by in ("run", "metric", "regime", "layer", "module", "relation", "bin", "outlier"):
     run(f"summarize --by {by}", [binary, "summarize", folder, "--by", by])
+with tempfile.TemporaryDirectory() as page:
+    run("report", [binary, "report", folder, "--out", f"{page}/report.html"])
 for by in ("metric", "regime", "layer", "module"):
     run(f"DuckDB, the same by {by}", [sys.executable, "-c", DUCK, folder, by])

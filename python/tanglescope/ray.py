@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import _native
-from ._calls import ObjectiveLike, _fresh, _names, data_path, run_words
+from ._calls import Metric, ObjectiveLike, _fresh, _names, data_path, run_words
 from ._errors import InputError, TanglescopeError
 from ._model import Derivative, Dtype, PathLike, _absolute, device_words
 from ._progress import Listener
@@ -100,6 +100,8 @@ def sweep(
     objectives: ObjectiveLike | Sequence[ObjectiveLike] | None = None,
     reference: PathLike | None = None,
     pairs: int | None = None,
+    mean_gradients: bool = False,
+    metric: Metric = "gradient",
     dtype: Dtype = "f32",
     device: str | None = "auto",
     memory: float | str | None = None,
@@ -154,6 +156,8 @@ def sweep(
             objective=_names(objectives),
             reference=None if reference is None else _absolute(reference),
             pairs=pairs,
+            mean_gradients=mean_gradients,
+            metric=metric,
             dtype=dtype,
             padding_row=padding_row,
             dora_norm=dora_norm,

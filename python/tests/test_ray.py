@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import signal
@@ -56,6 +57,14 @@ def alone(many: Path, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     out = tmp_path_factory.mktemp("alone") / "out"
     ts.sweep(many, {"rows": demo / "long.jsonl"}, out=out, pairs=24, model=demo, device="cpu", objectives="dpo").run()
     return parts(out)
+
+
+def test_it_takes_what_a_sweep_takes() -> None:
+    import tanglescope.ray
+
+    arguments = [inspect.signature(call).parameters for call in (ts.sweep, tanglescope.ray.sweep)]
+    assert set(arguments[0]) - set(arguments[1]) == {"shard"}, "Ray divides the work itself"
+    assert all(arguments[1][name].default == of.default for name, of in arguments[0].items() if name != "shard")
 
 
 def test_a_lost_node_loses_nothing(cluster: Any, many: Path, demo: Path, alone: dict[str, bytes], tmp_path: Path) -> None:

@@ -70,14 +70,20 @@ pub fn derived(pairs: LazyFrame) -> PolarsResult<LazyFrame> {
     Ok(pairs.with_columns(new))
 }
 
+/// A column of a query as numbers, row by row, NaN where there is none.
+pub(crate) fn values(of: &Records, query: LazyFrame, name: &str) -> Result<Vec<f64>> {
+    let rows = of.collect(query.select([col(name).cast(DataType::Float64)]))?;
+    let column = rows.column(name).and_then(|column| column.f64()).map_err(|e| of.blame(e))?;
+    Ok(column.iter().map(|x| x.unwrap_or(f64::NAN)).collect())
+}
+
 /// One column of a query as numbers, and how many of its values are null or NaN.
 pub(crate) fn numbers(of: &Records, query: LazyFrame, name: &str) -> Result<(Vec<f64>, usize)> {
-    let frame = of.collect(query.select([col(name).cast(DataType::Float64)]))?;
-    let values = frame.column(name).and_then(|column| column.f64().cloned()).map_err(|e| of.blame(e))?;
+    let mut values = values(of, query, name)?;
     let all = values.len();
-    let defined: Vec<f64> = values.iter().flatten().filter(|x| !x.is_nan()).collect();
-    let undefined = all - defined.len();
-    Ok((defined, undefined))
+    values.retain(|x| !x.is_nan());
+    let undefined = all - values.len();
+    Ok((values, undefined))
 }
 
 /// Whose records a row is about.

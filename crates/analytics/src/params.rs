@@ -1,9 +1,12 @@
 //! params.parquet by layer and by module.
 use crate::metrics::{keys, spread_columns};
-use crate::statistics::Spread;
+use crate::statistics::{Spread, floor};
 use polars_core::prelude::{DataFrame, PolarsResult};
-use polars_lazy::prelude::{Expr, col, len, lit, when};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use polars_lazy::prelude::{Expr, col, lit, when};
+use rayon::prelude::{ParallelIterator, ParallelSlice};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use tanglescope_objectives::{PairGram, Rounding};
 use tanglescope_records::tables::{self, column, frame};
 use tanglescope_records::{Leaf, Manifest, Records, Result};
@@ -17,66 +20,64 @@ pub enum By {
     Module,
 }
 
-/// Cosines that are kept at once, as numbers: 512 MiB of them. More keys than fit take several passes over the file.
-const KEPT: usize = 1 << 26;
-
 /// Rows that are read at once.
-const ROWS_AT_ONCE: usize = 1 << 20;
+const ROWS_AT_ONCE: usize = 1 << 18;
+
+/// Stretches of the table that are read side by side and summed each by itself, however many cores there are: sums do not depend on them.
+const STRETCHES: usize = 16;
+
+/// Pieces of [−1, 1] in which cosines are counted: 32 KiB a key, and of twenty million pairs a few thousand in one.
+const PIECES: usize = 1 << 13;
 
 type Key = (Option<u32>, String);
 
-/// What is known of a key.
-#[derive(Default)]
-struct KeySums {
-    cosines: Vec<f64>,
-    undefined: usize,
-    /// Sums over pairs.
-    gram: PairGram,
+/// The keys of a table, numbered as they are first seen.
+struct Keys {
+    by: By,
+    places: Mutex<BTreeMap<Key, usize>>,
 }
+
+/// What is known of a key.
+#[derive(Clone, Copy, Default)]
+struct KeySums {
+    /// Pairs that have a cosine, and those that have none.
+    pairs: [usize; 2],
+    /// Sums over pairs, and of their cosines.
+    gram: PairGram,
+    cosines: f64,
+}
+
+/// The cosines of a key in the pieces where its order statistics are.
+type Near = BTreeMap<usize, Vec<f64>>;
 
 /// One row a layer, or a layer and module: where the cosines of pairs lie, when only these parameters count (columns of a
 /// spread), the sums over pairs `ww`, `wl`, `ll`, and `wl_share`, the part of the wl of all parameters, those in no layer
 /// included, that is of these. `None` without params.parquet.
 ///
-/// A pair's rows have to be together, as `analyze` writes them.
+/// A pair's rows have to be together in one part, as `analyze` writes them. Order statistics are exact: the table is read once to count
+/// cosines by their size, and again for those near the ranks that are looked at, so that memory hardly grows with pairs.
 ///
 /// # Errors
 /// Where a part is damaged.
 pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
     let Some(records) = leaf.table(tables::PARAMS)? else { return Ok(None) };
-    let keys_of = records.scan()?.group_by([col("layer"), col("module")]).agg([len()]);
-    let distinct = records.collect(keys_of)?;
-    let read = || -> PolarsResult<BTreeSet<Key>> {
-        let (layers, modules) = (distinct.column("layer")?.u32()?, distinct.column("module")?.str()?);
-        Ok(layers
-            .iter()
-            .zip(modules.iter())
-            .filter_map(|(layer, module)| by.key(layer, module.unwrap_or_default()))
-            .collect())
-    };
-    let all: Vec<Key> = read().map_err(|e| records.blame(e))?.into_iter().collect();
-    let pairs = leaf.pairs()?;
-    let height = pairs.collect(pairs.scan()?.select([len().alias("n")]))?;
-    let pairs = height.column("n").and_then(|n| n.cast(&polars_core::prelude::DataType::UInt64)).ok();
-    let pairs = pairs.and_then(|n| n.u64().ok()?.get(0)).map_or(1, |n| usize::try_from(n).unwrap_or(usize::MAX));
-    let mut rows: Vec<(Key, Option<Spread>, usize, PairGram)> = Vec::new();
-    for keys in all.chunks((KEPT / pairs.max(1)).max(1)) {
-        for (key, found) in keys.iter().zip(pass(&records, by, keys)?) {
-            rows.push((key.clone(), Spread::of(found.cosines), found.undefined, found.gram));
-        }
-    }
+    let found = Keys { by, places: Mutex::default() };
+    let (sums, counts) = counted(&records, &found)?;
+    let spreads = spreads(&records, &found, &sums, &counts)?;
     let total = total_wl(&records)?;
+    let places = found.places.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let rows: Vec<(Key, KeySums)> = places.iter().map(|(key, at)| (key.clone(), sums[*at])).collect();
+    let spreads: Vec<(Option<Spread>, usize)> = places.values().map(|at| (spreads[*at], sums[*at].pairs[1])).collect();
     let mut columns = vec![column("layer", &rows, |r| r.0.0)];
     if by == By::Module {
         columns.push(column("module", &rows, |r| r.0.1.clone()));
     }
-    let spreads: Vec<(Option<Spread>, usize)> = rows.iter().map(|r| (r.1, r.2)).collect();
     columns.extend(spread_columns(&spreads));
     columns.extend([
-        column("ww", &rows, |r| r.3.ww),
-        column("wl", &rows, |r| r.3.wl),
-        column("ll", &rows, |r| r.3.ll),
-        column("wl_share", &rows, |r| (total != 0.0).then(|| r.3.wl / total)),
+        column("ww", &rows, |r| r.1.gram.ww),
+        column("wl", &rows, |r| r.1.gram.wl),
+        column("ll", &rows, |r| r.1.gram.ll),
+        column("wl_share", &rows, |r| (total != 0.0).then(|| r.1.gram.wl / total)),
     ]);
     Ok(Some(frame(keys(leaf, rows.len()).into_iter().chain(columns).collect())))
 }
@@ -133,61 +134,294 @@ impl By {
     }
 }
 
-/// Reads the table once, for some keys.
-fn pass(records: &Records, by: By, keys: &[Key]) -> Result<Vec<KeySums>> {
-    let mut found: Vec<KeySums> = keys.iter().map(|_| KeySums::default()).collect();
-    let places: HashMap<&Key, usize> = keys.iter().enumerate().map(|(at, key)| (key, at)).collect();
-    let mut sums: BTreeMap<usize, PairGram> = BTreeMap::new();
+impl Keys {
+    /// The number of a row's key, `None` where it has none.
+    fn place(&self, layer: Option<u32>, module: &str) -> Option<usize> {
+        let key = self.by.key(layer, module)?;
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = places.len();
+        Some(*places.entry(key).or_insert(next))
+    }
+}
+
+impl KeySums {
+    fn add(&mut self, of: &Self) {
+        self.pairs = [self.pairs[0] + of.pairs[0], self.pairs[1] + of.pairs[1]];
+        let gram = of.gram;
+        self.gram = PairGram { ww: self.gram.ww + gram.ww, wl: self.gram.wl + gram.wl, ll: self.gram.ll + gram.ll };
+        self.cosines += of.cosines;
+    }
+
+    /// Of one pair.
+    fn of(gram: PairGram, cosine: Option<f64>) -> Self {
+        let known = [gram.ww, gram.wl, gram.ll].iter().all(|x| !x.is_nan());
+        Self {
+            pairs: [usize::from(cosine.is_some()), usize::from(cosine.is_none())],
+            gram: if known { gram } else { PairGram::default() },
+            cosines: cosine.unwrap_or(0.0),
+        }
+    }
+}
+
+/// The cosine of a pair by a key, where it has one.
+fn cosine(gram: &PairGram) -> Option<f64> {
+    gram.cosine().filter(|cosine| !cosine.is_nan())
+}
+
+/// The piece that a cosine is in; 1 is in the last.
+fn piece(cosine: f64) -> usize {
+    floor((cosine + 1.0) * (PIECES / 2) as f64).min(PIECES - 1)
+}
+
+/// The entry of a place in a list that grows.
+fn at<T: Clone>(list: &mut Vec<T>, place: usize, empty: T) -> &mut T {
+    if list.len() <= place {
+        list.resize(place + 1, empty);
+    }
+    &mut list[place]
+}
+
+/// Does something with the stretches of a table, side by side; in their order.
+fn stretches<T: Send>(records: &Records, of: impl Fn(&[PathBuf]) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
+    let parts = records.parts();
+    parts.par_chunks(parts.len().div_ceil(STRETCHES).max(1)).map(of).collect()
+}
+
+/// Sums of each key, and how many of its cosines are in each piece.
+fn counted(records: &Records, keys: &Keys) -> Result<(Vec<KeySums>, Vec<Vec<u32>>)> {
+    let counts: Mutex<Vec<Vec<u32>>> = Mutex::default();
+    let sums = stretches(records, |parts| {
+        let (mut sums, mut here) = (Vec::<KeySums>::new(), Vec::<Vec<u32>>::new());
+        each_gram(records, parts, keys, |place, gram| {
+            let cosine = cosine(gram);
+            at(&mut sums, place, KeySums::default()).add(&KeySums::of(*gram, cosine));
+            let counts = at(&mut here, place, Vec::new());
+            if let Some(cosine) = cosine {
+                *at(counts, piece(cosine), 0) += 1;
+            }
+        })?;
+        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (place, here) in here.into_iter().enumerate() {
+            let all = at(&mut counts, place, Vec::new());
+            here.into_iter().enumerate().for_each(|(piece, n)| *at(all, piece, 0) += n);
+        }
+        Ok(sums)
+    })?;
+    let mut all = Vec::<KeySums>::new();
+    for (place, of) in sums.iter().flat_map(|sums| sums.iter().enumerate()) {
+        at(&mut all, place, KeySums::default()).add(of);
+    }
+    Ok((all, counts.into_inner().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// Where the cosines of each key lie.
+fn spreads(records: &Records, keys: &Keys, sums: &[KeySums], counts: &[Vec<u32>]) -> Result<Vec<Option<Spread>>> {
+    // the rank at which each piece of a key ends
+    let ends: Vec<Vec<usize>> = counts
+        .iter()
+        .map(|counts| {
+            counts
+                .iter()
+                .scan(0, |sum, n| {
+                    *sum += *n as usize;
+                    Some(*sum)
+                })
+                .collect()
+        })
+        .collect();
+    let piece_of = |place: usize, rank: usize| ends[place].partition_point(|end| *end <= rank);
+    let looked_at = |(place, sums): (usize, &KeySums)| -> Near {
+        Spread::ranks(sums.pairs[0]).into_iter().map(|rank| (piece_of(place, rank), Vec::new())).collect()
+    };
+    let near: Vec<Near> = sums.iter().enumerate().map(looked_at).collect();
+    let found = stretches(records, |parts| {
+        let mut near = near.clone();
+        each_gram(records, parts, keys, |place, gram| {
+            if let Some(cosine) = cosine(gram)
+                && let Some(values) = near[place].get_mut(&piece(cosine))
+            {
+                values.push(cosine);
+            }
+        })?;
+        Ok(near)
+    })?;
+    let mut near = near;
+    for (all, here) in found.into_iter().flat_map(|found| found.into_iter().enumerate()) {
+        here.into_iter().for_each(|(piece, values)| near[all].entry(piece).or_default().extend(values));
+    }
+    near.iter_mut().flat_map(BTreeMap::values_mut).for_each(|values| values.sort_unstable_by(f64::total_cmp));
+    let spread = |(place, sums): (usize, &KeySums)| {
+        let of = sums.pairs[0];
+        Spread::by_rank(of, sums.cosines / of as f64, |rank| {
+            let piece = piece_of(place, rank);
+            let before = if piece == 0 { 0 } else { ends[place][piece - 1] };
+            near[place][&piece][rank - before]
+        })
+    };
+    Ok(sums.iter().enumerate().map(spread).collect())
+}
+
+/// Goes through the rows of some parts, and hands on the Gram of each pair for each key that it has rows of.
+fn each_gram(records: &Records, parts: &[PathBuf], keys: &Keys, mut of: impl FnMut(usize, &PairGram)) -> Result<()> {
+    // rows of pairs repeat each other's layers and modules in order: the one that came next is tried before it is looked up
+    let mut seen: Vec<(Option<u32>, String, Option<usize>)> = Vec::new();
+    let mut numbers: HashMap<Option<u32>, HashMap<String, usize>> = HashMap::new();
+    let mut next = 0;
+    // of the pair whose rows these are, and of which keys there were rows
+    let (mut sums, mut touched) = (Vec::<Option<PairGram>>::new(), Vec::<usize>::new());
     let mut now: Option<u64> = None;
-    for part in records.parts() {
+    let mut settle = |sums: &mut Vec<Option<PairGram>>, touched: &mut Vec<usize>| {
+        touched.drain(..).for_each(|place| sums[place].take().iter().for_each(|gram| of(place, gram)));
+    };
+    for part in parts {
         for rows in tanglescope_records::batches(part, &["pair", "layer", "module", "ww", "wl", "ll"], ROWS_AT_ONCE)? {
             let rows = rows?;
             let mut add = || -> PolarsResult<()> {
-                let (pairs, layers) = (rows.column("pair")?.u64()?, rows.column("layer")?.u32()?);
-                let modules = rows.column("module")?.str()?;
-                let [ww, wl, ll] = ["ww", "wl", "ll"].map(|name| rows.column(name).and_then(|of| of.f64()));
-                let (ww, wl, ll) = (ww?, wl?, ll?);
-                let mut known: HashMap<(Option<u32>, &str), Option<usize>> = HashMap::new();
-                let values = ww.iter().zip(wl.iter()).zip(ll.iter());
-                for (((pair, layer), module), ((ww, wl), ll)) in
-                    pairs.iter().zip(layers.iter()).zip(modules.iter()).zip(values)
-                {
+                let layers: Vec<Option<u32>> = rows.column("layer")?.u32()?.iter().collect();
+                let modules = rows.column("module")?.str()?.rechunk();
+                let modules = modules.downcast_as_array();
+                let pairs: Vec<Option<u64>> = rows.column("pair")?.u64()?.iter().collect();
+                let values = |name: &str| -> PolarsResult<Vec<f64>> {
+                    Ok(rows.column(name)?.f64()?.iter().map(|x| x.unwrap_or(f64::NAN)).collect())
+                };
+                let (ww, wl, ll) = (values("ww")?, values("wl")?, values("ll")?);
+                for (row, (pair, layer)) in pairs.into_iter().zip(layers).enumerate() {
                     if pair != now {
-                        settle(&mut sums, &mut found);
-                        now = pair;
+                        settle(&mut sums, &mut touched);
+                        (now, next) = (pair, 0);
                     }
-                    let module = module.unwrap_or_default();
-                    let place = *known
-                        .entry((layer, module))
-                        .or_insert_with(|| by.key(layer, module).and_then(|key| places.get(&key).copied()));
-                    if let Some(place) = place {
-                        let sum = sums.entry(place).or_default();
-                        sum.ww += ww.unwrap_or(f64::NAN);
-                        sum.wl += wl.unwrap_or(f64::NAN);
-                        sum.ll += ll.unwrap_or(f64::NAN);
+                    let module = modules.get(row).unwrap_or_default();
+                    if seen.get(next).is_none_or(|expected| expected.0 != layer || expected.1 != module) {
+                        let named = numbers.entry(layer).or_default();
+                        next = named.get(module).copied().unwrap_or_else(|| {
+                            seen.push((layer, module.to_owned(), keys.place(layer, module)));
+                            named.insert(module.to_owned(), seen.len() - 1);
+                            seen.len() - 1
+                        });
                     }
+                    let place = seen[next].2;
+                    next += 1;
+                    let Some(place) = place else { continue };
+                    let sum = at(&mut sums, place, None).get_or_insert_with(|| {
+                        touched.push(place);
+                        PairGram::default()
+                    });
+                    sum.ww += ww[row];
+                    sum.wl += wl[row];
+                    sum.ll += ll[row];
                 }
                 Ok(())
             };
             add().map_err(|e| records.blame(e))?;
         }
     }
-    settle(&mut sums, &mut found);
-    Ok(found)
+    settle(&mut sums, &mut touched);
+    Ok(())
 }
 
-/// Adds a finished pair's cosine and sums to its keys' totals, and clears `sums`.
-fn settle(sums: &mut BTreeMap<usize, PairGram>, found: &mut [KeySums]) {
-    for (place, gram) in std::mem::take(sums) {
-        let found = &mut found[place];
-        match gram.cosine().filter(|cosine| !cosine.is_nan()) {
-            Some(cosine) => found.cosines.push(cosine),
-            None => found.undefined += 1,
+#[cfg(test)]
+mod tests {
+    use super::{By, PIECES, params, piece};
+    use crate::statistics::Spread;
+    use polars_core::prelude::{AnyValue, DataFrame};
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use std::collections::BTreeMap;
+    use tanglescope_objectives::PairGram;
+    use tanglescope_records::tables::{self, column, frame};
+    use tanglescope_records::{Leaf, Table};
+
+    type Row = (u64, Option<u32>, &'static str, PairGram);
+
+    /// Rows of three modules a pair, one of them in no layer and one that only some pairs have.
+    fn rows(pairs: std::ops::Range<u64>, random: &mut ChaCha8Rng) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for pair in pairs {
+            for (layer, module) in [(None, "embed"), (Some(0), "q"), (Some(0), "k"), (Some(1), "expert")] {
+                if module == "expert" && pair % 3 != 0 {
+                    continue;
+                }
+                let mut part = || PairGram {
+                    ww: random.random::<f64>() + 1.0,
+                    wl: random.random::<f64>() * 2.0 - 1.0,
+                    ll: if pair == 5 { 0.0 } else { random.random::<f64>() + 1.0 },
+                };
+                // two tensors of a module
+                rows.extend([part(), part()].map(|gram| (pair, layer, module, gram)));
+            }
         }
-        if [gram.ww, gram.wl, gram.ll].iter().all(|x| !x.is_nan()) {
-            found.gram.ww += gram.ww;
-            found.gram.wl += gram.wl;
-            found.gram.ll += gram.ll;
+        rows
+    }
+
+    fn table(rows: &[Row]) -> DataFrame {
+        frame(vec![
+            column("pair", rows, |r| r.0),
+            column("layer", rows, |r| r.1),
+            column("module", rows, |r| r.2.to_owned()),
+            column("ww", rows, |r| r.3.ww),
+            column("wl", rows, |r| r.3.wl),
+            column("ll", rows, |r| r.3.ll),
+        ])
+    }
+
+    #[test]
+    fn two_readings_find_what_all_cosines_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let (written, mut random) =
+            (Table::create(folder.path(), tables::PARAMS).unwrap(), ChaCha8Rng::seed_from_u64(0));
+        let mut all = Vec::new();
+        // more parts than are read side by side, of different lengths
+        for part in 0..40u64 {
+            let part_rows = rows(part * 50..part * 50 + 10 + part, &mut random);
+            written.write(usize::try_from(part).unwrap(), table(&part_rows)).unwrap();
+            all.extend(part_rows);
         }
+        let leaf = Leaf { run: String::new(), step: None, dataset: String::new(), folder: folder.path().to_owned() };
+        for by in [By::Layer, By::Module] {
+            let mut grams: BTreeMap<_, BTreeMap<u64, PairGram>> = BTreeMap::new();
+            for (pair, layer, module, gram) in &all {
+                let Some(key) = by.key(*layer, module) else { continue };
+                let sum = grams.entry(key).or_default().entry(*pair).or_default();
+                *sum = PairGram { ww: sum.ww + gram.ww, wl: sum.wl + gram.wl, ll: sum.ll + gram.ll };
+            }
+            let found = params(&leaf, by).unwrap().unwrap();
+            assert_eq!(found.height(), grams.len());
+            let total: f64 = all.iter().map(|row| row.3.wl).sum();
+            for (row, (key, grams)) in grams.iter().enumerate() {
+                let value = |name: &str| match found.column(name).unwrap().get(row).unwrap() {
+                    AnyValue::Float64(x) => x,
+                    AnyValue::UInt64(n) => n as f64,
+                    other => panic!("{name}: {other}"),
+                };
+                let cosines: Vec<f64> = grams.values().filter_map(PairGram::cosine).collect();
+                let undefined = grams.len() - cosines.len();
+                let want = Spread::of(cosines).unwrap();
+                let [low, high] = want.interval;
+                let [q25, median, q75] = want.quartiles;
+                let counts = [("count", want.count as f64), ("undefined", undefined as f64)];
+                let ranked = [("q25", q25), ("median", median), ("q75", q75), ("low", low), ("high", high)];
+                for (name, want) in counts.into_iter().chain(ranked) {
+                    assert_eq!(value(name).to_bits(), want.to_bits(), "{key:?}, {name}");
+                }
+                // sums in another order: some thousand terms below 4
+                let sum = |of: fn(&PairGram) -> f64| grams.values().map(of).sum::<f64>();
+                for (name, want) in [
+                    ("mean", want.mean),
+                    ("ww", sum(|gram| gram.ww)),
+                    ("wl", sum(|gram| gram.wl)),
+                    ("ll", sum(|gram| gram.ll)),
+                    ("wl_share", sum(|gram| gram.wl) / total),
+                ] {
+                    assert!((value(name) - want).abs() < 1e-10, "{key:?}, {name}: {} {want}", value(name));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_are_in_the_order_of_cosines_and_hold_both_ends() {
+        assert_eq!([piece(-1.0), piece(0.0), piece(1.0)], [0, PIECES / 2, PIECES - 1]);
+        let cosines: Vec<f64> = (0..=100_000).map(|i| f64::from(i) / 50_000.0 - 1.0).collect();
+        assert!(cosines.windows(2).all(|of| piece(of[0]) <= piece(of[1])));
     }
 }

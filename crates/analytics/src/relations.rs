@@ -1,11 +1,11 @@
 //! What entanglement goes with, and which pairs stand out.
-use crate::metrics::{derived, keys, numbers, spread_columns};
-use crate::statistics::{Spread, median, spearman};
+use crate::metrics::{derived, keys, numbers, spread_columns, values};
+use crate::statistics::{Ranks, Spread, median, spearman};
 use polars_core::prelude::{DataFrame, DataType, PolarsResult};
-use polars_lazy::prelude::{LazyFrame, col, lit};
-use rayon::slice::ParallelSliceMut;
+use polars_lazy::prelude::{col, lit};
+use rayon::prelude::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator, ParallelSliceMut};
 use tanglescope_records::tables::{column, frame};
-use tanglescope_records::{Leaf, Records, Result};
+use tanglescope_records::{Leaf, Result};
 
 /// Measures of entanglement.
 const OF: [&str; 3] = ["cosine", "wl_over_min", "norm_ratio"];
@@ -28,21 +28,6 @@ const AGAINST: [&str; 11] = [
 /// Pairs that stand out by each metric.
 const OUTLIERS: usize = 10;
 
-/// Two columns where both are defined.
-fn both(of: &Records, query: LazyFrame, names: [&str; 2]) -> Result<[Vec<f64>; 2]> {
-    let [mut first, mut second] = [Vec::new(), Vec::new()];
-    each(of, query, names, |a, b| {
-        if let (Some(a), Some(b)) = (a, b)
-            && !a.is_nan()
-            && !b.is_nan()
-        {
-            first.push(a);
-            second.push(b);
-        }
-    })?;
-    Ok([first, second])
-}
-
 /// One row a measure of entanglement and a property of the pair: Spearman's correlation over the pairs, with its 95 % interval.
 ///
 /// # Errors
@@ -51,13 +36,20 @@ pub fn relations(leaf: &Leaf) -> Result<DataFrame> {
     let pairs = leaf.pairs()?;
     let mut query = derived(pairs.scan()?).map_err(|e| pairs.blame(e))?;
     let there = pairs.having(&mut query, &AGAINST)?;
-    let mut rows: Vec<(&str, &str, usize, Option<[f64; 3]>)> = Vec::new();
-    for of in OF {
-        for &against in &there {
-            let [a, b] = both(&pairs, query.clone(), [of, against])?;
-            rows.push((of, against, a.len(), spearman(&a, &b)));
-        }
-    }
+    let ranks = |name: &str| -> Result<Ranks> {
+        let found = Ranks::of(values(&pairs, query.clone(), name)?);
+        found.ok_or_else(|| pairs.blame("these records have more pairs than ranks are counted for, 2³¹ − 1"))
+    };
+    let measures = OF.iter().map(|name| ranks(name)).collect::<Result<Vec<Ranks>>>()?;
+    // one property at a time, for its ranks take the memory of the column
+    let with_measures = |against: &&str| -> Result<Vec<(usize, Option<[f64; 3]>)>> {
+        let property = ranks(against)?;
+        Ok(measures.iter().map(|measure| spearman(measure, &property)).collect())
+    };
+    let found = there.iter().map(with_measures).collect::<Result<Vec<_>>>()?;
+    let places = (0..OF.len()).flat_map(|of| (0..there.len()).map(move |against| (of, against)));
+    let rows: Vec<(&str, &str, usize, Option<[f64; 3]>)> =
+        places.map(|(of, against)| (OF[of], there[against], found[against][of].0, found[against][of].1)).collect();
     let columns = [
         column("metric", &rows, |r| r.0.to_owned()),
         column("against", &rows, |r| r.1.to_owned()),
@@ -85,27 +77,16 @@ pub fn bins(leaf: &Leaf) -> Result<DataFrame> {
     let there = pairs.having(&mut query, &AGAINST)?;
     let mut rows: Vec<(&str, &str, u32, [f64; 2])> = Vec::new();
     let mut spreads: Vec<(Option<Spread>, usize)> = Vec::new();
+    let measures = OF.iter().map(|name| values(&pairs, query.clone(), name)).collect::<Result<Vec<_>>>()?;
     for against in there {
-        let (mut sorted, _) = numbers(&pairs, query.clone(), against)?;
+        let property = values(&pairs, query.clone(), against)?;
+        let mut sorted: Vec<f64> = property.iter().copied().filter(|at| !at.is_nan()).collect();
         sorted.par_sort_unstable_by(f64::total_cmp);
-        let ends = ends(&sorted);
-        for of in OF {
-            let mut values: Vec<Vec<f64>> = vec![Vec::new(); ends.len()];
-            let mut undefined = vec![0; ends.len()];
-            each(&pairs, query.clone(), [of, against], |x, at| {
-                let Some(at) = at.filter(|at| !at.is_nan()) else { return };
-                let bin = ends.partition_point(|end| *end < at);
-                match x.filter(|x| !x.is_nan()) {
-                    Some(x) => values[bin].push(x),
-                    None => undefined[bin] += 1,
-                }
-            })?;
-            let mut first = 0;
-            for ((bin, end), (values, undefined)) in (1..).zip(&ends).zip(values.into_iter().zip(undefined)) {
-                rows.push((of, against, bin, [sorted[first], *end]));
-                spreads.push((Spread::of(values), undefined));
-                first = sorted.partition_point(|x| x <= end);
-            }
+        let bins = cut(&sorted);
+        drop(sorted);
+        for (of, measure) in OF.into_iter().zip(&measures) {
+            rows.extend((1..).zip(&bins).map(|(number, bin)| (of, against, number, [bin.from, bin.to])));
+            spreads.extend(of_bins(measure, &property, &bins));
         }
     }
     let columns = [
@@ -118,26 +99,40 @@ pub fn bins(leaf: &Leaf) -> Result<DataFrame> {
     Ok(frame(keys(leaf, rows.len()).into_iter().chain(columns).chain(spread_columns(&spreads)).collect()))
 }
 
-/// Where the bins of sorted values end.
-fn ends(sorted: &[f64]) -> Vec<f64> {
+/// Pairs whose property is between two values, both of which are among them.
+struct Bin {
+    from: f64,
+    to: f64,
+    pairs: usize,
+}
+
+/// The bins of sorted values.
+fn cut(sorted: &[f64]) -> Vec<Bin> {
     let n = sorted.len();
     let mut ends: Vec<f64> = (1..=BINS.min(n)).map(|k| sorted[(k * n).div_ceil(BINS.min(n)) - 1] + 0.0).collect();
     ends.dedup();
-    ends
+    let mut first = 0;
+    let bin = |to| {
+        let from = sorted[first];
+        let behind = sorted.partition_point(|x| *x <= to);
+        let pairs = behind - first;
+        first = behind;
+        Bin { from, to, pairs }
+    };
+    ends.into_iter().map(bin).collect()
 }
 
-/// Does something with the values of two columns, row by row.
-fn each(
-    of: &Records,
-    query: LazyFrame,
-    names: [&str; 2],
-    mut with: impl FnMut(Option<f64>, Option<f64>),
-) -> Result<()> {
-    let rows = of.collect(query.select(names.map(|name| col(name).cast(DataType::Float64))))?;
-    let [a, b] = names.map(|name| rows.column(name).and_then(|column| column.f64()));
-    let (a, b) = (a.map_err(|e| of.blame(e))?, b.map_err(|e| of.blame(e))?);
-    a.iter().zip(b.iter()).for_each(|(a, b)| with(a, b));
-    Ok(())
+/// Where a measure lies in each bin of a property, and how many pairs of the bin have none.
+fn of_bins(measure: &[f64], property: &[f64], bins: &[Bin]) -> Vec<(Option<Spread>, usize)> {
+    let mut values: Vec<Vec<f64>> = bins.iter().map(|bin| Vec::with_capacity(bin.pairs)).collect();
+    for (x, at) in measure.iter().zip(property).filter(|(x, at)| !x.is_nan() && !at.is_nan()) {
+        values[bins.partition_point(|bin| bin.to < *at)].push(*x);
+    }
+    let spread = |(values, bin): (Vec<f64>, &Bin)| {
+        let undefined = bin.pairs - values.len();
+        (Spread::of(values), undefined)
+    };
+    values.into_par_iter().zip(bins).map(spread).collect()
 }
 
 /// Number, `id` and value of some pairs.

@@ -2,6 +2,8 @@
 use rayon::slice::ParallelSliceMut;
 use statrs::function::beta::beta_reg;
 use statrs::function::erf::erfc;
+use std::borrow::Cow;
+use std::cell::RefCell;
 
 /// Above this many values the ends of an interval are order statistics of the normal approximation.
 pub(crate) const EXACT_UP_TO: usize = 100_000;
@@ -25,14 +27,41 @@ pub(crate) struct Spread {
 impl Spread {
     /// Of numbers in any order, none of them NaN; `None` of nothing.
     pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
-        if values.is_empty() {
-            return None;
-        }
-        values.par_sort_unstable_by(f64::total_cmp);
-        let mean = mean(&values);
-        let quartiles = [0.25, 0.5, 0.75].map(|share| quantile(&values, share));
-        Some(Self { count: values.len(), mean, quartiles, interval: median_interval(&values) })
+        let (n, mean) = (values.len(), mean(&values));
+        put(&mut values, 0, &Self::ranks(n));
+        Self::by_rank(n, mean, |rank| values[rank])
     }
+
+    /// Of so many numbers with this mean, of which each can be had by its rank from 0; `None` of nothing.
+    pub(crate) fn by_rank(count: usize, mean: f64, at: impl Fn(usize) -> f64) -> Option<Self> {
+        (count > 0).then(|| Self {
+            count,
+            mean,
+            quartiles: [0.25, 0.5, 0.75].map(|share| quantile_by_rank(count, share, &at)),
+            interval: median_interval(count, &at),
+        })
+    }
+
+    /// The ranks at which [`by_rank`](Self::by_rank) looks, in order.
+    pub(crate) fn ranks(count: usize) -> Vec<usize> {
+        let looked_at = RefCell::new(Vec::new());
+        Self::by_rank(count, 0.0, |rank| {
+            looked_at.borrow_mut().push(rank);
+            0.0
+        });
+        let mut ranks = looked_at.into_inner();
+        ranks.sort_unstable();
+        ranks
+    }
+}
+
+/// Puts the values of some ranks, which are in order and counted from `first`, at their places; the others stay in no order.
+fn put(values: &mut [f64], first: usize, ranks: &[usize]) {
+    let Some(&rank) = ranks.get(ranks.len() / 2) else { return };
+    let (before, _, after) = values.select_nth_unstable_by(rank - first, f64::total_cmp);
+    let (lower, rest) = ranks.split_at(ranks.partition_point(|of| *of < rank));
+    let higher = &rest[rest.partition_point(|of| *of == rank)..];
+    rayon::join(|| put(before, first, lower), || put(after, rank + 1, higher));
 }
 
 /// The mean, summed in pieces so that the rounding of millions of terms stays small.
@@ -43,37 +72,46 @@ fn mean(values: &[f64]) -> f64 {
 
 /// The value below which a share of sorted values lies, interpolated linearly.
 pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * (sorted.len() - 1) as f64;
-    let low = floor(at);
-    let high = (low + 1).min(sorted.len() - 1);
-    let between = sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64);
+    quantile_by_rank(sorted.len(), share, |rank| sorted[rank])
+}
+
+/// The same of `n` values, each of which can be had by its rank.
+fn quantile_by_rank(n: usize, share: f64, value: impl Fn(usize) -> f64) -> f64 {
+    let at = share * (n - 1) as f64;
+    let rank = floor(at);
+    let (low, high) = (value(rank), value((rank + 1).min(n - 1)));
+    let between = low + (high - low) * (at - rank as f64);
     // there is nothing between two infinities, and no part of the way to one
-    if between.is_nan() { sorted[low] } else { between }
+    if between.is_nan() { low } else { between }
 }
 
 /// The median of numbers in any order; NaN of nothing.
 #[must_use]
 pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    if values.is_empty() { f64::NAN } else { quantile(&values, 0.5) }
+    let n = values.len();
+    if n == 0 {
+        return f64::NAN;
+    }
+    let middle = (n - 1) / 2;
+    put(&mut values, 0, &[middle, (middle + 1).min(n - 1)]);
+    quantile(&values, 0.5)
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn floor(x: f64) -> usize {
-    x.max(0.0).floor() as usize
+pub(crate) fn floor(x: f64) -> usize {
+    x.max(0.0) as usize
 }
 
-/// The 95 % percentile-bootstrap interval of the median of sorted values.
+/// The 95 % percentile-bootstrap interval of the median of `n` values, each of which can be had by its rank.
 ///
 /// Its ends are those that infinitely many resamples would give, so nothing is drawn: the `k`-th smallest of `n` draws with
 /// replacement is at most the `j`-th smallest value with probability P(Bin(n, j/n) ≥ k) = `I_{j/n}(k, n−k+1)` (Efron 1982,
 /// section 10.3). An even `n` has two middle draws; the lower end is of the lower, the upper end of the upper one. Above
 /// [`EXACT_UP_TO`] values the ends are the order statistics n/2 ± 1.96 √n/2.
-fn median_interval(sorted: &[f64]) -> [f64; 2] {
-    let n = sorted.len();
+fn median_interval(n: usize, value: impl Fn(usize) -> f64) -> [f64; 2] {
     if n > EXACT_UP_TO {
         let (middle, half) = (n as f64 / 2.0, Z * (n as f64).sqrt() / 2.0);
-        return [sorted[floor(middle - half)], sorted[floor(middle + half).min(n - 1)]];
+        return [value(floor(middle - half)), value(floor(middle + half).min(n - 1))];
     }
     // P(the k-th smallest draw is at most the j-th smallest value), both from 1
     let at_most = |k: usize, j: usize| match j == n {
@@ -82,7 +120,7 @@ fn median_interval(sorted: &[f64]) -> [f64; 2] {
     };
     let end = |k: usize, share: f64| {
         let ranks: Vec<usize> = (1..=n).collect();
-        sorted[ranks.partition_point(|&j| at_most(k, j) < share).min(n - 1)]
+        value(ranks.partition_point(|&j| at_most(k, j) < share).min(n - 1))
     };
     [end(n.div_ceil(2), 0.025), end(n / 2 + 1, 0.975)]
 }
@@ -97,39 +135,76 @@ pub fn wilson(hits: usize, of: usize) -> [f64; 2] {
     [end(centre - half), end(centre + half)]
 }
 
-/// Ranks from 1, of equal values the mean of theirs.
-fn ranks(values: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    // −0 and 0 are equal
-    let compare = |&a: &usize, &b: &usize| (values[a] + 0.0).total_cmp(&(values[b] + 0.0));
-    order.par_sort_unstable_by(compare);
-    let mut ranks = vec![0.0; values.len()];
-    let mut before = 0;
-    for tied in order.chunk_by(|a, b| compare(a, b).is_eq()) {
-        let rank = before as f64 + (tied.len() + 1) as f64 / 2.0;
-        tied.iter().for_each(|&i| ranks[i] = rank);
-        before += tied.len();
+/// The ranks of some numbers: from 1, of equal numbers the mean of theirs.
+pub(crate) struct Ranks {
+    /// Of each number twice its rank, which is whole; 0 for what has none.
+    twice: Vec<u32>,
+    /// Numbers that have a rank.
+    count: usize,
+}
+
+impl Ranks {
+    /// Of numbers, of which NaN has none; `None` of more than 2³¹ − 1.
+    pub(crate) fn of(values: Vec<f64>) -> Option<Self> {
+        // −0 and 0 are equal
+        let all = values.len();
+        let known = values.into_iter().enumerate().filter(|(_, x)| !x.is_nan()).map(|(at, x)| (x + 0.0, at));
+        let mut order: Vec<(f64, usize)> = known.collect();
+        order.par_sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        let (mut twice, mut before) = (vec![0; all], 0);
+        for tied in order.chunk_by(|a, b| a.0.total_cmp(&b.0).is_eq()) {
+            let rank = u32::try_from(2 * before + tied.len() + 1).ok()?;
+            tied.iter().for_each(|(_, at)| twice[*at] = rank);
+            before += tied.len();
+        }
+        Some(Self { twice, count: before })
     }
-    ranks
+
+    /// The same without those whose partner has no rank; nothing is sorted again.
+    fn among(&self, partners: &Self) -> Cow<'_, [u32]> {
+        let has_both = |at: &usize| self.twice[*at] > 0 && partners.twice[*at] > 0;
+        let both = || (0..self.twice.len()).filter(has_both);
+        if both().count() == self.count {
+            return Cow::Borrowed(&self.twice);
+        }
+        // first how many have each rank, then which they have now
+        let mut now = vec![0u32; 2 * self.count + 1];
+        let place = |at: usize| self.twice[at] as usize;
+        both().for_each(|at| now[place(at)] += 1);
+        let mut before = 0;
+        for tied in now.iter_mut().filter(|tied| **tied > 0) {
+            let new = 2 * before + *tied + 1;
+            before += *tied;
+            *tied = new;
+        }
+        Cow::Owned((0..self.twice.len()).map(|at| if has_both(&at) { now[place(at)] } else { 0 }).collect())
+    }
 }
 
 /// Spearman's rank correlation and its 95 % interval, by Fisher's transform with the standard error of Bonett and Wright
-/// (2000); `None` for fewer than four pairs, or where one side does not vary.
-pub(crate) fn spearman(a: &[f64], b: &[f64]) -> Option<[f64; 3]> {
-    let n = a.len();
+/// (2000), behind how many have both numbers; `None` for fewer than four, or where one side does not vary.
+pub(crate) fn spearman(a: &Ranks, b: &Ranks) -> (usize, Option<[f64; 3]>) {
+    let (a, b) = (a.among(b), b.among(a));
+    let both = || a.iter().zip(b.iter()).filter(|(a, b)| **a > 0 && **b > 0);
+    let n = both().count();
     if n < 4 {
-        return None;
+        return (n, None);
     }
-    let (a, b) = (ranks(a), ranks(b));
-    let middle = (n + 1) as f64 / 2.0;
-    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - middle) * (b - middle)).sum::<f64>();
-    let size = product(&a, &a).sqrt() * product(&b, &b).sqrt();
+    let middle = (n + 1) as f64;
+    let [mut aa, mut ab, mut bb] = [0.0; 3];
+    for (a, b) in both() {
+        let (a, b) = (f64::from(*a) - middle, f64::from(*b) - middle);
+        aa += a * a;
+        ab += a * b;
+        bb += b * b;
+    }
+    let size = aa.sqrt() * bb.sqrt();
     if size <= 0.0 {
-        return None;
+        return (n, None);
     }
-    let rho = (product(&a, &b) / size).clamp(-1.0, 1.0);
+    let rho = (ab / size).clamp(-1.0, 1.0);
     let half = Z * ((1.0 + rho * rho / 2.0) / (n - 3) as f64).sqrt();
-    Some([rho, (rho.atanh() - half).tanh(), (rho.atanh() + half).tanh()])
+    (n, Some([rho, (rho.atanh() - half).tanh(), (rho.atanh() + half).tanh()]))
 }
 
 /// Two-sided p-value of the sign test: that of `n` signs this many or fewer are of the rarer kind, by chance.
@@ -149,7 +224,8 @@ pub(crate) fn sign_test(rises: usize, falls: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Spread, sign_test, spearman, wilson};
+    use super::{Ranks, Spread, sign_test, spearman, wilson};
+    use proptest::prelude::{prop, prop_assert_eq, proptest};
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -174,6 +250,33 @@ mod tests {
         assert!((below[0] - above[0]).abs() < 5e-5 && (below[1] - above[1]).abs() < 5e-5, "{below:?} {above:?}");
     }
 
+    proptest! {
+        /// Ranks among those that have a partner are the ranks of these alone.
+        #[test]
+        fn what_has_no_partner_does_not_count(
+            values in prop::collection::vec((prop::option::of(-3i32..3), prop::option::of(-3i32..3)), 0..40),
+        ) {
+            let column = |of: &[(Option<i32>, Option<i32>)], second: bool| {
+                let value = |(a, b): &(Option<i32>, Option<i32>)| if second { *b } else { *a }.map_or(f64::NAN, f64::from);
+                let values: Vec<f64> = of.iter().map(value).collect();
+                Ranks::of(values).unwrap()
+            };
+            let whole: Vec<_> = values.iter().copied().filter(|(a, b)| a.is_some() && b.is_some()).collect();
+            prop_assert_eq!(spearman(&column(&values, false), &column(&values, true)), spearman(&column(&whole, false), &column(&whole, true)));
+        }
+
+        /// What is known of ranks alone is what is known of all values.
+        #[test]
+        fn a_spread_looks_only_at_its_ranks(values in prop::collection::vec(-1.0f64..1.0, 1..200)) {
+            let mut sorted = values.clone();
+            sorted.sort_by(f64::total_cmp);
+            let ranks = Spread::ranks(values.len());
+            let known = |rank| if ranks.contains(&rank) { sorted[rank] } else { f64::NAN };
+            let spread = Spread::of(values).unwrap();
+            prop_assert_eq!(Spread::by_rank(spread.count, spread.mean, known), Some(spread));
+        }
+    }
+
     #[test]
     fn one_number_is_its_own_spread_and_nothing_has_none() {
         let one = Spread::of(vec![3.0]).unwrap();
@@ -183,10 +286,12 @@ mod tests {
 
     #[test]
     fn known_values_come_out() {
+        let ranks = |values: &[f64]| Ranks::of(values.to_vec()).unwrap();
         // scipy.stats.spearmanr([1,2,3,4,5], [5,6,7,8,7]) = 0.820782681668123
-        let [rho, low, high] = spearman(&[1.0, 2.0, 3.0, 4.0, 5.0], &[5.0, 6.0, 7.0, 8.0, 7.0]).unwrap();
-        assert!((rho - 0.820_782_681_668_123).abs() < 1e-14 && low < rho && rho < high && high <= 1.0);
-        assert_eq!(spearman(&[1.0; 5], &[5.0, 6.0, 7.0, 8.0, 7.0]), None);
+        let (count, found) = spearman(&ranks(&[1.0, 2.0, 3.0, 4.0, 5.0]), &ranks(&[5.0, 6.0, 7.0, 8.0, 7.0]));
+        let [rho, low, high] = found.unwrap();
+        assert!(count == 5 && (rho - 0.820_782_681_668_123).abs() < 1e-14 && low < rho && rho < high && high <= 1.0);
+        assert_eq!(spearman(&ranks(&[1.0; 5]), &ranks(&[5.0, 6.0, 7.0, 8.0, 7.0])), (5, None));
         // scipy.stats.binomtest(3, 10).pvalue = 0.34375
         assert!((sign_test(3, 7) - 0.34375).abs() < 1e-13);
         assert_eq!((sign_test(0, 0), sign_test(4, 4)), (1.0, 1.0));

@@ -2,7 +2,7 @@
 use crate::error::{Error, Result};
 use crate::whole::write_whole;
 use polars_core::prelude::DataFrame;
-use polars_io::prelude::{ParquetReader, ParquetWriter, SerReader};
+use polars_io::prelude::{ParallelStrategy, ParquetReader, ParquetWriter, SerReader};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -96,7 +96,7 @@ pub(crate) fn read(path: &Path) -> Result<DataFrame> {
     ParquetReader::new(file).finish().map_err(|e| damaged(path, e))
 }
 
-/// Some columns of a file of a table, so many rows at a time.
+/// Some columns of a file of a table, so many rows at a time, read by the thread that asks: several may read at once.
 ///
 /// # Errors
 /// Names a file that is damaged.
@@ -110,6 +110,6 @@ pub fn batches<'a>(
     Ok((0..all).step_by(rows).map(move |from| {
         let names = columns.iter().map(|name| (*name).to_owned()).collect();
         let reader = ParquetReader::new(open()?).with_columns(Some(names)).with_slice(Some((from, rows)));
-        reader.finish().map_err(|e| damaged(path, e))
+        reader.read_parallel(ParallelStrategy::None).finish().map_err(|e| damaged(path, e))
     }))
 }
