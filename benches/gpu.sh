@@ -199,6 +199,8 @@ measure() {
       passes "$device" "$dtype" lora full
       [[ $device == vulkan ]] || rivals "$dtype"
     done
+    [[ $device == cuda ]] && step pass-cuda-tf32-lora "$binary" bench --device cuda --tf32 --scope lora "${lora[@]}" "${shape[@]}" --layers "$layers" \
+      --pass-only --json
     [[ $device == cuda ]] && profile "${dtypes##* }" lora full
     compare
     # kernels against f64 on the CPU; of Vulkan by the GPU's own driver, and not by one that is a program

@@ -41,6 +41,25 @@ pub fn cublas(device: &CudaDevice) -> Result<(), String> {
     crate::product::cublas::check(device)
 }
 
+/// Whether products of f32 on a CUDA device can round their factors to tf32 (10 bits), which matrix units multiply.
+///
+/// # Errors
+/// Says what is missing.
+pub fn tf32(device: &CudaDevice) -> Result<(), String> {
+    crate::product::cublas::check_tf32(device)
+}
+
+/// Does work whose products of f32 round their factors to [tf32] on CUDA devices, as long as this thread starts them.
+pub fn in_tf32<T>(work: impl FnOnce() -> T) -> T {
+    crate::product::cublas::in_tf32(work)
+}
+
+/// Whether this thread does [such work](in_tf32).
+#[must_use]
+pub fn is_in_tf32() -> bool {
+    crate::product::cublas::is_in_tf32()
+}
+
 /// A device of this machine that a run can be put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundDevice {

@@ -13,7 +13,7 @@ from . import _native
 from ._progress import Listener
 from ._words import words
 
-Dtype = Literal["f32", "f64", "bf16", "f16"]
+Dtype = Literal["f32", "tf32", "f64", "bf16", "f16"]
 Derivative = Literal["trainer", "exact"]
 PathLike = str | os.PathLike[str]
 
@@ -34,7 +34,7 @@ class Model:
     Args:
         model: Folder of a Hugging Face model, or its name on the hub (`org/name[@revision]`).
         adapter: Folder or hub name of a PEFT adapter.
-        dtype: Precision of weights and activations: f32, f64 (CPU), bf16 or f16 (devices); sums are wider.
+        dtype: Precision of weights and activations: f32, f64 (CPU), bf16 or f16 (devices); sums are wider. tf32: f32 whose products round (CUDA).
         device: `auto` for the best one, `cpu`, `cuda`, `vulkan`, one by number (`cuda:1`), or several that share the work (`cuda:0,1`, `cuda:all`).
         memory: GiB that weights and activations may take together; beyond it blocks are copied or read when they are used.
         padding_row: Whether the embedding's row of the padding token is left out of gradients as torch does (`trainer`), or not (`exact`).

@@ -32,6 +32,8 @@ def words(**options: Any) -> list[str]:
     said: list[str] = []
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
+        if name == "dtype" and value == "tf32":  # f32 whose products round: a flag of its own
+            name, flag, value = "tf32", "--tf32", True
         if value is None or (value is False and name not in _WITH_TRUTH):
             continue
         if value is True and name not in _WITH_TRUTH:

@@ -149,6 +149,63 @@ fn order_and_streaming_change_no_bit_on_cuda() {
     assert!(bits("streamed", HOPPER, &["--memory", "0.00001"]) == want);
 }
 
+/// Products of f32 round their factors where that is asked for, and nowhere else; manifests say it.
+#[test]
+fn tf32_is_asked_for_and_recorded() {
+    if libraries().is_none() {
+        return;
+    }
+    let model = repository("tests/golden/llama3_tied");
+    let with_cublas = Emulated { cublas: true, ..HOPPER };
+    // factors of products have f16's eleven bits, and nothing else is rounded to them: within what f16 is held to
+    agrees_with_the_cpu(&model, ("full", "f32", 1e-2), "cuda", &|args| {
+        run_on(with_cublas, &[args, &["--tf32".to_owned()]].concat())
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = (folder.path().join("model"), folder.path().join("data.jsonl"));
+    write_model(&model, &llama(5, false));
+    std::fs::write(&data, ids_row(&[1, 2, 3], &[4, 5, 6], &[4, 7])).unwrap();
+    let args = |out: &str, device: &str, more: &[&str]| {
+        let mut args = analyze(&model, &data, &folder.path().join(out));
+        device.clone_into(&mut args[2]);
+        args.extend(["--scope", "full"].iter().chain(more).map(|word| (*word).to_owned()));
+        args
+    };
+    let identity = |out: &str| -> (String, String) {
+        let manifest = std::fs::read(folder.path().join(out).join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let text = |of: &serde_json::Value| of.as_str().unwrap().to_owned();
+        (text(&manifest["identity"]["dtype"]), text(&manifest["devices"][0]))
+    };
+    for (out, of, more) in
+        [("whole", with_cublas, &[][..]), ("cubek", HOPPER, &[]), ("rounded", with_cublas, &["--tf32"])]
+    {
+        let output = run_on(of, &args(out, "cuda", more));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let [whole, cubek, rounded] = ["whole", "cubek", "rounded"].map(identity);
+    assert_eq!([&whole.0, &cubek.0, &rounded.0], ["f32", "f32", "tf32"]);
+    assert!(whole.1.ends_with("products by cuBLAS") && cubek.1.ends_with("products by CubeCL"), "{whole:?} {cubek:?}");
+    let ww = |out: &str| numbers(&folder.path().join(out), "pairs.parquet", "ww")[0].unwrap();
+    let off = |out: &str| (ww(out) / ww("cubek") - 1.0).abs();
+    // f32 has roundings of 6e-8, and tf32 of 5e-4
+    assert!(off("whole") < 1e-5 && off("rounded") > 1e-5, "{} {}", off("whole"), off("rounded"));
+    for (of, device, more, why) in [
+        (HOPPER, "cuda", &["--tf32"][..], "cuBLAS"),
+        (Emulated { capability: "75", ..with_cublas }, "cuda", &["--tf32"], "compute capability 8.0"),
+        (with_cublas, "cpu", &["--tf32"], "CUDA devices"),
+        (with_cublas, "cuda", &["--tf32", "--dtype", "bf16"], "factors of f32"),
+    ] {
+        let output = run_on(of, &args("refused", device, more));
+        assert_eq!(output.status.code(), Some(2), "{why}");
+        let said = error_line(&output);
+        assert!(said.contains("--tf32") && said.contains(why), "{said}");
+    }
+    // records of the one are not gone on with as the other
+    let output = run_on(with_cublas, &args("whole", "cuda", &["--tf32"]));
+    assert!(!output.status.success() && error_line(&output).contains("dtype"), "{}", error_line(&output));
+}
+
 /// Pairs in several parts, a run of two whole models, and where results go.
 struct ThreeDevices {
     folder: tempfile::TempDir,

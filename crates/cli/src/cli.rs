@@ -131,6 +131,9 @@ pub struct Measured {
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
+    /// Let products of f32 round their factors to tf32 (10 bits), several times as fast on CUDA devices of compute capability 8.0 and later
+    #[arg(long)]
+    pub tf32: bool,
     /// cpu, cuda, vulkan, one by number (cuda:1), or several that share the work (cuda:0,1 or cuda:all) [default: the best present]
     #[arg(long)]
     pub device: Option<String>,
@@ -781,6 +784,9 @@ pub struct Bench {
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
+    /// Let products of f32 round their factors to tf32 (10 bits), several times as fast on CUDA devices of compute capability 8.0 and later
+    #[arg(long)]
+    pub tf32: bool,
     /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]
     #[arg(long)]
     pub device: Option<String>,

@@ -36,6 +36,17 @@ fn precision(precision: Precision) -> library::Precision {
     }
 }
 
+/// The precision where products of f32 may round.
+fn of_products(dtype: Precision, tf32: bool) -> Result<library::Precision> {
+    match (dtype, tf32) {
+        (Precision::F32, true) => Ok(library::Precision::Tf32),
+        (_, true) => {
+            Err(Error::Input("--tf32: it rounds factors of f32; leave it out, or take --dtype f32".to_owned()))
+        }
+        _ => Ok(precision(dtype)),
+    }
+}
+
 fn metric(metric: Metric) -> library::MetricChoice {
     match metric {
         Metric::Gradient => library::MetricChoice::Gradient,
@@ -75,7 +86,7 @@ pub fn measured(args: &Measured) -> Result<library::Measured> {
         seed: args.seed,
         padding_row: derivative(args.padding_row),
         dora_norm: derivative(args.dora_norm),
-        dtype: precision(args.dtype),
+        dtype: of_products(args.dtype, args.tf32)?,
         device: device(args.device.as_deref())?,
         memory: args.memory,
     })
@@ -364,7 +375,7 @@ pub fn bench(args: &Bench) -> Result<library::BenchOptions> {
             scope: scope(&args.scope)?,
             lora_r: args.lora_r,
             lora_targets: args.lora_targets.clone(),
-            dtype: precision(args.dtype),
+            dtype: of_products(args.dtype, args.tf32)?,
             device: device(args.device.as_deref())?,
             memory: args.memory,
             ..library::Measured::default()

@@ -2,6 +2,7 @@
 use crate::batch::Batch;
 use std::ops::Range;
 use tanglescope_kernels::DType;
+use tanglescope_kernels::device::is_in_tf32;
 use tanglescope_model::Choices;
 
 /// The decisions of the routers of all blocks with experts.
@@ -34,6 +35,8 @@ fn unit_roundoff(dtype: DType) -> f64 {
         DType::F64 => 2f64.powi(-53),
         DType::F16 => 2f64.powi(-11),
         DType::BF16 => 2f64.powi(-8),
+        // the scores are products, whose factors may be tf32
+        _ if is_in_tf32() => 2f64.powi(-11),
         _ => 2f64.powi(-24),
     }
 }

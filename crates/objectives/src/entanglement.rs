@@ -39,14 +39,15 @@ impl Rounding {
     /// Of f64.
     pub const F64: Self = Self(1e-12);
 
-    /// Of a number type by its name: f64, f32, bf16 or f16.
+    /// Of a number type by its name: f64, f32, tf32, bf16 or f16.
     #[must_use]
     pub fn of(dtype: &str) -> Self {
         // half the distance from 1 to the next number
         let unit = |bits: i32| 0.5f64.powi(bits);
         match dtype {
             "f32" => Self(16.0 * unit(24)),
-            "f16" => Self(16.0 * unit(11)),
+            // tf32 has f16's bits behind the point
+            "f16" | "tf32" => Self(16.0 * unit(11)),
             "bf16" => Self(16.0 * unit(8)),
             _ => Self::F64,
         }

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use tanglescope_kernels::device::{
-    Cuda, CudaDevice, FoundDevice, Offers, Vulkan, WgpuDevice, cublas, cuda_devices, offers_cuda, offers_vulkan,
-    vulkan_devices,
+    Cuda, CudaDevice, FoundDevice, Offers, Vulkan, WgpuDevice, cublas, cuda_devices, in_tf32, offers_cuda,
+    offers_vulkan, tf32, vulkan_devices,
 };
 use tanglescope_kernels::{Backend, DType, Flex, FlexDevice, Kernels};
 use tanglescope_model::{Stopped, stopped_by};
@@ -17,6 +17,8 @@ use tanglescope_model::{Stopped, stopped_by};
 pub enum Precision {
     /// 32 bits.
     F32,
+    /// 32 bits; products round their factors to 10 bits (tf32), on CUDA devices that have it.
+    Tf32,
     /// 64 bits, on the CPU.
     F64,
     /// 16 bits with the range of f32, on devices that have it; sums stay in f32.
@@ -29,7 +31,7 @@ impl Precision {
     /// The number type by itself.
     pub(crate) fn dtype(self) -> DType {
         match self {
-            Self::F32 => DType::F32,
+            Self::F32 | Self::Tf32 => DType::F32,
             Self::F64 => DType::F64,
             Self::Bf16 => DType::BF16,
             Self::F16 => DType::F16,
@@ -41,6 +43,15 @@ impl Precision {
         let dtype = self.dtype();
         match self {
             Self::F32 => return Ok(dtype),
+            Self::Tf32 => {
+                let Device::Cuda(on, ..) = device else {
+                    let problem = format!("is of CUDA devices; {device} multiplies in f32");
+                    return Err(Error::option("tf32", problem));
+                };
+                return tf32(on)
+                    .map(|()| dtype)
+                    .map_err(|problem| Error::option("tf32", format!("{device}: {problem}")));
+            }
             Self::F64 if device.is_cpu() => return Ok(dtype),
             Self::F64 => {
                 return Err(Error::value("dtype", "f64", "runs on the CPU only; add option `device` = cpu"));
@@ -138,13 +149,22 @@ impl FromStr for DeviceName {
     }
 }
 
+/// How products of f32 take their factors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Factors {
+    /// As they are.
+    Whole,
+    /// Rounded to tf32.
+    Tf32,
+}
+
 /// A device of this machine.
 #[derive(Clone, Debug)]
 pub(crate) enum Device {
     /// The processor.
     Cpu,
     /// A CUDA device.
-    Cuda(CudaDevice, FoundDevice),
+    Cuda(CudaDevice, FoundDevice, Factors),
     /// A Vulkan device.
     Vulkan(WgpuDevice, FoundDevice),
 }
@@ -169,7 +189,7 @@ impl Device {
             DeviceName::Cpu => return Ok(vec![Self::Cpu]),
             DeviceName::Cuda(numbers) => {
                 let found = cuda_devices().map_err(absent)?;
-                (found.into_iter().map(|(d, f)| Self::Cuda(d, f)).collect(), numbers)
+                (found.into_iter().map(|(d, f)| Self::Cuda(d, f, Factors::Whole)).collect(), numbers)
             }
             DeviceName::Vulkan(numbers) => {
                 let found = vulkan_devices().map_err(absent)?;
@@ -193,7 +213,7 @@ impl Device {
         let cuda = cuda_devices().ok().and_then(|found| found.into_iter().next());
         let vulkan = || vulkan_devices().ok()?.into_iter().find(|(_, found)| !found.software);
         match cuda {
-            Some((device, found)) => Self::Cuda(device, found),
+            Some((device, found)) => Self::Cuda(device, found, Factors::Whole),
             None => vulkan().map_or(Self::Cpu, |(device, found)| Self::Vulkan(device, found)),
         }
     }
@@ -202,7 +222,7 @@ impl Device {
     pub(crate) fn run<W: OnDevice>(&self, work: W) -> Result<W::Output> {
         self.guard(|| match self {
             Self::Cpu => work.run::<Flex>(&FlexDevice),
-            Self::Cuda(device, _) => work.run::<Cuda>(device),
+            Self::Cuda(device, ..) => work.run::<Cuda>(device),
             Self::Vulkan(device, _) => work.run::<Vulkan>(device),
         })
     }
@@ -211,7 +231,33 @@ impl Device {
     pub(crate) fn guard<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         match self {
             Self::Cpu => readable(work).unwrap_or_else(|other| resume_unwind(other)),
+            Self::Cuda(.., Factors::Tf32) => self.guarded(|| in_tf32(work)),
             Self::Cuda(..) | Self::Vulkan(..) => self.guarded(work),
+        }
+    }
+
+    /// The same device, as it multiplies in a precision that it [has](Precision::on).
+    pub(crate) fn multiplying(self, precision: Precision) -> Self {
+        match (self, precision) {
+            (Self::Cuda(device, found, _), Precision::Tf32) => Self::Cuda(device, found, Factors::Tf32),
+            (device, _) => device,
+        }
+    }
+
+    /// What a number type is called in manifests, where products may round f32.
+    pub(crate) fn number_type(&self, dtype: DType) -> &'static str {
+        match (self, dtype) {
+            (Self::Cuda(.., Factors::Tf32), DType::F32) => "tf32",
+            _ => dtype_name(dtype),
+        }
+    }
+
+    /// What it is called in manifests: with the library of its products, where there are two.
+    pub(crate) fn recorded(&self) -> String {
+        match (self, self.slower_products()) {
+            (Self::Cuda(..), None) => format!("{self}, products by cuBLAS"),
+            (Self::Cuda(..), Some(_)) => format!("{self}, products by CubeCL"),
+            _ => self.to_string(),
         }
     }
 
@@ -264,7 +310,7 @@ impl Device {
     fn found(&self) -> Option<&FoundDevice> {
         match self {
             Self::Cpu => None,
-            Self::Cuda(_, found) | Self::Vulkan(_, found) => Some(found),
+            Self::Cuda(_, found, _) | Self::Vulkan(_, found) => Some(found),
         }
     }
 
@@ -279,7 +325,7 @@ impl Device {
             Self::Cpu => matches!(dtype, DType::F32 | DType::F64),
             // kernels on devices sum in f32
             Self::Cuda(..) | Self::Vulkan(..) if dtype == DType::F64 => false,
-            Self::Cuda(device, _) => <Cuda>::supports_dtype(device, dtype),
+            Self::Cuda(device, ..) => <Cuda>::supports_dtype(device, dtype),
             Self::Vulkan(device, _) => <Vulkan>::supports_dtype(device, dtype),
         }
     }
@@ -295,9 +341,10 @@ impl Device {
                 usize::try_from(system.total_memory()).ok(),
                 vec![format!("{} threads", rayon::current_num_threads())],
             ),
-            Self::Cuda(device, found) => {
+            Self::Cuda(device, found, _) => {
                 let mut all = features(&offers_cuda(device));
                 all.push(self.slower_products().unwrap_or_else(|| "products by cuBLAS".to_owned()));
+                all.extend(tf32(device).is_ok().then(|| "tf32 by option `tf32`".to_owned()));
                 (format!("cuda:{}", found.number), found.memory, all)
             }
             Self::Vulkan(device, found) => {
@@ -382,7 +429,9 @@ pub fn devices() -> Devices {
     let mut devices = vec![Device::Cpu];
     let mut missing = Vec::new();
     match cuda_devices() {
-        Ok(found) => devices.extend(found.into_iter().map(|(device, found)| Device::Cuda(device, found))),
+        Ok(found) => {
+            devices.extend(found.into_iter().map(|(device, found)| Device::Cuda(device, found, Factors::Whole)));
+        }
         Err(problem) => missing.push(format!("cuda: {problem}")),
     }
     match vulkan_devices() {
@@ -405,7 +454,7 @@ fn features(offers: &Offers) -> Vec<String> {
 impl Device {
     /// Why products on a CUDA device are not the library's that is made for it.
     pub(crate) fn slower_products(&self) -> Option<String> {
-        let Self::Cuda(device, _) = self else { return None };
+        let Self::Cuda(device, ..) = self else { return None };
         let problem = cublas(device).err()?;
         Some(format!("products by CubeCL, up to seven times slower than cuBLAS: {problem}"))
     }
@@ -415,7 +464,7 @@ impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Cpu => write!(f, "cpu ({} threads)", rayon::current_num_threads()),
-            Self::Cuda(_, found) => write!(f, "cuda:{} ({})", found.number, found.name),
+            Self::Cuda(_, found, _) => write!(f, "cuda:{} ({})", found.number, found.name),
             Self::Vulkan(_, found) => write!(f, "vulkan:{} ({})", found.number, found.name),
         }
     }

@@ -1,5 +1,5 @@
 //! What a call would do, found without loading a model.
-use crate::device::{dtype_name, names};
+use crate::device::names;
 use crate::error::Result;
 use crate::model::Model;
 use crate::placement::Placement;
@@ -108,7 +108,7 @@ impl<'a> Planned<'a> {
         let beyond = widest[1].saturating_sub(2 * widest[0]) * plan::bytes_per_backward_row(of, dtype);
         Estimate {
             device: names(&model.devices),
-            dtype: dtype_name(dtype),
+            dtype: model.number_type(),
             groups: groups.len(),
             prompt_tokens: groups.iter().map(|g| g.prompt.len()).sum(),
             response_tokens: groups.iter().flat_map(|g| &g.responses).map(Vec::len).sum(),

@@ -364,7 +364,7 @@ fn loaded(asked: &Model, listener: &dyn Listener) -> Result<AnyDecoder> {
     device.guard(|| {
         Ok(match device {
             Device::Cpu => AnyDecoder::Cpu(Box::new(asked.load(dtype, &tanglescope_kernels::FlexDevice, listener)?)),
-            Device::Cuda(on, _) => AnyDecoder::Cuda(Box::new(asked.load(dtype, on, listener)?)),
+            Device::Cuda(on, ..) => AnyDecoder::Cuda(Box::new(asked.load(dtype, on, listener)?)),
             Device::Vulkan(on, _) => AnyDecoder::Vulkan(Box::new(asked.load(dtype, on, listener)?)),
         })
     })

@@ -1,5 +1,5 @@
 //! A model as a call uses it: its options checked, its device chosen, its weights loaded.
-use crate::device::{Device, dtype_name, names};
+use crate::device::{Device, names};
 use crate::error::{Error, Result};
 use crate::folder::{Kind, expect};
 use crate::listener::Listener;
@@ -76,6 +76,7 @@ impl Model {
         }
         let devices = Device::choose(options.device.as_ref())?;
         let dtypes = devices.iter().map(|device| options.dtype.on(device)).collect::<Result<Vec<_>>>()?;
+        let devices: Vec<Device> = devices.into_iter().map(|device| device.multiplying(options.dtype)).collect();
         let (device, dtype) = (devices[0].clone(), dtypes[0]);
         let adapter = match (adapter, &options.scope) {
             (Some(folder), _) => AdapterSource::Saved(folder),
@@ -265,9 +266,14 @@ impl Model {
         }
     }
 
+    /// What its number type is called in manifests.
+    pub fn number_type(&self) -> &'static str {
+        self.device.number_type(self.dtype)
+    }
+
     /// Says what runs where.
     pub fn announce(&self, listener: &dyn Listener) {
-        listener.note(&format!("device: {}, {}", names(&self.devices), dtype_name(self.dtype)));
+        listener.note(&format!("device: {}, {}", names(&self.devices), self.number_type()));
         if let Some(slower) = self.device.slower_products() {
             listener.note(&format!("device: {slower}"));
         }

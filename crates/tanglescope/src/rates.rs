@@ -1,7 +1,7 @@
 //! What the devices of this machine do in a second, as `bench` last measured it: a small file in the user's cache folder.
 //!
 //! The two figures decide between the Gram reductions of a map, and predict the time of a run.
-use crate::device::{Device, dtype_name};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::records::make_folder;
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ fn path() -> Option<PathBuf> {
 }
 
 fn key(device: &Device, dtype: DType) -> String {
-    format!("{device}, {}", dtype_name(dtype))
+    format!("{device}, {}", device.number_type(dtype))
 }
 
 /// All that was measured. A file that is not there or not readable is one without measurements.

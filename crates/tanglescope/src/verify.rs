@@ -122,11 +122,11 @@ const F32: Arithmetic = Arithmetic { dtype: DType::F32, change: 1e-1, tolerance:
 
 /// Error of a Gram in a working precision relative to √(ww·ll). f32: 10 ε times a depth of about 100 operations. Halves
 /// round every activation: √depth · ε is 1 % (f16) and 8 % (bf16) for single values, and their roundings do not add up in a
-/// product of gradients, so that these tell a wrong kernel from a rounded one, and no more.
-fn working_tolerance(dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => 5e-2,
-        DType::BF16 => 2e-1,
+/// product of gradients, so that these tell a wrong kernel from a rounded one, and no more. Factors in tf32 have as many bits as f16.
+fn working_tolerance(number_type: &str) -> f64 {
+    match number_type {
+        "f16" | "tf32" => 5e-2,
+        "bf16" => 2e-1,
         _ => 1e-4,
     }
 }
@@ -157,8 +157,8 @@ pub fn verify(options: &VerifyOptions, listener: &dyn Listener) -> Result<Verifi
         let (got, want) = (got.total(), want.total());
         let size = (want[0] * want[3]).sqrt();
         for (at, what) in [(0, "ww"), (1, "wl"), (3, "ll")] {
-            let name = format!("pair {i}: {what} in {} against {}", dtype_name(model.dtype), dtype_name(exact.dtype));
-            checks.add(&name, got[at], want[at], size, working_tolerance(model.dtype));
+            let name = format!("pair {i}: {what} in {} against {}", model.number_type(), dtype_name(exact.dtype));
+            checks.add(&name, got[at], want[at], size, working_tolerance(model.number_type()));
         }
     }
     Ok(checks.made)

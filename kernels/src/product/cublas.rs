@@ -13,6 +13,7 @@ use cudarc::cublas::sys::{
 };
 use cudarc::driver::{result as driver, sys as cuda};
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,13 @@ struct Library {
     /// After a product.
     after: cuda::CUevent,
     handle: cublasHandle_t,
+    /// Whether its matrix units multiply tf32.
+    tf32: bool,
+}
+
+thread_local! {
+    /// Whether products that this thread starts round factors of f32 to tf32.
+    static TF32: Cell<bool> = const { Cell::new(false) };
 }
 
 // SAFETY: its parts are the driver's and the library's, which take them from any thread, and one at a time: it lies in a mutex.
@@ -52,6 +60,35 @@ pub(crate) fn check(device: &CudaDevice) -> Result<(), String> {
     with_library(device.index, |_| Ok(()))
 }
 
+/// Whether products of a device may round factors of f32 to tf32.
+///
+/// # Errors
+/// Says what is missing.
+pub(crate) fn check_tf32(device: &CudaDevice) -> Result<(), String> {
+    with_library(device.index, |library| match library.tf32 {
+        true => Ok(()),
+        false => Err("its matrix units do not multiply tf32, which takes compute capability 8.0".to_owned()),
+    })
+}
+
+/// Does work whose products of f32 round their factors to tf32 on CUDA devices. A device takes its work from one thread, so that the thread is what
+/// says it.
+pub(crate) fn in_tf32<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            TF32.set(self.0);
+        }
+    }
+    let _restore = Restore(TF32.replace(true));
+    work()
+}
+
+/// Whether this thread is in such work.
+pub(crate) fn is_in_tf32() -> bool {
+    TF32.get()
+}
+
 impl Library {
     fn open(device: usize) -> Result<Self, String> {
         // SAFETY: only tries to open the library by its name.
@@ -66,9 +103,11 @@ impl Library {
         let failed = |e: driver::DriverError| format!("cuBLAS: the driver says {e}");
         let refused = |e: cudarc::cublas::result::CublasError| format!("cuBLAS says {:?}", e.0);
         let device = driver::device::get(i32::try_from(device).unwrap_or(i32::MAX)).map_err(failed)?;
+        let major = cuda::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
         // SAFETY: the device is the driver's, its context is current in this thread from then on, and what is made is kept for
         // as long as the program runs.
         unsafe {
+            let tf32 = driver::device::get_attribute(device, major).map_err(failed)? >= 8;
             let context = driver::primary_ctx::retain(device).map_err(failed)?;
             driver::ctx::set_current(context).map_err(failed)?;
             let stream = driver::stream::create(driver::stream::StreamKind::NonBlocking).map_err(failed)?;
@@ -80,7 +119,7 @@ impl Library {
             // sums of f16 and bf16 in f32 throughout, also where a sum is cut in parts
             let mode = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
             sys::cublasSetMathMode(handle, mode).result().map_err(refused)?;
-            Ok(Self { context, stream, before, after, handle })
+            Ok(Self { context, stream, before, after, handle, tf32 })
         }
     }
 
@@ -200,6 +239,10 @@ pub(crate) fn product_into<R: CubeRuntime>(
         let (of_a, of_b, of_out) = (lies(a), lies(b), lies(out));
         let call = Call::of((&of_a.0, &of_a.1), (&of_b.0, &of_b.1), (&of_out.0, &of_out.1))?;
         let kinds = [kind(a.dtype)?, kind(b.dtype)?, kind(out.dtype)?];
+        let compute = match is_in_tf32() && a.dtype == DType::F32 && b.dtype == DType::F32 {
+            true => cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            false => cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
         // asks CubeCL's thread, which has then started all that was asked of it before
         let at = |x: &CubeTensor<R>| client.get_resource(x.handle.clone()).map_err(|problem| format!("{problem:?}"));
         let (a, b, out) = (at(a)?, at(b)?, at(out)?);
@@ -233,7 +276,7 @@ pub(crate) fn product_into<R: CubeRuntime>(
                     call.out.0,
                     call.out.1,
                     call.batch,
-                    cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    compute,
                     cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
                 )
             };

@@ -3,7 +3,7 @@ mod shapes;
 
 pub use shapes::ShapeName;
 
-use crate::device::{OnDevice, Precision, dtype_name};
+use crate::device::{OnDevice, Precision};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::Listener;
@@ -225,7 +225,7 @@ impl OnDevice for BenchOnDevice<'_> {
         }
         Ok(BenchReport {
             device: model.device.to_string(),
-            dtype: dtype_name(dtype),
+            dtype: model.number_type(),
             product_operations_per_second: rates.operations,
             copy_bytes_per_second: rates.bytes,
             kernels,

@@ -13,7 +13,6 @@ pub use stages::{Measured, ROWS_PER_PART, done, has_followed, work};
 
 use crate::crew::Member;
 use crate::data;
-use crate::device::dtype_name;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::metric::LoadedMetric;
@@ -212,7 +211,7 @@ pub fn identity(
         scope: asked.scope.to_string(),
         padding_row: asked.padding_token()?,
         through_dora_norm: asked.through_dora_norm()?,
-        dtype: dtype_name(asked.dtype).to_owned(),
+        dtype: asked.number_type().to_owned(),
         beside,
         all_pairs: false,
         probes: None,
@@ -243,7 +242,7 @@ pub fn open(
         AdapterSource::Fresh(fresh) => Some(fresh.seed),
         AdapterSource::None | AdapterSource::Saved(_) => None,
     };
-    let (adapter, device) = (asked.adapter_folder(), asked.device.to_string());
+    let (adapter, device) = (asked.adapter_folder(), asked.device.recorded());
     let manifest = match manifest::read::<AnalysisManifest>(out)? {
         Some(mut manifest) => {
             // a folder of `tokens` leaves reference, what objectives ask for, probes and metric open; the first analysis sets them

@@ -2,7 +2,6 @@
 use super::items::Item;
 use super::part::{Rows, Setup};
 use super::stage;
-use crate::device::dtype_name;
 use crate::error::Result;
 use crate::listener::Amount;
 use crate::options::Destination;
@@ -141,7 +140,7 @@ impl Measured {
     pub fn of<B: Kernels>(setup: &Setup<'_, B>, to: &Destination) -> Result<Self> {
         let (groups, probes) = (setup.data.groups, !setup.of.extras.probes.is_empty());
         let routing = setup.model.description.experts.is_some();
-        let rounding = Rounding::of(dtype_name(setup.model.dtype));
+        let rounding = Rounding::of(setup.of.asked.number_type());
         let [params, responses, pairs] = MEASURED.map(|name| Table::create(&to.out, name));
         let table = |wanted: bool, name: &str| wanted.then(|| Table::create(&to.out, name)).transpose();
         Ok(Self {

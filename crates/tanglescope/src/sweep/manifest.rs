@@ -1,7 +1,6 @@
 //! manifest.json of a sweep.
 use super::SweepOptions;
 use super::jobs::Prepared;
-use crate::device::dtype_name;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +34,7 @@ pub fn write(options: &SweepOptions, template: &Model, runs: &[Prepared<'_>]) ->
         kind: "sweep".to_owned(),
         command: options.command.clone(),
         scope: template.scope.to_string(),
-        dtype: dtype_name(template.dtype).to_owned(),
+        dtype: template.number_type().to_owned(),
         seed: options.measured.seed,
         pairs: options.pairs,
         order,

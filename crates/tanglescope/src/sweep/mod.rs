@@ -9,7 +9,7 @@ pub use runs::named;
 
 use crate::crew::{Member, together};
 use crate::data::{reading, whole_groups};
-use crate::device::{Device, OnDevice, dtype_name, names};
+use crate::device::{Device, OnDevice, names};
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::{Amount, Listener, begin};
@@ -187,7 +187,7 @@ fn prepared<T>(
     let sample = options.pairs.map(|rows| Sample { rows, seed: options.measured.seed });
     let reading = Reading { sample, ..reading(&options.rows)? };
     let prepared = prepare(options, &runs, &template, &reading, listener)?;
-    listener.note(&format!("device: {}, {}", names(&template.devices), dtype_name(template.dtype)));
+    listener.note(&format!("device: {}, {}", names(&template.devices), template.number_type()));
     for run in &runs {
         if let Some(trainer) = run.trainer {
             let (number, pattern) = (run.checkpoints.len(), trainer.pattern());
@@ -283,8 +283,9 @@ impl OnDevice for SweepOnDevice<'_> {
         begin(listener, out, total, before);
         let (mut left_out, mut hashes) = (Vec::new(), Hashes::default());
         // what of a model is chosen when it is loaded
-        let Model { dtype, device: on, memory, padding_row, dora_norm, .. } = self.template;
-        let settings = format!("{dtype:?} {on} {memory:?} {padding_row:?} {dora_norm:?}");
+        let Model { device: on, memory, padding_row, dora_norm, .. } = self.template;
+        let dtype = self.template.number_type();
+        let settings = format!("{dtype} {on} {memory:?} {padding_row:?} {dora_norm:?}");
         let fits = |(of, models): (String, Box<dyn Any + Send>)| (of == settings).then_some(models);
         let before = self.kept.take().and_then(fits).and_then(|models| models.downcast::<Models<B>>().ok());
         let mut models = before.map_or_else(Models::<B>::default, |models| *models);

@@ -1,7 +1,6 @@
 //! manifest.json of a run.
 use super::TrainOptions;
 use super::examples::Examples;
-use crate::device::dtype_name;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::rates;
@@ -32,14 +31,14 @@ pub fn open<B: Kernels>(
         eval_fraction: options.eval_fraction,
         scope: asked.scope.to_string(),
         padding_row: asked.padding_token()?,
-        dtype: dtype_name(asked.dtype).to_owned(),
+        dtype: asked.number_type().to_owned(),
         objective: options.objective.to_string(),
         reference: reference.identity(|folder| Ok(content_hash(folder)?))?,
         eval_every: options.eval_every.unwrap_or(tenth),
         save_every: options.save_every.unwrap_or(tenth),
         settings: settings.clone(),
     };
-    let device = asked.device.to_string();
+    let device = asked.device.recorded();
     let manifest = match manifest::read::<TrainingManifest>(out)? {
         Some(mut manifest) => {
             if let Some(difference) = difference(&manifest.identity, &identity) {

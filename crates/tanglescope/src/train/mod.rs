@@ -5,7 +5,7 @@ mod manifest;
 mod reference;
 mod training_loop;
 
-use crate::device::{OnDevice, dtype_name};
+use crate::device::OnDevice;
 use crate::error::{Error, Result};
 use crate::estimate::{Estimate, Planned};
 use crate::listener::Listener;
@@ -18,7 +18,7 @@ use crate::reference::Reference;
 use examples::Examples;
 use std::path::PathBuf;
 use tanglescope_gram::Group;
-use tanglescope_kernels::{DType, Kernels, TensorMetadata};
+use tanglescope_kernels::{Kernels, TensorMetadata};
 use tanglescope_model::{AdapterSource, InScope, Map as LinearMap, Outline, Parameter, ParameterKind, Scope};
 use tanglescope_objectives::Objective;
 use tanglescope_records::{Schedule, Settings, lock};
@@ -207,9 +207,9 @@ impl TrainOptions {
                 "trains weights under an adapter, which neither's checkpoint could hold; merge the adapter first",
             );
         }
-        if !matches!(model.dtype, DType::F32 | DType::F64) {
+        if !matches!(model.number_type(), "f32" | "f64") {
             let problem = "steps of training are lost in it; train in f32";
-            return Err(Error::value("dtype", dtype_name(model.dtype), problem));
+            return Err(Error::value("dtype", model.number_type(), problem));
         }
         Ok(model)
     }
