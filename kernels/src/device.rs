@@ -41,7 +41,7 @@ pub fn cublas(device: &CudaDevice) -> Result<(), String> {
     crate::product::cublas::check(device)
 }
 
-/// Whether products of f32 on a CUDA device can round their factors to tf32 (10 bits), which matrix units multiply.
+/// Whether products of f32 on a CUDA device can round their factors to tf32 (11 significant bits), which matrix units multiply.
 ///
 /// # Errors
 /// Says what is missing.

@@ -152,7 +152,7 @@ def interference(
     by_layer: bool = False,
     batch_size: int | None = None,
     batches: PathLike | Sequence[Sequence[int]] | None = None,
-    keep: Dtype | None = None,
+    keep: Literal["f32", "f64", "bf16", "f16"] | None = None,
     out: PathLike | None = None,
     shard: str | None = None,
     progress: ProgressLike = None,

@@ -201,6 +201,16 @@ fn tf32_is_asked_for_and_recorded() {
         let said = error_line(&output);
         assert!(said.contains("--tf32") && said.contains(why), "{said}");
     }
+    // its tolerances are those of rounded factors, and it is not for training
+    let words = |of: &str| [of, "--device", "cuda", "--tf32", "--scope", "full", "--model"].map(str::to_owned);
+    let of = |command: &str| {
+        [&words(command)[..], &[model.display().to_string(), "--data".to_owned(), data.display().to_string()]].concat()
+    };
+    let output = run_on(with_cublas, &of("verify"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let train = [of("train"), ["--objective", "dpo", "--out", "run"].map(str::to_owned).to_vec()].concat();
+    let said = error_line(&run_on(with_cublas, &train));
+    assert!(said.contains("--tf32: steps are taken with products in f32"), "{said}");
     // records of the one are not gone on with as the other
     let output = run_on(with_cublas, &args("whole", "cuda", &["--tf32"]));
     assert!(!output.status.success() && error_line(&output).contains("dtype"), "{}", error_line(&output));
@@ -257,7 +267,8 @@ fn devices_share_the_work() {
     }
     let of = ThreeDevices::new();
     let commands: [(&str, &[&str]); 4] = [
-        ("analyze", &["analyze", "--model", "@model", "--data", "@many.jsonl", "--objective", "cpo"]),
+        // in tf32, which the thread of each device has to know of
+        ("analyze", &["analyze", "--model", "@model", "--data", "@many.jsonl", "--objective", "cpo", "--tf32"]),
         ("tokens", &["tokens", "--model", "@model", "--data", "@few.jsonl"]),
         ("interference", &["interference", "--model", "@model", "--data", "@many.jsonl", "--objective", "cpo"]),
         ("sweep", &["sweep", "@run", "--data", "@many.jsonl", "--objective", "cpo"]),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use tanglescope_objectives::{PairGram, Rounding};
 use tanglescope_records::tables::{self, column, frame};
-use tanglescope_records::{Leaf, Manifest, Records, Result};
+use tanglescope_records::{Error, Leaf, Manifest, Records, Result};
 
 /// What rows of params.parquet are summed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +26,11 @@ const ROWS_AT_ONCE: usize = 1 << 18;
 /// Stretches of the table that are read side by side and summed each by itself, however many cores there are: sums do not depend on them.
 const STRETCHES: usize = 16;
 
-/// Pieces of [−1, 1] in which cosines are counted: 32 KiB a key, and of twenty million pairs a few thousand in one.
-const PIECES: usize = 1 << 13;
+/// Pieces of [−1, 1] in which cosines are counted: 4 KiB a key, and of twenty million pairs some twenty thousand in one.
+const PIECES: usize = 1 << 10;
+
+/// Cosines that are kept at once, as numbers: 256 MiB of them. Where more are near the ranks, as where many are equal, keys take turns.
+const KEPT: usize = 1 << 25;
 
 type Key = (Option<u32>, String);
 
@@ -55,15 +58,15 @@ type Near = BTreeMap<usize, Vec<f64>>;
 /// included, that is of these. `None` without params.parquet.
 ///
 /// A pair's rows have to be together in one part, as `analyze` writes them. Order statistics are exact: the table is read once to count
-/// cosines by their size, and again for those near the ranks that are looked at, so that memory hardly grows with pairs.
+/// cosines by their size, and again for those near the ranks that are looked at, so that memory does not grow with pairs.
 ///
 /// # Errors
-/// Where a part is damaged.
+/// Where a part is damaged, or written while it is read.
 pub fn params(leaf: &Leaf, by: By) -> Result<Option<DataFrame>> {
     let Some(records) = leaf.table(tables::PARAMS)? else { return Ok(None) };
     let found = Keys { by, places: Mutex::default() };
-    let (sums, counts) = counted(&records, &found)?;
-    let spreads = spreads(&records, &found, &sums, &counts)?;
+    let (sums, ends) = counted(&records, &found)?;
+    let spreads = spreads(&records, &found, &sums, &ends)?;
     let total = total_wl(&records)?;
     let places = found.places.into_inner().unwrap_or_else(PoisonError::into_inner);
     let rows: Vec<(Key, KeySums)> = places.iter().map(|(key, at)| (key.clone(), sums[*at])).collect();
@@ -174,9 +177,9 @@ fn piece(cosine: f64) -> usize {
 }
 
 /// The entry of a place in a list that grows.
-fn at<T: Clone>(list: &mut Vec<T>, place: usize, empty: T) -> &mut T {
+fn at<T>(list: &mut Vec<T>, place: usize, empty: impl Fn() -> T) -> &mut T {
     if list.len() <= place {
-        list.resize(place + 1, empty);
+        list.resize_with(place + 1, empty);
     }
     &mut list[place]
 }
@@ -187,82 +190,97 @@ fn stretches<T: Send>(records: &Records, of: impl Fn(&[PathBuf]) -> Result<T> + 
     parts.par_chunks(parts.len().div_ceil(STRETCHES).max(1)).map(of).collect()
 }
 
-/// Sums of each key, and how many of its cosines are in each piece.
+/// Sums of each key, and the rank at which each piece of its cosines ends.
 fn counted(records: &Records, keys: &Keys) -> Result<(Vec<KeySums>, Vec<Vec<u32>>)> {
+    let none = || vec![0u32; PIECES];
     let counts: Mutex<Vec<Vec<u32>>> = Mutex::default();
-    let sums = stretches(records, |parts| {
+    let stretches = stretches(records, |parts| {
         let (mut sums, mut here) = (Vec::<KeySums>::new(), Vec::<Vec<u32>>::new());
-        each_gram(records, parts, keys, |place, gram| {
+        each_gram(parts, keys, |place, gram| {
             let cosine = cosine(gram);
-            at(&mut sums, place, KeySums::default()).add(&KeySums::of(*gram, cosine));
-            let counts = at(&mut here, place, Vec::new());
+            at(&mut sums, place, KeySums::default).add(&KeySums::of(*gram, cosine));
+            let counts = at(&mut here, place, none);
             if let Some(cosine) = cosine {
-                *at(counts, piece(cosine), 0) += 1;
+                counts[piece(cosine)] += 1;
             }
         })?;
         let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        for (place, here) in here.into_iter().enumerate() {
-            let all = at(&mut counts, place, Vec::new());
-            here.into_iter().enumerate().for_each(|(piece, n)| *at(all, piece, 0) += n);
+        for (place, here) in here.iter().enumerate() {
+            at(&mut counts, place, none).iter_mut().zip(here).for_each(|(all, n)| *all += n);
         }
         Ok(sums)
     })?;
-    let mut all = Vec::<KeySums>::new();
-    for (place, of) in sums.iter().flat_map(|sums| sums.iter().enumerate()) {
-        at(&mut all, place, KeySums::default()).add(of);
+    let mut sums = Vec::<KeySums>::new();
+    for (place, of) in stretches.iter().flat_map(|sums| sums.iter().enumerate()) {
+        at(&mut sums, place, KeySums::default).add(of);
     }
-    Ok((all, counts.into_inner().unwrap_or_else(PoisonError::into_inner)))
+    let mut ends = counts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for pieces in &mut ends {
+        pieces.iter_mut().fold(0, |before, end| {
+            *end += before;
+            *end
+        });
+    }
+    Ok((sums, ends))
 }
 
 /// Where the cosines of each key lie.
-fn spreads(records: &Records, keys: &Keys, sums: &[KeySums], counts: &[Vec<u32>]) -> Result<Vec<Option<Spread>>> {
-    // the rank at which each piece of a key ends
-    let ends: Vec<Vec<usize>> = counts
-        .iter()
-        .map(|counts| {
-            counts
-                .iter()
-                .scan(0, |sum, n| {
-                    *sum += *n as usize;
-                    Some(*sum)
-                })
-                .collect()
-        })
-        .collect();
-    let piece_of = |place: usize, rank: usize| ends[place].partition_point(|end| *end <= rank);
+fn spreads(records: &Records, keys: &Keys, sums: &[KeySums], ends: &[Vec<u32>]) -> Result<Vec<Option<Spread>>> {
+    let piece_of = |place: usize, rank: usize| ends[place].partition_point(|end| *end as usize <= rank);
+    let before = |place: usize, piece: usize| if piece == 0 { 0 } else { ends[place][piece - 1] as usize };
+    let expected = |place: usize, piece: usize| ends[place][piece] as usize - before(place, piece);
     let looked_at = |(place, sums): (usize, &KeySums)| -> Near {
         Spread::ranks(sums.pairs[0]).into_iter().map(|rank| (piece_of(place, rank), Vec::new())).collect()
     };
-    let near: Vec<Near> = sums.iter().enumerate().map(looked_at).collect();
-    let found = stretches(records, |parts| {
-        let mut near = near.clone();
-        each_gram(records, parts, keys, |place, gram| {
-            if let Some(cosine) = cosine(gram)
-                && let Some(values) = near[place].get_mut(&piece(cosine))
-            {
-                values.push(cosine);
+    let mut all: Vec<Near> = sums.iter().enumerate().map(looked_at).collect();
+    let mut spreads = Vec::new();
+    while spreads.len() < sums.len() {
+        let first = spreads.len();
+        let mut kept = 0;
+        let mut fits = |(of, near): (usize, &Near)| {
+            kept += near.keys().map(|piece| expected(first + of, *piece)).sum::<usize>();
+            of == 0 || kept <= KEPT
+        };
+        let now = all[first..].iter().enumerate().take_while(|(of, near)| fits((*of, *near))).count();
+        let found = Mutex::new(&mut all[first..first + now]);
+        stretches(records, |parts| {
+            let mut here: Vec<Near> = {
+                let found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                found.iter().map(|near| near.keys().map(|piece| (*piece, Vec::new())).collect()).collect()
+            };
+            each_gram(parts, keys, |place, gram| {
+                if let Some(cosine) = cosine(gram)
+                    && let Some(near) = place.checked_sub(first).and_then(|at| here.get_mut(at))
+                    && let Some(values) = near.get_mut(&piece(cosine))
+                {
+                    values.push(cosine);
+                }
+            })?;
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            for (all, here) in found.iter_mut().zip(here) {
+                all.values_mut().zip(here.into_values()).for_each(|(all, here)| all.extend(here));
             }
+            Ok(())
         })?;
-        Ok(near)
-    })?;
-    let mut near = near;
-    for (all, here) in found.into_iter().flat_map(|found| found.into_iter().enumerate()) {
-        here.into_iter().for_each(|(piece, values)| near[all].entry(piece).or_default().extend(values));
+        for place in first..first + now {
+            let near = &mut all[place];
+            if near.iter().any(|(piece, values)| values.len() != expected(place, *piece)) {
+                return Err(records.blame("was written while it was read; run the command again"));
+            }
+            near.values_mut().for_each(|values| values.sort_unstable_by(f64::total_cmp));
+            let of = sums[place].pairs[0];
+            spreads.push(Spread::by_rank(of, sums[place].cosines / of as f64, |rank| {
+                let piece = piece_of(place, rank);
+                near[&piece][rank - before(place, piece)]
+            }));
+            near.clear();
+        }
     }
-    near.iter_mut().flat_map(BTreeMap::values_mut).for_each(|values| values.sort_unstable_by(f64::total_cmp));
-    let spread = |(place, sums): (usize, &KeySums)| {
-        let of = sums.pairs[0];
-        Spread::by_rank(of, sums.cosines / of as f64, |rank| {
-            let piece = piece_of(place, rank);
-            let before = if piece == 0 { 0 } else { ends[place][piece - 1] };
-            near[place][&piece][rank - before]
-        })
-    };
-    Ok(sums.iter().enumerate().map(spread).collect())
+    Ok(spreads)
 }
 
 /// Goes through the rows of some parts, and hands on the Gram of each pair for each key that it has rows of.
-fn each_gram(records: &Records, parts: &[PathBuf], keys: &Keys, mut of: impl FnMut(usize, &PairGram)) -> Result<()> {
+fn each_gram(parts: &[PathBuf], keys: &Keys, mut of: impl FnMut(usize, &PairGram)) -> Result<()> {
     // rows of pairs repeat each other's layers and modules in order: the one that came next is tried before it is looked up
     let mut seen: Vec<(Option<u32>, String, Option<usize>)> = Vec::new();
     let mut numbers: HashMap<Option<u32>, HashMap<String, usize>> = HashMap::new();
@@ -270,7 +288,7 @@ fn each_gram(records: &Records, parts: &[PathBuf], keys: &Keys, mut of: impl FnM
     // of the pair whose rows these are, and of which keys there were rows
     let (mut sums, mut touched) = (Vec::<Option<PairGram>>::new(), Vec::<usize>::new());
     let mut now: Option<u64> = None;
-    let mut settle = |sums: &mut Vec<Option<PairGram>>, touched: &mut Vec<usize>| {
+    let mut settle = |sums: &mut [Option<PairGram>], touched: &mut Vec<usize>| {
         touched.drain(..).for_each(|place| sums[place].take().iter().for_each(|gram| of(place, gram)));
     };
     for part in parts {
@@ -302,7 +320,7 @@ fn each_gram(records: &Records, parts: &[PathBuf], keys: &Keys, mut of: impl FnM
                     let place = seen[next].2;
                     next += 1;
                     let Some(place) = place else { continue };
-                    let sum = at(&mut sums, place, None).get_or_insert_with(|| {
+                    let sum = at(&mut sums, place, || None).get_or_insert_with(|| {
                         touched.push(place);
                         PairGram::default()
                     });
@@ -312,7 +330,7 @@ fn each_gram(records: &Records, parts: &[PathBuf], keys: &Keys, mut of: impl FnM
                 }
                 Ok(())
             };
-            add().map_err(|e| records.blame(e))?;
+            add().map_err(|e| Error::new(part, e))?;
         }
     }
     settle(&mut sums, &mut touched);
@@ -337,7 +355,9 @@ mod tests {
     fn rows(pairs: std::ops::Range<u64>, random: &mut ChaCha8Rng) -> Vec<Row> {
         let mut rows = Vec::new();
         for pair in pairs {
-            for (layer, module) in [(None, "embed"), (Some(0), "q"), (Some(0), "k"), (Some(1), "expert")] {
+            for (layer, module) in
+                [(None, "embed"), (Some(0), "q"), (Some(0), "k"), (Some(1), "expert"), (Some(2), "gate")]
+            {
                 if module == "expert" && pair % 3 != 0 {
                     continue;
                 }
@@ -346,8 +366,17 @@ mod tests {
                     wl: random.random::<f64>() * 2.0 - 1.0,
                     ll: if pair == 5 { 0.0 } else { random.random::<f64>() + 1.0 },
                 };
-                // two tensors of a module
-                rows.extend([part(), part()].map(|gram| (pair, layer, module, gram)));
+                match module {
+                    // one trained value: all cosines are 1 or −1
+                    "gate" => rows.push((
+                        pair,
+                        layer,
+                        module,
+                        PairGram { wl: if pair % 4 == 0 { -4.0 } else { 4.0 }, ww: 4.0, ll: 4.0 },
+                    )),
+                    // two tensors of a module
+                    _ => rows.extend([part(), part()].map(|gram| (pair, layer, module, gram))),
+                }
             }
         }
         rows

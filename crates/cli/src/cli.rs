@@ -131,7 +131,7 @@ pub struct Measured {
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
-    /// Let products of f32 round their factors to tf32 (10 bits), several times as fast on CUDA devices of compute capability 8.0 and later
+    /// Let products of f32 round their factors to tf32 (11 significant bits), several times as fast on CUDA devices of compute capability 8.0 and later
     #[arg(long)]
     pub tf32: bool,
     /// cpu, cuda, vulkan, one by number (cuda:1), or several that share the work (cuda:0,1 or cuda:all) [default: the best present]
@@ -784,7 +784,7 @@ pub struct Bench {
     /// Precision
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
-    /// Let products of f32 round their factors to tf32 (10 bits), several times as fast on CUDA devices of compute capability 8.0 and later
+    /// Let products of f32 round their factors to tf32 (11 significant bits), several times as fast on CUDA devices of compute capability 8.0 and later
     #[arg(long)]
     pub tf32: bool,
     /// cpu, cuda, cuda:N, vulkan or vulkan:N [default: the best present]

@@ -235,7 +235,8 @@ mod tests {
     /// Equal but for rounding is equal, and what is more is not.
     #[test]
     fn a_difference_is_zero_by_the_rounding_of_its_type() {
-        for (dtype, epsilon) in [("f64", 2.2e-16), ("f32", 1.2e-7), ("f16", 9.8e-4), ("bf16", 7.8e-3)] {
+        for (dtype, epsilon) in [("f64", 2.2e-16), ("f32", 1.2e-7), ("f16", 9.8e-4), ("tf32", 9.8e-4), ("bf16", 7.8e-3)]
+        {
             let rounding = Rounding::of(dtype);
             let off = |by: f64| PairGram { ww: 0.3, wl: 0.3 * (1.0 - by), ll: 0.3 };
             assert_eq!(off(4.0 * epsilon).regime(1.0, 1.0, rounding), Regime::None, "{dtype}");

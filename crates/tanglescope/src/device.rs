@@ -17,7 +17,7 @@ use tanglescope_model::{Stopped, stopped_by};
 pub enum Precision {
     /// 32 bits.
     F32,
-    /// 32 bits; products round their factors to 10 bits (tf32), on CUDA devices that have it.
+    /// 32 bits; products round their factors to 11 significant bits (tf32), on CUDA devices that have it.
     Tf32,
     /// 64 bits, on the CPU.
     F64,
@@ -45,12 +45,14 @@ impl Precision {
             Self::F32 => return Ok(dtype),
             Self::Tf32 => {
                 let Device::Cuda(on, ..) = device else {
-                    let problem = format!("is of CUDA devices; {device} multiplies in f32");
+                    let problem = format!(
+                        "is of CUDA devices, and {device} is none; leave it out, or take option `device` = cuda"
+                    );
                     return Err(Error::option("tf32", problem));
                 };
                 return tf32(on)
                     .map(|()| dtype)
-                    .map_err(|problem| Error::option("tf32", format!("{device}: {problem}")));
+                    .map_err(|problem| Error::option("tf32", format!("{device}: {problem}; leave it out")));
             }
             Self::F64 if device.is_cpu() => return Ok(dtype),
             Self::F64 => {

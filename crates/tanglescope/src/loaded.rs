@@ -160,7 +160,9 @@ impl LoadedModel {
         // files of the same folder may be others by now
         let is_there = asked.adapter == self.asked.adapter && !matches!(asked.adapter, AdapterSource::Saved(_));
         if !is_there || self.seats.iter().any(|seat| seat.decoder.is_none()) {
-            let under = |seat: &Seat| seat.decoder.as_ref().map(|decoder| decoder.under(&asked)).transpose();
+            let under = |seat: &Seat| {
+                seat.decoder.as_ref().map(|decoder| seat.device.guard(|| decoder.under(&asked))).transpose()
+            };
             let under = self.seats.iter().map(under).collect::<Result<Vec<_>>>()?;
             // what is not there any more goes before the next one is loaded
             self.seats.iter_mut().zip(under).for_each(|(seat, under)| seat.decoder = under.flatten());

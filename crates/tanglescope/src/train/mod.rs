@@ -207,11 +207,11 @@ impl TrainOptions {
                 "trains weights under an adapter, which neither's checkpoint could hold; merge the adapter first",
             );
         }
-        if !matches!(model.number_type(), "f32" | "f64") {
-            let problem = "steps of training are lost in it; train in f32";
-            return Err(Error::value("dtype", model.number_type(), problem));
+        match model.number_type() {
+            "f32" | "f64" => Ok(model),
+            "tf32" => Err(Error::option("tf32", "steps are taken with products in f32; leave it out")),
+            other => Err(Error::value("dtype", other, "steps of training are lost in it; train in f32")),
         }
-        Ok(model)
     }
 
     /// Pairs of a step, and all numbers that have to be right before a model is loaded.
