@@ -30,7 +30,7 @@ def test_options_are_named_as_keywords(demo: Path, pairs: list[dict[str, Any]]) 
         (lambda: ts.analyze(model, rows, objectives="dpo", reference="no/such"), "no/such"),
         (lambda: ts.analyze(model, rows, shard="3/2"), "shard=3/2"),
         (lambda: ts.Model(demo, dtype="bf16", device="cpu"), "dtype=bf16"),
-        (lambda: ts.Model(demo, dtype="tf32", device="cpu"), "tf32: is of CUDA devices, and cpu"),
+        (lambda: ts.Model(demo, dtype="tf32", device="cpu"), "dtype=tf32: is of CUDA devices, and cpu"),
         (lambda: ts.Model(demo, dtype="f31"), "f31"),  # type: ignore[arg-type]
         (lambda: ts.Model(demo, device="gpu"), "expected cpu, cuda"),
         (lambda: ts.Model(demo, memory=-1), "memory"),

@@ -1,6 +1,6 @@
 //! params.parquet by layer and by module.
 use crate::metrics::{keys, spread_columns};
-use crate::statistics::{Spread, floor};
+use crate::statistics::{Order, Spread, floor};
 use polars_core::prelude::{DataFrame, PolarsResult};
 use polars_lazy::prelude::{Expr, col, lit, when};
 use rayon::prelude::{ParallelIterator, ParallelSlice};
@@ -226,57 +226,64 @@ fn counted(records: &Records, keys: &Keys) -> Result<(Vec<KeySums>, Vec<Vec<u32>
 
 /// Where the cosines of each key lie.
 fn spreads(records: &Records, keys: &Keys, sums: &[KeySums], ends: &[Vec<u32>]) -> Result<Vec<Option<Spread>>> {
+    let orders: Vec<Option<Order>> = sums.iter().map(|of| Order::of(of.pairs[0])).collect();
     let piece_of = |place: usize, rank: usize| ends[place].partition_point(|end| *end as usize <= rank);
     let before = |place: usize, piece: usize| if piece == 0 { 0 } else { ends[place][piece - 1] as usize };
     let expected = |place: usize, piece: usize| ends[place][piece] as usize - before(place, piece);
-    let looked_at = |(place, sums): (usize, &KeySums)| -> Near {
-        Spread::ranks(sums.pairs[0]).into_iter().map(|rank| (piece_of(place, rank), Vec::new())).collect()
+    let near = |place: usize| -> Near {
+        let ranks = orders[place].iter().flat_map(|order| order.ranks());
+        ranks.map(|rank| (piece_of(place, rank), Vec::new())).collect()
     };
-    let mut all: Vec<Near> = sums.iter().enumerate().map(looked_at).collect();
     let mut spreads = Vec::new();
     while spreads.len() < sums.len() {
+        // as many keys as there is room for
         let first = spreads.len();
-        let mut kept = 0;
-        let mut fits = |(of, near): (usize, &Near)| {
-            kept += near.keys().map(|piece| expected(first + of, *piece)).sum::<usize>();
-            of == 0 || kept <= KEPT
-        };
-        let now = all[first..].iter().enumerate().take_while(|(of, near)| fits((*of, *near))).count();
-        let found = Mutex::new(&mut all[first..first + now]);
-        stretches(records, |parts| {
-            let mut here: Vec<Near> = {
-                let found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                found.iter().map(|near| near.keys().map(|piece| (*piece, Vec::new())).collect()).collect()
-            };
-            each_gram(parts, keys, |place, gram| {
-                if let Some(cosine) = cosine(gram)
-                    && let Some(near) = place.checked_sub(first).and_then(|at| here.get_mut(at))
-                    && let Some(values) = near.get_mut(&piece(cosine))
-                {
-                    values.push(cosine);
-                }
-            })?;
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            for (all, here) in found.iter_mut().zip(here) {
-                all.values_mut().zip(here.into_values()).for_each(|(all, here)| all.extend(here));
+        let (mut now, mut kept) = (Vec::new(), 0);
+        for place in first..sums.len() {
+            let near = near(place);
+            kept += near.keys().map(|piece| expected(place, *piece)).sum::<usize>();
+            if place > first && kept > KEPT {
+                break;
             }
-            Ok(())
-        })?;
-        for place in first..first + now {
-            let near = &mut all[place];
+            now.push(near);
+        }
+        for (place, near) in (first..).zip(read_near(records, keys, first, now)?) {
             if near.iter().any(|(piece, values)| values.len() != expected(place, *piece)) {
                 return Err(records.blame("was written while it was read; run the command again"));
             }
-            near.values_mut().for_each(|values| values.sort_unstable_by(f64::total_cmp));
-            let of = sums[place].pairs[0];
-            spreads.push(Spread::by_rank(of, sums[place].cosines / of as f64, |rank| {
+            let mean = sums[place].cosines / sums[place].pairs[0] as f64;
+            let value = |rank: usize| {
                 let piece = piece_of(place, rank);
                 near[&piece][rank - before(place, piece)]
-            }));
-            near.clear();
+            };
+            spreads.push(orders[place].map(|order| order.spread(mean, value)));
         }
     }
     Ok(spreads)
+}
+
+/// Fills the pieces of some keys, from the `first` on, with their cosines in order.
+fn read_near(records: &Records, keys: &Keys, first: usize, empty: Vec<Near>) -> Result<Vec<Near>> {
+    let all = Mutex::new(empty.clone());
+    stretches(records, |parts| {
+        let mut here = empty.clone();
+        each_gram(parts, keys, |place, gram| {
+            if let Some(cosine) = cosine(gram)
+                && let Some(near) = place.checked_sub(first).and_then(|at| here.get_mut(at))
+                && let Some(values) = near.get_mut(&piece(cosine))
+            {
+                values.push(cosine);
+            }
+        })?;
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        for (all, here) in all.iter_mut().zip(here) {
+            all.values_mut().zip(here.into_values()).for_each(|(all, here)| all.extend(here));
+        }
+        Ok(())
+    })?;
+    let mut all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    all.iter_mut().flat_map(BTreeMap::values_mut).for_each(|values| values.sort_unstable_by(f64::total_cmp));
+    Ok(all)
 }
 
 /// Goes through the rows of some parts, and hands on the Gram of each pair for each key that it has rows of.

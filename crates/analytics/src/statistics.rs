@@ -3,7 +3,6 @@ use rayon::slice::ParallelSliceMut;
 use statrs::function::beta::beta_reg;
 use statrs::function::erf::erfc;
 use std::borrow::Cow;
-use std::cell::RefCell;
 
 /// Above this many values the ends of an interval are order statistics of the normal approximation.
 pub(crate) const EXACT_UP_TO: usize = 100_000;
@@ -27,31 +26,43 @@ pub(crate) struct Spread {
 impl Spread {
     /// Of numbers in any order, none of them NaN; `None` of nothing.
     pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
-        let (n, mean) = (values.len(), mean(&values));
-        put(&mut values, 0, &Self::ranks(n));
-        Self::by_rank(n, mean, |rank| values[rank])
+        let order = Order::of(values.len())?;
+        let mean = mean(&values);
+        put(&mut values, 0, &order.ranks());
+        Some(order.spread(mean, |rank| values[rank]))
+    }
+}
+
+/// Where a spread looks among so many sorted numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    /// Numbers.
+    count: usize,
+    /// Ranks, from 0, of the ends of the median's interval.
+    interval: [usize; 2],
+}
+
+/// The shares below which the quartiles lie.
+const QUARTERS: [f64; 3] = [0.25, 0.5, 0.75];
+
+impl Order {
+    /// `None` of nothing.
+    pub(crate) fn of(count: usize) -> Option<Self> {
+        (count > 0).then(|| Self { count, interval: median_interval(count) })
     }
 
-    /// Of so many numbers with this mean, of which each can be had by its rank from 0; `None` of nothing.
-    pub(crate) fn by_rank(count: usize, mean: f64, at: impl Fn(usize) -> f64) -> Option<Self> {
-        (count > 0).then(|| Self {
-            count,
-            mean,
-            quartiles: [0.25, 0.5, 0.75].map(|share| quantile_by_rank(count, share, &at)),
-            interval: median_interval(count, &at),
-        })
-    }
-
-    /// The ranks at which [`by_rank`](Self::by_rank) looks, in order.
-    pub(crate) fn ranks(count: usize) -> Vec<usize> {
-        let looked_at = RefCell::new(Vec::new());
-        Self::by_rank(count, 0.0, |rank| {
-            looked_at.borrow_mut().push(rank);
-            0.0
-        });
-        let mut ranks = looked_at.into_inner();
+    /// The ranks at which it looks, in order.
+    pub(crate) fn ranks(self) -> Vec<usize> {
+        let quartiles = QUARTERS.into_iter().flat_map(|share| between(self.count, share).0);
+        let mut ranks: Vec<usize> = quartiles.chain(self.interval).collect();
         ranks.sort_unstable();
         ranks
+    }
+
+    /// The spread of numbers with this mean, each of which can be had by its rank.
+    pub(crate) fn spread(self, mean: f64, at: impl Fn(usize) -> f64) -> Spread {
+        let quartiles = QUARTERS.map(|share| quantile_by_rank(self.count, share, &at));
+        Spread { count: self.count, mean, quartiles, interval: self.interval.map(&at) }
     }
 }
 
@@ -77,23 +88,28 @@ pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
 
 /// The same of `n` values, each of which can be had by its rank.
 fn quantile_by_rank(n: usize, share: f64, value: impl Fn(usize) -> f64) -> f64 {
-    let at = share * (n - 1) as f64;
-    let rank = floor(at);
-    let (low, high) = (value(rank), value((rank + 1).min(n - 1)));
-    let between = low + (high - low) * (at - rank as f64);
+    let (ranks, part) = between(n, share);
+    let [low, high] = ranks.map(value);
+    let between = low + (high - low) * part;
     // there is nothing between two infinities, and no part of the way to one
     if between.is_nan() { low } else { between }
+}
+
+/// The ranks between which a share of `n` values ends, and how far from the one to the other.
+fn between(n: usize, share: f64) -> ([usize; 2], f64) {
+    let at = share * (n - 1) as f64;
+    let rank = floor(at);
+    ([rank, (rank + 1).min(n - 1)], at - rank as f64)
 }
 
 /// The median of numbers in any order; NaN of nothing.
 #[must_use]
 pub fn median(mut values: Vec<f64>) -> f64 {
-    let n = values.len();
-    if n == 0 {
+    if values.is_empty() {
         return f64::NAN;
     }
-    let middle = (n - 1) / 2;
-    put(&mut values, 0, &[middle, (middle + 1).min(n - 1)]);
+    let (middle, _) = between(values.len(), 0.5);
+    put(&mut values, 0, &middle);
     quantile(&values, 0.5)
 }
 
@@ -102,16 +118,16 @@ pub(crate) fn floor(x: f64) -> usize {
     x.max(0.0) as usize
 }
 
-/// The 95 % percentile-bootstrap interval of the median of `n` values, each of which can be had by its rank.
+/// The ranks of the ends of the 95 % percentile-bootstrap interval of the median of `n` values.
 ///
 /// Its ends are those that infinitely many resamples would give, so nothing is drawn: the `k`-th smallest of `n` draws with
 /// replacement is at most the `j`-th smallest value with probability P(Bin(n, j/n) ≥ k) = `I_{j/n}(k, n−k+1)` (Efron 1982,
 /// section 10.3). An even `n` has two middle draws; the lower end is of the lower, the upper end of the upper one. Above
 /// [`EXACT_UP_TO`] values the ends are the order statistics n/2 ± 1.96 √n/2.
-fn median_interval(n: usize, value: impl Fn(usize) -> f64) -> [f64; 2] {
+fn median_interval(n: usize) -> [usize; 2] {
     if n > EXACT_UP_TO {
         let (middle, half) = (n as f64 / 2.0, Z * (n as f64).sqrt() / 2.0);
-        return [value(floor(middle - half)), value(floor(middle + half).min(n - 1))];
+        return [floor(middle - half), floor(middle + half).min(n - 1)];
     }
     // P(the k-th smallest draw is at most the j-th smallest value), both from 1
     let at_most = |k: usize, j: usize| match j == n {
@@ -120,7 +136,7 @@ fn median_interval(n: usize, value: impl Fn(usize) -> f64) -> [f64; 2] {
     };
     let end = |k: usize, share: f64| {
         let ranks: Vec<usize> = (1..=n).collect();
-        value(ranks.partition_point(|&j| at_most(k, j) < share).min(n - 1))
+        ranks.partition_point(|&j| at_most(k, j) < share).min(n - 1)
     };
     [end(n.div_ceil(2), 0.025), end(n / 2 + 1, 0.975)]
 }
@@ -224,7 +240,7 @@ pub(crate) fn sign_test(rises: usize, falls: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ranks, Spread, sign_test, spearman, wilson};
+    use super::{Order, Ranks, Spread, sign_test, spearman, wilson};
     use proptest::prelude::{prop, prop_assert_eq, proptest};
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -270,10 +286,11 @@ mod tests {
         fn a_spread_looks_only_at_its_ranks(values in prop::collection::vec(-1.0f64..1.0, 1..200)) {
             let mut sorted = values.clone();
             sorted.sort_by(f64::total_cmp);
-            let ranks = Spread::ranks(values.len());
+            let order = Order::of(values.len()).unwrap();
+            let ranks = order.ranks();
             let known = |rank| if ranks.contains(&rank) { sorted[rank] } else { f64::NAN };
             let spread = Spread::of(values).unwrap();
-            prop_assert_eq!(Spread::by_rank(spread.count, spread.mean, known), Some(spread));
+            prop_assert_eq!(order.spread(spread.mean, known), spread);
         }
     }
 

@@ -27,7 +27,9 @@ impl Fields {
     }
 
     fn option(option: &str) -> Self {
-        Self { option: Some(option.to_owned()), ..Self::default() }
+        // a flag of the command line is a value here
+        let keyword = if option == "tf32" { "dtype" } else { option };
+        Self { option: Some(keyword.to_owned()), ..Self::default() }
     }
 }
 
@@ -37,7 +39,10 @@ pub fn with_keywords(text: &str) -> String {
     static NAME: LazyLock<Regex> = LazyLock::new(|| pattern_of("option `([a-z0-9_]+)`"));
     static FLAG: LazyLock<Regex> = LazyLock::new(|| pattern_of(r"--([a-z][a-z0-9-]*)"));
     let text = VALUE.replace_all(text, "$1=");
-    let text = NAME.replace_all(&text, "`$1`");
+    let text = NAME.replace_all(&text, |found: &regex::Captures<'_>| match &found[1] {
+        "tf32" => "dtype=tf32".to_owned(),
+        name => format!("`{name}`"),
+    });
     FLAG.replace_all(&text, |found: &regex::Captures<'_>| format!("`{}`", found[1].replace('-', "_"))).into_owned()
 }
 
