@@ -56,7 +56,8 @@ impl Shares {
         for (pair, row, column, inner) in &crossed {
             let (w, l) = ((*pair, true, *row), (*pair, false, *column));
             let size = squares.get(&w).copied().unwrap_or(0.0).sqrt() * squares.get(&l).copied().unwrap_or(0.0).sqrt();
-            if size <= 0.0 {
+            // a square below zero is of a gradient that rounding hides
+            if size.is_nan() || size <= 0.0 {
                 self.undefined += 1;
                 continue;
             }

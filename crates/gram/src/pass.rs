@@ -279,6 +279,7 @@ impl<'a, B: Kernels> ForwardPass<'a, B> {
         let Self { model, scope, batch, trace, y, scores, mut head, grams, low } = self;
         let predictions = Predictions {
             targets: batch.targets.clone(),
+            logp: head.logp.clone(),
             log_normaliser: std::mem::take(&mut head.log_normaliser),
             cap: model.description.logit_cap,
         };

@@ -78,6 +78,8 @@ impl<B: Kernels> LinearRows<B> {
 pub struct Predictions {
     /// Predicted tokens, `[P]`.
     pub targets: Vec<u32>,
+    /// log p(target), `[P]`.
+    pub logp: Vec<f64>,
     /// log Σ exp(logits), `[P]`.
     pub log_normaliser: Vec<f64>,
     /// A soft cap on the logits.
@@ -89,8 +91,12 @@ impl Predictions {
     #[must_use]
     pub fn cotangent(&self, row: usize, token: usize, logit: f64) -> f64 {
         let z = self.cap.map_or(logit, |cap| cap.capped(logit));
-        let hit = f64::from(u8::from(self.targets[row] as usize == token));
-        (hit - (z - self.log_normaliser[row]).exp()) * self.cap.map_or(1.0, |cap| cap.slope(z))
+        // 1 − p by a subtraction has no digit right where p is near one
+        let e = match self.targets[row] as usize == token {
+            true => -self.logp[row].exp_m1(),
+            false => -(z - self.log_normaliser[row]).exp(),
+        };
+        e * self.cap.map_or(1.0, |cap| cap.slope(z))
     }
 }
 

@@ -3,7 +3,7 @@
 //! The vocabulary is walked in chunks like the keys of a flash attention: for every row a running maximum, the sum of
 //! exponentials and Σ exp(z)·w are kept and rescaled when the maximum grows; p·pᵀ of a set of rows is rescaled the
 //! same way on both sides. Beside the results, memory is `rows × CHUNK`.
-use super::{Head, head_cost, head_gram_cost};
+use super::{Figures, Head, Others, head_cost, head_gram_cost};
 use crate::host::real::{Real, dot_wide, highest, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::Stored;
 use crate::product::cpu::{Target, View, product_parallel};
@@ -16,19 +16,10 @@ use std::ops::Range;
 /// Tokens a chunk.
 const CHUNK: usize = 2048;
 
-/// What the walk returns; `back` is `[n, d]`.
-pub struct Walk<E> {
-    pub logp: Vec<f64>,
-    pub log_normaliser: Vec<f64>,
-    pub entropy: Vec<f64>,
-    pub renyi: Vec<f64>,
-    pub argmax_mass: Vec<f64>,
-    pub rank: Vec<u32>,
-    pub back: Vec<E>,
-    pub gram: Option<Vec<Gram>>,
-}
+/// A target's logit while its row is walked: its exponential is zero, beside any others.
+const LEFT_OUT: f64 = -1e30;
 
-/// A row's running figures, relative to the highest logit so far.
+/// A row's running figures of what is not its target, relative to the highest logit so far.
 #[derive(Clone, Copy)]
 struct Running<E> {
     top: E,
@@ -45,17 +36,16 @@ struct Running<E> {
 }
 
 impl<E: Real> Running<E> {
-    /// log Σ exp of the logits so far.
-    fn log_normaliser(&self) -> f64 {
-        self.top.wide() + self.sum.ln()
+    /// What all chunks come to.
+    fn others(&self) -> Others {
+        let Self { sum, weighted, squares, above, .. } = *self;
+        Others { top: self.top.wide(), sum, weighted, squares, above }
     }
 
-    /// Counts the logits of a chunk that are above the target's, which is at place `own` where it is in this chunk.
+    /// Counts the logits of a chunk that are above the target's.
     #[inline(always)]
-    fn count(&mut self, z: &[E], target: E, own: Option<usize>) {
-        let above = z.iter().fold(0, |sum, &z| sum + u32::from(z > target));
-        // products of one and of many rows may round the target's own logit apart
-        self.above += above - u32::from(own.is_some_and(|own| z[own] > target));
+    fn count(&mut self, z: &[E], target: E) {
+        self.above += z.iter().fold(0, |sum, &z| sum + u32::from(z > target));
     }
 
     /// Takes a chunk of logits in, and turns them into exponentials.
@@ -174,12 +164,12 @@ impl<E: Real> Panel<'_, E> {
     }
 }
 
-/// Grams of the output matrix for each set of cotangents, from `products`, the lower half of p·pᵀ over the vocabulary before the
-/// sums are divided out.
+/// Grams of the output matrix for each set of cotangents, from `products`, the lower half of q·qᵀ over the vocabulary before it is brought to
+/// probabilities; q is p without the row's target.
 fn grams<E: Real>(
     rows: &Rows<'_, E>,
     own: &[(f64, f64)],
-    running: &[Running<E>],
+    (running, figures): (&[Running<E>], &[Figures]),
     products: &[Vec<f64>],
     cotangents: &HeadCotangents<'_>,
 ) -> Vec<Gram> {
@@ -194,7 +184,8 @@ fn grams<E: Real>(
             let shape = [width, rows.d, width];
             product_parallel(Target::rows(out, width), shape, of_rows, right.transposed(), 1.0, false);
         }
-        // (h_r·h_s)(e_r·e_s), e_r·e_s = [y_r = y_s] − p_r[y_s] − p_s[y_r] + p_r·p_s, each e times its slope
+        // (h_r·h_s)(e_r·e_s), e_r = (1 − p_r[y_r])·onehot − q_r, each e times its slope
+        let rest: Vec<f64> = of.clone().map(|r| figures[r].rest * own[r].1).collect();
         let terms: Vec<f64> = (0..width * width)
             .into_par_iter()
             .map(|at| {
@@ -202,16 +193,17 @@ fn grams<E: Real>(
                 if s > r {
                     return 0.0;
                 }
-                let p = |i: usize, j: usize| {
-                    let logit = || rows.capped(logits[(i - of.start) * width + j - of.start].wide());
-                    let (z, slope) = if i == j { own[i] } else { logit() };
-                    (z - running[i].log_normaliser()).exp() * slope
+                let q = |i: usize, j: usize| {
+                    let (z, slope) = rows.capped(logits[(i - of.start) * width + j - of.start].wide());
+                    (z - figures[i].log_normaliser).exp() * slope
                 };
-                let (slope_r, slope_s) = (own[r].1, own[s].1);
-                let same = if targets[r] == targets[s] { slope_r * slope_s } else { 0.0 };
-                let both = products[b][at] / (running[r].sum * running[s].sum);
-                let e = same - p(r, s) * slope_s - p(s, r) * slope_r + both;
-                e * inputs[at].wide()
+                let [rest_r, rest_s] = [r, s].map(|row| rest[row - of.start]);
+                let share = |row: usize| figures[row].rest / running[row].sum;
+                let own = match targets[r] == targets[s] {
+                    true => rest_r * rest_s,
+                    false => -(q(r, s) * rest_s + q(s, r) * rest_r),
+                };
+                (own + products[b][at] * (share(r) * share(s))) * inputs[at].wide()
             })
             .collect();
         let term = |r: usize, s: usize| terms[(r.max(s) - of.start) * width + r.min(s) - of.start];
@@ -251,15 +243,15 @@ impl<E: Real> Rows<'_, E> {
     }
 }
 
-/// See [`Head::head`].
-pub fn walk<E: Real>(
+/// See [`Head::head`]: figures of each row, ∂ log p(target) / ∂ hidden row, and the Grams of the output matrix.
+fn walk<E: Real>(
     y: &[E],
     w: &Stored<E>,
     [vocabulary, d]: [usize; 2],
     targets: &[u32],
     cap: Option<SoftCap>,
     cotangents: Option<&HeadCotangents<'_>>,
-) -> Walk<E> {
+) -> (Vec<Figures>, Vec<E>, Option<Vec<Gram>>) {
     let n = targets.len();
     let sets = cotangents.map_or(&[][..], |c| c.set_rows);
     let start =
@@ -285,7 +277,10 @@ pub fn walk<E: Real>(
             |(row, ((z, running), mean))| {
                 let here = (targets[row] as usize).checked_sub(start).filter(|at| *at < columns);
                 vectorised!({
-                    running.count(z, E::of(own[row].0), here);
+                    if let Some(here) = here {
+                        z[here] = E::of(LEFT_OUT);
+                    }
+                    running.count(z, E::of(own[row].0));
                     running.take(z);
                     if running.rescale < E::of(1.0) {
                         for m in mean {
@@ -295,7 +290,7 @@ pub fn walk<E: Real>(
                 });
             },
         );
-        // from here on p·slope: what a logit before the cap does
+        // from here on q·slope: what a logit before the cap does
         multiply(logits, &slopes);
         let p = View::rows(logits, columns);
         product_parallel(Target::rows(&mut mean, d), [n, columns, d], p, chunk, 1.0, true);
@@ -307,25 +302,16 @@ pub fn walk<E: Real>(
         }
     }
     let mut back = mean;
-    let log_normaliser: Vec<f64> = running.iter().map(Running::log_normaliser).collect();
-    let logp: Vec<f64> = own.iter().zip(&log_normaliser).map(|((z, _), normaliser)| z - normaliser).collect();
+    let figures: Vec<Figures> = running.iter().zip(&own).map(|(running, own)| running.others().with(own.0)).collect();
     back.par_chunks_mut(d).enumerate().for_each(|(r, back)| {
-        let (inverse, slope, target) = (E::of(1.0 / running[r].sum), E::of(own[r].1), rows.target(r));
+        let (rest, target) = (figures[r].rest, rows.target(r));
+        let (share, slope) = (E::of(rest / running[r].sum), E::of(rest * own[r].1));
         for i in 0..d {
-            back[i] = target[i] * slope - back[i] * inverse;
+            back[i] = target[i] * slope - back[i] * share;
         }
     });
-    let gram = cotangents.map(|cotangents| grams(&rows, &own, &running, &products, cotangents));
-    Walk {
-        logp,
-        log_normaliser,
-        entropy: running.iter().map(|r| r.sum.ln() - r.weighted / r.sum).collect(),
-        renyi: running.iter().map(|r| 2.0 * r.sum.ln() - r.squares.ln()).collect(),
-        argmax_mass: running.iter().map(|r| 1.0 / r.sum).collect(),
-        rank: running.iter().map(|r| r.above + 1).collect(),
-        back,
-        gram,
-    }
+    let gram = cotangents.map(|cotangents| grams(&rows, &own, (&running, &figures), &products, cotangents));
+    (figures, back, gram)
 }
 
 impl Head for Flex {
@@ -341,17 +327,9 @@ impl Head for Flex {
         tally::head(head_cost(targets.len(), d, vocabulary, y.dtype()));
         cotangents.iter().for_each(|c| tally::head(head_gram_cost(c.set_rows, vocabulary, y.dtype())));
         with_real!(y, E => {
-            let walk = walk(values::<E>(y), &Stored::of_weight(w), of_w, targets, cap, cotangents);
-            HeadOutput {
-                logp: walk.logp,
-                log_normaliser: walk.log_normaliser,
-                entropy: walk.entropy,
-                renyi: walk.renyi,
-                argmax_mass: walk.argmax_mass,
-                rank: walk.rank,
-                back: matrix(walk.back, [targets.len(), d]),
-                gram: walk.gram,
-            }
+            let (figures, back, gram) =
+                walk(values::<E>(y), &Stored::of_weight(w), of_w, targets, cap, cotangents);
+            HeadOutput::of(&figures, matrix(back, [targets.len(), d]), gram)
         })
     }
 }

@@ -55,10 +55,11 @@ pub(super) fn target_logits<F: Float>(
 }
 
 /// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)`, times the slope
-/// of the soft cap, in `p[n, C]`.
+/// of the soft cap, in `p[n, C]`: zero for the row's target, which is in no sum.
 ///
 /// `figures[n, FIGURES]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, the factor that
-/// what came before this chunk has to be multiplied with, the tokens above the target, and Σ exp(z − maximum)².
+/// what came before this chunk has to be multiplied with, the tokens above the target, and Σ exp(z − maximum)². The sum is 1 or more,
+/// but where there is no other token.
 #[cube(launch)]
 pub(super) fn take_chunk<F: Float>(
     logits: &Matrix<f32>,
@@ -80,10 +81,12 @@ pub(super) fn take_chunk<F: Float>(
     let columns = logits.shape(1);
     let from = row * logits.stride(0);
     let mut scratch = SharedMemory::<f32>::new(UNITS);
+    let target = targets[row];
     let mut high = f32::min_value();
     let mut at = unit;
     while at < columns {
-        high = max(high, soft_cap(logits[from + at], cap, capped));
+        let z = soft_cap(logits[from + at], cap, capped);
+        high = max(high, select(first + at as u32 == target, f32::min_value(), z));
         at += UNITS;
     }
     scratch[unit] = high;
@@ -111,15 +114,14 @@ pub(super) fn take_chunk<F: Float>(
     let mut weighted = 0.0f32;
     let mut squares = 0.0f32;
     let mut above = 0.0f32;
-    let target = targets[row];
     let target_logit = soft_cap(target_logits[row], cap, capped);
     at = unit;
     while at < columns {
         let z = soft_cap(logits[from + at], cap, capped);
-        // products may round the target's own logit apart
-        above += select(z > target_logit && first + at as u32 != target, 1.0f32, 0.0f32);
-        let d = z - top;
-        let e = d.exp();
+        let own = first + at as u32 == target;
+        above += select(z > target_logit && !own, 1.0f32, 0.0f32);
+        let d = select(own, 0.0f32, z - top);
+        let e = select(own, 0.0f32, d.exp());
         p[row * p.stride(0) + at] = F::cast_from(e * slope(z, cap, capped));
         sum += e;
         weighted += e * d;
@@ -144,10 +146,15 @@ pub(super) fn take_chunk<F: Float>(
         }
         figures[row * FIGURES + 5] = above_before + all_above;
         figures[row * FIGURES + 6] = squares_before * factor * factor + all_squares;
-        if target >= first && target < first + columns as u32 {
-            figures[row * FIGURES + 3] = soft_cap(logits[from + (target - first) as usize], cap, capped);
-        }
+        figures[row * FIGURES + 3] = target_logit;
     }
+}
+
+/// 1 − p of a row's target, from its final figures.
+#[cube]
+fn rest(figures: &Array<f32>, row: usize) -> f32 {
+    let against = figures[row * FIGURES] + max(figures[row * FIGURES + 1], 1.0f32).ln() - figures[row * FIGURES + 3];
+    1.0f32 / (1.0f32 + (-against).exp())
 }
 
 /// `mean = factor·mean + here`, or `here` at the start; a unit a value.
@@ -167,7 +174,8 @@ pub(super) fn add_chunk(mean: &mut Matrix<f32>, here: &Matrix<f32>, figures: &Ar
     }
 }
 
-/// `W[target]`, times the slope of its soft cap, less `mean/Σ`: the gradient of log p(target) in the input; a unit a value.
+/// `W[target]`, times the slope of its soft cap, less `mean/Σ`, all times 1 − p(target): the gradient of log p(target) in the input; a unit a
+/// value.
 #[cube(launch)]
 pub(super) fn finish<F: Float>(
     w: &Matrix<F>,
@@ -187,7 +195,8 @@ pub(super) fn finish<F: Float>(
     let column = ABSOLUTE_POS % width;
     let of_target = f32::cast_from(w[targets[row] as usize * w.stride(0) + column]);
     let of_target = of_target * slope(figures[row * FIGURES + 3], cap, capped);
-    back[ABSOLUTE_POS] = F::cast_from(of_target - mean[row * mean.stride(0) + column] / figures[row * FIGURES + 1]);
+    let of_others = mean[row * mean.stride(0) + column] / max(figures[row * FIGURES + 1], 1.0f32);
+    back[ABSOLUTE_POS] = F::cast_from(rest(figures, row) * (of_target - of_others));
 }
 
 /// `e = (onehot − p)·slope` of a chunk of the vocabulary, from its logits and each row's final figures; a unit a value.
@@ -209,7 +218,7 @@ pub(super) fn cotangents_of_chunk<F: Float>(
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     let z = soft_cap(logits[row * logits.stride(0) + column], cap, capped);
-    let p = (z - figures[row * FIGURES]).exp() / figures[row * FIGURES + 1];
+    let share = -(z - figures[row * FIGURES]).exp() / max(figures[row * FIGURES + 1], 1.0f32);
     let hit = targets[row] == first + column as u32;
-    e[ABSOLUTE_POS] = F::cast_from((select(hit, 1.0f32, 0.0f32) - p) * slope(z, cap, capped));
+    e[ABSOLUTE_POS] = F::cast_from(rest(figures, row) * select(hit, 1.0f32, share) * slope(z, cap, capped));
 }

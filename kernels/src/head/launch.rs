@@ -2,8 +2,8 @@
 //!
 //! One walk over the vocabulary for log-probabilities and the gradient; where the output matrix is in scope a second one
 //! forms e = onehot − p chunk by chunk, sums its products of rows, and hands them to the *gram* reduction.
-use super::Head;
 use super::cube::{FIGURES, UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
+use super::{Figures, Head, Others};
 use crate::codes::launch::{Chosen, numbers};
 use crate::gram::{self, plan::Part};
 use crate::on_chip::{array, by_rows, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
@@ -190,20 +190,15 @@ fn row_gram<R: CubeRuntime>(
 
 /// What the rows' final figures say.
 fn output<T, P>(figures: &[f32], back: T, gram: Option<P>) -> HeadOutput<T, P> {
-    let [mut logp, mut log_normaliser, mut entropy, mut renyi, mut argmax_mass] = [const { Vec::new() }; 5];
-    let mut rank = Vec::new();
-    for of_row in figures.chunks_exact(FIGURES) {
-        let [top, sum, weighted, target] = [0, 1, 2, 3].map(|i| f64::from(of_row[i]));
-        log_normaliser.push(top + sum.ln());
-        logp.push(target - top - sum.ln());
-        entropy.push(sum.ln() - weighted / sum);
-        renyi.push(2.0 * sum.ln() - f64::from(of_row[6]).ln());
-        argmax_mass.push(1.0 / sum);
+    let of_row = |of_row: &[f32]| {
+        let [top, sum, weighted, own, squares] = [0, 1, 2, 3, 6].map(|i| f64::from(of_row[i]));
         // a whole number, exact in f32 up to 2²⁴ tokens
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        rank.push(of_row[5] as u32 + 1);
-    }
-    HeadOutput { logp, log_normaliser, entropy, renyi, argmax_mass, rank, back, gram }
+        let above = of_row[5] as u32;
+        Others { top, sum: sum.max(1.0), weighted, squares, above }.with(own)
+    };
+    let rows: Vec<Figures> = figures.chunks_exact(FIGURES).map(of_row).collect();
+    HeadOutput::of(&rows, back, gram)
 }
 
 on_devices! { Head, R {

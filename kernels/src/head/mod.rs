@@ -32,6 +32,75 @@ pub struct HeadOutput<T, P> {
     pub gram: Option<P>,
 }
 
+/// What a walk over the vocabulary finds of the tokens that are not a row's target, relative to the highest of their logits. The target is left out
+/// of every sum: `1 − p(target)` by a subtraction would have no digit right where p is near one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Others {
+    /// The highest of their logits.
+    pub top: f64,
+    /// Σ exp(z − top).
+    pub sum: f64,
+    /// Σ exp(z − top)·(z − top).
+    pub weighted: f64,
+    /// Σ exp(z − top)².
+    pub squares: f64,
+    /// How many are above the target.
+    pub above: u32,
+}
+
+/// What a row predicts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    pub logp: f64,
+    pub log_normaliser: f64,
+    pub entropy: f64,
+    pub renyi: f64,
+    pub argmax_mass: f64,
+    pub rank: u32,
+    /// 1 − p(target).
+    pub rest: f64,
+}
+
+impl Others {
+    /// With the target's own logit.
+    pub fn with(self, own: f64) -> Figures {
+        // log of the odds against the target
+        let against = self.top + self.sum.ln() - own;
+        let logp = -(against.max(0.0) + (-against.abs()).exp().ln_1p());
+        let (p, rest) = (logp.exp(), 1.0 / (1.0 + (-against).exp()));
+        // of the others among themselves
+        let entropy = self.sum.ln() - self.weighted / self.sum;
+        let of_rest = if rest > 0.0 { rest * (entropy - rest.ln()) } else { 0.0 };
+        let share = rest / self.sum;
+        Figures {
+            logp,
+            log_normaliser: own - logp,
+            entropy: of_rest - p * logp,
+            renyi: -(p * p + share * share * self.squares).ln(),
+            argmax_mass: p.max(share),
+            rank: self.above + 1,
+            rest,
+        }
+    }
+}
+
+impl<T, P> HeadOutput<T, P> {
+    /// Of all rows.
+    pub(crate) fn of(rows: &[Figures], back: T, gram: Option<P>) -> Self {
+        let all = |of: fn(&Figures) -> f64| rows.iter().map(of).collect();
+        Self {
+            logp: all(|row| row.logp),
+            log_normaliser: all(|row| row.log_normaliser),
+            entropy: all(|row| row.entropy),
+            renyi: all(|row| row.renyi),
+            argmax_mass: all(|row| row.argmax_mass),
+            rank: rows.iter().map(|row| row.rank).collect(),
+            back,
+            gram,
+        }
+    }
+}
+
 /// Products of the head: logits of `rows` rows and their gradient.
 #[must_use]
 pub fn head_cost(rows: usize, hidden: usize, vocabulary: usize, dtype: DType) -> Cost {

@@ -1,11 +1,12 @@
 //! Vector–Jacobian products against burn's autodiff.
+use crate::support::check_certain_rows;
 use crate::{Auto, Random, TYPES, close, gradient, leaf, primitive, rows_of, tensor, wrap};
 use proptest::prelude::*;
 use std::ops::Range;
 use tanglescope_kernels::{
     Activate, Activation, Arithmetic, Attend, AttentionSpec, Convolve, DeltaInputs, DeltaRule, DeltaSpec, Flex,
-    Grouped, Head, HeadCotangents, Memory, Norm, NormKind, Pairs, Rotary, Rows, Segment, SoftCap, Span, Stretch,
-    Weight, activation, attention, convolution, delta, norm, rotary,
+    FlexDevice, Grouped, Head, HeadCotangents, Memory, Norm, NormKind, Pairs, Rotary, Rows, Segment, SoftCap, Span,
+    Stretch, Weight, activation, attention, convolution, delta, norm, rotary,
 };
 
 /// Spans of a trunk and its suffixes, suffixes first, segments of a part of each and of the trunk, and the number of rows.
@@ -300,6 +301,12 @@ proptest! {
 fn head_over_several_chunks_of_the_vocabulary() {
     check_head(7, &[5, 3], 16, 9000, None);
     check_head(8, &[5, 3], 16, 9000, Some(3.0));
+}
+
+/// Tokens that are all but certain have gradients all the same, and squares of those are not below zero.
+#[test]
+fn head_of_rows_that_are_all_but_certain() {
+    check_certain_rows::<Flex>(&FlexDevice);
 }
 
 fn check_head(seed: u64, sets: &[usize], d: usize, vocabulary: usize, cap: Option<f64>) {

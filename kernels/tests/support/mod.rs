@@ -4,7 +4,9 @@ use half::{bf16, f16};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use tanglescope_kernels::{CodeSpec, DType, RowSet};
+use tanglescope_kernels::{
+    CodeSpec, DType, Flex, FlexDevice, Head, HeadCotangents, Kernels, Memory, RowSet, TensorData, Weight, as_index,
+};
 
 /// Reproducible standard normal numbers.
 pub struct Random(ChaCha8Rng);
@@ -91,6 +93,49 @@ pub fn largest_error(got: &[f64], want: &[f64]) -> f64 {
     let size = want.iter().fold(1.0f64, |a, b| a.max(b.abs()));
     let errors = got.iter().zip(want).map(|(got, want)| (got - want).abs() / size);
     errors.fold(0.0, |a: f64, b| if a >= b || a.is_nan() { a } else { b })
+}
+
+/// The head in f32 on a device against f64 where rows are all but certain of their targets: 1 − p is some 1e-5. Logits of 18 are off by 18 roundings of f32
+/// from 64 terms each, so that odds are off by 64·18·2⁻²⁴ = 7e-5 of themselves at most, and products of two by twice that.
+pub fn check_certain_rows<B: Kernels>(device: &B::Device) {
+    let (rows, d, vocabulary) = (7, 64, 300);
+    let mut random = Random::new(21);
+    let w = random.values(vocabulary * d);
+    let targets: Vec<usize> = (0..rows).map(|r| if r == 6 { 0 } else { 40 * r }).collect();
+    // along the target's row of the output matrix, whose logit is 18; rounded to f32
+    let y: Vec<f64> = targets
+        .iter()
+        .flat_map(|t| {
+            let own = &w[t * d..][..d];
+            let square: f64 = own.iter().map(|x| x * x).sum();
+            own.iter().map(move |x| f64::from((18.0 * x / square) as f32))
+        })
+        .collect();
+    let ids: Vec<u32> = targets.iter().map(|&t| as_index(t)).collect();
+    let weights: Vec<Vec<(usize, f64)>> = (0..rows).map(|r| vec![(r, 1.0)]).collect();
+    let all = HeadCotangents { weights: &weights, sets: &[0..rows], set_rows: &[0..rows] };
+    let data = |values: &[f64], shape, dtype| TensorData::new(values.to_vec(), shape).convert_dtype(dtype);
+    let up = |values, shape| B::upload(data(values, shape, DType::F32), device);
+    let host = |values, shape| Flex::upload(data(values, shape, DType::F64), &FlexDevice);
+    let got = B::head(&up(&y, [rows, d]), &Weight::Plain(&up(&w, [vocabulary, d])), &ids, None, Some(&all));
+    let want = Flex::head(&host(&y, [rows, d]), &Weight::Plain(&host(&w, [vocabulary, d])), &ids, None, Some(&all));
+    let near = |got: f64, want: f64, size: f64| {
+        assert!((got - want).abs() <= 1.5e-4 * size, "{got}, expected {want} to 1.5e-4 of {size}");
+    };
+    for (got, want) in got.logp.iter().zip(&want.logp) {
+        assert!((-1e-3..-1e-7).contains(want));
+        near(*got, *want, want.abs());
+    }
+    let (back, of_back) = (B::download(&got.back), Flex::download(&want.back));
+    for (got, want) in back.chunks(d).zip(of_back.chunks(d)) {
+        let size = want.iter().fold(0.0, |size: f64, x| size.max(x.abs()));
+        got.iter().zip(want).for_each(|(got, want)| near(*got, *want, size));
+    }
+    let (got, want) = (&B::collect(vec![got.gram.unwrap()])[0][0], &want.gram.unwrap()[0]);
+    for (at, (got, want_here)) in got.iter().zip(want).enumerate() {
+        let (i, j) = (at / rows, at % rows);
+        near(*got, *want_here, (want[i * rows + i] * want[j * rows + j]).sqrt());
+    }
 }
 
 /// Rows of a row-major matrix.
