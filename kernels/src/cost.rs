@@ -1,6 +1,6 @@
-//! Which of the two exact Gram reductions of a linear map is cheaper, by counted operations and bytes.
+//! Which of the exact Gram reductions of a linear map is cheapest, by counted operations and bytes.
 //!
-//! With `R` backward rows over `N` forward rows, `K` cotangents, and a parameter `[m, n]`, both are formed in squares of
+//! With `R` backward rows over `N` forward rows, `K` cotangents, and a parameter `[m, n]`, they are formed in squares of
 //! `T × T` values, so that a row is read once for every square of the other side:
 //!
 //! - *tile* forms each cotangent's gradient tile by tile: `2·R·m·n` operations for the products `δᵀx` and `K(K+1)·m·n` for
@@ -8,6 +8,10 @@
 //! - *gram* forms `δ·δᵀ` over the backward rows, the lower half only, and multiplies it with `x·xᵀ` in place:
 //!   `R(R+1)·(m+1)` operations and `R²·m/T` values, and `N(N+1)·n` operations and `N²·n/T` values for `x·xᵀ` over the
 //!   forward rows, once for all parameters that share the input.
+//!
+//! - *triangle* is *tile* over `L[N, w]` in the place of x, w the lesser of N and n: the lower triangular factor of `x = L·Q`, whose Q has orthonormal rows,
+//!   so that `δᵀx` and `δᵀL` have the same inner products. Row r of a set has no more than r + 1 values there. Factorising takes
+//!   `2·w²·(max(N, n) − w/3)` operations in f64, once for all parameters that share the input.
 //!
 //! A reduction takes as long as the slower of its operations and its bytes, at the two [`Rates`] of the device.
 use crate::{DType, RowSet};
@@ -20,6 +24,8 @@ pub enum Reduction {
     Tile,
     /// Row Gram matrices of inputs and cotangents, multiplied entry by entry.
     Gram,
+    /// *Tile* over the triangular factor of the inputs.
+    Triangle,
 }
 
 /// What a device does in a second, in one number type. `tanglescope bench` measures both.
@@ -29,13 +35,15 @@ pub struct Rates {
     pub operations: f64,
     /// Bytes read and written by copies.
     pub bytes: f64,
+    /// Whether it factorises inputs: a processor.
+    pub triangles: bool,
 }
 
 impl Rates {
     /// Two cores of a server processor: what is assumed of a processor that was not measured.
-    pub const CPU: Self = Self { operations: 2e11, bytes: 2e10 };
+    pub const CPU: Self = Self { operations: 2e11, bytes: 2e10, triangles: true };
     /// A data-centre GPU without matrix units: what is assumed of a device that was not measured.
-    pub const GPU: Self = Self { operations: 4e13, bytes: 2e12 };
+    pub const GPU: Self = Self { operations: 4e13, bytes: 2e12, triangles: false };
 
     /// Seconds that something takes.
     #[must_use]
@@ -121,7 +129,35 @@ pub(crate) fn gram_of_input(n: usize, rows: &RowSet, dtype: DType) -> Cost {
     rows.sets.iter().map(of_set).fold(Cost::default(), Add::add)
 }
 
-/// The cheaper reduction of each linear map `[outputs[i], inputs]` that meets one input.
+/// Operations of a product that take as long as one of a factorisation, in f64 and with less to each step.
+const OF_FACTORISING: f64 = 10.0;
+
+/// The part of *triangle* that every parameter `[m, n]` has for itself, summed over all sets.
+pub(crate) fn triangle(n: usize, m: usize, rows: &RowSet, dtype: DType) -> Cost {
+    let of_set = |set: &std::ops::Range<usize>| {
+        let forward = rows.forward_range(set);
+        let width = forward.len().min(n);
+        let of = &rows.index[rows.of_set(set)];
+        let values = of.iter().map(|&r| width.min(r as usize + 1 - forward.start) as f64).sum::<f64>();
+        let (k, m, width) = (set.len() as f64, m as f64, width as f64);
+        let operations = (2.0 * values + k * (k + 1.0) * width) * m;
+        Cost { operations, bytes: 2.0 * values * m / T * dtype.size() as f64 }
+    };
+    rows.sets.iter().map(of_set).fold(Cost::default(), Add::add)
+}
+
+/// The part of *triangle* that parameters of one input share, summed over all sets.
+pub(crate) fn triangle_of_input(n: usize, rows: &RowSet) -> Cost {
+    let of_set = |set: &std::ops::Range<usize>| {
+        let forward = rows.forward_range(set).len();
+        let [width, longer] = [forward.min(n), forward.max(n)].map(|x| x as f64);
+        let operations = OF_FACTORISING * 2.0 * width * width * (longer - width / 3.0);
+        Cost { operations, bytes: 2.0 * width * longer * size_of::<f64>() as f64 }
+    };
+    rows.sets.iter().map(of_set).fold(Cost::default(), Add::add)
+}
+
+/// The cheapest reduction of each linear map `[outputs[i], inputs]` that meets one input.
 ///
 /// ```
 /// use tanglescope_kernels::{DType, RowSet, cost::{Rates, Reduction, choose}};
@@ -135,22 +171,53 @@ pub(crate) fn gram_of_input(n: usize, rows: &RowSet, dtype: DType) -> Cost {
 /// ```
 #[must_use]
 pub fn choose(inputs: usize, outputs: &[usize], rows: &RowSet, dtype: DType, rates: &Rates) -> Vec<Reduction> {
-    let seconds = |m: &usize| (rates.seconds(tile(inputs, *m, rows, dtype)), rates.seconds(gram(*m, rows, dtype)));
-    let each: Vec<(f64, f64)> = outputs.iter().map(seconds).collect();
-    let saved: f64 = each.iter().map(|(tile, own)| (tile - own).max(0.0)).sum();
-    let pays = saved > rates.seconds(gram_of_input(inputs, rows, dtype));
-    let reduction = |(tile, own): &(f64, f64)| if pays && tile > own { Reduction::Gram } else { Reduction::Tile };
-    each.iter().map(reduction).collect()
+    best(inputs, outputs, rows, dtype, rates).0
 }
 
 /// What the chosen reductions of the linear maps of one input cost together.
 #[must_use]
 pub fn reductions(inputs: usize, outputs: &[usize], rows: &RowSet, dtype: DType, rates: &Rates) -> Cost {
-    let choice = choose(inputs, outputs, rows, dtype, rates);
-    let shared = choice.contains(&Reduction::Gram).then(|| gram_of_input(inputs, rows, dtype));
-    let each = outputs.iter().zip(choice).map(|(&m, choice)| match choice {
-        Reduction::Tile => tile(inputs, m, rows, dtype),
-        Reduction::Gram => gram(m, rows, dtype),
-    });
-    each.fold(shared.unwrap_or_default(), Add::add)
+    best(inputs, outputs, rows, dtype, rates).1
+}
+
+/// The reductions whose time is least together, with what they cost.
+fn best(inputs: usize, outputs: &[usize], rows: &RowSet, dtype: DType, rates: &Rates) -> (Vec<Reduction>, Cost) {
+    use Reduction::{Gram, Tile, Triangle};
+    let of = |reduction: Reduction, m: usize| match reduction {
+        Tile => tile(inputs, m, rows, dtype),
+        Gram => gram(m, rows, dtype),
+        Triangle => triangle(inputs, m, rows, dtype),
+    };
+    let shared = |reduction: &Reduction| match reduction {
+        Tile => Cost::NOTHING,
+        Gram => gram_of_input(inputs, rows, dtype),
+        Triangle => triangle_of_input(inputs, rows),
+    };
+    let triangles = rates.triangles && rows.forward_ranges_apart();
+    let offered: &[&[Reduction]] = match triangles {
+        true => &[&[Tile], &[Tile, Gram], &[Tile, Triangle], &[Tile, Gram, Triangle]],
+        false => &[&[Tile], &[Tile, Gram]],
+    };
+    let each = |m: usize| [Tile, Gram, Triangle].map(|reduction| (reduction, rates.seconds(of(reduction, m))));
+    let each: Vec<_> = outputs.iter().map(|&m| each(m)).collect();
+    let of_offer = |offer: &&[Reduction]| {
+        let least = |each: &[(Reduction, f64); 3]| {
+            let of_offer = each.iter().filter(|(reduction, _)| offer.contains(reduction));
+            *of_offer.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(&each[0])
+        };
+        let chosen: Vec<(Reduction, f64)> = each.iter().map(least).collect();
+        let used = offer.iter().filter(|reduction| chosen.iter().any(|(of, _)| of == *reduction));
+        let seconds = used.map(|reduction| rates.seconds(shared(reduction))).sum::<f64>();
+        (
+            chosen.iter().map(|(reduction, _)| *reduction).collect::<Vec<_>>(),
+            seconds + chosen.iter().map(|of| of.1).sum::<f64>(),
+        )
+    };
+    // the first of those that take as long: without what is shared
+    let of_all = offered.iter().map(of_offer).min_by(|a, b| a.1.total_cmp(&b.1));
+    let chosen = of_all.map_or_else(Vec::new, |(chosen, _)| chosen);
+    let own = outputs.iter().zip(&chosen).map(|(&m, &reduction)| of(reduction, m));
+    let used = [Gram, Triangle].into_iter().filter(|reduction| chosen.contains(reduction)).map(|of| shared(&of));
+    let cost = used.chain(own).fold(Cost::NOTHING, Add::add);
+    (chosen, cost)
 }

@@ -113,6 +113,13 @@ impl RowSet {
         runs
     }
 
+    /// Whether no forward row is in the ranges of two sets.
+    pub(crate) fn forward_ranges_apart(&self) -> bool {
+        let mut ranges: Vec<Range<usize>> = self.sets.iter().map(|set| self.forward_range(set)).collect();
+        ranges.sort_by_key(|range| range.start);
+        ranges.windows(2).all(|two| two[0].end <= two[1].start)
+    }
+
     /// Smallest range of forward rows that covers what a set uses.
     pub(crate) fn forward_range(&self, set: &Range<usize>) -> Range<usize> {
         let used = &self.index[self.of_set(set)];

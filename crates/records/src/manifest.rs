@@ -167,6 +167,9 @@ pub struct StoredRates {
     pub operations_per_second: f64,
     /// Bytes read and written a second.
     pub bytes_per_second: f64,
+    /// Whether inputs were factorised where that is cheaper.
+    #[serde(default)]
+    pub triangles: bool,
 }
 
 /// What decides the rows of an analysis, or of token matrices.

@@ -13,12 +13,12 @@ use tanglescope_records::write_whole;
 
 /// Rates as they are written into files.
 pub fn stored(rates: Rates) -> StoredRates {
-    StoredRates { operations_per_second: rates.operations, bytes_per_second: rates.bytes }
+    StoredRates { operations_per_second: rates.operations, bytes_per_second: rates.bytes, triangles: rates.triangles }
 }
 
 /// Rates as they were written into a file.
 pub fn read(stored: StoredRates) -> Rates {
-    Rates { operations: stored.operations_per_second, bytes: stored.bytes_per_second }
+    Rates { operations: stored.operations_per_second, bytes: stored.bytes_per_second, triangles: stored.triangles }
 }
 
 /// Where measured rates are kept; none where the user has no cache folder.
@@ -43,7 +43,7 @@ fn all() -> BTreeMap<String, StoredRates> {
 pub fn of(device: &Device, dtype: DType) -> (Rates, bool) {
     let sound = |rates: &StoredRates| rates.operations_per_second > 0.0 && rates.bytes_per_second > 0.0;
     match all().get(&key(device, dtype)).filter(|rates| sound(rates)) {
-        Some(&stored) => (read(stored), true),
+        Some(&stored) => (Rates { triangles: device.is_cpu(), ..read(stored) }, true),
         None => (if device.is_cpu() { Rates::CPU } else { Rates::GPU }, false),
     }
 }

@@ -3,6 +3,7 @@
 //! Inside a tile the products are in the working type; tiles are multiplied and summed in f64. Partial results are
 //! added in a fixed order, so that two runs give the same bits.
 use super::TileGram;
+use super::triangle::{Triangle, factors};
 use crate::host::real::{Real, dims, dot_wide, values, vectorised, with_real};
 use crate::product::cpu::{Target, View, product};
 use crate::{Flex, Gram, RowSet, cost, tally};
@@ -65,13 +66,21 @@ fn products<E: Real>(tiles: &[E], k: usize) -> Gram {
     gram
 }
 
-/// *tile*: `G_k = δ_kᵀ x` tile by tile for all cotangents of a set, reduced to their inner products at once.
-pub fn tile<E: Real>([x, delta]: [&[E]; 2], [n, m]: [usize; 2], rows: &RowSet, roots: Option<&[E]>) -> Vec<Gram> {
+/// *tile*: `G_k = δ_kᵀ x` tile by tile for all cotangents of a set, reduced to their inner products at once. The inputs of a set may be
+/// triangular.
+fn tile<E: Real>(
+    [x, delta]: [&[E]; 2],
+    [stride, m]: [usize; 2],
+    rows: &RowSet,
+    roots: Option<&[E]>,
+    triangles: Option<&[Triangle]>,
+) -> Vec<Gram> {
     let mut tasks = Vec::new();
     for (b, set) in rows.sets.iter().enumerate() {
+        let n = triangles.map_or(stride, |of| of[b].width);
         let entries = TILE_BYTES / size_of::<E>() / set.len().max(1);
-        let wide = if entries > LEAST_SIDE * LEAST_SIDE { 512 } else { LEAST_SIDE };
-        let n_step = n.min(wide);
+        let wide = if entries > LEAST_SIDE * LEAST_SIDE && triangles.is_none() { 512 } else { LEAST_SIDE };
+        let n_step = n.clamp(1, wide);
         let m_step = (entries.max(LEAST_SIDE * LEAST_SIDE) / n_step).clamp(1, m.max(1));
         for i in (0..m).step_by(m_step) {
             for j in (0..n).step_by(n_step) {
@@ -86,10 +95,18 @@ pub fn tile<E: Real>([x, delta]: [&[E]; 2], [n, m]: [usize; 2], rows: &RowSet, r
             let (k, size) = (set.len(), i.len() * j.len());
             let mut tiles = vec![E::of(0.0); k * size];
             for (c, tile) in set.clone().zip(tiles.chunks_exact_mut(size)) {
-                for run in rows.runs(c) {
+                for mut run in rows.runs(c) {
+                    if let Some(triangles) = triangles {
+                        // rows above the tile's first column are zero there
+                        let above = triangles[b].first + j.start;
+                        run.start += above.saturating_sub(rows.index[run.start] as usize).min(run.len());
+                        if run.is_empty() {
+                            continue;
+                        }
+                    }
                     // x's columns are the tile's rows: the wider side is then contiguous in the product's target
                     let shape = [j.len(), run.len(), i.len()];
-                    let input = View::rows(x, n).from(rows.index[run.start] as usize, j.start);
+                    let input = View::rows(x, stride).from(rows.index[run.start] as usize, j.start);
                     let cotangent = View::rows(delta, m).from(run.start, i.start);
                     product(Target::rows(tile, i.len()), shape, input.transposed(), cotangent, 1.0, true);
                 }
@@ -110,7 +127,18 @@ impl TileGram for Flex {
     fn gram_tile(x: &FlexTensor, delta: &FlexTensor, rows: &RowSet, roots: Option<&FlexTensor>) -> Vec<Gram> {
         let shape = [dims(x)[1], dims(delta)[1]];
         tally::reductions(cost::tile(shape[0], shape[1], rows, x.dtype()));
-        with_real!(x, E => tile([values::<E>(x), values(delta)], shape, rows, roots.map(values)))
+        with_real!(x, E => tile([values::<E>(x), values(delta)], shape, rows, roots.map(values), None))
+    }
+
+    fn gram_triangle(x: &FlexTensor, deltas: &[&FlexTensor], rows: &RowSet) -> Vec<Vec<Gram>> {
+        let n = dims(x)[1];
+        tally::reductions(cost::triangle_of_input(n, rows));
+        deltas.iter().for_each(|delta| tally::reductions(cost::triangle(n, dims(delta)[1], rows, x.dtype())));
+        with_real!(x, E => {
+            let (l, stride, triangles) = factors(values::<E>(x), n, rows);
+            let of = |delta: &&FlexTensor| tile([&l, values(delta)], [stride, dims(delta)[1]], rows, None, Some(&triangles));
+            deltas.iter().map(of).collect()
+        })
     }
 }
 

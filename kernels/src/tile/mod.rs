@@ -7,6 +7,7 @@ pub(crate) mod launch;
 mod many;
 pub mod reference;
 mod strategy;
+mod triangle;
 
 use crate::{FloatTensor, Grams, RowSet};
 
@@ -20,4 +21,10 @@ pub trait TileGram: Grams {
         rows: &RowSet,
         roots: Option<&FloatTensor<Self>>,
     ) -> Self::Pending;
+
+    /// The *triangle* reduction of maps that share inputs, where no forward row is in two sets: the same Grams, by *tile* over the triangular
+    /// factor of each set's inputs where there is a way to it.
+    fn gram_triangle(x: &FloatTensor<Self>, deltas: &[&FloatTensor<Self>], rows: &RowSet) -> Vec<Self::Pending> {
+        deltas.iter().map(|delta| Self::gram_tile(x, delta, rows, None)).collect()
+    }
 }

@@ -24,6 +24,9 @@ fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize
         };
         same(&Flex::gram_tile(&x, &delta, &rows, None), &want[0]);
         same(&tile::reference::gram_tile::<Flex>(&x, &delta, &rows, None), &want[0]);
+        for (got, want) in Flex::gram_triangle(&x, &[&delta, &second], &rows).iter().zip(&want) {
+            same(got, want);
+        }
         let up = tensor(&roots, [n, m], dtype);
         same(&Flex::gram_tile(&x, &delta, &rows, Some(&up)), &in_metric);
         same(&tile::reference::gram_tile::<Flex>(&x, &delta, &rows, Some(&up)), &in_metric);

@@ -3,7 +3,7 @@ use crate::sinks::{indices, width};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use tanglescope_kernels::cost::{self, Rates, Reduction};
-use tanglescope_kernels::{FloatTensor, Gram, Kernels, RowSet, TensorMetadata, as_index};
+use tanglescope_kernels::{FloatTensor, Gram, Grams, Kernels, RowSet, TensorMetadata, as_index};
 use tanglescope_model::layers::whole;
 use tanglescope_model::{Embedding, Factor, HeadRows, InScope, Predictions, Scores, Sink, TableRows};
 
@@ -31,6 +31,9 @@ pub(crate) type ByExpert = BTreeMap<(usize, usize), Vec<Gram>>;
 
 /// What a sum over all parameters is kept under; no parameter has this name.
 const TOTAL: &str = "";
+
+/// A reduction of several parameters that share inputs.
+type Shared<B> = fn(&FloatTensor<B>, &[&FloatTensor<B>], &RowSet) -> Vec<<B as Grams>::Pending>;
 
 /// Bytes of partial sums that may stay on the device before the pass waits for them.
 const PENDING_BYTES: usize = 256 << 20;
@@ -129,17 +132,21 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
     fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet) {
         let outputs: Vec<usize> = factors.iter().map(|f| width::<B>(f.delta)).collect();
         let choice = cost::choose(width::<B>(x), &outputs, rows, x.dtype(), &self.rates);
-        let mut by_rows: Vec<&Factor<'_, B>> = Vec::new();
+        let (mut by_rows, mut by_triangle): (Vec<&Factor<'_, B>>, Vec<_>) = (Vec::new(), Vec::new());
         for (factor, reduction) in factors.iter().zip(choice) {
             match reduction {
                 Reduction::Tile => self.add(&factor.name, B::gram_tile(x, factor.delta, rows, None)),
                 Reduction::Gram => by_rows.push(factor),
+                Reduction::Triangle => by_triangle.push(factor),
             }
         }
-        if !by_rows.is_empty() {
-            let deltas: Vec<&FloatTensor<B>> = by_rows.iter().map(|f| f.delta).collect();
-            for (factor, grams) in by_rows.iter().zip(B::gram_rows(x, &deltas, rows)) {
-                self.add(&factor.name, grams);
+        // what these reductions make of the inputs is made once
+        for (factors, reduce) in [(by_rows, B::gram_rows as Shared<B>), (by_triangle, B::gram_triangle)] {
+            if !factors.is_empty() {
+                let deltas: Vec<&FloatTensor<B>> = factors.iter().map(|f| f.delta).collect();
+                for (factor, grams) in factors.iter().zip(reduce(x, &deltas, rows)) {
+                    self.add(&factor.name, grams);
+                }
             }
         }
     }

@@ -258,7 +258,7 @@ fn measure_rates<B: Kernels>(dtype: DType, device: &B::Device, size: Size) -> Ra
     let x = matrix::<B>([rows, width], dtype, device);
     let index: Vec<u32> = (0..as_index(rows)).collect();
     let seconds = best::<B>(device, || drop(B::gather(&x, &index, None)));
-    Rates { operations, bytes: 2.0 * (rows * width * dtype.size()) as f64 / seconds }
+    Rates { operations, bytes: 2.0 * (rows * width * dtype.size()) as f64 / seconds, triangles: B::is_host() }
 }
 
 impl BenchOnDevice<'_> {
