@@ -55,7 +55,7 @@ pub use grams::{Gram, Grams};
 pub use grouped::{Grouped, Stretch};
 pub use head::{Head, HeadOutput};
 pub use layout::{HeadCotangents, RowSet, Segment, Span};
-pub use memory::Memory;
+pub use memory::{Done, Memory};
 pub use norm::{Norm, NormKind};
 pub use pending::Pending;
 pub use product::Product;

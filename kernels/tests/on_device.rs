@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use support::{Random, close, codes, expected, expected_in, largest_error, rows, specs};
+use support::{Random, check_certain_rows, close, codes, expected, expected_in, largest_error, rows, specs};
 use tanglescope_kernels::device::{Cuda, Vulkan, cuda_devices, vulkan_devices};
 use tanglescope_kernels::{
     Activate, Activation, Arithmetic, Attend, AttentionSpec, Coded, Codes, Convolve, DType, DeltaInputs, DeltaRule,
@@ -208,6 +208,14 @@ fn widened_codes<B: Kernels>(device: &B::Device) {
                 let want = B::matmul(&x, &numbers, transposed, 0.5, Some(start.clone()));
                 let got = B::matmul_coded(&x, &coded, transposed, 0.5, Some(start));
                 close(&B::download(&got), &B::download(&want), tolerance(dtype));
+                // a stretch of rows with codes between two with numbers
+                let of = |w: Weight<'_, B>| {
+                    let stretch = |rows, w| Stretch { rows, w, scale: 0.5 };
+                    let plain = || Weight::Plain(&numbers);
+                    let stretches = [stretch(0..1, plain()), stretch(1..3, w), stretch(3..5, plain())];
+                    B::download(&B::grouped(&x, &stretches, transposed, m, None))
+                };
+                close(&of(Weight::Coded(&coded)), &of(Weight::Plain(&numbers)), tolerance(dtype));
             }
             if !as_transpose {
                 let index: Vec<u32> = (0..7).map(|_| u32::try_from(random.below(rows)).unwrap()).collect();
@@ -320,6 +328,11 @@ fn half_of<'a, B: Kernels>((rows, w): (&Range<usize>, &'a FloatTensor<B>)) -> St
     Stretch { rows: rows.clone(), w: Weight::Plain(w), scale: 0.5 }
 }
 
+/// Half of the product of a stretch with the transpose of what lies there.
+fn half_of_turned<'a, B: Kernels>((rows, w): (&Range<usize>, &'a FloatTensor<B>)) -> Stretch<'a, B> {
+    Stretch { w: Weight::Turned(w), ..half_of((rows, w)) }
+}
+
 /// Rows of two matrices at places of their own.
 fn placed_rows<B: Kernels>((mine, theirs): (&TwoOf<B>, &TwoOf<Flex>), rows: usize) {
     let (below, above): (Vec<u32>, Vec<u32>) =
@@ -414,7 +427,16 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
         let stretches: Vec<_> = ranges.iter().zip(&on_device).map(half_of::<B>).collect();
         let host_stretches: Vec<_> = ranges.iter().zip(&on_host).map(half_of::<Flex>).collect();
         let got = B::grouped(&mine.0, &stretches, false, 5, None);
-        same::<B>(&got, &Flex::grouped(&theirs.0, &host_stretches, false, 5, None));
+        let want = Flex::grouped(&theirs.0, &host_stretches, false, 5, None);
+        same::<B>(&got, &want);
+        // by transposes that lie there, added to rows that are there
+        let on_device: Vec<_> = matrices.iter().map(|w| on(w, &[5, d])).collect();
+        let on_host: Vec<_> = matrices.iter().map(|w| off(w, &[5, d])).collect();
+        let stretches: Vec<_> = ranges.iter().zip(&on_device).map(half_of_turned::<B>).collect();
+        let host_stretches: Vec<_> = ranges.iter().zip(&on_host).map(half_of_turned::<Flex>).collect();
+        let sums = [got.clone(), got].map(|got| B::grouped(&mine.0, &stretches, false, 5, Some(got)));
+        let want = Flex::grouped(&theirs.0, &host_stretches, false, 5, Some(want));
+        sums.iter().for_each(|sum| same::<B>(sum, &want));
         for bounds in [[-0.5, 0.25], [f64::NEG_INFINITY, 0.5]] {
             same::<B>(&B::cut(mine.0.clone(), bounds), &Flex::cut(theirs.0.clone(), bounds));
             let of_cut = B::cut_vjp(&mine.0, bounds, md.clone(), &index);
@@ -571,6 +593,7 @@ fn delta_rule_in<B: Kernels>(device: &B::Device, dtype: DType) {
 
 fn head<B: Kernels>(device: &B::Device) {
     types::<B>(device).into_iter().for_each(|dtype| head_in::<B>(device, dtype));
+    check_certain_rows::<B>(device);
 }
 
 fn head_in<B: Kernels>(device: &B::Device, dtype: DType) {

@@ -8,10 +8,12 @@ use crate::layers::{Block, FusedLora, Lora, Part, whole};
 use crate::load::Loader;
 use crate::parameters::{NamedVisitor, visit_block, visit_fused, visit_lora};
 use crate::weights::Weights;
+use rayon::prelude::*;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
-use tanglescope_kernels::{DType, Flex, FlexDevice, FloatTensor, Kernels};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use tanglescope_kernels::{DType, Done, Flex, FlexDevice, FloatTensor, Kernels};
 
 /// How many blocks are where: the first ones on the device, the next in the host's memory, and the others in the checkpoint's
 /// files.
@@ -43,7 +45,7 @@ pub(crate) enum Residence<B: Kernels> {
 pub(crate) enum OnDevice<'a, B: Kernels> {
     /// As it stays there.
     Resident(&'a Block<B>),
-    /// A copy of the host's.
+    /// A copy of what the host or the files have.
     Copied(Box<Block<B>>),
 }
 
@@ -117,8 +119,7 @@ impl<B: Kernels> InFiles<B> {
     }
 
     /// The block with what was read.
-    fn with(&self, read: &Block<Flex>, dtype: DType, device: &B::Device) -> Block<B> {
-        let mut block = read.convert(&|x| B::from_host(x, dtype, device));
+    fn with(&self, mut block: Block<B>, dtype: DType) -> Block<B> {
         if !self.own.is_empty() {
             let is_own = |name: &str| self.own.keys().any(|own| whole(own) == name);
             visit_block(&mut block, (dtype, &is_own), &mut |name, _, tensor| {
@@ -134,6 +135,12 @@ impl<B: Kernels> InFiles<B> {
             Part::Norm(_) | Part::Vector(_) => {}
         });
         block
+    }
+
+    /// The block as it is.
+    fn read(&self, dtype: DType, device: &B::Device) -> Result<Block<B>> {
+        let read = self.store.read(self.layer)?;
+        Ok(self.with(read.convert(&|x| B::from_host(x, dtype, device)), dtype))
     }
 
     /// What stays of it as it is now, with more of the base's tensors its own.
@@ -164,7 +171,7 @@ impl<B: Kernels> InFiles<B> {
         wanted: &dyn Fn(&str) -> bool,
         f: &mut NamedVisitor<'_, B>,
     ) {
-        let mut block = self.with(&read_or_stop(self.store.read(self.layer)), dtype, device);
+        let mut block = self.read(dtype, device).unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error)));
         visit_block(&mut block, (dtype, wanted), f);
         self.replace(block, wanted);
     }
@@ -176,7 +183,7 @@ impl<B: Kernels> InFiles<B> {
         device: &B::Device,
         f: impl FnOnce(&mut Block<B>) -> Result<()>,
     ) -> Result<()> {
-        let mut block = self.with(&self.store.read(self.layer)?, dtype, device);
+        let mut block = self.read(dtype, device)?;
         f(&mut block)?;
         self.replace(block, &|_| false);
         Ok(())
@@ -201,12 +208,15 @@ fn awaited<T>(channel: &Receiver<T>) -> Option<T> {
     }
 }
 
-/// A block that was read; what cannot be read any more ends the work, with the error as the payload of its panic.
-fn read_or_stop<T>(read: Result<T>) -> T {
-    read.unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error)))
-}
-
 impl<B: Kernels> Residence<B> {
+    /// What files have of it; `None` where it is not in files.
+    fn read(&self) -> Option<Result<Block<Flex>>> {
+        match self {
+            Self::Files(of) => Some(of.store.read(of.layer)),
+            Self::Device(_) | Self::Host(_) => None,
+        }
+    }
+
     /// Calls a function with every tensor that stays in memory, and with those of files where one is wanted; keeps what was changed.
     pub fn visit(&mut self, on: (DType, &B::Device), wanted: &dyn Fn(&str) -> bool, f: &mut NamedVisitor<'_, B>) {
         let (dtype, device) = on;
@@ -234,49 +244,123 @@ impl<B: Kernels> Decoder<B> {
         }
     }
 
-    /// Calls a function with blocks in an order, until it says that it has enough. Those in files are read one ahead: the next while the
-    /// function is at work.
+    /// Calls a function with blocks in an order, until it says that it has enough. Those in files are read one ahead, and what is not on the device
+    /// is copied there one ahead: the next while the function, and then the device, is at work on one.
     pub(crate) fn each_block(&self, order: &[usize], f: &mut dyn FnMut(usize, &Block<B>) -> bool) {
-        let (dtype, device) = (self.dtype, &self.device);
-        let in_files: Vec<(Arc<Store>, usize)> = order
-            .iter()
-            .filter_map(|layer| match &self.blocks[*layer] {
-                Residence::Files(of) => Some((of.store.clone(), *layer)),
-                Residence::Device(_) | Residence::Host(_) => None,
-            })
-            .collect();
-        let on_device = |layer: usize, next: &mut dyn FnMut() -> Option<Block<Flex>>| match &self.blocks[layer] {
-            Residence::Device(block) => Some(OnDevice::Resident(block)),
-            Residence::Host(block) => {
-                Some(OnDevice::Copied(Box::new(block.convert(&|x| B::from_host(x, dtype, device)))))
-            }
-            Residence::Files(of) => next().map(|read| OnDevice::Copied(Box::new(of.with(&read, dtype, device)))),
-        };
-        let mut run = |next: &mut dyn FnMut() -> Option<Block<Flex>>| {
+        let elsewhere: Vec<usize> =
+            order.iter().copied().filter(|layer| !matches!(self.blocks[*layer], Residence::Device(_))).collect();
+        let mut run = |copies: Option<&Copies<B>>| {
             for layer in order {
                 self.stop.end_if_asked();
-                let Some(block) = on_device(*layer, next) else { return };
-                if !f(*layer, &block) {
+                let block = match (&self.blocks[*layer], copies) {
+                    (Residence::Device(block), _) => OnDevice::Resident(block),
+                    (_, Some(copies)) => match copies.next() {
+                        Some(block) => OnDevice::Copied(block),
+                        None => return,
+                    },
+                    (_, None) => unreachable!("blocks elsewhere are copied"),
+                };
+                let more = f(*layer, &block);
+                if let (OnDevice::Copied(block), Some(copies)) = (block, copies) {
+                    copies.take_back(block, B::done(&self.device));
+                }
+                if !more {
                     return;
                 }
             }
         };
-        if in_files.is_empty() {
-            return run(&mut || None);
+        if elsewhere.is_empty() {
+            return run(None);
         }
         std::thread::scope(|scope| {
-            // what was read waits at the channel, so that there are two blocks at a time
-            let (send, receive) = sync_channel(0);
-            scope.spawn(move || {
-                for (store, layer) in in_files {
-                    if send.send(store.read(layer)).is_err() {
-                        return;
+            let layers = &*elsewhere;
+            // where a copy takes time, the block after it is read meanwhile; what was read waits at the channel
+            let read = (!B::is_host()).then(|| {
+                let (send, read) = sync_channel(0);
+                scope.spawn(move || {
+                    for read in layers.iter().filter_map(|layer| self.blocks[*layer].read()) {
+                        if send.send(read).is_err() {
+                            return;
+                        }
                     }
-                }
+                });
+                read
             });
-            run(&mut || awaited(&receive).map(read_or_stop));
-            drop(receive);
+            let (send, ready) = sync_channel(0);
+            let (back, used) = channel();
+            let copier = scope.spawn(move || self.copy_ahead(layers, read.as_ref(), &send, &used));
+            run(Some(&Copies { ready, back }));
+            if let Err(payload) = copier.join() {
+                std::panic::resume_unwind(payload);
+            }
         });
+    }
+
+    /// Copies blocks to the device, each once the one before the last is done with: two are there at a time.
+    fn copy_ahead(
+        &self,
+        layers: &[usize],
+        read: Option<&Receiver<Result<Block<Flex>>>>,
+        ready: &SyncSender<Result<Box<Block<B>>>>,
+        used: &Receiver<(Box<Block<B>>, Done)>,
+    ) {
+        for (number, layer) in layers.iter().enumerate() {
+            if number >= 2 {
+                let Ok((block, done)) = used.recv() else { return };
+                done();
+                drop(block);
+            }
+            let block = match &self.blocks[*layer] {
+                Residence::Host(block) => Ok(self.copy(block)),
+                Residence::Files(of) => {
+                    let read = match read {
+                        Some(read) => read.recv().ok(),
+                        None => self.blocks[*layer].read(),
+                    };
+                    let Some(read) = read else { return };
+                    read.map(|read| of.with(self.copy(&read), self.dtype))
+                }
+                Residence::Device(_) => continue,
+            };
+            if ready.send(block.map(Box::new)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A block of the host's on the device.
+    fn copy(&self, block: &Block<Flex>) -> Block<B> {
+        let of_host = RefCell::new(Vec::new());
+        let _: Block<Flex> = block.convert(&|x| {
+            of_host.borrow_mut().push(x.clone());
+            x.clone()
+        });
+        let copied: Vec<FloatTensor<B>> =
+            of_host.into_inner().par_iter().map(|x| B::copied(x, self.dtype, &self.device)).collect();
+        let copied = RefCell::new(copied.into_iter());
+        block.convert(&|_| {
+            copied.borrow_mut().next().unwrap_or_else(|| unreachable!("a block has as many tensors each time"))
+        })
+    }
+}
+
+/// Blocks that come to the device one after the other, and go.
+struct Copies<B: Kernels> {
+    ready: Receiver<Result<Box<Block<B>>>>,
+    back: Sender<(Box<Block<B>>, Done)>,
+}
+
+impl<B: Kernels> Copies<B> {
+    /// The next one; none where copying ended. What cannot be read any more ends the work, with the error as the payload of its panic.
+    fn next(&self) -> Option<Box<Block<B>>> {
+        let next = awaited(&self.ready)?;
+        Some(next.unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error))))
+    }
+
+    /// Gives one back whose memory is free when the device has done what it was used for.
+    fn take_back(&self, block: Box<Block<B>>, done: Done) {
+        // nobody waits for the last ones
+        drop(self.back.send((block, done)));
     }
 }
 

@@ -21,8 +21,8 @@ pub struct Placement {
     pub at_once: usize,
 }
 
-/// Blocks in files that are in memory together: the one at work, and the next.
-const READ_AHEAD: usize = 2;
+/// Blocks that come and go which are in memory together: the one at work, and the next.
+const AHEAD: usize = 2;
 
 /// Bytes that the program itself takes, and reading.
 const OVERHEAD: usize = 128 << 20;
@@ -50,7 +50,7 @@ pub(crate) fn free_on_disk(folder: &Path) -> usize {
 
 /// Bytes that weights take where some blocks stay and the others are read.
 fn with_reading([outside, block]: [usize; 2], stay: usize) -> usize {
-    OVERHEAD + outside + block * (stay + READ_AHEAD)
+    OVERHEAD + outside + block * (stay + AHEAD)
 }
 
 impl Placement {
@@ -58,7 +58,7 @@ impl Placement {
     pub(crate) fn of(model: &Model, outline: &Outline) -> Self {
         let layers = outline.description.layers();
         if model.device.is_cpu() {
-            let least = plan::ENOUGH_ROWS_OF_FILES * plan::least_bytes_per_row(&outline.description, model.dtype);
+            let least = plan::ENOUGH_ROWS_OF_COPIES * plan::least_bytes_per_row(&outline.description, model.dtype);
             return Self::on_cpu(model, model.bytes_of_weights(outline, true), layers, least);
         }
         let [outside, block] = model.bytes_of_weights(outline, false);
@@ -69,11 +69,15 @@ impl Placement {
             let places = Places { device: layers, host: 0 };
             return Self { weights, places, held: weights, activations: None, at_once };
         };
-        let room = memory / 10 * 7;
-        let device = if weights <= room { layers } else { room.saturating_sub(outside) / block.max(1) };
-        let device = device.min(layers);
-        // the copies of the blocks at work are beside those that stay
-        let held = outside + block * (device + usize::from(device < layers));
+        let device = if weights <= memory / 10 * 7 {
+            layers
+        } else {
+            // rows before blocks: a pass over more of them saves more copying than a block that stays
+            let rows = plan::ENOUGH_ROWS_OF_COPIES * plan::least_bytes_per_row(&outline.description, model.dtype);
+            let room = memory.saturating_sub(outside + block * AHEAD + rows);
+            (room / block.max(1)).min(layers.saturating_sub(1))
+        };
+        let held = outside + block * if device < layers { device + AHEAD } else { layers };
         let on_host = || {
             let [_, of_host] = model.bytes_of_weights(outline, true);
             // each device has blocks of its own there
@@ -152,9 +156,9 @@ impl Placement {
     /// Forward rows that a batch may have.
     pub(crate) fn rows_per_batch(&self, model: &Model, outline: &Outline) -> usize {
         let (of, bytes) = (&outline.description, self.activations.unwrap_or(usize::MAX));
-        if self.in_files(of.layers()) > 0 {
-            // reading is paid once a pass, so that a pass takes all rows that fit
-            return (bytes / plan::least_bytes_per_row(of, model.dtype).max(1)).clamp(1, plan::ENOUGH_ROWS_OF_FILES);
+        if self.places.device < of.layers() {
+            // reading and copying are paid once a pass, so that a pass takes all rows that fit
+            return (bytes / plan::least_bytes_per_row(of, model.dtype).max(1)).clamp(1, plan::ENOUGH_ROWS_OF_COPIES);
         }
         let enough = if model.device.is_cpu() { plan::enough_rows(of) } else { plan::ENOUGH_ROWS_ON_DEVICE };
         (bytes / plan::bytes_per_row(of, model.dtype).max(1)).clamp(1, enough)

@@ -3,7 +3,7 @@ use super::cube::{Rounding, widen_codes};
 use super::{CodeSpec, Coded, Codes};
 use crate::on_chip::{array, contiguous, empty, ints, on_devices};
 use crate::product::launch::transposed;
-use crate::{DType, FloatTensor, Product};
+use crate::{Backend, DType, FloatTensor, Product};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
@@ -64,15 +64,19 @@ pub(crate) fn numbers<R: CubeRuntime>(
     out
 }
 
-/// All rows of codes as numbers.
-fn all<R: CubeRuntime>(words: &CubeTensor<R>, spec: CodeSpec, dtype: DType) -> CubeTensor<R> {
-    numbers(words, spec, &Chosen::Range(0..spec.rows), dtype)
+/// The matrix as numbers; as a view where it is the transpose of the codes.
+pub(crate) fn matrix<R, B>(w: &Coded<B>, dtype: DType) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let all = numbers(&w.words, w.spec, &Chosen::Range(0..w.spec.rows), dtype);
+    if w.transposed { transposed(&all) } else { all }
 }
 
 on_devices! { Codes, R {
     fn widen(w: &Coded<Self>, dtype: DType) -> FloatTensor<Self> {
-        let all = all(&w.words, w.spec, dtype);
-        if w.transposed { contiguous(&transposed(&all)) } else { all }
+        contiguous(&matrix(w, dtype))
     }
 
     fn gather_coded(w: &Coded<Self>, index: &[u32], dtype: DType) -> FloatTensor<Self> {
@@ -86,6 +90,6 @@ on_devices! { Codes, R {
         scale: f64,
         onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        Self::matmul(x, &all(&w.words, w.spec, x.dtype), transposed ^ w.transposed, scale, onto)
+        Self::matmul(x, &matrix(w, x.dtype), transposed, scale, onto)
     }
 } }

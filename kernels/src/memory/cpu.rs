@@ -1,5 +1,5 @@
 //! The host's own memory.
-use super::Memory;
+use super::{Done, Memory};
 use crate::host::real::{Real, dims, matrix, values, with_real};
 use crate::product::cpu::transpose;
 use crate::{DType, Flex, FlexDevice, Shape, TensorData};
@@ -9,6 +9,10 @@ use rayon::prelude::*;
 
 impl Memory for Flex {
     fn wait(_device: &FlexDevice) {}
+
+    fn done(_device: &FlexDevice) -> Done {
+        Box::new(|| ())
+    }
 
     fn memory_in_use(_device: &FlexDevice) -> Option<(u64, u64)> {
         None
@@ -22,6 +26,10 @@ impl Memory for Flex {
         let is_matrix = x.layout().num_dims() == 2;
         let as_it_is = x.dtype() == DType::U32 || is_matrix && Self::takes_stored(x.dtype());
         if as_it_is { x.clone() } else { Self::cast(x.clone(), dtype) }
+    }
+
+    fn copied(x: &FlexTensor, dtype: DType, device: &FlexDevice) -> FlexTensor {
+        Self::from_host(x, dtype, device)
     }
 
     fn to_host(x: &FlexTensor, dtype: DType) -> FlexTensor {

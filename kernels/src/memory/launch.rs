@@ -1,12 +1,27 @@
 //! A device's memory, by burn's operations.
-use super::Memory;
+use super::{Done, Memory};
 use crate::on_chip::on_devices;
 use crate::reference::{host, wrap};
 use crate::{Backend, DType, Flex, FlexDevice, FloatTensor, Shape, TensorData};
 use burn_backend::BackendTypes;
 use burn_backend::ops::FloatTensorOps;
 use burn_cubecl::CubeRuntime;
+use burn_flex::FlexTensor;
 use burn_tensor::{Int, Tensor};
+use cubecl::bytes::{AllocationProperty, Bytes};
+use cubecl::stream_id::StreamId;
+
+/// The stream of copies that pass while the device works: CubeCL numbers those of threads from zero.
+const COPIES: StreamId = StreamId { value: u64::MAX };
+
+/// The bytes of a tensor of the host, which stay where they are.
+struct Lent(FlexTensor);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
 
 fn wait<R: CubeRuntime>(device: &R::CubeDevice) {
     // what failed on the device is said by the next read
@@ -15,6 +30,29 @@ fn wait<R: CubeRuntime>(device: &R::CubeDevice) {
 
 fn memory_in_use<R: CubeRuntime>(device: &R::CubeDevice) -> Option<(u64, u64)> {
     R::client(device).memory_usage().ok().map(|usage| (usage.bytes_in_use, usage.bytes_reserved))
+}
+
+fn done<R: CubeRuntime>(device: &R::CubeDevice) -> Done {
+    let mark = R::client(device).sync();
+    Box::new(|| drop(futures_lite::future::block_on(mark)))
+}
+
+/// The type in which a tensor of the host is taken; words stay what they are.
+fn taken(x: &FlexTensor, dtype: DType) -> DType {
+    if x.dtype() == DType::U32 { DType::U32 } else { dtype }
+}
+
+/// What is copied of a tensor of the host, from memory that the device reads by itself where the runtime has some.
+fn staged<R: CubeRuntime>(x: &FlexTensor, dtype: DType, device: &R::CubeDevice) -> TensorData {
+    let as_it_lies = x.dtype() == dtype && x.is_contiguous() && x.layout().start_offset() == 0;
+    let mut values = if as_it_lies && x.bytes().len() == x.layout().num_elements() * dtype.size() {
+        let bytes = Bytes::from_shared(bytes::Bytes::from_owner(Lent(x.clone())), AllocationProperty::Other);
+        TensorData { bytes, shape: x.layout().shape().clone(), dtype }
+    } else {
+        x.clone().into_data().convert_dtype(dtype)
+    };
+    R::client(device).staging([&mut values.bytes].into_iter(), false);
+    values
 }
 
 /// Numbers, or [words](crate::Coded), on a device.
@@ -30,6 +68,10 @@ on_devices! { Memory, R {
         wait::<R>(device);
     }
 
+    fn done(device: &<Self as BackendTypes>::Device) -> Done {
+        done::<R>(device)
+    }
+
     fn memory_in_use(device: &<Self as BackendTypes>::Device) -> Option<(u64, u64)> {
         memory_in_use::<R>(device)
     }
@@ -43,9 +85,11 @@ on_devices! { Memory, R {
         dtype: DType,
         device: &<Self as BackendTypes>::Device,
     ) -> FloatTensor<Self> {
-        let values = x.clone().into_data();
-        let dtype = if values.dtype == DType::U32 { DType::U32 } else { dtype };
-        upload::<Self>(values.convert_dtype(dtype), device)
+        upload::<Self>(x.clone().into_data().convert_dtype(taken(x, dtype)), device)
+    }
+
+    fn copied(x: &FloatTensor<Flex>, dtype: DType, device: &<Self as BackendTypes>::Device) -> FloatTensor<Self> {
+        COPIES.executes(|| upload::<Self>(staged::<R>(x, taken(x, dtype), device), device))
     }
 
     fn to_host(x: &FloatTensor<Self>, dtype: DType) -> FloatTensor<Flex> {

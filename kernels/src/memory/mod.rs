@@ -4,10 +4,17 @@ mod launch;
 
 use crate::{Backend, DType, Flex, FloatTensor, Shape, TensorData};
 
+/// What waits until a device has done something.
+pub type Done = Box<dyn FnOnce() + Send>;
+
 /// Copies between host and device, types, shapes, and waiting.
 pub trait Memory: Backend {
     /// Waits until the device has done all that it was given.
     fn wait(device: &Self::Device);
+
+    /// What waits, in any thread, until the device has done all that this thread has given it so far.
+    #[must_use]
+    fn done(device: &Self::Device) -> Done;
 
     /// Bytes of the device's memory that are in use, and that are reserved; `None` where it is the host's.
     fn memory_in_use(device: &Self::Device) -> Option<(u64, u64)>;
@@ -18,6 +25,11 @@ pub trait Memory: Backend {
     /// A tensor of the host on the device: in a number type, or a matrix as it is where products take that; [words](crate::Coded) as they
     /// are.
     fn from_host(x: &FloatTensor<Flex>, dtype: DType, device: &Self::Device) -> FloatTensor<Self>;
+
+    /// [`from_host`](Self::from_host) beside other work: in a stream that copies have for themselves, and from memory that the device reads by
+    /// itself where the runtime has some. Memory of such a tensor may be used again while the device reads it, so that it has to be kept until
+    /// what uses it is [done](Self::done).
+    fn copied(x: &FloatTensor<Flex>, dtype: DType, device: &Self::Device) -> FloatTensor<Self>;
 
     /// A tensor on the host, in a number type; [words](crate::Coded) as they are.
     fn to_host(x: &FloatTensor<Self>, dtype: DType) -> FloatTensor<Flex>;

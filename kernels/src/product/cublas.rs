@@ -16,6 +16,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A device's library, with the stream and the events of its products.
@@ -213,10 +214,149 @@ fn kind(dtype: DType) -> Result<cudaDataType_t, String> {
     }
 }
 
-/// `out = scale·a·b`, or `out += scale·a·b`, on a CUDA device, summed in f32.
+/// A product: `out[rows] = scale·a[rows]·b`, or added to what `out` has, summed in f32.
+#[derive(Debug)]
+pub(crate) struct Asked<'a, R: CubeRuntime> {
+    pub a: &'a CubeTensor<R>,
+    pub b: &'a CubeTensor<R>,
+    pub out: &'a CubeTensor<R>,
+    /// Rows of `a` and of `out`.
+    pub rows: Range<usize>,
+    pub scale: f32,
+    /// Whether it is added.
+    pub onto: bool,
+}
+
+/// How a product is asked for: its call, number types, and how factors are rounded.
+struct Prepared {
+    call: Call,
+    kinds: [cudaDataType_t; 3],
+    compute: cublasComputeType_t,
+}
+
+impl<R: CubeRuntime> Asked<'_, R> {
+    /// # Errors
+    /// Where the matrices lie in a way that the library does not read.
+    fn prepare(&self) -> Result<Prepared, String> {
+        let Self { a, b, out, .. } = self;
+        if width_of(a) == 0 {
+            return Err("nothing to sum".to_owned());
+        }
+        let lies = |x: &CubeTensor<R>| (x.meta.shape().to_vec(), x.meta.strides().to_vec());
+        let rows = |mut of: (Vec<usize>, Vec<usize>)| {
+            let down = of.0.len() - 2;
+            of.0[down] = self.rows.len();
+            of
+        };
+        let (of_a, of_b, of_out) = (rows(lies(a)), lies(b), rows(lies(out)));
+        let compute = match is_in_tf32() && a.dtype == DType::F32 && b.dtype == DType::F32 {
+            true => cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            false => cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
+        Ok(Prepared {
+            call: Call::of((&of_a.0, &of_a.1), (&of_b.0, &of_b.1), (&of_out.0, &of_out.1))?,
+            kinds: [kind(a.dtype)?, kind(b.dtype)?, kind(out.dtype)?],
+            compute,
+        })
+    }
+
+    /// Starts it on the library's stream.
+    ///
+    /// # Errors
+    /// What the device or the library says; nothing was started then.
+    fn start(&self, how: &Prepared, client: &ComputeClient<CudaRuntime>, library: &Library) -> Result<(), String> {
+        let resource =
+            |x: &CubeTensor<R>| client.get_resource(x.handle.clone()).map_err(|problem| format!("{problem:?}"));
+        let (a, b, out) = (resource(self.a)?, resource(self.b)?, resource(self.out)?);
+        let of_rows = |x: &CubeTensor<R>| {
+            let strides = x.meta.strides();
+            (self.rows.start * strides[strides.len() - 2] * x.dtype.size()) as u64
+        };
+        let at = |address: u64| address as *mut c_void;
+        let transposed = |yes: bool| if yes { cublasOperation_t::CUBLAS_OP_T } else { cublasOperation_t::CUBLAS_OP_N };
+        let Prepared { call, kinds, compute } = how;
+        let ([rows, columns, length], [first, second]) = (call.shape, call.factors);
+        let keep = if self.onto { 1.0f32 } else { 0.0 };
+        // SAFETY: the buffers are the device's and hold what shapes and strides say; all of the context that is started after
+        // this waits for it, so that what their memory is used for next comes after it too.
+        let done = unsafe {
+            cudarc::cublas::result::gemm_strided_batched_ex(
+                library.handle,
+                transposed(first.0),
+                transposed(second.0),
+                rows,
+                columns,
+                length,
+                (&raw const self.scale).cast(),
+                at(b.resource().ptr),
+                kinds[1],
+                first.1,
+                first.2,
+                at(a.resource().ptr + of_rows(self.a)),
+                kinds[0],
+                second.1,
+                second.2,
+                (&raw const keep).cast(),
+                at(out.resource().ptr + of_rows(self.out)),
+                kinds[2],
+                call.out.0,
+                call.out.1,
+                call.batch,
+                *compute,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        done.map_err(|e| format!("cuBLAS says {:?}", e.0))
+    }
+}
+
+/// The client and the device of a tensor on a CUDA device.
+fn cuda_of<R: CubeRuntime>(x: &CubeTensor<R>) -> Result<(&ComputeClient<CudaRuntime>, &CudaDevice), String> {
+    let (client, device): (&dyn Any, &dyn Any) = (&x.client, &x.device);
+    let cuda = client.downcast_ref::<ComputeClient<CudaRuntime>>().zip(device.downcast_ref::<CudaDevice>());
+    cuda.ok_or_else(|| "no CUDA device".to_owned())
+}
+
+/// Whether products of what is beside a tensor are cuBLAS's.
+pub(crate) fn multiplies<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
+    cuda_of(x).and_then(|(_, device)| check(device)).is_ok()
+}
+
+/// Products on a CUDA device, started one after the other.
 ///
 /// # Errors
-/// Where the device is none, has no cuBLAS, or the matrices lie in a way that it does not read.
+/// Where the device is none, has no cuBLAS, or the matrices of one lie in a way that it does not read: nothing was started then.
+///
+/// # Panics
+/// Where the device fails after the first.
+pub(crate) fn multiply<R: CubeRuntime>(asked: &[Asked<'_, R>]) -> Result<(), String> {
+    let asked = asked.iter().filter(|one| !one.rows.is_empty() && one.out.meta.num_elements() > 0);
+    let prepared = asked.map(|one| one.prepare().map(|how| (one, how))).collect::<Result<Vec<_>, _>>()?;
+    let Some((first, _)) = prepared.first() else { return Ok(()) };
+    let (client, device) = cuda_of(first.out)?;
+    check(device)?;
+    let mut started = 0;
+    let all = || {
+        with_library(device.index, |library| {
+            library.in_turn(|| {
+                prepared.iter().try_for_each(|(one, how)| {
+                    one.start(how, client, library)?;
+                    started += 1;
+                    Ok(())
+                })
+            })
+        })
+    };
+    // on CubeCL's own thread, which has then started all that was asked of it before, and is asked once and not for every address
+    let done = client.exclusive(all).unwrap_or_else(|problem| Err(format!("{problem:?}")));
+    assert!(started == 0 || done.is_ok(), "a product on {device:?}: {}", done.unwrap_err());
+    done
+}
+
+/// `out = scale·a·b`, or `out += scale·a·b`.
+///
+/// # Errors
+/// As [`multiply()`] says.
 pub(crate) fn product_into<R: CubeRuntime>(
     a: &CubeTensor<R>,
     b: &CubeTensor<R>,
@@ -224,65 +364,9 @@ pub(crate) fn product_into<R: CubeRuntime>(
     scale: f32,
     onto: bool,
 ) -> Result<(), String> {
-    if out.meta.num_elements() == 0 {
-        return Ok(());
-    }
-    if width_of(a) == 0 {
-        return Err("nothing to sum".to_owned());
-    }
-    let client: &dyn Any = &a.client;
-    let device: &dyn Any = &a.device;
-    let cuda = client.downcast_ref::<ComputeClient<CudaRuntime>>().zip(device.downcast_ref::<CudaDevice>());
-    let (client, device) = cuda.ok_or_else(|| "no CUDA device".to_owned())?;
-    with_library(device.index, |library| {
-        let lies = |x: &CubeTensor<R>| (x.meta.shape().to_vec(), x.meta.strides().to_vec());
-        let (of_a, of_b, of_out) = (lies(a), lies(b), lies(out));
-        let call = Call::of((&of_a.0, &of_a.1), (&of_b.0, &of_b.1), (&of_out.0, &of_out.1))?;
-        let kinds = [kind(a.dtype)?, kind(b.dtype)?, kind(out.dtype)?];
-        let compute = match is_in_tf32() && a.dtype == DType::F32 && b.dtype == DType::F32 {
-            true => cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
-            false => cublasComputeType_t::CUBLAS_COMPUTE_32F,
-        };
-        // asks CubeCL's thread, which has then started all that was asked of it before
-        let at = |x: &CubeTensor<R>| client.get_resource(x.handle.clone()).map_err(|problem| format!("{problem:?}"));
-        let (a, b, out) = (at(a)?, at(b)?, at(out)?);
-        let at = |address: u64| address as *mut c_void;
-        let transposed = |yes: bool| if yes { cublasOperation_t::CUBLAS_OP_T } else { cublasOperation_t::CUBLAS_OP_N };
-        let ([rows, columns, length], [first, second]) = (call.shape, call.factors);
-        let keep = if onto { 1.0f32 } else { 0.0 };
-        library.in_turn(|| {
-            // SAFETY: the buffers are the device's and hold what shapes and strides say; all of the context that is started after
-            // this waits for it, so that what their memory is used for next comes after it too.
-            let done = unsafe {
-                cudarc::cublas::result::gemm_strided_batched_ex(
-                    library.handle,
-                    transposed(first.0),
-                    transposed(second.0),
-                    rows,
-                    columns,
-                    length,
-                    (&raw const scale).cast(),
-                    at(b.resource().ptr),
-                    kinds[1],
-                    first.1,
-                    first.2,
-                    at(a.resource().ptr),
-                    kinds[0],
-                    second.1,
-                    second.2,
-                    (&raw const keep).cast(),
-                    at(out.resource().ptr),
-                    kinds[2],
-                    call.out.0,
-                    call.out.1,
-                    call.batch,
-                    compute,
-                    cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-                )
-            };
-            done.map_err(|e| format!("cuBLAS says {:?}", e.0))
-        })
-    })
+    let shape = out.meta.shape();
+    let rows = 0..shape[shape.num_dims() - 2];
+    multiply(&[Asked { a, b, out, rows, scale, onto }])
 }
 
 #[cfg(test)]
