@@ -129,7 +129,7 @@ pub(crate) fn gram_of_input(n: usize, rows: &RowSet, dtype: DType) -> Cost {
     rows.sets.iter().map(of_set).fold(Cost::default(), Add::add)
 }
 
-/// Operations of a product that take as long as one of a factorisation, in f64 and with less to each step.
+/// Operations of a product in the time of one of a factorisation, which is in f64 and has less to each step.
 const OF_FACTORISING: f64 = 10.0;
 
 /// The part of *triangle* that every parameter `[m, n]` has for itself, summed over all sets.
@@ -151,7 +151,7 @@ pub(crate) fn triangle_of_input(n: usize, rows: &RowSet) -> Cost {
     let of_set = |set: &std::ops::Range<usize>| {
         let forward = rows.forward_range(set).len();
         let [width, longer] = [forward.min(n), forward.max(n)].map(|x| x as f64);
-        let operations = OF_FACTORISING * 2.0 * width * width * (longer - width / 3.0);
+        let operations = 2.0 * width * width * (longer - width / 3.0);
         Cost { operations, bytes: 2.0 * width * longer * size_of::<f64>() as f64 }
     };
     rows.sets.iter().map(of_set).fold(Cost::default(), Add::add)
@@ -207,7 +207,8 @@ fn best(inputs: usize, outputs: &[usize], rows: &RowSet, dtype: DType, rates: &R
         };
         let chosen: Vec<(Reduction, f64)> = each.iter().map(least).collect();
         let used = offer.iter().filter(|reduction| chosen.iter().any(|(of, _)| of == *reduction));
-        let seconds = used.map(|reduction| rates.seconds(shared(reduction))).sum::<f64>();
+        let slower = |reduction: &Reduction| if *reduction == Triangle { OF_FACTORISING } else { 1.0 };
+        let seconds = used.map(|reduction| rates.seconds(shared(reduction) * slower(reduction))).sum::<f64>();
         (
             chosen.iter().map(|(reduction, _)| *reduction).collect::<Vec<_>>(),
             seconds + chosen.iter().map(|of| of.1).sum::<f64>(),

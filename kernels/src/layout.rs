@@ -115,7 +115,8 @@ impl RowSet {
 
     /// Whether no forward row is in the ranges of two sets.
     pub(crate) fn forward_ranges_apart(&self) -> bool {
-        let mut ranges: Vec<Range<usize>> = self.sets.iter().map(|set| self.forward_range(set)).collect();
+        let ranges = self.sets.iter().map(|set| self.forward_range(set)).filter(|range| !range.is_empty());
+        let mut ranges: Vec<Range<usize>> = ranges.collect();
         ranges.sort_by_key(|range| range.start);
         ranges.windows(2).all(|two| two[0].end <= two[1].start)
     }

@@ -41,6 +41,8 @@ def launches(path):
 
 
 def main(capability, messages, launched):
+    if capability not in LIMITS:
+        sys.exit(f"no limits are known of capability {capability}; expected one of {', '.join(LIMITS)}")
     of_launch = launches(launched)
     refused, rows = 0, {}
     name = spilled = None

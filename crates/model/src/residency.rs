@@ -8,9 +8,9 @@ use crate::layers::{Block, FusedLora, Lora, Part, whole};
 use crate::load::Loader;
 use crate::parameters::{NamedVisitor, visit_block, visit_fused, visit_lora};
 use crate::weights::Weights;
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use tanglescope_kernels::{DType, Done, Flex, FlexDevice, FloatTensor, Kernels};
@@ -171,7 +171,7 @@ impl<B: Kernels> InFiles<B> {
         wanted: &dyn Fn(&str) -> bool,
         f: &mut NamedVisitor<'_, B>,
     ) {
-        let mut block = self.read(dtype, device).unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error)));
+        let mut block = self.read(dtype, device).unwrap_or_else(|error| resume_unwind(Box::new(error)));
         visit_block(&mut block, (dtype, wanted), f);
         self.replace(block, wanted);
     }
@@ -196,14 +196,20 @@ impl<B: Kernels> InFiles<B> {
     }
 }
 
-/// What comes next of a channel; a thread of the pool works on what else there is to do meanwhile, so that the reader's loops find one.
+/// Works on what else there is to do for a thread of the pool, so that loops of other threads find one; waits where there is nothing.
+fn work_or_wait() {
+    if rayon::yield_now() != Some(rayon::Yield::Executed) {
+        std::thread::sleep(std::time::Duration::from_micros(50));
+    }
+}
+
+/// What comes next of a channel.
 fn awaited<T>(channel: &Receiver<T>) -> Option<T> {
     loop {
         match channel.try_recv() {
             Ok(next) => return Some(next),
             Err(TryRecvError::Disconnected) => return None,
-            Err(TryRecvError::Empty) if rayon::yield_now() == Some(rayon::Yield::Executed) => {}
-            Err(TryRecvError::Empty) => std::thread::sleep(std::time::Duration::from_micros(50)),
+            Err(TryRecvError::Empty) => work_or_wait(),
         }
     }
 }
@@ -275,23 +281,35 @@ impl<B: Kernels> Decoder<B> {
         std::thread::scope(|scope| {
             let layers = &*elsewhere;
             // where a copy takes time, the block after it is read meanwhile; what was read waits at the channel
-            let read = (!B::is_host()).then(|| {
-                let (send, read) = sync_channel(0);
-                scope.spawn(move || {
-                    for read in layers.iter().filter_map(|layer| self.blocks[*layer].read()) {
-                        if send.send(read).is_err() {
-                            return;
+            let (read, reader) = (!B::is_host())
+                .then(|| {
+                    let (send, read) = sync_channel(0);
+                    let reader = scope.spawn(move || {
+                        for read in layers.iter().filter_map(|layer| self.blocks[*layer].read()) {
+                            if send.send(read).is_err() {
+                                return;
+                            }
                         }
-                    }
-                });
-                read
-            });
+                    });
+                    (read, reader)
+                })
+                .unzip();
             let (send, ready) = sync_channel(0);
             let (back, used) = channel();
-            let copier = scope.spawn(move || self.copy_ahead(layers, read.as_ref(), &send, &used));
-            run(Some(&Copies { ready, back }));
-            if let Err(payload) = copier.join() {
-                std::panic::resume_unwind(payload);
+            let copier = scope.spawn(move || {
+                self.copy_ahead(layers, read.as_ref(), &send, &used);
+                drop((read, send));
+                // until nobody uses the last ones
+                used.iter().for_each(free);
+            });
+            let copies = Copies { ready, back };
+            let ran = catch_unwind(AssertUnwindSafe(|| run(Some(&copies))));
+            drop(copies);
+            while !copier.is_finished() || reader.as_ref().is_some_and(|reader| !reader.is_finished()) {
+                work_or_wait();
+            }
+            for end in [ran, copier.join()] {
+                end.unwrap_or_else(|payload| resume_unwind(payload));
             }
         });
     }
@@ -302,13 +320,12 @@ impl<B: Kernels> Decoder<B> {
         layers: &[usize],
         read: Option<&Receiver<Result<Block<Flex>>>>,
         ready: &SyncSender<Result<Box<Block<B>>>>,
-        used: &Receiver<(Box<Block<B>>, Done)>,
+        used: &Receiver<Used<B>>,
     ) {
         for (number, layer) in layers.iter().enumerate() {
             if number >= 2 {
-                let Ok((block, done)) = used.recv() else { return };
-                done();
-                drop(block);
+                let Ok(last) = used.recv() else { return };
+                free(last);
             }
             let block = match &self.blocks[*layer] {
                 Residence::Host(block) => Ok(self.copy(block)),
@@ -335,31 +352,40 @@ impl<B: Kernels> Decoder<B> {
             of_host.borrow_mut().push(x.clone());
             x.clone()
         });
-        let copied: Vec<FloatTensor<B>> =
-            of_host.into_inner().par_iter().map(|x| B::copied(x, self.dtype, &self.device)).collect();
-        let copied = RefCell::new(copied.into_iter());
+        let copied = B::copied(&of_host.into_inner(), self.dtype, &self.device);
+        let copied = RefCell::new(copied.unwrap_or_else(|problem| panic!("{problem}")).into_iter());
         block.convert(&|_| {
             copied.borrow_mut().next().unwrap_or_else(|| unreachable!("a block has as many tensors each time"))
         })
     }
 }
 
+/// A copy of a block that was used, and what waits until the device has done that.
+type Used<B> = (Box<Block<B>>, Done);
+
+/// Gives a block's memory back when the device no longer uses it.
+fn free<B: Kernels>((block, done): Used<B>) {
+    // what failed on the device ends the work, as it does where results are read
+    done().unwrap_or_else(|problem| panic!("{problem}"));
+    drop(block);
+}
+
 /// Blocks that come to the device one after the other, and go.
 struct Copies<B: Kernels> {
     ready: Receiver<Result<Box<Block<B>>>>,
-    back: Sender<(Box<Block<B>>, Done)>,
+    back: Sender<Used<B>>,
 }
 
 impl<B: Kernels> Copies<B> {
     /// The next one; none where copying ended. What cannot be read any more ends the work, with the error as the payload of its panic.
     fn next(&self) -> Option<Box<Block<B>>> {
         let next = awaited(&self.ready)?;
-        Some(next.unwrap_or_else(|error| std::panic::resume_unwind(Box::new(error))))
+        Some(next.unwrap_or_else(|error| resume_unwind(Box::new(error))))
     }
 
     /// Gives one back whose memory is free when the device has done what it was used for.
     fn take_back(&self, block: Box<Block<B>>, done: Done) {
-        // nobody waits for the last ones
+        // where there is nobody to take it, copying has failed, which ends the work
         drop(self.back.send((block, done)));
     }
 }

@@ -80,8 +80,9 @@ impl Placement {
         let held = outside + block * if device < layers { device + AHEAD } else { layers };
         let on_host = || {
             let [_, of_host] = model.bytes_of_weights(outline, true);
-            // each device has blocks of its own there
-            (free() / model.devices.len() / 10 * 7 / of_host.max(1)).min(layers - device)
+            // each device has blocks of its own there, and those that are on their way
+            let blocks = free() / model.devices.len() / 10 * 7 / of_host.max(1);
+            blocks.saturating_sub(AHEAD).min(layers - device)
         };
         let host = if device < layers { on_host() } else { 0 };
         let places = Places { device, host };
@@ -131,7 +132,12 @@ impl Placement {
 
     /// Bytes that gradients may take which are kept, beside a loaded model and its batches of some forward rows.
     pub(crate) fn left_for_gradients(&self, model: &Model, outline: &Outline, rows: usize) -> usize {
-        let batches = rows * plan::bytes_per_row(&outline.description, model.dtype) * self.at_once;
+        let of = &outline.description;
+        let per_row = match self.places.device < of.layers() {
+            true => plan::least_bytes_per_row(of, model.dtype),
+            false => plan::bytes_per_row(of, model.dtype),
+        };
+        let batches = rows * per_row * self.at_once;
         let memory = match (model.memory, self.activations) {
             (Some(memory), _) => memory.saturating_sub(self.held),
             (None, Some(activations)) if !model.device.is_cpu() => 2 * activations,

@@ -58,8 +58,8 @@ pub(super) fn target_logits<F: Float>(
 /// of the soft cap, in `p[n, C]`: zero for the row's target, which is in no sum.
 ///
 /// `figures[n, FIGURES]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, the factor that
-/// what came before this chunk has to be multiplied with, the tokens above the target, and Σ exp(z − maximum)². The sum is 1 or more,
-/// but where there is no other token.
+/// what came before this chunk has to be multiplied with, the tokens above the target, and Σ exp(z − maximum)². The sum is zero where
+/// there is no other token.
 #[cube(launch)]
 pub(super) fn take_chunk<F: Float>(
     logits: &Matrix<f32>,
@@ -150,10 +150,17 @@ pub(super) fn take_chunk<F: Float>(
     }
 }
 
+/// Σ exp(z − maximum) of a row, from its final figures; one where there is no other token.
+#[cube]
+fn sum_of_others(figures: &Array<f32>, row: usize) -> f32 {
+    let sum = figures[row * FIGURES + 1];
+    select(sum == 0.0f32, 1.0f32, sum)
+}
+
 /// 1 − p of a row's target, from its final figures.
 #[cube]
 fn rest(figures: &Array<f32>, row: usize) -> f32 {
-    let against = figures[row * FIGURES] + max(figures[row * FIGURES + 1], 1.0f32).ln() - figures[row * FIGURES + 3];
+    let against = figures[row * FIGURES] + sum_of_others(figures, row).ln() - figures[row * FIGURES + 3];
     1.0f32 / (1.0f32 + (-against).exp())
 }
 
@@ -195,7 +202,7 @@ pub(super) fn finish<F: Float>(
     let column = ABSOLUTE_POS % width;
     let of_target = f32::cast_from(w[targets[row] as usize * w.stride(0) + column]);
     let of_target = of_target * slope(figures[row * FIGURES + 3], cap, capped);
-    let of_others = mean[row * mean.stride(0) + column] / max(figures[row * FIGURES + 1], 1.0f32);
+    let of_others = mean[row * mean.stride(0) + column] / sum_of_others(figures, row);
     back[ABSOLUTE_POS] = F::cast_from(rest(figures, row) * (of_target - of_others));
 }
 
@@ -218,7 +225,7 @@ pub(super) fn cotangents_of_chunk<F: Float>(
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     let z = soft_cap(logits[row * logits.stride(0) + column], cap, capped);
-    let share = -(z - figures[row * FIGURES]).exp() / max(figures[row * FIGURES + 1], 1.0f32);
+    let share = -(z - figures[row * FIGURES]).exp() / sum_of_others(figures, row);
     let hit = targets[row] == first + column as u32;
     e[ABSOLUTE_POS] = F::cast_from(rest(figures, row) * select(hit, 1.0f32, share) * slope(z, cap, capped));
 }

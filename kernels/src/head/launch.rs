@@ -193,9 +193,11 @@ fn output<T, P>(figures: &[f32], back: T, gram: Option<P>) -> HeadOutput<T, P> {
     let of_row = |of_row: &[f32]| {
         let [top, sum, weighted, own, squares] = [0, 1, 2, 3, 6].map(|i| f64::from(of_row[i]));
         // a whole number, exact in f32 up to 2²⁴ tokens
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::float_cmp)]
         let above = of_row[5] as u32;
-        Others { top, sum: sum.max(1.0), weighted, squares, above }.with(own)
+        // of a vocabulary of one
+        let sum = if sum == 0.0 { 1.0 } else { sum };
+        Others { top, sum, weighted, squares, above }.with(own)
     };
     let rows: Vec<Figures> = figures.chunks_exact(FIGURES).map(of_row).collect();
     HeadOutput::of(&rows, back, gram)

@@ -64,18 +64,21 @@ pub(crate) struct Figures {
 impl Others {
     /// With the target's own logit.
     pub fn with(self, own: f64) -> Figures {
+        let others = self.top + self.sum.ln();
         // log of the odds against the target
-        let against = self.top + self.sum.ln() - own;
-        let logp = -(against.max(0.0) + (-against.abs()).exp().ln_1p());
+        let against = others - own;
+        let beside = (-against.abs()).exp().ln_1p();
+        let logp = -(against.max(0.0) + beside);
         let (p, rest) = (logp.exp(), 1.0 / (1.0 + (-against).exp()));
         // of the others among themselves
         let entropy = self.sum.ln() - self.weighted / self.sum;
         let of_rest = if rest > 0.0 { rest * (entropy - rest.ln()) } else { 0.0 };
+        let of_target = if p > 0.0 { -p * logp } else { 0.0 };
         let share = rest / self.sum;
         Figures {
             logp,
-            log_normaliser: own - logp,
-            entropy: of_rest - p * logp,
+            log_normaliser: others.max(own) + beside,
+            entropy: of_rest + of_target,
             renyi: -(p * p + share * share * self.squares).ln(),
             argmax_mass: p.max(share),
             rank: self.above + 1,

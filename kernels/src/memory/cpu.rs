@@ -8,10 +8,8 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 impl Memory for Flex {
-    fn wait(_device: &FlexDevice) {}
-
     fn done(_device: &FlexDevice) -> Done {
-        Box::new(|| ())
+        Box::new(|| Ok(()))
     }
 
     fn memory_in_use(_device: &FlexDevice) -> Option<(u64, u64)> {
@@ -28,8 +26,8 @@ impl Memory for Flex {
         if as_it_is { x.clone() } else { Self::cast(x.clone(), dtype) }
     }
 
-    fn copied(x: &FlexTensor, dtype: DType, device: &FlexDevice) -> FlexTensor {
-        Self::from_host(x, dtype, device)
+    fn copied(all: &[FlexTensor], dtype: DType, device: &FlexDevice) -> Result<Vec<FlexTensor>, String> {
+        Ok(all.iter().map(|x| Self::from_host(x, dtype, device)).collect())
     }
 
     fn to_host(x: &FlexTensor, dtype: DType) -> FlexTensor {

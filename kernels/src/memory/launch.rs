@@ -5,10 +5,14 @@ use crate::reference::{host, wrap};
 use crate::{Backend, DType, Flex, FlexDevice, FloatTensor, Shape, TensorData};
 use burn_backend::BackendTypes;
 use burn_backend::ops::FloatTensorOps;
-use burn_cubecl::CubeRuntime;
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use burn_flex::FlexTensor;
 use burn_tensor::{Int, Tensor};
 use cubecl::bytes::{AllocationProperty, Bytes};
+use cubecl::device::Device;
+use cubecl::device_handle::DeviceHandle;
+use cubecl::prelude::ComputeClient;
+use cubecl::server::{ComputeServer, CopyDescriptor};
 use cubecl::stream_id::StreamId;
 
 /// The stream of copies that pass while the device works: CubeCL numbers those of threads from zero.
@@ -23,18 +27,14 @@ impl AsRef<[u8]> for Lent {
     }
 }
 
-fn wait<R: CubeRuntime>(device: &R::CubeDevice) {
-    // what failed on the device is said by the next read
-    let _ = futures_lite::future::block_on(R::client(device).sync());
-}
-
 fn memory_in_use<R: CubeRuntime>(device: &R::CubeDevice) -> Option<(u64, u64)> {
     R::client(device).memory_usage().ok().map(|usage| (usage.bytes_in_use, usage.bytes_reserved))
 }
 
 fn done<R: CubeRuntime>(device: &R::CubeDevice) -> Done {
+    // the mark is made now; what failed before is said here, and by no later read
     let mark = R::client(device).sync();
-    Box::new(|| drop(futures_lite::future::block_on(mark)))
+    Box::new(|| futures_lite::future::block_on(mark).map_err(|problem| format!("{problem:?}")))
 }
 
 /// The type in which a tensor of the host is taken; words stay what they are.
@@ -43,7 +43,7 @@ fn taken(x: &FlexTensor, dtype: DType) -> DType {
 }
 
 /// What is copied of a tensor of the host, from memory that the device reads by itself where the runtime has some.
-fn staged<R: CubeRuntime>(x: &FlexTensor, dtype: DType, device: &R::CubeDevice) -> TensorData {
+fn staged<R: CubeRuntime>(client: &ComputeClient<R>, x: &FlexTensor, dtype: DType) -> TensorData {
     let as_it_lies = x.dtype() == dtype && x.is_contiguous() && x.layout().start_offset() == 0;
     let mut values = if as_it_lies && x.bytes().len() == x.layout().num_elements() * dtype.size() {
         let bytes = Bytes::from_shared(bytes::Bytes::from_owner(Lent(x.clone())), AllocationProperty::Other);
@@ -51,8 +51,35 @@ fn staged<R: CubeRuntime>(x: &FlexTensor, dtype: DType, device: &R::CubeDevice) 
     } else {
         x.clone().into_data().convert_dtype(dtype)
     };
-    R::client(device).staging([&mut values.bytes].into_iter(), false);
+    client.staging([&mut values.bytes].into_iter(), false);
     values
+}
+
+/// See [`Memory::copied`]. CubeCL's own functions copy what is staged once more before they hand it on; so it is handed on here.
+fn copied<R: CubeRuntime>(
+    all: &[FlexTensor],
+    dtype: DType,
+    device: &R::CubeDevice,
+) -> Result<Vec<CubeTensor<R>>, String> {
+    let (client, server) = (R::client(device), DeviceHandle::<R::Server>::new(device.to_id()));
+    COPIES.executes(|| {
+        let copy = |x: &FlexTensor| {
+            let TensorData { bytes, shape, dtype } = staged(&client, x, taken(x, dtype));
+            // a buffer of no bytes is none
+            let handle = client.empty(bytes.len().max(1));
+            let out = CubeTensor::new_contiguous(client.clone(), device.clone(), shape, handle, dtype);
+            let (binding, meta) = (out.handle.clone().binding(), &out.meta);
+            let to = CopyDescriptor::new(binding, meta.shape().clone(), meta.strides().clone(), dtype.size());
+            if !bytes.is_empty() {
+                server.submit(move |server| server.write(vec![(to, bytes)], COPIES));
+            }
+            out
+        };
+        let copies = all.iter().map(copy).collect();
+        // no kernel is ever started in this stream, which would give back what copies before these were made from
+        client.flush().map_err(|problem| format!("{problem:?}"))?;
+        Ok(copies)
+    })
 }
 
 /// Numbers, or [words](crate::Coded), on a device.
@@ -64,10 +91,6 @@ where
 }
 
 on_devices! { Memory, R {
-    fn wait(device: &<Self as BackendTypes>::Device) {
-        wait::<R>(device);
-    }
-
     fn done(device: &<Self as BackendTypes>::Device) -> Done {
         done::<R>(device)
     }
@@ -88,8 +111,12 @@ on_devices! { Memory, R {
         upload::<Self>(x.clone().into_data().convert_dtype(taken(x, dtype)), device)
     }
 
-    fn copied(x: &FloatTensor<Flex>, dtype: DType, device: &<Self as BackendTypes>::Device) -> FloatTensor<Self> {
-        COPIES.executes(|| upload::<Self>(staged::<R>(x, taken(x, dtype), device), device))
+    fn copied(
+        all: &[FloatTensor<Flex>],
+        dtype: DType,
+        device: &<Self as BackendTypes>::Device,
+    ) -> Result<Vec<FloatTensor<Self>>, String> {
+        copied::<R>(all, dtype, device)
     }
 
     fn to_host(x: &FloatTensor<Self>, dtype: DType) -> FloatTensor<Flex> {

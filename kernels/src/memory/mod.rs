@@ -4,13 +4,18 @@ mod launch;
 
 use crate::{Backend, DType, Flex, FloatTensor, Shape, TensorData};
 
-/// What waits until a device has done something.
-pub type Done = Box<dyn FnOnce() + Send>;
+/// What waits until a device has done something, and says what of it failed.
+pub type Done = Box<dyn FnOnce() -> Result<(), String> + Send>;
 
 /// Copies between host and device, types, shapes, and waiting.
 pub trait Memory: Backend {
     /// Waits until the device has done all that it was given.
-    fn wait(device: &Self::Device);
+    ///
+    /// # Panics
+    /// Where something of it failed, as reading does.
+    fn wait(device: &Self::Device) {
+        Self::done(device)().unwrap_or_else(|problem| panic!("{problem}"));
+    }
 
     /// What waits, in any thread, until the device has done all that this thread has given it so far.
     #[must_use]
@@ -26,10 +31,14 @@ pub trait Memory: Backend {
     /// are.
     fn from_host(x: &FloatTensor<Flex>, dtype: DType, device: &Self::Device) -> FloatTensor<Self>;
 
-    /// [`from_host`](Self::from_host) beside other work: in a stream that copies have for themselves, and from memory that the device reads by
-    /// itself where the runtime has some. Memory of such a tensor may be used again while the device reads it, so that it has to be kept until
-    /// what uses it is [done](Self::done).
-    fn copied(x: &FloatTensor<Flex>, dtype: DType, device: &Self::Device) -> FloatTensor<Self>;
+    /// Tensors of the host on the device as [`from_host`](Self::from_host) copies them, beside other work: in a stream that copies have for themselves, and from
+    /// memory that the device reads by itself where the runtime has some. Memory of such a tensor may be used again while the device reads it, so that it has to be
+    /// kept until what uses it is [done](Self::done).
+    ///
+    /// # Errors
+    /// What failed of earlier ones.
+    fn copied(all: &[FloatTensor<Flex>], dtype: DType, device: &Self::Device)
+    -> Result<Vec<FloatTensor<Self>>, String>;
 
     /// A tensor on the host, in a number type; [words](crate::Coded) as they are.
     fn to_host(x: &FloatTensor<Self>, dtype: DType) -> FloatTensor<Flex>;

@@ -1,8 +1,8 @@
 //! Triangular factors of inputs on the CPU: `x = L·Q`, Q with orthonormal rows. `δᵀx` and `δᵀL` then have the same inner products, and L is no wider
 //! than a set has rows, with zeros above its diagonal.
 //!
-//! By Householder's reflections in f64 (Golub and Van Loan, Matrix Computations, section 5.2): L is off by a few roundings of f64 of each row's
-//! length, and by that of the working type where it is stored.
+//! By Householder's reflections in f64 (Golub and Van Loan, Matrix Computations, section 5.2): each row of L is off by some n roundings of f64 of its
+//! length, also where it is a sum of earlier ones, and by that of the working type where it is stored.
 use crate::RowSet;
 use crate::host::real::Real;
 use faer::dyn_stack::{MemBuffer, MemStack};

@@ -10,6 +10,9 @@ fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize
     let x = random.values(forward * n);
     let (delta, second) = (random.values(rows.rows() * m), random.values(rows.rows() * other));
     let want = [expected(&x, n, &delta, m, &rows), expected(&x, n, &second, other, &rows)];
+    // rows that are sums of others, as those of one token are before the first attention
+    let repeated: Vec<f64> = (0..forward * n).map(|at| x[at / n / 3 * 3 * n + at % n]).collect();
+    let of_repeated = expected(&repeated, n, &delta, m, &rows);
     let roots = random.values(n * m);
     let in_metric = expected_in(&x, n, &delta, m, &rows, &roots);
     for (dtype, tolerance) in TYPES {
@@ -27,6 +30,8 @@ fn check(seed: u64, groups: &[(usize, Vec<usize>)], n: usize, [m, other]: [usize
         for (got, want) in Flex::gram_triangle(&x, &[&delta, &second], &rows).iter().zip(&want) {
             same(got, want);
         }
+        let repeated = tensor(&repeated, [forward, n], dtype);
+        same(&Flex::gram_triangle(&repeated, &[&delta], &rows)[0], &of_repeated);
         let up = tensor(&roots, [n, m], dtype);
         same(&Flex::gram_tile(&x, &delta, &rows, Some(&up)), &in_metric);
         same(&tile::reference::gram_tile::<Flex>(&x, &delta, &rows, Some(&up)), &in_metric);

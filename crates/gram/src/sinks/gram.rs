@@ -131,7 +131,9 @@ fn add_to(sums: &mut Vec<Gram>, grams: &[Gram]) {
 impl<B: Kernels> Sink<B> for GramSink<'_, B> {
     fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet) {
         let outputs: Vec<usize> = factors.iter().map(|f| width::<B>(f.delta)).collect();
-        let choice = cost::choose(width::<B>(x), &outputs, rows, x.dtype(), &self.rates);
+        // rates may be of a manifest that another kind of device goes on with
+        let rates = Rates { triangles: self.rates.triangles && B::is_host(), ..self.rates };
+        let choice = cost::choose(width::<B>(x), &outputs, rows, x.dtype(), &rates);
         let (mut by_rows, mut by_triangle): (Vec<&Factor<'_, B>>, Vec<_>) = (Vec::new(), Vec::new());
         for (factor, reduction) in factors.iter().zip(choice) {
             match reduction {
