@@ -333,6 +333,27 @@ fn half_of_turned<'a, B: Kernels>((rows, w): (&Range<usize>, &'a FloatTensor<B>)
     Stretch { w: Weight::Turned(w), ..half_of((rows, w)) }
 }
 
+/// Products of stretches of rows, one of them empty, with matrices `[d, 5]` and with others that lie as `[5, d]`.
+fn stretches_of_rows<B: Kernels>(
+    (mine, theirs): (&FloatTensor<B>, &FloatTensor<Flex>),
+    (plain, host_plain): (Vec<FloatTensor<B>>, Vec<FloatTensor<Flex>>),
+    (turned, host_turned): (Vec<FloatTensor<B>>, Vec<FloatTensor<Flex>>),
+) {
+    let rows = theirs.shape()[0];
+    let ranges = [0..rows / 3, rows / 3..rows / 3, rows / 3..rows - rows / 4];
+    let stretches: Vec<_> = ranges.iter().zip(&plain).map(half_of::<B>).collect();
+    let host_stretches: Vec<_> = ranges.iter().zip(&host_plain).map(half_of::<Flex>).collect();
+    let got = B::grouped(mine, &stretches, false, 5, None);
+    let want = Flex::grouped(theirs, &host_stretches, false, 5, None);
+    same::<B>(&got, &want);
+    // added to rows that are there
+    let stretches: Vec<_> = ranges.iter().zip(&turned).map(half_of_turned::<B>).collect();
+    let host_stretches: Vec<_> = ranges.iter().zip(&host_turned).map(half_of_turned::<Flex>).collect();
+    let sums = [got.clone(), got].map(|got| B::grouped(mine, &stretches, false, 5, Some(got)));
+    let want = Flex::grouped(theirs, &host_stretches, false, 5, Some(want));
+    sums.iter().for_each(|sum| same::<B>(sum, &want));
+}
+
 /// Rows of two matrices at places of their own.
 fn placed_rows<B: Kernels>((mine, theirs): (&TwoOf<B>, &TwoOf<Flex>), rows: usize) {
     let (below, above): (Vec<u32>, Vec<u32>) =
@@ -418,25 +439,9 @@ fn row_wise_maps_in<B: Kernels>(device: &B::Device, dtype: DType) {
             let rotated = B::rotary(md.clone(), &c, &s, Some(&index), (d, pairs), true);
             same::<B>(&rotated, &Flex::rotary(fd.clone(), &fc, &fs, Some(&index), (d, pairs), true));
         }
-        // stretches of rows, one of them empty
-        let (third, wide) = (rows / 3, [d, 5]);
         let matrices: Vec<Vec<f64>> = (0..3).map(|_| rounded(random.values(5 * d), dtype)).collect();
-        let on_device: Vec<_> = matrices.iter().map(|w| on(w, &wide)).collect();
-        let on_host: Vec<_> = matrices.iter().map(|w| off(w, &wide)).collect();
-        let ranges = [0..third, third..third, third..rows - rows / 4];
-        let stretches: Vec<_> = ranges.iter().zip(&on_device).map(half_of::<B>).collect();
-        let host_stretches: Vec<_> = ranges.iter().zip(&on_host).map(half_of::<Flex>).collect();
-        let got = B::grouped(&mine.0, &stretches, false, 5, None);
-        let want = Flex::grouped(&theirs.0, &host_stretches, false, 5, None);
-        same::<B>(&got, &want);
-        // by transposes that lie there, added to rows that are there
-        let on_device: Vec<_> = matrices.iter().map(|w| on(w, &[5, d])).collect();
-        let on_host: Vec<_> = matrices.iter().map(|w| off(w, &[5, d])).collect();
-        let stretches: Vec<_> = ranges.iter().zip(&on_device).map(half_of_turned::<B>).collect();
-        let host_stretches: Vec<_> = ranges.iter().zip(&on_host).map(half_of_turned::<Flex>).collect();
-        let sums = [got.clone(), got].map(|got| B::grouped(&mine.0, &stretches, false, 5, Some(got)));
-        let want = Flex::grouped(&theirs.0, &host_stretches, false, 5, Some(want));
-        sums.iter().for_each(|sum| same::<B>(sum, &want));
+        let both = |shape: &[usize]| matrices.iter().map(|w| (on(w, shape), off(w, shape))).unzip();
+        stretches_of_rows::<B>((&mine.0, &theirs.0), both(&[d, 5]), both(&[5, d]));
         for bounds in [[-0.5, 0.25], [f64::NEG_INFINITY, 0.5]] {
             same::<B>(&B::cut(mine.0.clone(), bounds), &Flex::cut(theirs.0.clone(), bounds));
             let of_cut = B::cut_vjp(&mine.0, bounds, md.clone(), &index);
