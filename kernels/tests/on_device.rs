@@ -256,6 +256,9 @@ fn reductions<B: Kernels>(device: &B::Device) {
     // more rows and columns than a tile has, and more cotangents than a cube holds
     check_reductions::<B>(device, 1, (vec![(130, vec![70, 5]), (3, vec![9])], 200, 140, 150));
     check_reductions::<B>(device, 2, (vec![(11, vec![3, 4, 5, 6, 8, 2, 1]), (4, vec![2, 1])], 16, 300, 7));
+    // what matrix units take: tiles that are not full, of two cotangents and of more
+    check_reductions::<B>(device, 3, (vec![(70, vec![66, 1]), (3, vec![9, 6])], 136, 72, 40));
+    check_reductions::<B>(device, 4, (vec![(30, vec![9, 20, 3])], 64, 200, 8));
     single_rows::<B>(device);
     little_is_kept::<B>(device);
 }
@@ -491,6 +494,8 @@ fn attention_in<B: Kernels>(device: &B::Device, dtype: DType) {
         (70, vec![66, 1], 1, 2, 64),
         (129, vec![40], 2, 1, 80),
         (3, vec![130, 2, 7], 1, 4, 17),
+        (1, vec![64, 65], 1, 1, 128),
+        (63, vec![2], 1, 2, 8),
     ];
     for (case, (trunk, suffixes, kv_heads, repeat, head_dim)) in shapes.into_iter().enumerate() {
         let mut random = Random::new(case as u64);

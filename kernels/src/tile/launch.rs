@@ -2,7 +2,9 @@
 use super::cube::{PLANES, tile_gram, tile_gram_matrix_units};
 use super::strategy::Strategy;
 use super::{TileGram, many};
-use crate::on_chip::{array, contiguous, floats, ints, limits, loads_wide, on_devices, rows_as_they_are, width_of};
+use crate::on_chip::{
+    Limits, array, contiguous, floats, ints, limits, loads_wide, on_devices, rows_as_they_are, width_of,
+};
 use crate::pending::{Entry, Pending};
 use crate::{FloatTensor, RowSet, as_index};
 use burn_backend::DType;
@@ -10,13 +12,17 @@ use burn_cubecl::{CubeRuntime, kernel::cast, tensor::CubeTensor};
 use cubecl::prelude::*;
 use std::ops::Range;
 
-/// Cotangents that a cube holds at once. Gradients of more are formed in device memory (see [`many`]).
-const HELD: usize = 4;
-
 /// The cotangents of a set whose gradients one cube multiplies.
 struct Task {
     set: usize,
     cotangents: Range<usize>,
+}
+
+/// What decides how tiles are multiplied, beside their shape.
+struct Of {
+    /// Whether rows can be loaded wide.
+    wide: bool,
+    limits: Limits,
 }
 
 /// See the trait's `gram_tile`.
@@ -26,11 +32,16 @@ fn gram_tile<R: CubeRuntime>(
     rows: &RowSet,
     roots: Option<&CubeTensor<R>>,
 ) -> Pending<R> {
-    let of = |(set, cotangents): (usize, &Range<usize>)| Task { set, cotangents: cotangents.clone() };
-    let tasks = rows.sets.iter().enumerate().map(of);
-    let (few, many): (Vec<Task>, Vec<Task>) = tasks.partition(|task| task.cotangents.len() <= HELD);
+    let task = |(set, cotangents): (usize, &Range<usize>)| Task { set, cotangents: cotangents.clone() };
+    let tasks = rows.sets.iter().enumerate().map(task);
+    let (x, delta) = (&rows_as_they_are(x), &rows_as_they_are(delta));
+    let (n, m) = (width_of(x), width_of(delta));
+    let of = Of { wide: loads_wide(m, &[delta]) && loads_wide(n, &[x]), limits: limits(&x.client, delta.dtype) };
+    // gradients of more cotangents than a cube holds are formed in device memory
+    let most = Strategy::most_held([m, n], of.wide, &of.limits);
+    let (few, many): (Vec<Task>, Vec<Task>) = tasks.partition(|task| task.cotangents.len() <= most);
     let roots = roots.map(|roots| contiguous(&cast(roots.clone(), DType::F32)));
-    let pending = held([x, delta], rows, &few, roots.as_ref());
+    let pending = held([x, delta], rows, &few, &of, roots.as_ref());
     many.iter().fold(pending, |pending, task| pending.plus(many::gram([x, delta], rows, task.set, roots.as_ref())))
 }
 
@@ -39,6 +50,7 @@ fn held<R: CubeRuntime>(
     [x, delta]: [&CubeTensor<R>; 2],
     rows: &RowSet,
     tasks: &[Task],
+    of: &Of,
     roots: Option<&CubeTensor<R>>,
 ) -> Pending<R> {
     let (n, m) = (width_of(x), width_of(delta));
@@ -46,7 +58,7 @@ fn held<R: CubeRuntime>(
         None | Some(0) => return Pending::nothing(rows),
         Some(most) => most.next_power_of_two(),
     };
-    let (x, delta, client) = (rows_as_they_are(x), rows_as_they_are(delta), x.client.clone());
+    let (x, delta, client) = (x.clone(), delta.clone(), x.client.clone());
     let ranges: Vec<u32> = tasks
         .iter()
         .flat_map(|task| {
@@ -55,9 +67,7 @@ fn held<R: CubeRuntime>(
         })
         .flat_map(|range| [as_index(range.start), as_index(range.end)])
         .collect();
-    let limits = limits(&client, delta.dtype);
-    let wide = loads_wide(m, &[&delta]) && loads_wide(n, &[&x]);
-    let strategy = Strategy::choose([m, n], held, wide, &limits);
+    let strategy = Strategy::choose([m, n], held, of.wide, &of.limits);
     let [side_m, side_n] = strategy.tile();
     let (tiles_m, tiles_n, pairs) = (m.div_ceil(side_m), n.div_ceil(side_n), held * (held + 1) / 2);
     let len = tasks.len() * tiles_m * tiles_n * pairs;

@@ -3,6 +3,10 @@
 use super::cube::{PLANES, SIDE, shared_bytes};
 use crate::on_chip::{Limits, Tile, WIDE};
 
+/// Cotangents that a cube holds at most, on plain units and on matrix units: the accumulators of four there are more than a unit has registers for (ptxas moves a
+/// thousand bytes of each unit's to memory and back).
+const HELD: [usize; 2] = [4, 2];
+
 /// How a cube multiplies its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Strategy {
@@ -34,6 +38,9 @@ impl Strategy {
             Self::MatrixUnits { plane } if limits.matrix_units != Some(plane) => {
                 return Err(format!("no matrix units for this type with {plane} units together"));
             }
+            Self::MatrixUnits { .. } if held > HELD[1] => {
+                return Err(format!("{held} cotangents, and accumulators of {} fit", HELD[1]));
+            }
             Self::MatrixUnits { .. } if !wide => return Err(format!("rows are not loaded {WIDE} values at once")),
             Self::MatrixUnits { .. } if shared_bytes(held) > limits.shared => {
                 return Err(format!("{} bytes shared, and the device has {}", shared_bytes(held), limits.shared));
@@ -47,6 +54,14 @@ impl Strategy {
             return Err(format!("a gradient of {m} × {n} leaves most of a tile of {SIDE} × {SIDE} empty"));
         }
         Ok(())
+    }
+
+    /// Cotangents that a cube holds at most, of a gradient `[m, n]`.
+    pub fn most_held(shape: [usize; 2], wide: bool, limits: &Limits) -> usize {
+        match Self::choose(shape, HELD[1], wide, limits) {
+            Self::Units(_) => HELD[0],
+            Self::MatrixUnits { .. } => HELD[1],
+        }
     }
 
     /// Rows and columns of a tile.
