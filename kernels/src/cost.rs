@@ -198,10 +198,12 @@ fn best(inputs: usize, outputs: &[usize], rows: &RowSet, dtype: DType, rates: &R
         true => &[&[Tile], &[Tile, Gram], &[Tile, Triangle], &[Tile, Gram, Triangle]],
         false => &[&[Tile], &[Tile, Gram]],
     };
-    let each = |m: usize| [Tile, Gram, Triangle].map(|reduction| (reduction, rates.seconds(of(reduction, m))));
-    let each: Vec<_> = outputs.iter().map(|&m| each(m)).collect();
+    // the last offer has all that are in any
+    let all = offered.last().copied().unwrap_or_default();
+    let each = |&m: &usize| all.iter().map(|&reduction| (reduction, rates.seconds(of(reduction, m)))).collect();
+    let each: Vec<Vec<(Reduction, f64)>> = outputs.iter().map(each).collect();
     let of_offer = |offer: &&[Reduction]| {
-        let least = |each: &[(Reduction, f64); 3]| {
+        let least = |each: &Vec<(Reduction, f64)>| {
             let of_offer = each.iter().filter(|(reduction, _)| offer.contains(reduction));
             *of_offer.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(&each[0])
         };

@@ -57,9 +57,10 @@ impl Placement {
     /// Places a model: weights first, in at most 70 % of the memory, and activations in what that leaves.
     pub(crate) fn of(model: &Model, outline: &Outline) -> Self {
         let layers = outline.description.layers();
+        // where not all blocks stay: of as many rows as a pass takes at the most
+        let rows = plan::ENOUGH_ROWS_OF_COPIES * plan::least_bytes_per_row(&outline.description, model.dtype);
         if model.device.is_cpu() {
-            let least = plan::ENOUGH_ROWS_OF_COPIES * plan::least_bytes_per_row(&outline.description, model.dtype);
-            return Self::on_cpu(model, model.bytes_of_weights(outline, true), layers, least);
+            return Self::on_cpu(model, model.bytes_of_weights(outline, true), layers, rows);
         }
         let [outside, block] = model.bytes_of_weights(outline, false);
         let weights = outside + block * layers;
@@ -73,7 +74,6 @@ impl Placement {
             layers
         } else {
             // rows before blocks: a pass over more of them saves more copying than a block that stays
-            let rows = plan::ENOUGH_ROWS_OF_COPIES * plan::least_bytes_per_row(&outline.description, model.dtype);
             let room = memory.saturating_sub(outside + block * AHEAD + rows);
             (room / block.max(1)).min(layers.saturating_sub(1))
         };
@@ -132,12 +132,7 @@ impl Placement {
 
     /// Bytes that gradients may take which are kept, beside a loaded model and its batches of some forward rows.
     pub(crate) fn left_for_gradients(&self, model: &Model, outline: &Outline, rows: usize) -> usize {
-        let of = &outline.description;
-        let per_row = match self.places.device < of.layers() {
-            true => plan::least_bytes_per_row(of, model.dtype),
-            false => plan::bytes_per_row(of, model.dtype),
-        };
-        let batches = rows * per_row * self.at_once;
+        let batches = rows * self.row(model, outline).0 * self.at_once;
         let memory = match (model.memory, self.activations) {
             (Some(memory), _) => memory.saturating_sub(self.held),
             (None, Some(activations)) if !model.device.is_cpu() => 2 * activations,
@@ -161,12 +156,18 @@ impl Placement {
 
     /// Forward rows that a batch may have.
     pub(crate) fn rows_per_batch(&self, model: &Model, outline: &Outline) -> usize {
-        let (of, bytes) = (&outline.description, self.activations.unwrap_or(usize::MAX));
+        let (per_row, enough) = self.row(model, outline);
+        (self.activations.unwrap_or(usize::MAX) / per_row.max(1)).clamp(1, enough)
+    }
+
+    /// Bytes that a forward row takes, and rows beyond which more are not worth it.
+    fn row(&self, model: &Model, outline: &Outline) -> (usize, usize) {
+        let of = &outline.description;
         if self.places.device < of.layers() {
             // reading and copying are paid once a pass, so that a pass takes all rows that fit
-            return (bytes / plan::least_bytes_per_row(of, model.dtype).max(1)).clamp(1, plan::ENOUGH_ROWS_OF_COPIES);
+            return (plan::least_bytes_per_row(of, model.dtype), plan::ENOUGH_ROWS_OF_COPIES);
         }
         let enough = if model.device.is_cpu() { plan::enough_rows(of) } else { plan::ENOUGH_ROWS_ON_DEVICE };
-        (bytes / plan::bytes_per_row(of, model.dtype).max(1)).clamp(1, enough)
+        (plan::bytes_per_row(of, model.dtype), enough)
     }
 }
