@@ -69,6 +69,8 @@ pub struct FoundDevice {
     pub name: String,
     /// Bytes of its own memory, where the driver says.
     pub memory: Option<usize>,
+    /// Bytes of the largest tensor that it takes, where that is less.
+    pub largest: Option<usize>,
     /// Whether it is a driver in software, which is for tests only.
     pub software: bool,
 }
@@ -100,10 +102,11 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, FoundDevice)>, String> {
     };
     let instance = wgpu::Instance::new(descriptor);
     let adapters = futures_lite::future::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
-    let infos: Vec<(wgpu::AdapterInfo, Option<usize>)> = adapters.iter().map(|a| (a.get_info(), memory(a))).collect();
+    let largest = |a: &wgpu::Adapter| usize::try_from(a.limits().max_storage_buffer_binding_size).ok();
+    let infos: Vec<_> = adapters.iter().map(|a| (a.get_info(), memory(a), largest(a))).collect();
     let mut devices = Vec::new();
     for kind in [DiscreteGpu, IntegratedGpu, VirtualGpu, Cpu] {
-        for (i, (info, memory)) in infos.iter().filter(|(info, _)| info.device_type == kind).enumerate() {
+        for (i, (info, memory, largest)) in infos.iter().filter(|(info, ..)| info.device_type == kind).enumerate() {
             let device = match kind {
                 DiscreteGpu => WgpuDevice::DiscreteGpu(i),
                 IntegratedGpu => WgpuDevice::IntegratedGpu(i),
@@ -115,7 +118,13 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, FoundDevice)>, String> {
             let number = devices.len();
             devices.push((
                 device,
-                FoundDevice { number, name: info.name.clone(), memory: *memory, software: kind == Cpu },
+                FoundDevice {
+                    number,
+                    name: info.name.clone(),
+                    memory: *memory,
+                    largest: *largest,
+                    software: kind == Cpu,
+                },
             ));
         }
     }
@@ -157,7 +166,7 @@ pub fn cuda_devices() -> Result<Vec<(CudaDevice, FoundDevice)>, String> {
         let name = result::device::get_name(device).map_err(failed)?;
         // SAFETY: the handle was returned by the driver just now.
         let memory = unsafe { result::device::total_mem(device) }.ok();
-        Ok((CudaDevice::new(number), FoundDevice { number, name, memory, software: false }))
+        Ok((CudaDevice::new(number), FoundDevice { number, name, memory, largest: None, software: false }))
     };
     (0..count).map(found).collect()
 }

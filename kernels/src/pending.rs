@@ -1,4 +1,5 @@
 //! Grams whose partial sums are still in a device's memory: nothing waits for a device inside a pass.
+use crate::on_chip::contiguous;
 use crate::{Gram, RowSet};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::ComputeClient;
@@ -60,6 +61,8 @@ impl<R: CubeRuntime> Pending<R> {
 
     /// Grams of some of a set's cotangents (by their place in it), whose parts are `[…, K, K]`.
     pub(crate) fn matrices(rows: &RowSet, parts: &CubeTensor<R>, set: usize, cotangents: Vec<usize>) -> Self {
+        // what burn allocates itself may have gaps between rows
+        let parts = contiguous(parts);
         let whole = Whole { buffer: 0, set, cotangents };
         let len = parts.meta.num_elements();
         Self { wholes: vec![whole], ..Self::new(rows, parts.client.clone(), parts.handle.clone(), len) }

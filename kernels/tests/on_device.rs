@@ -623,13 +623,8 @@ fn head_in<B: Kernels>(device: &B::Device, dtype: DType) {
             let (on_y, on_w) = (up::<B>(&y, [rows, d], dtype, device), up::<B>(&w, [vocabulary, d], dtype, device));
             let run = || B::head(&on_y, &Weight::Plain(&on_w), &targets, cap, Some(&cotangents));
             let got = run();
-            let want = Flex::head(
-                &host(&y, [rows, d]),
-                &Weight::Plain(&host(&w, [vocabulary, d])),
-                &targets,
-                cap,
-                Some(&cotangents),
-            );
+            let (of_y, of_w) = (host(&y, [rows, d]), host(&w, [vocabulary, d]));
+            let want = Flex::head(&of_y, &Weight::Plain(&of_w), &targets, cap, Some(&cotangents));
             close(&got.logp, &want.logp, 2e-4);
             close(&got.log_normaliser, &want.log_normaliser, 2e-4);
             close(&got.entropy, &want.entropy, 2e-4);
@@ -640,6 +635,19 @@ fn head_in<B: Kernels>(device: &B::Device, dtype: DType) {
             let gram = B::collect(vec![got.gram.unwrap()]);
             // its rows are stored in the type before they are multiplied
             close(&gram[0][0], &want.gram.unwrap()[0], tolerance(dtype));
+            // two sets, of which one is filled up to the other; and more cotangents of one row each than are summed one by one
+            let apart = [0..half, half..rows];
+            let singles: Vec<Vec<(usize, f64)>> =
+                (0..rows).map(|r| vec![(r, if plain { 1.0 } else { 0.5 + r as f64 / 50.0 })]).collect();
+            let of_sets = HeadCotangents { weights: &singles, sets: &apart, set_rows: &apart };
+            let of_all = HeadCotangents { weights: &singles, sets: &[0..rows], set_rows: &[0..rows] };
+            for cotangents in [of_sets, of_all] {
+                let got = B::head(&on_y, &Weight::Plain(&on_w), &targets, cap, Some(&cotangents)).gram.unwrap();
+                let want = Flex::head(&of_y, &Weight::Plain(&of_w), &targets, cap, Some(&cotangents)).gram.unwrap();
+                for (got, want) in B::collect(vec![got])[0].iter().zip(&want) {
+                    close(got, want, tolerance(dtype));
+                }
+            }
             // the same bits on a second run
             let again = run();
             assert_eq!((&got.logp, &got.entropy), (&again.logp, &again.entropy));

@@ -94,6 +94,16 @@ fn passing(model: &Description) -> usize {
     (3 * widest_mlp(model)).max(experts).max(2 * carried(model)) + 4 * model.hidden
 }
 
+/// Bytes of the largest tensor of a pass, for each of its forward rows: that of the backward rows of a pair that shares little of its prompt, at the
+/// widest layer.
+#[must_use]
+pub fn widest_bytes_per_row(model: &Description, dtype: DType) -> usize {
+    let heads = |layer| model.attention_of(layer).heads * model.attention_of(layer).head_dim;
+    let attention = (0..model.layers()).map(heads).max().unwrap_or(0);
+    let experts = model.experts.as_ref().map_or(0, |of| of.routing.per_row * of.width.max(model.hidden));
+    2 * widest_mlp(model).max(attention).max(experts).max(carried(model)).max(model.hidden) * dtype.size()
+}
+
 /// Bytes that one forward row takes at the peak of a backward pass that computes nothing twice, for a pair that shares
 /// little of its prompt.
 #[must_use]

@@ -329,6 +329,7 @@ impl<B: Kernels> Decoder<B> {
         places: Places,
     ) -> Result<Self> {
         let description = description.located(folder, |name| base.has(name))?;
+        base = base.within(B::largest(device));
         let quantised = base.quantised();
         let names = &description.names;
         let bare = !base.has(&format!("{}.weight", names.embedding));

@@ -17,6 +17,8 @@ pub(crate) struct Weights {
     taken: BTreeSet<String>,
     /// Whether every tensor that is asked for is made up.
     synthetic: bool,
+    /// Bytes of the largest tensor that the device takes where they are used.
+    largest: Option<u64>,
 }
 
 impl Weights {
@@ -38,7 +40,12 @@ impl Weights {
 
     /// The same tensors, none of them taken.
     pub fn again(&self) -> Self {
-        Self { tensors: self.tensors.clone(), taken: BTreeSet::new(), synthetic: self.synthetic }
+        Self { tensors: self.tensors.clone(), taken: BTreeSet::new(), ..*self }
+    }
+
+    /// The same for a device whose tensors are of no more bytes than these.
+    pub fn within(self, largest: Option<u64>) -> Self {
+        Self { largest, ..self }
     }
 
     /// Weights that are no file's: matrices of small numbers without a pattern, gains of one. For measurements of speed.
@@ -84,6 +91,7 @@ impl Weights {
         dtype: DType,
         device: &B::Device,
     ) -> Result<FloatTensor<B>> {
+        self.fits(name, shape.iter().product::<usize>() * dtype.size(), dtype)?;
         if self.synthetic {
             return Ok(B::upload(made_up(shape, layout).convert_dtype(dtype), device));
         }
@@ -118,6 +126,16 @@ impl Weights {
         Ok(B::upload(data, device))
     }
 
+    /// Whether the device takes a tensor of some bytes.
+    fn fits(&self, name: &str, bytes: usize, dtype: DType) -> Result<()> {
+        let Some(largest) = self.largest.filter(|&largest| bytes as u64 > largest) else { return Ok(()) };
+        let half = if dtype == DType::F32 { ", numbers of 16 bits take half (option `dtype`)" } else { "" };
+        let problem = format!(
+            "takes {bytes} bytes, and the device takes no tensor of more than {largest}{half}; option `device` = cpu has no such bound"
+        );
+        Err(Error::tensor(self.tensors.path_of(name), name, problem))
+    }
+
     /// A tensor's numbers where they lie in the host's memory, if they are used there: in a number type.
     fn held<B: Kernels>(&self, name: &str, shape: &[usize], dtype: DType) -> Option<TensorData> {
         let number = match dtype {
@@ -149,7 +167,10 @@ impl Weights {
             && let Some(codes) = self.tensors.codes(name, layout, most)?
         {
             self.taken.insert(name.to_owned());
-            return Ok(Matrix::Coded(coded::<B>(&codes, layout != Layout::Same, device)));
+            let spec = spec_of(&codes);
+            self.fits(name, spec.words() * size_of::<u32>(), DType::U32)?;
+            let words = TensorData::new(codes.words(), [spec.words()]);
+            return Ok(Matrix::Coded(Coded::new(B::upload(words, device), spec, layout != Layout::Same)));
         }
         if layout == Layout::Transposed
             && self.shape(name) == Some(shape)
@@ -203,9 +224,9 @@ impl Weights {
     }
 }
 
-/// Codes on a device, of a matrix or its transpose.
-fn coded<B: Kernels>(codes: &Codes, transposed: bool, device: &B::Device) -> Coded<B> {
-    let spec = CodeSpec {
+/// How codes lie in words.
+fn spec_of(codes: &Codes) -> CodeSpec {
+    CodeSpec {
         rows: codes.rows(),
         columns: codes.columns,
         bits: codes.bits(),
@@ -217,10 +238,7 @@ fn coded<B: Kernels>(codes: &Codes, transposed: bool, device: &B::Device) -> Cod
             Number::F16 => DType::F16,
             _ => DType::F32,
         },
-    };
-    let words = codes.words();
-    let number = words.len();
-    Coded::new(B::upload(TensorData::new(words, [number]), device), spec, transposed)
+    }
 }
 
 /// A tensor of a stored shape with made-up values, as it is kept.
@@ -323,4 +341,23 @@ pub fn content_hash(folder: &Path) -> Result<String> {
     // without a config of its own, the file of the weights says what the model is
     let config = if config.exists() { tanglescope_checkpoint::file_hash(&config)? } else { "gguf".to_owned() };
     Ok(format!("{weights}+{config}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tanglescope_kernels::{Flex, FlexDevice};
+
+    #[test]
+    fn a_tensor_that_the_device_does_not_take_is_refused_by_name_and_limit() {
+        let gib = 1 << 30;
+        let mut weights = Weights::synthetic().within(Some(2 * gib - 1));
+        let mut take =
+            |rows, dtype| weights.take::<Flex>("lm_head.weight", &[rows, 8], Layout::Same, dtype, &FlexDevice);
+        let refused = take(67_108_867, DType::F32).unwrap_err().to_string();
+        let want = "tensor `lm_head.weight`: takes 2147483744 bytes, and the device takes no tensor of more than 2147483647, numbers of 16 bits take half \
+                    (option `dtype`); option `device` = cpu has no such bound";
+        assert!(refused.ends_with(want), "{refused}");
+        assert!(take(4, DType::F32).is_ok());
+    }
 }

@@ -292,8 +292,11 @@ impl Device {
             let own = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let own = || own.or_else(|| payload.downcast_ref::<String>().cloned());
             let said = first().take().or_else(own).unwrap_or_else(|| "no reason is given".to_owned());
-            let problem =
-                format!("it failed ({said}); what is written stays, and a smaller option `memory` asks less of it");
+            let bound = self.largest().map(|bytes| format!("; it takes no tensor of more than {bytes} bytes"));
+            let problem = format!(
+                "it failed ({said}){}; what is written stays, and a smaller option `memory` asks less of it",
+                bound.unwrap_or_default()
+            );
             Err(Error::Device { device: self.to_string(), problem })
         })
     }
@@ -319,6 +322,11 @@ impl Device {
     /// Bytes of a device's own memory, where its driver says.
     pub(crate) fn memory(&self) -> Option<usize> {
         self.found()?.memory
+    }
+
+    /// Bytes of the largest tensor that it takes, where its driver sets a bound.
+    pub(crate) fn largest(&self) -> Option<usize> {
+        self.found()?.largest
     }
 
     /// Whether it computes with a number type.
@@ -351,6 +359,8 @@ impl Device {
             }
             Self::Vulkan(device, found) => {
                 let mut all = features(&offers_vulkan(device));
+                let gib = |bytes: usize| bytes as f64 / f64::from(1u32 << 30);
+                all.extend(found.largest.map(|bytes| format!("tensors of up to {:.1} GiB", gib(bytes))));
                 if found.software {
                     all.push("a software driver on the CPU: for tests".to_owned());
                 }

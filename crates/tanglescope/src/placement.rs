@@ -157,6 +157,8 @@ impl Placement {
     /// Forward rows that a batch may have.
     pub(crate) fn rows_per_batch(&self, model: &Model, outline: &Outline) -> usize {
         let (per_row, enough) = self.row(model, outline);
+        let widest = plan::widest_bytes_per_row(&outline.description, model.dtype);
+        let enough = model.device.largest().map_or(enough, |bytes| enough.min((bytes / widest).max(1)));
         (self.activations.unwrap_or(usize::MAX) / per_row.max(1)).clamp(1, enough)
     }
 

@@ -18,7 +18,7 @@ const BYTES: usize = 64 << 20;
 
 /// Stretches of rows as a batch of matrices, `[B, longest, width]`. Places beyond a stretch's own rows hold one of the tensor's,
 /// and what is made of them is not read.
-fn batch<R: CubeRuntime>(x: &CubeTensor<R>, stretches: &[Range<usize>]) -> CubeTensor<R> {
+pub(crate) fn batch<R: CubeRuntime>(x: &CubeTensor<R>, stretches: &[Range<usize>]) -> CubeTensor<R> {
     let longest = stretches.iter().map(Range::len).max().unwrap_or(0);
     let follow = stretches.windows(2).all(|two| two[0].end == two[1].start);
     let alike = follow && stretches.iter().all(|stretch| stretch.len() == longest);
@@ -29,8 +29,12 @@ fn batch<R: CubeRuntime>(x: &CubeTensor<R>, stretches: &[Range<usize>]) -> CubeT
         let index: Vec<u32> = stretches.iter().flat_map(|s| (0..longest).map(|i| as_index(place(s, i)))).collect();
         gather(x, &index, None)
     };
-    let shape = Shape::from([stretches.len(), longest, width_of(&x)]);
-    CubeTensor::new_contiguous(x.client.clone(), x.device.clone(), shape, x.handle, x.dtype)
+    reshaped(&x, Shape::from([stretches.len(), longest, width_of(&x)]))
+}
+
+/// Values that lie side by side, as a tensor of another shape.
+fn reshaped<R: CubeRuntime>(x: &CubeTensor<R>, shape: Shape) -> CubeTensor<R> {
+    CubeTensor::new_contiguous(x.client.clone(), x.device.clone(), shape, x.handle.clone(), x.dtype)
 }
 
 impl Part {
@@ -82,6 +86,7 @@ impl Part {
     ) -> Pending<R> {
         let sets = match self {
             Self::Single { set, present } => {
+                let products = reshaped(&products, inputs.meta.shape().clone());
                 return Pending::matrices(rows, &mul(products, inputs.clone()), *set, present.clone());
             }
             Self::Several { sets } => sets,

@@ -72,7 +72,8 @@ impl Part {
         self.sets().map(|set| rows.forward_range(&rows.sets[set])).collect()
     }
 
-    fn sets(&self) -> Range<usize> {
+    /// The sets that it is of.
+    pub fn sets(&self) -> Range<usize> {
         match self {
             Self::Single { set, .. } => *set..*set + 1,
             Self::Several { sets } => sets.clone(),

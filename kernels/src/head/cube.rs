@@ -55,7 +55,8 @@ pub(super) fn target_logits<F: Float>(
 }
 
 /// Takes a chunk of logits `[n, C]` into each row's running figures, and leaves `exp(z − maximum)`, times the slope
-/// of the soft cap, in `p[n, C]`: zero for the row's target, which is in no sum.
+/// of the soft cap, in `p[n, C]`: zero for the row's target, which is in no sum. `mean[n, d]`, what `p·W` of the chunks before comes to, is
+/// brought to the new maximum.
 ///
 /// `figures[n, FIGURES]`: maximum, Σ exp(z − maximum), Σ exp(z − maximum)·(z − maximum), the target's logit, the factor that
 /// what came before this chunk has to be multiplied with, the tokens above the target, and Σ exp(z − maximum)². The sum is zero where
@@ -66,6 +67,7 @@ pub(super) fn take_chunk<F: Float>(
     targets: &Array<u32>,
     target_logits: &Array<f32>,
     figures: &mut Array<f32>,
+    mean: &mut Matrix<f32>,
     p: &mut Matrix<F>,
     first: u32,
     cap: f32,
@@ -132,8 +134,17 @@ pub(super) fn take_chunk<F: Float>(
     let all_weighted = cube_sum(weighted, &mut scratch, UNITS);
     let all_squares = cube_sum(squares, &mut scratch, UNITS);
     let all_above = cube_sum(above, &mut scratch, UNITS);
+    let factor = (before - top).exp();
+    if comptime!(!start) {
+        if factor < 1.0f32 {
+            at = unit;
+            while at < mean.shape(1) {
+                mean[row * mean.stride(0) + at] *= factor;
+                at += UNITS;
+            }
+        }
+    }
     if unit == 0 {
-        let factor = (before - top).exp();
         figures[row * FIGURES] = top;
         figures[row * FIGURES + 1] = sum_before * factor + all;
         figures[row * FIGURES + 2] = (weighted_before + sum_before * (before - top)) * factor + all_weighted;
@@ -164,23 +175,6 @@ fn rest(figures: &Array<f32>, row: usize) -> f32 {
     1.0f32 / (1.0f32 + (-against).exp())
 }
 
-/// `mean = factor·mean + here`, or `here` at the start; a unit a value.
-#[cube(launch)]
-pub(super) fn add_chunk(mean: &mut Matrix<f32>, here: &Matrix<f32>, figures: &Array<f32>, #[comptime] start: bool) {
-    let width = mean.shape(1);
-    if ABSOLUTE_POS >= mean.shape(0) * width {
-        terminate!();
-    }
-    let row = ABSOLUTE_POS / width;
-    let column = ABSOLUTE_POS % width;
-    let value = here[row * here.stride(0) + column];
-    if comptime!(start) {
-        mean[ABSOLUTE_POS] = value;
-    } else {
-        mean[ABSOLUTE_POS] = mean[ABSOLUTE_POS] * figures[row * FIGURES + 4] + value;
-    }
-}
-
 /// `W[target]`, times the slope of its soft cap, less `mean/Σ`, all times 1 − p(target): the gradient of log p(target) in the input; a unit a
 /// value.
 #[cube(launch)]
@@ -206,26 +200,69 @@ pub(super) fn finish<F: Float>(
     back[ABSOLUTE_POS] = F::cast_from(rest(figures, row) * (of_target - of_others));
 }
 
-/// `e = (onehot − p)·slope` of a chunk of the vocabulary, from its logits and each row's final figures; a unit a value.
+/// Brings products of rows of the chunks before, `sums[B, L, L]`, to the maxima that the last chunk left; a unit a value. `rows[B·L]` are
+/// the head's rows.
 #[cube(launch)]
-pub(super) fn cotangents_of_chunk<F: Float>(
+pub(super) fn rescale_products(sums: &mut Matrix<f32>, figures: &Array<f32>, rows: &Array<u32>) {
+    let side = sums.shape(2);
+    if ABSOLUTE_POS >= sums.shape(0) * side * side {
+        terminate!();
+    }
+    let row = ABSOLUTE_POS / side;
+    let column = row / side * side + ABSOLUTE_POS % side;
+    let factor = figures[rows[row] as usize * FIGURES + 4] * figures[rows[column] as usize * FIGURES + 4];
+    if factor < 1.0f32 {
+        sums[row / side * sums.stride(0) + row % side * sums.stride(1) + ABSOLUTE_POS % side] *= factor;
+    }
+}
+
+/// What a row makes of a token that is not its target, from the token's logit, times the slope of the soft cap.
+#[cube]
+fn other(logit: f32, figures: &Array<f32>, row: usize, cap: f32, #[comptime] capped: bool) -> f32 {
+    let z = soft_cap(logit, cap, capped);
+    let share = rest(figures, row) / sum_of_others(figures, row);
+    share * (z - figures[row * FIGURES]).exp() * slope(z, cap, capped)
+}
+
+/// `w_r·w_s·(e_r·e_s)` of every two backward rows of each set, `out[B, R, R]`, with `e_r = ((1 − p_r[y_r])·onehot − q_r)·slope`; a unit a value.
+///
+/// `sums[B, L, L]` are products of rows of q over the vocabulary, before they are brought to probabilities; `logits[B, L, L]` what each row makes
+/// of each row's target; `rows[B·R]` and `weights[B·R]` the head's row behind each backward row, and its weight; `starts[B]` the head's
+/// row that is the first of each set.
+#[cube(launch)]
+pub(super) fn cotangent_products(
+    sums: &Matrix<f32>,
     logits: &Matrix<f32>,
     targets: &Array<u32>,
     figures: &Array<f32>,
-    e: &mut Matrix<F>,
-    first: u32,
+    rows: &Array<u32>,
+    weights: &Array<f32>,
+    starts: &Array<u32>,
+    out: &mut Matrix<f32>,
     cap: f32,
     #[comptime] capped: bool,
-    #[define(F)] _dtype: StorageType,
 ) {
-    let width = e.shape(1);
-    if ABSOLUTE_POS >= e.shape(0) * width {
+    let many = out.shape(2);
+    if ABSOLUTE_POS >= out.shape(0) * many * many {
         terminate!();
     }
-    let row = ABSOLUTE_POS / width;
-    let column = ABSOLUTE_POS % width;
-    let z = soft_cap(logits[row * logits.stride(0) + column], cap, capped);
-    let share = -(z - figures[row * FIGURES]).exp() / sum_of_others(figures, row);
-    let hit = targets[row] == first + column as u32;
-    e[ABSOLUTE_POS] = F::cast_from(rest(figures, row) * select(hit, 1.0f32, share) * slope(z, cap, capped));
+    let row = ABSOLUTE_POS / many;
+    let set = row / many;
+    let column = set * many + ABSOLUTE_POS % many;
+    let r = rows[row] as usize;
+    let s = rows[column] as usize;
+    let first = starts[set] as usize;
+    let along = set * logits.stride(0) + (r - first) * logits.stride(1) + (s - first);
+    let across = set * logits.stride(0) + (s - first) * logits.stride(1) + (r - first);
+    let sum = sums[set * sums.stride(0) + (r - first) * sums.stride(1) + (s - first)];
+    let rest_r = rest(figures, r) * slope(figures[r * FIGURES + 3], cap, capped);
+    let rest_s = rest(figures, s) * slope(figures[s * FIGURES + 3], cap, capped);
+    let mut of_targets = rest_r * rest_s;
+    if targets[r] != targets[s] {
+        let of_r = other(logits[along], figures, r, cap, capped);
+        let of_s = other(logits[across], figures, s, cap, capped);
+        of_targets = -(of_r * rest_s + of_s * rest_r);
+    }
+    let shares = rest(figures, r) / sum_of_others(figures, r) * (rest(figures, s) / sum_of_others(figures, s));
+    out[ABSOLUTE_POS] = weights[row] * weights[column] * (of_targets + sum * shares);
 }

@@ -1,18 +1,14 @@
-//! The head on a device: products by cubek, what lies between them by our kernels.
-//!
-//! One walk over the vocabulary for log-probabilities and the gradient; where the output matrix is in scope a second one
-//! forms e = onehot − p chunk by chunk, sums its products of rows, and hands them to the *gram* reduction.
-use super::cube::{FIGURES, UNITS, add_chunk, cotangents_of_chunk, finish, take_chunk, target_logits};
+//! The head on a device: one walk over the vocabulary, products by a library, what lies between them by our kernels.
+use super::cube::{FIGURES, UNITS, finish, take_chunk, target_logits};
+use super::gram::Walk;
 use super::{Figures, Head, Others};
 use crate::codes::launch::{Chosen, numbers};
-use crate::gram::{self, plan::Part};
 use crate::on_chip::{array, by_rows, empty, ints, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::pending::Pending;
-use crate::product::launch::{product, rows, transposed};
-use crate::rows::launch::gather;
+use crate::product::launch::{product, product_onto, rows, transposed};
 use crate::{CodeSpec, FloatTensor, HeadCotangents, HeadOutput, SoftCap, Weight, as_index};
 use burn_backend::DType;
-use burn_cubecl::{CubeRuntime, ops::numeric::add, tensor::CubeTensor};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 use std::ops::Range;
@@ -62,6 +58,12 @@ impl<R: CubeRuntime> Table<'_, R> {
     }
 }
 
+/// A soft cap as kernels take it.
+#[allow(clippy::cast_possible_truncation)]
+pub(super) fn bound(cap: Option<SoftCap>) -> f32 {
+    cap.map_or(1.0, |cap| cap.0 as f32)
+}
+
 /// See [`Head::head`].
 pub(crate) fn head<R: CubeRuntime>(
     y: &CubeTensor<R>,
@@ -70,8 +72,7 @@ pub(crate) fn head<R: CubeRuntime>(
     cap: Option<SoftCap>,
     cotangents: Option<&HeadCotangents<'_>>,
 ) -> HeadOutput<CubeTensor<R>, Pending<R>> {
-    #[allow(clippy::cast_possible_truncation)]
-    let bound = cap.map_or(1.0, |cap| cap.0 as f32);
+    let bound = bound(cap);
     let (n, d, vocabulary) = (rows_of(y), width_of(y), w.rows());
     let client = y.client.clone();
     let back = empty(y, [n, d], y.dtype);
@@ -80,11 +81,11 @@ pub(crate) fn head<R: CubeRuntime>(
     }
     let figures = client.empty(n * FIGURES * size_of::<f32>());
     let of_rows = || array(figures.clone(), n * FIGURES);
-    let mean = empty(y, [n, d], DType::F32);
+    let mut mean = empty(y, [n, d], DType::F32);
+    let mut gram = cotangents.map(Walk::new);
     let step = chunk_tokens(n);
     let chunks = || (0..vocabulary).step_by(step).map(|first| first..(first + step).min(vocabulary));
     let cells = CubeDim::new_1d(as_index(UNITS));
-    let grid = |values: usize| calculate_cube_count_elemwise(&client, values, cells);
     let own = client.empty(n * size_of::<f32>());
     let (of_targets, places) = w.of_targets(targets, y.dtype);
     target_logits::launch::<R>(
@@ -109,6 +110,7 @@ pub(crate) fn head<R: CubeRuntime>(
             ints(&client, targets),
             array(own.clone(), n),
             of_rows(),
+            mean.clone().into_tensor_arg(),
             p.clone().into_tensor_arg(),
             as_index(chunk.start),
             bound,
@@ -116,15 +118,14 @@ pub(crate) fn head<R: CubeRuntime>(
             cap.is_some(),
             y.dtype.into(),
         );
-        let here = product(&p, &part, DType::F32);
-        let (sum, here) = (mean.clone().into_tensor_arg(), here.into_tensor_arg());
-        add_chunk::launch::<R>(&client, grid(n * d), cells, sum, here, of_rows(), chunk.start == 0);
+        mean = if chunk.start == 0 { product(&p, &part, DType::F32) } else { product_onto(&p, &part, mean) };
+        gram.iter_mut().for_each(|gram| gram.add(&p, &of_rows));
     }
     finish::launch::<R>(
         &client,
-        grid(n * d),
+        calculate_cube_count_elemwise(&client, n * d, cells),
         cells,
-        of_targets.into_tensor_arg(),
+        of_targets.clone().into_tensor_arg(),
         ints(&client, &places),
         mean.into_tensor_arg(),
         of_rows(),
@@ -133,59 +134,9 @@ pub(crate) fn head<R: CubeRuntime>(
         cap.is_some(),
         y.dtype.into(),
     );
-    let products = |cotangents: &HeadCotangents<'_>| {
-        let cotangents_of = |chunk: &Range<usize>| {
-            let logits = product(y, &transposed(&w.chunk(chunk.clone(), y.dtype)), DType::F32);
-            let e = empty(y, [n, chunk.len()], y.dtype);
-            cotangents_of_chunk::launch::<R>(
-                &client,
-                grid(n * chunk.len()),
-                cells,
-                logits.into_tensor_arg(),
-                ints(&client, targets),
-                of_rows(),
-                e.clone().into_tensor_arg(),
-                as_index(chunk.start),
-                bound,
-                cap.is_some(),
-                y.dtype.into(),
-            );
-            e
-        };
-        row_gram(y, cotangents, chunks().map(|chunk| cotangents_of(&chunk)))
-    };
-    let gram = cotangents.map(products);
+    let gram = gram.map(|gram| gram.finish(y, (&of_targets, &places), targets, &of_rows, cap));
     let read = client.read(vec![figures.clone()]);
     output(&bytemuck::pod_collect_to_vec(&read[0]), back, gram)
-}
-
-/// The *gram* reduction of the output matrix, whose cotangents `e` come chunk by chunk of the vocabulary.
-fn row_gram<R: CubeRuntime>(
-    y: &CubeTensor<R>,
-    cotangents: &HeadCotangents<'_>,
-    chunks: impl Iterator<Item = CubeTensor<R>>,
-) -> Pending<R> {
-    let (set, sources, weights) = (cotangents.rows(), cotangents.sources(), cotangents.weights());
-    // every row once, in order, weighted one: e is the cotangent as it is
-    let plain = sources.iter().enumerate().all(|(i, &s)| i == s as usize)
-        && weights.iter().all(|c| c.to_bits() == 1.0f64.to_bits());
-    let parts = gram::launch::parts(&set);
-    let inputs: Vec<CubeTensor<R>> = parts.iter().map(|part| part.inputs(y, &set)).collect();
-    let mut products: Vec<Option<CubeTensor<R>>> = vec![None; parts.len()];
-    for e in chunks {
-        let e = if plain { e } else { gather(&e, &sources, Some(&weights)) };
-        for (part, sum) in parts.iter().zip(&mut products) {
-            let here = part.products(&e, &set, &part.rows(&set));
-            *sum = Some(match sum.take() {
-                Some(sum) => add(sum, here),
-                None => here,
-            });
-        }
-    }
-    let of = |((part, inputs), products): ((&Part, &CubeTensor<R>), Option<CubeTensor<R>>)| {
-        products.map(|products| part.sums((inputs, products), &set, &part.rows(&set)))
-    };
-    parts.iter().zip(&inputs).zip(products).filter_map(of).fold(Pending::nothing(&set), Pending::plus)
 }
 
 /// What the rows' final figures say.

@@ -5,6 +5,7 @@
 pub mod bench;
 mod cpu;
 mod cube;
+mod gram;
 mod launch;
 
 use crate::cost::{self, Cost};

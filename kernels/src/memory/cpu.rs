@@ -12,6 +12,10 @@ impl Memory for Flex {
         Box::new(|| Ok(()))
     }
 
+    fn largest(_device: &FlexDevice) -> Option<u64> {
+        None
+    }
+
     fn memory_in_use(_device: &FlexDevice) -> Option<(u64, u64)> {
         None
     }

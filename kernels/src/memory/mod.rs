@@ -24,6 +24,9 @@ pub trait Memory: Backend {
     /// Bytes of the device's memory that are in use, and that are reserved; `None` where it is the host's.
     fn memory_in_use(device: &Self::Device) -> Option<(u64, u64)>;
 
+    /// Bytes of the largest tensor that the device takes; `None` where the memory is the only bound.
+    fn largest(device: &Self::Device) -> Option<u64>;
+
     /// Copies host values to the device: numbers, or [words](crate::Coded).
     fn upload(values: TensorData, device: &Self::Device) -> FloatTensor<Self>;
 

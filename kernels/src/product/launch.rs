@@ -4,7 +4,7 @@ use crate::on_chip::{empty, on_devices, rows_of, width_of};
 use crate::rows::launch::gather;
 use crate::{FloatTensor, Memory, RowSet};
 use burn_backend::{DType, ops::FloatTensorOps};
-use burn_cubecl::{CubeRuntime, kernel, tensor::CubeTensor};
+use burn_cubecl::{CubeRuntime, kernel, ops::numeric::add, tensor::CubeTensor};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{launch_naive, launch_tiling};
 use cubek::matmul::routines::BlueprintStrategy;
@@ -21,6 +21,17 @@ pub(crate) fn product<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, dtyp
     let out = empty(a, shape, dtype);
     product_into(a, b, &out);
     out
+}
+
+/// `onto + a·b` in the type of `onto`, in its place where cuBLAS multiplies: a tensor that nobody else reads.
+pub(crate) fn product_onto<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, onto: CubeTensor<R>) -> CubeTensor<R> {
+    match cublas::product_into(a, b, &onto, 1.0, true) {
+        Ok(()) => onto,
+        Err(_) => {
+            let here = product(a, b, onto.dtype);
+            add(onto, here)
+        }
+    }
 }
 
 /// Columns whose products are summed on the device where the sum over all of them is kept in f64.
@@ -140,7 +151,7 @@ fn matmul<R: CubeRuntime>(
         }
     };
     match onto {
-        Some(onto) => burn_cubecl::ops::numeric::add(onto, y),
+        Some(onto) => add(onto, y),
         None => y,
     }
 }

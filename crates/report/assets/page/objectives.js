@@ -47,7 +47,7 @@ const sets = () => {
   draw("c-sets", all.length < 2 ? "one data set only" : {
     tooltip: { formatter: (p) => { const [, ...q] = p.value; return `${escape(p.name)}<br>5 %, quarter, median, three quarters, 95 %:<br>${q.map(shown).join(", ")}`; } },
     grid: { left: 62, right: 18, top: 16, bottom: 60 },
-    xAxis: axis({ type: "category", data: all.map((leaf) => (others.length ? named(leaf) : leaf.dataset)), axisLabel: { color: look().soft, interval: 0, overflow: "break", width: 130 } }),
+    xAxis: axis({ type: "category", data: all.map((leaf) => (others.length ? named(leaf) : leaf.dataset)), axisLabel: { color: look().soft, interval: 0, overflow: "break", width: 130, lineHeight: 15 } }),
     yAxis: axis({ type: "value", name: "cosine", nameGap: 46, scale: true }),
     series: [{ type: "boxplot", name: "cosine", data: all.map(box), itemStyle: { color: "#56b4e955", borderColor: "#0072b2" } }],
   });
