@@ -64,7 +64,7 @@ fn kernels(c: &mut Criterion) {
         spans: &spans,
         segments: &segments,
         targets: &targets,
-        head: HeadCotangents { weights: &weights, sets: &[0..2], set_rows: &[0..2 * SUFFIX] },
+        head: HeadCotangents { weights: &weights, sets: &[0..2] },
     };
     let mut group = c.benchmark_group("kernels");
     group.sample_size(20);

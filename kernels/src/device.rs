@@ -7,6 +7,8 @@ pub use burn_wgpu::{Vulkan, WgpuDevice};
 pub struct Offers {
     /// Bytes of memory that the threads of a group share.
     pub shared: usize,
+    /// Bytes of the largest tensor that it takes.
+    pub largest: u64,
     /// Number types that its matrix units multiply.
     pub matrix_units: Vec<&'static str>,
 }
@@ -17,6 +19,7 @@ fn offers<R: burn_cubecl::CubeRuntime>(device: &R::CubeDevice) -> Offers {
     let types = [(crate::DType::BF16, "bf16"), (crate::DType::F16, "f16")];
     Offers {
         shared: crate::on_chip::limits(&client, crate::DType::F32).shared,
+        largest: client.properties().memory.max_page_size,
         matrix_units: types.into_iter().filter(|(dtype, _)| has(*dtype)).map(|(_, name)| name).collect(),
     }
 }
@@ -69,8 +72,6 @@ pub struct FoundDevice {
     pub name: String,
     /// Bytes of its own memory, where the driver says.
     pub memory: Option<usize>,
-    /// Bytes of the largest tensor that it takes, where that is less.
-    pub largest: Option<usize>,
     /// Whether it is a driver in software, which is for tests only.
     pub software: bool,
 }
@@ -102,11 +103,10 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, FoundDevice)>, String> {
     };
     let instance = wgpu::Instance::new(descriptor);
     let adapters = futures_lite::future::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
-    let largest = |a: &wgpu::Adapter| usize::try_from(a.limits().max_storage_buffer_binding_size).ok();
-    let infos: Vec<_> = adapters.iter().map(|a| (a.get_info(), memory(a), largest(a))).collect();
+    let infos: Vec<(wgpu::AdapterInfo, Option<usize>)> = adapters.iter().map(|a| (a.get_info(), memory(a))).collect();
     let mut devices = Vec::new();
     for kind in [DiscreteGpu, IntegratedGpu, VirtualGpu, Cpu] {
-        for (i, (info, memory, largest)) in infos.iter().filter(|(info, ..)| info.device_type == kind).enumerate() {
+        for (i, (info, memory)) in infos.iter().filter(|(info, _)| info.device_type == kind).enumerate() {
             let device = match kind {
                 DiscreteGpu => WgpuDevice::DiscreteGpu(i),
                 IntegratedGpu => WgpuDevice::IntegratedGpu(i),
@@ -118,13 +118,7 @@ pub fn vulkan_devices() -> Result<Vec<(WgpuDevice, FoundDevice)>, String> {
             let number = devices.len();
             devices.push((
                 device,
-                FoundDevice {
-                    number,
-                    name: info.name.clone(),
-                    memory: *memory,
-                    largest: *largest,
-                    software: kind == Cpu,
-                },
+                FoundDevice { number, name: info.name.clone(), memory: *memory, software: kind == Cpu },
             ));
         }
     }
@@ -166,7 +160,7 @@ pub fn cuda_devices() -> Result<Vec<(CudaDevice, FoundDevice)>, String> {
         let name = result::device::get_name(device).map_err(failed)?;
         // SAFETY: the handle was returned by the driver just now.
         let memory = unsafe { result::device::total_mem(device) }.ok();
-        Ok((CudaDevice::new(number), FoundDevice { number, name, memory, largest: None, software: false }))
+        Ok((CudaDevice::new(number), FoundDevice { number, name, memory, software: false }))
     };
     (0..count).map(found).collect()
 }

@@ -3,6 +3,7 @@
 //! Forward rows are a group's trunk followed by its suffixes; backward rows are, for each cotangent, its own copy of
 //! the rows that it reaches (docs/mathematics.md, section 2).
 use crate::as_index;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Consecutive forward rows that attend to all of `prefix` and causally to themselves.
@@ -137,11 +138,19 @@ pub struct HeadCotangents<'a> {
     pub weights: &'a [Vec<(usize, f64)>],
     /// Cotangents of each set.
     pub sets: &'a [Range<usize>],
-    /// Rows that the cotangents of each set weight.
-    pub set_rows: &'a [Range<usize>],
 }
 
 impl HeadCotangents<'_> {
+    /// Rows that the cotangents of each set weight, each once, in order.
+    #[must_use]
+    pub fn set_rows(&self) -> Vec<Vec<u32>> {
+        let of_set = |set: &Range<usize>| {
+            let rows = self.weights[set.clone()].iter().flatten().map(|&(row, _)| as_index(row));
+            rows.collect::<BTreeSet<u32>>().into_iter().collect()
+        };
+        self.sets.iter().map(of_set).collect()
+    }
+
     /// One backward row for every weighted row of each cotangent.
     pub(crate) fn rows(&self) -> RowSet {
         let mut offsets = vec![0];

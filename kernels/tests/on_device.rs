@@ -326,6 +326,23 @@ fn row_wise_maps<B: Kernels>(device: &B::Device) {
     types::<B>(device).into_iter().for_each(|dtype| row_wise_maps_in::<B>(device, dtype));
 }
 
+/// One side of a grid has 65,535 workgroups at the most: a workgroup a row of more, and one for every 256 values of more than that many.
+fn more_workgroups_than_a_side_has<B: Kernels>(device: &B::Device) {
+    let rows = 65_535 + 100;
+    let mut random = Random::new(5);
+    let (x, gain) = (random.values(rows * 2), random.values(2));
+    let (mine, theirs) = (up::<B>(&x, [rows, 2], DType::F32, device), host(&x, [rows, 2]));
+    let kind = NormKind { centred: false, eps: 1e-5 };
+    let got = B::norm(&mine, &up::<B>(&gain, [2], DType::F32, device), None, kind);
+    same::<B>(&got, &Flex::norm(&theirs, &host(&gain, [2]), None, kind));
+    // 17 million threads are minutes for a processor in the place of a GPU
+    if !is_once_more() {
+        let x: Vec<f64> = (0..rows * 256).map(|i| (i % 1013) as f64 / 500.0 - 1.0).collect();
+        let (mine, theirs) = (up::<B>(&x, [rows, 256], DType::F32, device), host(&x, [rows, 256]));
+        same::<B>(&B::activate(Activation::Silu, &mine, None), &Flex::activate(Activation::Silu, &theirs, None));
+    }
+}
+
 /// Half of the product of some rows with a matrix.
 fn half_of<'a, B: Kernels>((rows, w): (&Range<usize>, &'a FloatTensor<B>)) -> Stretch<'a, B> {
     Stretch { rows: rows.clone(), w: Weight::Plain(w), scale: 0.5 }
@@ -619,7 +636,7 @@ fn head_in<B: Kernels>(device: &B::Device, dtype: DType) {
                 weights[1].iter_mut().for_each(|(r, c)| *c = 0.25 + *r as f64 / 100.0);
                 weights[0] = (0..rows).step_by(3).map(|r| (r, -1.5)).collect();
             }
-            let cotangents = HeadCotangents { weights: &weights, sets: &[0..2], set_rows: &[0..rows] };
+            let cotangents = HeadCotangents { weights: &weights, sets: &[0..2] };
             let (on_y, on_w) = (up::<B>(&y, [rows, d], dtype, device), up::<B>(&w, [vocabulary, d], dtype, device));
             let run = || B::head(&on_y, &Weight::Plain(&on_w), &targets, cap, Some(&cotangents));
             let got = run();
@@ -639,8 +656,8 @@ fn head_in<B: Kernels>(device: &B::Device, dtype: DType) {
             let apart = [0..half, half..rows];
             let singles: Vec<Vec<(usize, f64)>> =
                 (0..rows).map(|r| vec![(r, if plain { 1.0 } else { 0.5 + r as f64 / 50.0 })]).collect();
-            let of_sets = HeadCotangents { weights: &singles, sets: &apart, set_rows: &apart };
-            let of_all = HeadCotangents { weights: &singles, sets: &[0..rows], set_rows: &[0..rows] };
+            let of_sets = HeadCotangents { weights: &singles, sets: &apart };
+            let of_all = HeadCotangents { weights: &singles, sets: &[0..rows] };
             for cotangents in [of_sets, of_all] {
                 let got = B::head(&on_y, &Weight::Plain(&on_w), &targets, cap, Some(&cotangents)).gram.unwrap();
                 let want = Flex::head(&of_y, &Weight::Plain(&of_w), &targets, cap, Some(&cotangents)).gram.unwrap();
@@ -689,6 +706,7 @@ fn on_cuda_on_the_processor_with_cublas() {
 
 check!(Reductions, reductions);
 check!(RowWise, row_wise_maps);
+check!(LargeGrids, more_workgroups_than_a_side_has);
 check!(Attention, attention);
 check!(HeadOverChunks, head);
 check!(OfDelta, delta_rule);
@@ -701,6 +719,11 @@ fn tile_and_gram_are_the_products_of_whole_gradients_within_the_bounds_of_f32() 
 #[test]
 fn row_wise_maps_and_their_vjps_are_those_of_the_cpu() {
     on_devices(&RowWise);
+}
+
+#[test]
+fn grids_are_folded_where_a_side_is_full() {
+    on_devices(&LargeGrids);
 }
 
 #[test]

@@ -95,8 +95,6 @@ pub struct Batch {
     pub branches: Vec<Vec<Range<usize>>>,
     /// Forward rows of each group: of its trunk, and of each branch's suffix.
     pub rows: Vec<(Range<usize>, Vec<Range<usize>>)>,
-    /// Predictions that the cotangents of each set weight.
-    pub predictions: Vec<Range<usize>>,
     /// All backward rows; one set a group, or one for all groups of a joined batch.
     pub full: RowSet,
     /// One segment a cotangent.
@@ -124,7 +122,7 @@ impl Batch {
 
     fn add(&mut self, group: &Group, cotangents: &[Cotangent]) {
         let (prompt, trunk_len) = (group.prompt.len(), group.trunk_len());
-        let (start, first_prediction) = (self.tokens.len(), self.targets.len());
+        let start = self.tokens.len();
         let mut suffixes = Vec::with_capacity(group.responses.len());
         let mut branches = Vec::with_capacity(group.responses.len());
         for (k, response) in group.responses.iter().enumerate() {
@@ -184,7 +182,6 @@ impl Batch {
         let set = first_cotangent..self.weights.len();
         self.full.sets.push(set.clone());
         self.active.sets.push(set);
-        self.predictions.push(first_prediction..self.targets.len());
         self.branches.push(branches);
         self.rows.push((start..start + trunk_len, suffixes));
     }
@@ -203,7 +200,7 @@ impl Batch {
 
     /// The cotangents as the head takes them.
     pub(crate) fn head_cotangents(&self) -> HeadCotangents<'_> {
-        HeadCotangents { weights: &self.weights, sets: &self.full.sets, set_rows: &self.predictions }
+        HeadCotangents { weights: &self.weights, sets: &self.full.sets }
     }
 
     /// The same rows, each a cotangent of its own to the sinks: Grams are then over the places in the sequences at which parameters
@@ -239,7 +236,6 @@ impl Batch {
     pub(crate) fn joined(mut self) -> Self {
         self.full.sets = vec![0..self.weights.len()];
         self.active.sets.clone_from(&self.full.sets);
-        self.predictions = vec![0..self.targets.len()];
         self
     }
 }

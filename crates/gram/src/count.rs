@@ -143,13 +143,13 @@ fn thinned(rows: &RowSet, part: f64) -> RowSet {
 /// The cross terms of a tied output matrix: logits of the tokens that the rows of a set of cotangents have, and the head's rows against their sums
 /// of cotangents, for each cotangent.
 fn tied(batch: &Batch, [hidden, width]: [usize; 2], dtype: DType) -> Cost {
-    let set_cost = |(cotangents, predictions): (&std::ops::Range<usize>, &std::ops::Range<usize>)| {
+    let set_cost = |(cotangents, predictions): (&std::ops::Range<usize>, Vec<u32>)| {
         let rows = &batch.full.index[batch.full.of_set(cotangents)];
         let tokens = rows.iter().map(|&row| batch.tokens[row as usize]).collect::<BTreeSet<_>>().len();
         let product = |width: usize, n: usize| cost::product(predictions.len(), width, n, dtype);
         product(width, tokens) + product(hidden, cotangents.len() * tokens)
     };
-    let sets = batch.full.sets.iter().zip(&batch.predictions);
+    let sets = batch.full.sets.iter().zip(batch.head_cotangents().set_rows());
     sets.map(set_cost).fold(Cost::default(), |sum, cost| sum + cost)
 }
 
@@ -270,7 +270,7 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
     let width = of.hidden + low.unwrap_or(0) + usize::from(of.head_bias);
     count.head += head_cost(batch.targets.len(), width, of.vocabulary, dtype);
     for _ in outline.logit_matrices().filter(|name| scope.contains(name)) {
-        count.head += head_gram_cost(&batch.predictions, of.vocabulary, dtype);
+        count.head += head_gram_cost(&batch.head_cotangents(), of.vocabulary, dtype);
         // where the logits have several parts, the Gram of each is a pass of its own
         if low.is_some() || of.head_bias {
             count.head += head_cost(batch.targets.len(), width, of.vocabulary, dtype);

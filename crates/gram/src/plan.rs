@@ -94,6 +94,9 @@ fn passing(model: &Description) -> usize {
     (3 * widest_mlp(model)).max(experts).max(2 * carried(model)) + 4 * model.hidden
 }
 
+/// Backward rows of a forward row of the trunk of a pair.
+pub const BACKWARD_ROWS_PER_ROW: usize = 2;
+
 /// Bytes of the largest tensor of a pass, for each of its forward rows: that of the backward rows of a pair that shares little of its prompt, at the
 /// widest layer.
 #[must_use]
@@ -101,7 +104,9 @@ pub fn widest_bytes_per_row(model: &Description, dtype: DType) -> usize {
     let heads = |layer| model.attention_of(layer).heads * model.attention_of(layer).head_dim;
     let attention = (0..model.layers()).map(heads).max().unwrap_or(0);
     let experts = model.experts.as_ref().map_or(0, |of| of.routing.per_row * of.width.max(model.hidden));
-    2 * widest_mlp(model).max(attention).max(experts).max(carried(model)).max(model.hidden) * dtype.size()
+    BACKWARD_ROWS_PER_ROW
+        * widest_mlp(model).max(attention).max(experts).max(carried(model)).max(model.hidden)
+        * dtype.size()
 }
 
 /// Bytes that one forward row takes at the peak of a backward pass that computes nothing twice, for a pair that shares

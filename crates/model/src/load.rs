@@ -329,13 +329,16 @@ impl<B: Kernels> Decoder<B> {
         places: Places,
     ) -> Result<Self> {
         let description = description.located(folder, |name| base.has(name))?;
-        base = base.within(B::largest(device));
+        base.keep_within(B::largest(device));
         let quantised = base.quantised();
         let names = &description.names;
         let bare = !base.has(&format!("{}.weight", names.embedding));
         let mut adapter = Adapter::open(source)?;
-        let adapter_hash = match &adapter {
-            Adapter::Saved(saved) => Some(saved.content_hash()?),
+        let adapter_hash = match &mut adapter {
+            Adapter::Saved(saved) => {
+                saved.weights().keep_within(B::largest(device));
+                Some(saved.content_hash()?)
+            }
             _ => None,
         };
         let of_images = |name: &str| description.wrapper.is_some() && Wrapper::is_of_images(name);

@@ -43,9 +43,9 @@ impl Weights {
         Self { tensors: self.tensors.clone(), taken: BTreeSet::new(), ..*self }
     }
 
-    /// The same for a device whose tensors are of no more bytes than these.
-    pub fn within(self, largest: Option<u64>) -> Self {
-        Self { largest, ..self }
+    /// Says of how many bytes a tensor of the device may be.
+    pub fn keep_within(&mut self, largest: Option<u64>) {
+        self.largest = largest;
     }
 
     /// Weights that are no file's: matrices of small numbers without a pattern, gains of one. For measurements of speed.
@@ -91,8 +91,8 @@ impl Weights {
         dtype: DType,
         device: &B::Device,
     ) -> Result<FloatTensor<B>> {
-        self.fits(name, shape.iter().product::<usize>() * dtype.size(), dtype)?;
         if self.synthetic {
+            self.fits(name, shape, dtype)?;
             return Ok(B::upload(made_up(shape, layout).convert_dtype(dtype), device));
         }
         let Some(stored) = self.tensors.get(name) else {
@@ -106,6 +106,7 @@ impl Weights {
             let problem = format!("found shape {}, expected {shape:?}", brief_shape(stored.shape()));
             return Err(Error::tensor(self.tensors.path_of(name), name, problem));
         }
+        self.fits(name, shape, dtype)?;
         let kept = layout.kept(shape);
         let narrow = kept.len() == 2 && stored.fits_bf16() && B::takes_stored(DType::BF16);
         let as_it_lies = (layout == Layout::Same)
@@ -126,10 +127,17 @@ impl Weights {
         Ok(B::upload(data, device))
     }
 
-    /// Whether the device takes a tensor of some bytes.
-    fn fits(&self, name: &str, bytes: usize, dtype: DType) -> Result<()> {
-        let Some(largest) = self.largest.filter(|&largest| bytes as u64 > largest) else { return Ok(()) };
-        let half = if dtype == DType::F32 { ", numbers of 16 bits take half (option `dtype`)" } else { "" };
+    /// Whether the device takes a tensor of a shape.
+    fn fits(&self, name: &str, shape: &[usize], dtype: DType) -> Result<()> {
+        let Some(largest) = self.largest else { return Ok(()) };
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        if bytes as u64 <= largest {
+            return Ok(());
+        }
+        let half = match dtype {
+            DType::F32 if bytes as u64 / 2 <= largest => ", numbers of 16 bits take half (option `dtype`)",
+            _ => "",
+        };
         let problem = format!(
             "takes {bytes} bytes, and the device takes no tensor of more than {largest}{half}; option `device` = cpu has no such bound"
         );
@@ -168,7 +176,7 @@ impl Weights {
         {
             self.taken.insert(name.to_owned());
             let spec = spec_of(&codes);
-            self.fits(name, spec.words() * size_of::<u32>(), DType::U32)?;
+            self.fits(name, &[spec.words()], DType::U32)?;
             let words = TensorData::new(codes.words(), [spec.words()]);
             return Ok(Matrix::Coded(Coded::new(B::upload(words, device), spec, layout != Layout::Same)));
         }
@@ -351,7 +359,8 @@ mod tests {
     #[test]
     fn a_tensor_that_the_device_does_not_take_is_refused_by_name_and_limit() {
         let gib = 1 << 30;
-        let mut weights = Weights::synthetic().within(Some(2 * gib - 1));
+        let mut weights = Weights::synthetic();
+        weights.keep_within(Some(2 * gib - 1));
         let mut take =
             |rows, dtype| weights.take::<Flex>("lm_head.weight", &[rows, 8], Layout::Same, dtype, &FlexDevice);
         let refused = take(67_108_867, DType::F32).unwrap_err().to_string();

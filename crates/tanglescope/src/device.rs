@@ -9,7 +9,7 @@ use tanglescope_kernels::device::{
     Cuda, CudaDevice, FoundDevice, Offers, Vulkan, WgpuDevice, cublas, cuda_devices, in_tf32, offers_cuda,
     offers_vulkan, tf32, vulkan_devices,
 };
-use tanglescope_kernels::{Backend, DType, Flex, FlexDevice, Kernels};
+use tanglescope_kernels::{Backend, DType, Flex, FlexDevice, Kernels, Memory};
 use tanglescope_model::{Stopped, stopped_by};
 
 /// Number type of weights and activations.
@@ -324,9 +324,13 @@ impl Device {
         self.found()?.memory
     }
 
-    /// Bytes of the largest tensor that it takes, where its driver sets a bound.
-    pub(crate) fn largest(&self) -> Option<usize> {
-        self.found()?.largest
+    /// Bytes of the largest tensor that it takes, where memory is not the only bound; starts it.
+    pub(crate) fn largest(&self) -> Option<u64> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(device, ..) => <Cuda>::largest(device),
+            Self::Vulkan(device, _) => <Vulkan>::largest(device),
+        }
     }
 
     /// Whether it computes with a number type.
@@ -359,8 +363,6 @@ impl Device {
             }
             Self::Vulkan(device, found) => {
                 let mut all = features(&offers_vulkan(device));
-                let gib = |bytes: usize| bytes as f64 / f64::from(1u32 << 30);
-                all.extend(found.largest.map(|bytes| format!("tensors of up to {:.1} GiB", gib(bytes))));
                 if found.software {
                     all.push("a software driver on the CPU: for tests".to_owned());
                 }
@@ -456,7 +458,11 @@ pub fn devices() -> Devices {
 
 /// What kernels make use of, in words.
 fn features(offers: &Offers) -> Vec<String> {
-    let mut out = vec![format!("{} KiB shared by a group of threads", offers.shared >> 10)];
+    let gib = offers.largest as f64 / f64::from(1u32 << 30);
+    let mut out = vec![
+        format!("{} KiB shared by a group of threads", offers.shared >> 10),
+        format!("tensors of up to {gib:.1} GiB"),
+    ];
     if !offers.matrix_units.is_empty() {
         out.push(format!("matrix units for {}", offers.matrix_units.join(" and ")));
     }

@@ -39,6 +39,12 @@ fn least_memory(devices: &[Device]) -> Option<usize> {
     devices.iter().map(Device::memory).collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
+/// Rows of some bytes that the largest tensor of the device has room for.
+fn most_rows(model: &Model, bytes: usize) -> usize {
+    let largest = model.device.largest().and_then(|bytes| usize::try_from(bytes).ok());
+    (largest.unwrap_or(usize::MAX) / bytes).max(1)
+}
+
 /// Bytes that are free on the disk of a folder; none where that is not known.
 pub(crate) fn free_on_disk(folder: &Path) -> usize {
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
@@ -151,14 +157,16 @@ impl Placement {
     /// Backward rows that a pass over single tokens may have.
     pub(crate) fn backward_rows(&self, model: &Model, outline: &Outline) -> usize {
         let bytes = self.activations.unwrap_or(usize::MAX);
-        (bytes / plan::bytes_per_backward_row(&outline.description, model.dtype)).clamp(1, plan::ENOUGH_BACKWARD_ROWS)
+        let widest = plan::widest_bytes_per_row(&outline.description, model.dtype) / plan::BACKWARD_ROWS_PER_ROW;
+        let enough = plan::ENOUGH_BACKWARD_ROWS.min(most_rows(model, widest));
+        (bytes / plan::bytes_per_backward_row(&outline.description, model.dtype)).clamp(1, enough)
     }
 
     /// Forward rows that a batch may have.
     pub(crate) fn rows_per_batch(&self, model: &Model, outline: &Outline) -> usize {
         let (per_row, enough) = self.row(model, outline);
         let widest = plan::widest_bytes_per_row(&outline.description, model.dtype);
-        let enough = model.device.largest().map_or(enough, |bytes| enough.min((bytes / widest).max(1)));
+        let enough = enough.min(most_rows(model, widest));
         (self.activations.unwrap_or(usize::MAX) / per_row.max(1)).clamp(1, enough)
     }
 

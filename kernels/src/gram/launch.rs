@@ -29,12 +29,13 @@ pub(crate) fn batch<R: CubeRuntime>(x: &CubeTensor<R>, stretches: &[Range<usize>
         let index: Vec<u32> = stretches.iter().flat_map(|s| (0..longest).map(|i| as_index(place(s, i)))).collect();
         gather(x, &index, None)
     };
-    reshaped(&x, Shape::from([stretches.len(), longest, width_of(&x)]))
+    let shape = [stretches.len(), longest, width_of(&x)];
+    reshaped(x, shape)
 }
 
 /// Values that lie side by side, as a tensor of another shape.
-fn reshaped<R: CubeRuntime>(x: &CubeTensor<R>, shape: Shape) -> CubeTensor<R> {
-    CubeTensor::new_contiguous(x.client.clone(), x.device.clone(), shape, x.handle.clone(), x.dtype)
+pub(crate) fn reshaped<R: CubeRuntime>(x: CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
+    CubeTensor::new_contiguous(x.client, x.device, shape.into(), x.handle, x.dtype)
 }
 
 impl Part {
@@ -86,7 +87,7 @@ impl Part {
     ) -> Pending<R> {
         let sets = match self {
             Self::Single { set, present } => {
-                let products = reshaped(&products, inputs.meta.shape().clone());
+                let products = reshaped(products, inputs.meta.shape().clone());
                 return Pending::matrices(rows, &mul(products, inputs.clone()), *set, present.clone());
             }
             Self::Several { sets } => sets,

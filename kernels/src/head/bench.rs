@@ -10,10 +10,9 @@ pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
     let (predictions, targets) = (shapes.targets.len(), shapes.targets.to_vec());
     let (y, w) = (shapes.matrix::<B>(predictions, d, device), shapes.matrix::<B>(vocabulary, d, device));
     let logits = head_cost(predictions, d, vocabulary, dtype);
-    let HeadCotangents { weights, sets, set_rows } = shapes.head;
-    let products = set_rows.iter().map(|r| cost::product(r.len(), vocabulary, r.len(), dtype));
+    let products = shapes.head.set_rows().into_iter().map(|r| cost::product(r.len(), vocabulary, r.len(), dtype));
     let with_gram = products.fold(logits, |sum, cost| sum + cost);
-    let (weights, sets, set_rows) = (weights.to_vec(), sets.to_vec(), set_rows.to_vec());
+    let (weights, sets) = (shapes.head.weights.to_vec(), shapes.head.sets.to_vec());
     let mut cases = Vec::new();
     if B::takes_stored(DType::BF16) && dtype != DType::BF16 {
         let (y, stored, targets) = (y.clone(), B::cast(w.clone(), DType::BF16), targets.clone());
@@ -24,7 +23,7 @@ pub fn cases<B: Kernels>(shapes: &Shapes<'_>, device: &B::Device) -> Vec<Case> {
     let (y1, w1, targets1) = (y.clone(), w.clone(), targets.clone());
     cases.push(Case::new("head", logits, move || drop(B::head(&y1, &Weight::Plain(&w1), &targets1, None, None))));
     cases.push(Case::new("head, with its Gram", with_gram, move || {
-        let cotangents = HeadCotangents { weights: &weights, sets: &sets, set_rows: &set_rows };
+        let cotangents = HeadCotangents { weights: &weights, sets: &sets };
         drop(B::head(&y, &Weight::Plain(&w), &targets, None, Some(&cotangents)));
     }));
     cases

@@ -109,55 +109,79 @@ fn multiply<E: Real>(values: &mut [E], slopes: &[E]) {
 /// Most rows of a panel of p·pᵀ.
 const PANEL: usize = 48;
 
-/// Some rows of a set's p·pᵀ, up to the diagonal.
+/// p·pᵀ of the rows that a set of cotangents weights, chunk by chunk.
+struct OfSet<E> {
+    /// Those rows.
+    rows: Vec<u32>,
+    /// `[L, L]`, up to the diagonal.
+    sums: Vec<f64>,
+    scratch: Vec<E>,
+    /// The rows' exponentials of the chunk, where they do not lie side by side.
+    copy: Vec<E>,
+}
+
+/// Some rows of it, up to the diagonal.
 struct Panel<'a, E> {
-    /// First row of the set, and its rows.
-    set: (usize, usize),
-    /// Their transpose.
-    packed: &'a Packed<E>,
+    /// The set's rows, and their transpose.
+    p: (View<'a, E>, &'a Packed<E>),
+    /// What the last chunk's rise of each row's maximum multiplied everything before it with.
+    rescale: &'a [f64],
     /// First row of the panel, from the set's first on.
     first: usize,
     sums: &'a mut [f64],
     scratch: &'a mut [E],
 }
 
-/// The panels of all sets, of like height within each.
-fn panels<'a, E>(
-    sets: &[Range<usize>],
-    packed: &'a [Packed<E>],
-    sums: &'a mut [Vec<f64>],
-    scratch: &'a mut [Vec<E>],
-) -> Vec<Panel<'a, E>> {
-    let of_sets = sets.iter().zip(packed).zip(sums.iter_mut().zip(scratch)).filter(|((set, _), _)| !set.is_empty());
-    let panels = of_sets.flat_map(|((set, packed), (sums, scratch))| {
-        let rows = set.len();
-        let height = PANEL.min(rows);
-        let parts = sums.chunks_mut(height * rows).zip(scratch.chunks_mut(height * rows)).enumerate();
-        parts.map(move |(at, (sums, scratch))| Panel {
-            set: (set.start, rows),
-            packed,
-            first: at * height,
-            sums,
-            scratch,
-        })
-    });
-    panels.collect()
+impl<E: Real> OfSet<E> {
+    fn new(rows: Vec<u32>) -> Self {
+        let size = rows.len() * rows.len();
+        Self { rows, sums: vec![0.0; size], scratch: vec![E::of(0.0); size], copy: Vec::new() }
+    }
+
+    /// Copies the rows of a chunk where they do not lie side by side.
+    fn take(&mut self, p: &[E], columns: usize) {
+        let (first, last) = (self.rows[0] as usize, self.rows[self.rows.len() - 1] as usize);
+        self.copy.clear();
+        if last - first + 1 > self.rows.len() {
+            let row = |&row: &u32| &p[row as usize * columns..][..columns];
+            self.rows.iter().for_each(|r| self.copy.extend_from_slice(row(r)));
+        }
+    }
+
+    /// Panels of like height.
+    fn panels<'a>(
+        &'a mut self,
+        p: View<'a, E>,
+        columns: usize,
+        (packed, rescale): &'a (Packed<E>, Vec<f64>),
+    ) -> impl Iterator<Item = Panel<'a, E>> {
+        let Self { rows, sums, scratch, copy } = self;
+        let p = (view(rows, copy, p, columns), packed);
+        let height = PANEL.min(rows.len());
+        let parts = sums.chunks_mut(height * rows.len()).zip(scratch.chunks_mut(height * rows.len())).enumerate();
+        parts.map(move |(at, (sums, scratch))| Panel { p, rescale, first: at * height, sums, scratch })
+    }
+}
+
+/// The rows of a set, where they lie or as they were copied.
+fn view<'a, E: Real>(rows: &[u32], copy: &'a [E], p: View<'a, E>, columns: usize) -> View<'a, E> {
+    if copy.is_empty() { p.from(rows[0] as usize, 0) } else { View::rows(copy, columns) }
 }
 
 impl<E: Real> Panel<'_, E> {
-    /// Adds the products of a chunk's exponentials `p` and their transpose, after what came before is brought to their maxima.
-    fn add(self, p: View<E>, running: &[Running<E>]) {
-        let Self { set: (start, rows), packed, first, sums, scratch } = self;
+    /// Adds the products of a chunk's exponentials and their transpose, after what came before is brought to their maxima.
+    fn add(self) {
+        let Self { p: (p, packed), rescale, first, sums, scratch } = self;
+        let rows = rescale.len();
         let height = sums.len() / rows;
         let width = first + height;
         let part = Part { columns: 0..width, diagonal: Some(first), ..packed.whole() };
-        packed.product(Target::rows(scratch, width), height, p.from(start + first, 0), part);
-        let running = &running[start..start + rows];
+        packed.product(Target::rows(scratch, width), height, p.from(first, 0), part);
         for (i, (sums, here)) in sums.chunks_exact_mut(rows).zip(scratch.chunks_exact(width)).enumerate() {
-            let of_row = running[first + i].rescale.wide();
+            let of_row = rescale[first + i];
             vectorised!({
-                for ((sum, here), of_column) in sums.iter_mut().zip(here).zip(running) {
-                    *sum = *sum * (of_row * of_column.rescale.wide()) + here.wide();
+                for ((sum, here), of_column) in sums.iter_mut().zip(here).zip(rescale) {
+                    *sum = *sum * (of_row * of_column) + here.wide();
                 }
             });
         }
@@ -170,51 +194,59 @@ fn grams<E: Real>(
     rows: &Rows<'_, E>,
     own: &[(f64, f64)],
     (running, figures): (&[Running<E>], &[Figures]),
-    products: &[Vec<f64>],
+    of_sets: &[OfSet<E>],
     cotangents: &HeadCotangents<'_>,
 ) -> Vec<Gram> {
-    let (sets, targets) = (cotangents.set_rows, rows.targets);
-    let of_set = |b: usize| {
-        let (of, width) = (&sets[b], sets[b].len());
+    let targets = rows.targets;
+    let of_set = |(OfSet { rows: of, sums, .. }, set): (&OfSet<E>, &Range<usize>)| {
+        let width = of.len();
+        if width == 0 {
+            return vec![0.0; set.len() * set.len()];
+        }
         // what each row makes of each target, and the products of the rows
-        let first = of.start * rows.d;
-        let [of_rows, of_targets] = [rows.y, &rows.of_targets].map(|of| View::rows(&of[first..], rows.d));
+        let some = |values: &[E]| -> Vec<E> {
+            of.iter().flat_map(|&r| &values[r as usize * rows.d..][..rows.d]).copied().collect()
+        };
+        let copies = [rows.y, &rows.of_targets].map(some);
+        let [of_rows, of_targets] = copies.each_ref().map(|of| View::rows(of, rows.d));
         let [mut logits, mut inputs] = [0, 1].map(|_| unwritten(width * width));
         for (out, right) in [(&mut logits, of_targets), (&mut inputs, of_rows)] {
             let shape = [width, rows.d, width];
             product_parallel(Target::rows(out, width), shape, of_rows, right.transposed(), 1.0, false);
         }
         // (h_r·h_s)(e_r·e_s), e_r = (1 − p_r[y_r])·onehot − q_r, each e times its slope
-        let rest: Vec<f64> = of.clone().map(|r| figures[r].rest * own[r].1).collect();
+        let rest: Vec<f64> = of.iter().map(|&r| figures[r as usize].rest * own[r as usize].1).collect();
         let terms: Vec<f64> = (0..width * width)
             .into_par_iter()
             .map(|at| {
-                let (r, s) = (of.start + at / width, of.start + at % width);
-                if s > r {
+                let (i, j) = (at / width, at % width);
+                if j > i {
                     return 0.0;
                 }
-                let q = |i: usize, j: usize| {
-                    let (z, slope) = rows.capped(logits[(i - of.start) * width + j - of.start].wide());
-                    (z - figures[i].log_normaliser).exp() * slope
+                let [r, s] = [i, j].map(|at| of[at] as usize);
+                let q = |row: usize, i: usize, j: usize| {
+                    let (z, slope) = rows.capped(logits[i * width + j].wide());
+                    (z - figures[row].log_normaliser).exp() * slope
                 };
-                let [rest_r, rest_s] = [r, s].map(|row| rest[row - of.start]);
                 let share = |row: usize| figures[row].rest / running[row].sum;
                 let own = match targets[r] == targets[s] {
-                    true => rest_r * rest_s,
-                    false => -(q(r, s) * rest_s + q(s, r) * rest_r),
+                    true => rest[i] * rest[j],
+                    false => -(q(r, i, j) * rest[j] + q(s, j, i) * rest[i]),
                 };
-                (own + products[b][at] * (share(r) * share(s))) * inputs[at].wide()
+                (own + sums[at] * (share(r) * share(s))) * inputs[at].wide()
             })
             .collect();
-        let term = |r: usize, s: usize| terms[(r.max(s) - of.start) * width + r.min(s) - of.start];
-        let set = cotangents.sets[b].clone();
-        let products = set.clone().flat_map(|i| set.clone().map(move |j| (i, j))).map(|(i, j)| {
-            let (i, j) = (&cotangents.weights[i], &cotangents.weights[j]);
-            i.iter().map(|&(r, a)| a * j.iter().map(|&(s, c)| c * term(r, s)).sum::<f64>()).sum::<f64>()
-        });
+        let term = |i: usize, j: usize| terms[i.max(j) * width + i.min(j)];
+        let place = |&(r, weight): &(usize, f64)| (of.partition_point(|&row| (row as usize) < r), weight);
+        let placed = |k: usize| cotangents.weights[k].iter().map(place).collect();
+        let weights: Vec<Vec<(usize, f64)>> = set.clone().map(placed).collect();
+        let products = weights
+            .iter()
+            .flat_map(|i| weights.iter().map(move |j| (i, j)))
+            .map(|(i, j)| i.iter().map(|&(r, a)| a * j.iter().map(|&(s, c)| c * term(r, s)).sum::<f64>()).sum::<f64>());
         products.collect()
     };
-    (0..sets.len()).map(of_set).collect()
+    of_sets.iter().zip(cotangents.sets).map(of_set).collect()
 }
 
 /// The head's rows and what they predict.
@@ -253,13 +285,12 @@ fn walk<E: Real>(
     cotangents: Option<&HeadCotangents<'_>>,
 ) -> (Vec<Figures>, Vec<E>, Option<Vec<Gram>>) {
     let n = targets.len();
-    let sets = cotangents.map_or(&[][..], |c| c.set_rows);
+    let mut of_sets: Vec<OfSet<E>> =
+        cotangents.map(HeadCotangents::set_rows).into_iter().flatten().map(OfSet::new).collect();
     let start =
         Running { top: E::neg_infinity(), sum: 0.0, weighted: 0.0, squares: 0.0, rescale: E::of(1.0), above: 0 };
     let mut running = vec![start; n];
     let mut mean = vec![E::of(0.0); n * d];
-    let mut products: Vec<Vec<f64>> = sets.iter().map(|b| vec![0.0; b.len() * b.len()]).collect();
-    let mut scratch: Vec<Vec<E>> = sets.iter().map(|b| vec![E::of(0.0); b.len() * b.len()]).collect();
     let mut logits = vec![E::of(0.0); n * CHUNK.min(vocabulary)];
     // slopes of the soft cap, where there is one
     let mut slopes = vec![E::of(0.0); if cap.is_some() { logits.len() } else { 0 }];
@@ -294,12 +325,17 @@ fn walk<E: Real>(
         multiply(logits, &slopes);
         let p = View::rows(logits, columns);
         product_parallel(Target::rows(&mut mean, d), [n, columns, d], p, chunk, 1.0, true);
-        if !sets.is_empty() {
-            let of_set = |set: &Range<usize>| Packed::of(p.from(set.start, 0).transposed(), [columns, set.len()]);
-            let packed: Vec<Packed<E>> = sets.iter().map(of_set).collect();
-            let panels = panels(sets, &packed, &mut products, &mut scratch);
-            panels.into_par_iter().rev().with_max_len(1).for_each(|panel| panel.add(p, &running));
-        }
+        let mut weighted: Vec<&mut OfSet<E>> = of_sets.iter_mut().filter(|set| !set.rows.is_empty()).collect();
+        let packed = weighted.iter_mut().map(|set| {
+            set.take(logits, columns);
+            let rows = view(&set.rows, &set.copy, p, columns);
+            let rescale = set.rows.iter().map(|&r| running[r as usize].rescale.wide()).collect();
+            (Packed::of(rows.transposed(), [columns, set.rows.len()]), rescale)
+        });
+        let packed: Vec<(Packed<E>, Vec<f64>)> = packed.collect();
+        let panels = weighted.into_iter().zip(&packed).flat_map(|(set, packed)| set.panels(p, columns, packed));
+        let panels: Vec<Panel<'_, E>> = panels.collect();
+        panels.into_par_iter().rev().with_max_len(1).for_each(Panel::add);
     }
     let mut back = mean;
     let figures: Vec<Figures> = running.iter().zip(&own).map(|(running, own)| running.others().with(own.0)).collect();
@@ -310,7 +346,7 @@ fn walk<E: Real>(
             back[i] = target[i] * slope - back[i] * share;
         }
     });
-    let gram = cotangents.map(|cotangents| grams(&rows, &own, (&running, &figures), &products, cotangents));
+    let gram = cotangents.map(|cotangents| grams(&rows, &own, (&running, &figures), &of_sets, cotangents));
     (figures, back, gram)
 }
 
@@ -325,7 +361,7 @@ impl Head for Flex {
         let of_w = w.table();
         let [vocabulary, d] = of_w;
         tally::head(head_cost(targets.len(), d, vocabulary, y.dtype()));
-        cotangents.iter().for_each(|c| tally::head(head_gram_cost(c.set_rows, vocabulary, y.dtype())));
+        cotangents.iter().for_each(|c| tally::head(head_gram_cost(c, vocabulary, y.dtype())));
         with_real!(y, E => {
             let (figures, back, gram) =
                 walk(values::<E>(y), &Stored::of_weight(w), of_w, targets, cap, cotangents);

@@ -135,13 +135,12 @@ pub(super) fn take_chunk<F: Float>(
     let all_squares = cube_sum(squares, &mut scratch, UNITS);
     let all_above = cube_sum(above, &mut scratch, UNITS);
     let factor = (before - top).exp();
-    if comptime!(!start) {
-        if factor < 1.0f32 {
-            at = unit;
-            while at < mean.shape(1) {
-                mean[row * mean.stride(0) + at] *= factor;
-                at += UNITS;
-            }
+    // one at the start, where nothing is in `mean` yet
+    if factor < 1.0f32 {
+        at = unit;
+        while at < mean.shape(1) {
+            mean[row * mean.stride(0) + at] *= factor;
+            at += UNITS;
         }
     }
     if unit == 0 {
@@ -227,8 +226,8 @@ fn other(logit: f32, figures: &Array<f32>, row: usize, cap: f32, #[comptime] cap
 /// `w_r·w_s·(e_r·e_s)` of every two backward rows of each set, `out[B, R, R]`, with `e_r = ((1 − p_r[y_r])·onehot − q_r)·slope`; a unit a value.
 ///
 /// `sums[B, L, L]` are products of rows of q over the vocabulary, before they are brought to probabilities; `logits[B, L, L]` what each row makes
-/// of each row's target; `rows[B·R]` and `weights[B·R]` the head's row behind each backward row, and its weight; `starts[B]` the head's
-/// row that is the first of each set.
+/// of each row's target; `rows[B·R]`, `places[B·R]` and `weights[B·R]` the head's row behind each backward row, its place among the L of its set,
+/// and its weight.
 #[cube(launch)]
 pub(super) fn cotangent_products(
     sums: &Matrix<f32>,
@@ -236,8 +235,8 @@ pub(super) fn cotangent_products(
     targets: &Array<u32>,
     figures: &Array<f32>,
     rows: &Array<u32>,
+    places: &Array<u32>,
     weights: &Array<f32>,
-    starts: &Array<u32>,
     out: &mut Matrix<f32>,
     cap: f32,
     #[comptime] capped: bool,
@@ -251,10 +250,11 @@ pub(super) fn cotangent_products(
     let column = set * many + ABSOLUTE_POS % many;
     let r = rows[row] as usize;
     let s = rows[column] as usize;
-    let first = starts[set] as usize;
-    let along = set * logits.stride(0) + (r - first) * logits.stride(1) + (s - first);
-    let across = set * logits.stride(0) + (s - first) * logits.stride(1) + (r - first);
-    let sum = sums[set * sums.stride(0) + (r - first) * sums.stride(1) + (s - first)];
+    let i = places[row] as usize;
+    let j = places[column] as usize;
+    let along = set * logits.stride(0) + i * logits.stride(1) + j;
+    let across = set * logits.stride(0) + j * logits.stride(1) + i;
+    let sum = sums[set * sums.stride(0) + i * sums.stride(1) + j];
     let rest_r = rest(figures, r) * slope(figures[r * FIGURES + 3], cap, capped);
     let rest_s = rest(figures, s) * slope(figures[s * FIGURES + 3], cap, capped);
     let mut of_targets = rest_r * rest_s;

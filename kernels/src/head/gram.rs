@@ -3,10 +3,10 @@
 use super::cube::{UNITS, cotangent_products, rescale_products};
 use super::launch::bound;
 use crate::gram::{
-    launch::{batch, parts},
+    launch::{batch, parts, reshaped},
     plan::Part,
 };
-use crate::on_chip::{empty, floats, ints};
+use crate::on_chip::{empty, floats, ints, width_of};
 use crate::pending::Pending;
 use crate::product::launch::{product, product_onto, transposed};
 use crate::rows::launch::gather;
@@ -20,18 +20,34 @@ use std::ops::Range;
 /// Sets of cotangents that are formed together.
 struct Together<R: CubeRuntime> {
     part: Part,
-    /// The head's rows of each set.
-    stretches: Vec<Range<usize>>,
+    /// The head's rows that the cotangents of each set weight.
+    rows: Vec<Vec<u32>>,
     /// Products of those rows over the chunks so far, `[B, L, L]`.
     sums: Option<CubeTensor<R>>,
 }
 
 impl<R: CubeRuntime> Together<R> {
-    /// The head's row of each row of the batch of products; those beyond a set's own are its first.
-    fn rows(&self) -> Vec<u32> {
-        let longest = self.stretches.iter().map(Range::len).max().unwrap_or(0);
-        let place = |of: &Range<usize>, i: usize| as_index(if i < of.len() { of.start + i } else { of.start });
-        self.stretches.iter().flat_map(|of| (0..longest).map(move |i| place(of, i))).collect()
+    /// The same for each of them, filled up to the most with its first.
+    fn filled(&self) -> Vec<u32> {
+        let longest = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let fill = |of: &Vec<u32>, i: usize| of.get(i).or(of.first()).copied().unwrap_or(0);
+        self.rows.iter().flat_map(|of| (0..longest).map(move |i| fill(of, i))).collect()
+    }
+
+    /// Those rows of a matrix, `[B, L, width]`.
+    fn of(&self, x: &CubeTensor<R>) -> CubeTensor<R> {
+        let stretch = |of: &Vec<u32>| {
+            let first = of.first().map_or(0, |&row| row as usize);
+            let side_by_side = of.iter().enumerate().all(|(i, &row)| row as usize == first + i);
+            side_by_side.then_some(first..first + of.len())
+        };
+        let stretches: Option<Vec<Range<usize>>> = self.rows.iter().map(stretch).collect();
+        if let Some(stretches) = stretches {
+            return batch(x, &stretches);
+        }
+        let filled = self.filled();
+        let shape = [self.rows.len(), filled.len() / self.rows.len(), width_of(x)];
+        reshaped(gather(x, &filled, None), shape)
     }
 }
 
@@ -53,10 +69,8 @@ impl<'a, R: CubeRuntime> Walk<'a, R> {
     /// Before the first chunk.
     pub fn new(cotangents: &'a HeadCotangents<'a>) -> Self {
         let set = cotangents.rows();
-        let of_part = |part: Part| {
-            let stretches = part.sets().map(|set| cotangents.set_rows[set].clone()).collect();
-            Together { part, stretches, sums: None }
-        };
+        let set_rows = cotangents.set_rows();
+        let of_part = |part: Part| Together { rows: set_rows[part.sets()].to_vec(), part, sums: None };
         let together = parts(&set).into_iter().map(of_part).collect();
         Self { cotangents, set, together }
     }
@@ -64,12 +78,12 @@ impl<'a, R: CubeRuntime> Walk<'a, R> {
     /// Takes a chunk's exponentials in, with the rows' figures after it.
     pub fn add(&mut self, p: &CubeTensor<R>, figures: &dyn Fn() -> ArrayArg<R>) {
         for of in &mut self.together {
-            let here = batch(p, &of.stretches);
+            let here = of.of(p);
             of.sums = Some(match of.sums.take() {
                 None => product(&here, &transposed(&here), DType::F32),
                 Some(sums) => {
                     let (grid, cells) = grid(&sums);
-                    let rows = ints(&p.client, &of.rows());
+                    let rows = ints(&p.client, &of.filled());
                     let before = sums.clone().into_tensor_arg();
                     rescale_products::launch::<R>(&p.client, grid, cells, before, figures(), rows);
                     product_onto(&here, &transposed(&here), sums)
@@ -90,20 +104,22 @@ impl<'a, R: CubeRuntime> Walk<'a, R> {
         let of_targets = gather(of_targets, places, None);
         let weights = self.cotangents.weights();
         let mut gram = Pending::nothing(&self.set);
-        for Together { part, stretches, sums } in self.together {
-            let Some(sums) = sums else { continue };
-            let logits = product(&batch(y, &stretches), &transposed(&batch(&of_targets, &stretches)), DType::F32);
-            let all = part.rows(&self.set);
-            let (mut rows, mut of_rows) = (Vec::new(), Vec::new());
-            for (own, stretch) in part.backward(&self.set).into_iter().zip(&stretches) {
+        for mut of in self.together {
+            let Some(sums) = of.sums.take() else { continue };
+            let logits = product(&of.of(y), &transposed(&of.of(&of_targets)), DType::F32);
+            let all = of.part.rows(&self.set);
+            // the head's row of each backward row, its place among those of its set, and its weight; none beyond a set's own
+            let (mut rows, mut places, mut of_rows) = (Vec::new(), Vec::new(), Vec::new());
+            for (own, set_rows) in of.part.backward(&self.set).into_iter().zip(&of.rows) {
                 for row in all.clone().map(|i| own.start + i) {
-                    let here = own.contains(&row);
-                    rows.push(if here { self.set.index[row] } else { as_index(stretch.start) });
-                    of_rows.push(if here { weights[row] } else { 0.0 });
+                    let here = own.contains(&row).then(|| self.set.index[row]);
+                    let row_of_head = here.or(set_rows.first().copied()).unwrap_or(0);
+                    rows.push(row_of_head);
+                    places.push(as_index(set_rows.partition_point(|&other| other < row_of_head)));
+                    of_rows.push(here.map_or(0.0, |_| weights[row]));
                 }
             }
-            let starts: Vec<u32> = stretches.iter().map(|of| as_index(of.start)).collect();
-            let out = empty(y, [stretches.len(), all.len(), all.len()], DType::F32);
+            let out = empty(y, [of.rows.len(), all.len(), all.len()], DType::F32);
             let (grid, cells) = grid(&out);
             cotangent_products::launch::<R>(
                 &y.client,
@@ -114,14 +130,14 @@ impl<'a, R: CubeRuntime> Walk<'a, R> {
                 ints(&y.client, targets),
                 figures(),
                 ints(&y.client, &rows),
+                ints(&y.client, &places),
                 floats(&y.client, &of_rows),
-                ints(&y.client, &starts),
                 out.clone().into_tensor_arg(),
                 bound(cap),
                 cap.is_some(),
             );
-            let inputs = part.inputs(y, &self.set);
-            gram = gram.plus(part.sums((&inputs, out), &self.set, &all));
+            let inputs = of.part.inputs(y, &self.set);
+            gram = gram.plus(of.part.sums((&inputs, out), &self.set, &all));
         }
         gram
     }

@@ -10,7 +10,6 @@ mod launch;
 
 use crate::cost::{self, Cost};
 use crate::{DType, FloatTensor, Grams, HeadCotangents, SoftCap, Weight};
-use std::ops::Range;
 
 /// What the log-probability head returns for `n` rows.
 #[derive(Clone, Debug)]
@@ -111,11 +110,11 @@ pub fn head_cost(rows: usize, hidden: usize, vocabulary: usize, dtype: DType) ->
     cost::product(rows, hidden, vocabulary, dtype) * 2.0
 }
 
-/// Products of the output matrix's Gram, p·pᵀ up to its diagonal, for the rows of each set of cotangents.
+/// Products of the output matrix's Gram, p·pᵀ up to its diagonal, for the rows that each set of cotangents weights.
 #[must_use]
-pub fn head_gram_cost(sets: &[Range<usize>], vocabulary: usize, dtype: DType) -> Cost {
-    let of_set = |rows: &Range<usize>| cost::product(rows.len(), vocabulary, rows.len() + 1, dtype) * 0.5;
-    sets.iter().map(of_set).fold(Cost::default(), |sum, cost| sum + cost)
+pub fn head_gram_cost(cotangents: &HeadCotangents<'_>, vocabulary: usize, dtype: DType) -> Cost {
+    let of_set = |rows: Vec<u32>| cost::product(rows.len(), vocabulary, rows.len() + 1, dtype) * 0.5;
+    cotangents.set_rows().into_iter().map(of_set).fold(Cost::default(), |sum, cost| sum + cost)
 }
 
 /// The head of a language model.

@@ -31,10 +31,6 @@ fn memory_in_use<R: CubeRuntime>(device: &R::CubeDevice) -> Option<(u64, u64)> {
     R::client(device).memory_usage().ok().map(|usage| (usage.bytes_in_use, usage.bytes_reserved))
 }
 
-fn largest<R: CubeRuntime>(device: &R::CubeDevice) -> Option<u64> {
-    Some(R::client(device).properties().memory.max_page_size)
-}
-
 fn done<R: CubeRuntime>(device: &R::CubeDevice) -> Done {
     // the mark is made now; what failed before is said here, and by no later read
     let mark = R::client(device).sync();
@@ -104,7 +100,7 @@ on_devices! { Memory, R {
     }
 
     fn largest(device: &<Self as BackendTypes>::Device) -> Option<u64> {
-        largest::<R>(device)
+        Some(<R as cubecl::Runtime>::client(device).properties().memory.max_page_size)
     }
 
     fn upload(values: TensorData, device: &<Self as BackendTypes>::Device) -> FloatTensor<Self> {

@@ -113,7 +113,7 @@ pub fn check_certain_rows<B: Kernels>(device: &B::Device) {
         .collect();
     let ids: Vec<u32> = targets.iter().map(|&t| as_index(t)).collect();
     let weights: Vec<Vec<(usize, f64)>> = (0..rows).map(|r| vec![(r, 1.0)]).collect();
-    let all = HeadCotangents { weights: &weights, sets: &[0..rows], set_rows: &[0..rows] };
+    let all = HeadCotangents { weights: &weights, sets: &[0..rows] };
     let data = |values: &[f64], shape, dtype| TensorData::new(values.to_vec(), shape).convert_dtype(dtype);
     let up = |values, shape| B::upload(data(values, shape, DType::F32), device);
     let host = |values, shape| Flex::upload(data(values, shape, DType::F32).convert_dtype(DType::F64), &FlexDevice);

@@ -14,7 +14,7 @@ struct TiedHead<B: Kernels> {
     scores: Scores<B>,
     predictions: Predictions,
     weights: Vec<Vec<(usize, f64)>>,
-    set_rows: Vec<Range<usize>>,
+    set_rows: Vec<Vec<u32>>,
 }
 
 /// What is kept of the Grams.
@@ -171,7 +171,7 @@ impl<B: Kernels> Sink<B> for GramSink<'_, B> {
             scores: head.scores.clone(),
             predictions: head.predictions.clone(),
             weights: head.cotangents.weights.to_vec(),
-            set_rows: head.cotangents.set_rows.to_vec(),
+            set_rows: head.cotangents.set_rows(),
         });
     }
 
@@ -225,14 +225,13 @@ impl<B: Kernels> TiedHead<B> {
     fn cross(&self, b: usize, set: &Range<usize>, ids: &[u32], sums: &FloatTensor<B>) -> Gram {
         let rows = &self.set_rows[b];
         let (k, t) = (set.len(), ids.len());
-        let of_set = indices(rows.clone());
-        let y = B::gather(&self.y, &of_set, None);
-        let logits = B::download(&self.scores.logits_of(&of_set, ids));
+        let y = B::gather(&self.y, rows, None);
+        let logits = B::download(&self.scores.logits_of(rows, ids));
         let along = B::download(&B::matmul(&y, sums, true, 1.0, None));
         let mut cross = vec![0.0; k * k];
         for i in 0..k {
             for &(r, c) in &self.weights[set.start + i] {
-                let local = r - rows.start;
+                let local = rows.partition_point(|&row| (row as usize) < r);
                 for (v, &id) in ids.iter().enumerate() {
                     let e = self.predictions.cotangent(r, id as usize, logits[local * t + v]);
                     for j in 0..k {

@@ -292,7 +292,7 @@ impl BenchOnDevice<'_> {
             spans: &batch.spans,
             segments: &batch.segments,
             targets: &batch.targets,
-            head: HeadCotangents { weights: &batch.weights, sets: &rows.sets, set_rows: &batch.predictions },
+            head: HeadCotangents { weights: &batch.weights, sets: &rows.sets },
         };
         let time = |Case { name, cost, mut run }: Case| {
             let seconds = best::<B>(device, &mut run);
