@@ -513,7 +513,10 @@ fn attention_in<B: Kernels>(device: &B::Device, dtype: DType) {
         (3, vec![130, 2, 7], 1, 4, 17),
         (1, vec![64, 65], 1, 1, 128),
         (63, vec![2], 1, 2, 8),
+        (5, vec![33], 1, 1, 24),
+        (70, vec![66, 1], 1, 2, 64),
     ];
+    let last = shapes.len() - 1;
     for (case, (trunk, suffixes, kv_heads, repeat, head_dim)) in shapes.into_iter().enumerate() {
         let mut random = Random::new(case as u64);
         // every other shape with a soft cap and a window
@@ -532,7 +535,12 @@ fn attention_in<B: Kernels>(device: &B::Device, dtype: DType) {
             segments.push(Segment { prefix: 0..trunk, own: first..first + suffix, active_from });
             first += suffix;
         }
-        let [q, k, v] = [qw, kw, kw].map(|width| rounded(random.values(n * width), dtype));
+        let [q, mut k, v] = [qw, kw, kw].map(|width| random.values(n * width));
+        // scores of each tile of keys far above those of the tile before, so that what is summed has to be brought to them
+        if case == last {
+            k.iter_mut().enumerate().for_each(|(at, k)| *k *= (1 + 8 * (at / kw / 64)) as f64);
+        }
+        let [q, k, v] = [q, k, v].map(|values| rounded(values, dtype));
         let mut delta = Vec::new();
         for segment in &segments {
             let mut here = random.values(segment.len() * qw);

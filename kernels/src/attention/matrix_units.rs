@@ -1,8 +1,8 @@
 //! Attention on a device's matrix units, for f16 and bf16: tiles of 64 queries by 64 keys, products summed in f32.
 //!
 //! A tile's scores pass through shared memory, where units mask them and take exponentials; probabilities and dS are then rounded to
-//! the working type, as matrix units take them. The forward pass walks over the keys twice, for each row's log Σ exp and for P·V, since
-//! values in a matrix unit cannot be scaled row by row.
+//! the working type, as matrix units take them. Sums in matrix units cannot be scaled row by row but by way of shared memory; so the forward pass
+//! leaves a row's sums relative to an earlier maximum as long as no score is far above it.
 // what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
 #![allow(
     clippy::trivially_copy_pass_by_ref,
@@ -25,6 +25,8 @@ const SCORES: usize = SIDE + 4;
 const WEIGHTS: usize = SIDE + WIDE;
 /// Units that share a row of a tile.
 const SHARE: usize = 4;
+/// How far above what a row's sums are relative to a score may be: exp(8) is 2,981, where f16 holds 65,504.
+const RISE: f32 = 8.0;
 
 /// Values of a head in shared memory: a whole number of matrix units.
 pub(super) const fn padded(head_dim: usize) -> usize {
@@ -233,6 +235,50 @@ fn write<F: Float>(
     }
 }
 
+/// Multiplies a plane's sums with a factor a row, at most one, by way of shared memory; nothing happens where all of its rows' are one.
+#[cube]
+fn rescale(
+    sums: &Sequence<cmma::Matrix<f32>>,
+    values: &mut SharedMemory<f32>,
+    factors: &SharedMemory<f32>,
+    #[comptime] head_dim: usize,
+    #[comptime] plane: usize,
+) {
+    let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
+    // where no other plane writes
+    let from = down * SCORES + UNIT_POS_Y as usize % 2 * MATRIX_UNIT;
+    let mut least = 1.0f32;
+    for row in 0..MATRIX_UNIT {
+        least = min(least, factors[down + row]);
+    }
+    if least < 1.0f32 {
+        #[unroll]
+        for j in 0..comptime!(columns(head_dim)) {
+            cmma::store(
+                &mut values.slice_mut(from, comptime!(SIDE * SCORES)),
+                sums.index(j),
+                comptime!(SCORES as u32),
+                MatrixLayout::RowMajor,
+            );
+            sync_plane();
+            let mut at = UNIT_POS_X as usize;
+            while at < comptime!(MATRIX_UNIT * MATRIX_UNIT) {
+                let row = at / MATRIX_UNIT;
+                values[from + row * SCORES + at % MATRIX_UNIT] *= factors[down + row];
+                at += plane;
+            }
+            sync_plane();
+            cmma::load_with_layout(
+                sums.index(j),
+                &values.slice(from, comptime!(SIDE * SCORES)),
+                comptime!(SCORES as u32),
+                MatrixLayout::RowMajor,
+            );
+            sync_plane();
+        }
+    }
+}
+
 /// [`super::cube::attend()`] on matrix units.
 #[cube(launch)]
 pub(super) fn attend<F: Float>(
@@ -267,6 +313,7 @@ pub(super) fn attend<F: Float>(
     let mut s = SharedMemory::<f32>::new_aligned(comptime!(SIDE * SCORES), 32usize);
     let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut partial = SharedMemory::<f32>::new(comptime!(plane * PLANES));
+    let mut factors = SharedMemory::<f32>::new(SIDE);
     stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, head_dim, plane);
     let row = unit / SHARE;
     let part = unit % SHARE;
@@ -275,6 +322,8 @@ pub(super) fn attend<F: Float>(
     let last = prefix_len + end;
     let window = window as usize;
     let start = first_tile(prefix_len + first, window);
+    let sums = zeros(comptime!(columns(head_dim)));
+    // what a row's sums are relative to, and its own part of Σ exp(score − top)
     let mut top = UNSEEN.runtime();
     let mut sum = 0.0f32;
     let mut key = start;
@@ -283,6 +332,7 @@ pub(super) fn attend<F: Float>(
         sync_cube();
         scores::<F>(&queries, &keys, &mut s, head_dim);
         sync_cube();
+        stage::<F>(v, &mut keys, key, last, prefix, prefix_len, own, of_key, head_dim, plane);
         let mut high = UNSEEN.runtime();
         #[unroll]
         for t in 0..comptime!(SIDE / SHARE) {
@@ -293,48 +343,43 @@ pub(super) fn attend<F: Float>(
         }
         partial[unit] = high;
         sync_cube();
-        let now =
-            max(max(max(partial[of_row], partial[of_row + 1]), max(partial[of_row + 2], partial[of_row + 3])), top);
+        let now = max(max(partial[of_row], partial[of_row + 1]), max(partial[of_row + 2], partial[of_row + 3]));
+        let risen = select(now > top + RISE, now, top);
+        let factor = (top - risen).exp();
+        top = risen;
         let mut here = 0.0f32;
         #[unroll]
         for t in 0..comptime!(SIDE / SHARE) {
             let column = part + comptime!(t * SHARE);
             let seen = key + column <= query && key + column + window > query && key + column < last;
             let score = soft_cap(s[row * SCORES + column] * scale, cap, capped);
-            here += (select(seen, score, UNSEEN) - now).exp();
+            let weight = (select(seen, score - top, UNSEEN)).exp();
+            here += weight;
+            p[row * WEIGHTS + column] = F::cast_from(weight);
         }
-        sum = sum * (top - now).exp() + here;
-        top = now;
+        sum = sum * factor + here;
+        if part == 0 {
+            // nothing is summed before the first tile
+            factors[row] = select(key > start, factor, 1.0f32);
+        }
+        sync_cube();
+        rescale(&sums, &mut s, &factors, head_dim, plane);
+        mix::<F>(&p, &keys, &sums, false, head_dim);
         sync_cube();
         key += SIDE;
     }
     partial[unit] = sum;
     sync_cube();
     let total = partial[of_row] + partial[of_row + 1] + partial[of_row + 2] + partial[of_row + 3];
-    let normal = top + total.ln();
-    let sums = zeros(comptime!(columns(head_dim)));
-    key = start;
-    while key < last {
-        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, head_dim, plane);
-        sync_cube();
-        scores::<F>(&queries, &keys, &mut s, head_dim);
-        sync_cube();
-        stage::<F>(v, &mut keys, key, last, prefix, prefix_len, own, of_key, head_dim, plane);
-        #[unroll]
-        for t in 0..comptime!(SIDE / SHARE) {
-            let column = part + comptime!(t * SHARE);
-            let seen = key + column <= query && key + column + window > query && key + column < last;
-            let score = soft_cap(s[row * SCORES + column] * scale, cap, capped);
-            p[row * WEIGHTS + column] = F::cast_from((select(seen, score - normal, UNSEEN)).exp());
-        }
-        sync_cube();
-        mix::<F>(&p, &keys, &sums, false, head_dim);
-        sync_cube();
-        key += SIDE;
+    if part == 0 {
+        // no key is seen by queries that are beyond the last
+        factors[row] = select(total > 0.0f32, 1.0f32 / total, 1.0f32);
     }
+    sync_cube();
+    rescale(&sums, &mut s, &factors, head_dim, plane);
     write::<F>(&sums, &mut s, out, own + first, own + end, of_query, head_dim, plane);
     if part == 0 && first + row < end {
-        normaliser[(own + first + row) * normaliser.stride(0) + head] = normal;
+        normaliser[(own + first + row) * normaliser.stride(0) + head] = top + total.ln();
     }
 }
 
