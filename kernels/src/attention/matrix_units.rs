@@ -44,6 +44,13 @@ pub(super) const fn shared_bytes(head_dim: usize) -> usize {
     staged + 2 * SIDE * SCORES * 4 + 2 * SIDE * WEIGHTS * 2 + 1024
 }
 
+/// A number of turns that a device's compiler does not know, so that it leaves the loop one: unrolled, a unit's registers would be those of all its
+/// turns, up to 255 where 128 do, and half as many cubes would run at once.
+#[cube]
+fn turns(#[comptime] number: usize) -> usize {
+    CUBE_DIM_Y as usize / PLANES * number
+}
+
 /// Stages a head's values of 64 rows, zero where there is none.
 #[cube]
 fn stage<F: Float>(
@@ -139,8 +146,7 @@ fn scores<F: Float>(
     let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
     let right = UNIT_POS_Y as usize % 2 * comptime!(SIDE / 2);
     let sums = zeros(2usize);
-    // a loop: unrolled, a unit's registers would be those of all its turns, and half as many cubes would run at once
-    for k in 0..comptime!(padded(head_dim) / MATRIX_UNIT) {
+    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT)) {
         let along = k * MATRIX_UNIT;
         let left = staged_factor::<F>(a, down, along, MatrixIdent::A, MatrixLayout::RowMajor, head_dim);
         #[unroll]
@@ -173,7 +179,7 @@ fn mix<F: Float>(
 ) {
     let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
     let first = UNIT_POS_Y as usize % 2;
-    for k in 0..comptime!(SIDE / MATRIX_UNIT) {
+    for k in 0..turns(comptime!(SIDE / MATRIX_UNIT)) {
         let along = k * MATRIX_UNIT;
         let left = if comptime!(transposed) {
             weight_factor::<F>(weights, along, down, MatrixLayout::ColMajor)
@@ -242,13 +248,12 @@ fn rescale(
     values: &mut SharedMemory<f32>,
     factors: &SharedMemory<f32>,
     #[comptime] head_dim: usize,
-    #[comptime] plane: usize,
 ) {
     let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
     // where no other plane writes
     let from = down * SCORES + UNIT_POS_Y as usize % 2 * MATRIX_UNIT;
     let mut least = 1.0f32;
-    for row in 0..MATRIX_UNIT {
+    for row in 0..turns(comptime!(MATRIX_UNIT)) {
         least = min(least, factors[down + row]);
     }
     if least < 1.0f32 {
@@ -265,7 +270,7 @@ fn rescale(
             while at < comptime!(MATRIX_UNIT * MATRIX_UNIT) {
                 let row = at / MATRIX_UNIT;
                 values[from + row * SCORES + at % MATRIX_UNIT] *= factors[down + row];
-                at += plane;
+                at += CUBE_DIM_X as usize;
             }
             sync_plane();
             cmma::load_with_layout(
@@ -363,7 +368,7 @@ pub(super) fn attend<F: Float>(
             factors[row] = select(key > start, factor, 1.0f32);
         }
         sync_cube();
-        rescale(&sums, &mut s, &factors, head_dim, plane);
+        rescale(&sums, &mut s, &factors, head_dim);
         mix::<F>(&p, &keys, &sums, false, head_dim);
         sync_cube();
         key += SIDE;
@@ -376,7 +381,7 @@ pub(super) fn attend<F: Float>(
         factors[row] = select(total > 0.0f32, 1.0f32 / total, 1.0f32);
     }
     sync_cube();
-    rescale(&sums, &mut s, &factors, head_dim, plane);
+    rescale(&sums, &mut s, &factors, head_dim);
     write::<F>(&sums, &mut s, out, own + first, own + end, of_query, head_dim, plane);
     if part == 0 && first + row < end {
         normaliser[(own + first + row) * normaliser.stride(0) + head] = top + total.ln();
