@@ -131,6 +131,12 @@ impl RowSet {
     }
 }
 
+/// Rows in order as a range, where they follow each other without a gap.
+pub(crate) fn stretch(rows: &[u32]) -> Option<Range<usize>> {
+    let (first, last) = (*rows.first()? as usize, *rows.last()? as usize);
+    (last - first + 1 == rows.len()).then_some(first..last + 1)
+}
+
 /// Which rows of the head each cotangent weights.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadCotangents<'a> {

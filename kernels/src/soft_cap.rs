@@ -5,6 +5,12 @@
 pub struct SoftCap(pub f64);
 
 impl SoftCap {
+    /// As a device's kernels take it, which are told beside it whether there is one.
+    #[allow(clippy::cast_possible_truncation)]
+    pub(crate) fn bound(cap: Option<Self>) -> f32 {
+        cap.map_or(1.0, |cap| cap.0 as f32)
+    }
+
     /// The capped value.
     #[must_use]
     pub fn capped(self, value: f64) -> f64 {

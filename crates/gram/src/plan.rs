@@ -94,32 +94,31 @@ fn passing(model: &Description) -> usize {
     (3 * widest_mlp(model)).max(experts).max(2 * carried(model)) + 4 * model.hidden
 }
 
-/// Backward rows of a forward row of the trunk of a pair.
+/// Backward rows for each forward row, of a pair that shares little of its prompt.
 pub const BACKWARD_ROWS_PER_ROW: usize = 2;
 
-/// Bytes of the largest tensor of a pass, for each of its forward rows: that of the backward rows of a pair that shares little of its prompt, at the
-/// widest layer.
+/// Bytes of a backward row in the largest tensor of a pass, at the widest layer.
 #[must_use]
-pub fn widest_bytes_per_row(model: &Description, dtype: DType) -> usize {
+pub fn widest_bytes_per_backward_row(model: &Description, dtype: DType) -> usize {
     let heads = |layer| model.attention_of(layer).heads * model.attention_of(layer).head_dim;
     let attention = (0..model.layers()).map(heads).max().unwrap_or(0);
     let experts = model.experts.as_ref().map_or(0, |of| of.routing.per_row * of.width.max(model.hidden));
-    BACKWARD_ROWS_PER_ROW
-        * widest_mlp(model).max(attention).max(experts).max(carried(model)).max(model.hidden)
-        * dtype.size()
+    widest_mlp(model).max(attention).max(experts).max(carried(model)).max(model.hidden) * dtype.size()
 }
 
 /// Bytes that one forward row takes at the peak of a backward pass that computes nothing twice, for a pair that shares
 /// little of its prompt.
 #[must_use]
 pub fn bytes_per_row(model: &Description, dtype: DType) -> usize {
-    ((model.hidden + kept(model)) * model.layers() + for_all_blocks(model) + 2 * passing(model)) * dtype.size()
+    ((model.hidden + kept(model)) * model.layers() + for_all_blocks(model) + BACKWARD_ROWS_PER_ROW * passing(model))
+        * dtype.size()
 }
 
 /// Bytes that one forward row takes at the least: of each block only the input is kept.
 #[must_use]
 pub fn least_bytes_per_row(model: &Description, dtype: DType) -> usize {
-    (model.hidden * model.layers() + kept(model) + for_all_blocks(model) + 2 * passing(model)) * dtype.size()
+    (model.hidden * model.layers() + kept(model) + for_all_blocks(model) + BACKWARD_ROWS_PER_ROW * passing(model))
+        * dtype.size()
 }
 
 /// Bytes that one backward row takes at the peak of a pass over single tokens, whose forward rows are few beside it.

@@ -39,8 +39,9 @@ fn least_memory(devices: &[Device]) -> Option<usize> {
     devices.iter().map(Device::memory).collect::<Option<Vec<_>>>()?.into_iter().min()
 }
 
-/// Rows of some bytes that the largest tensor of the device has room for.
-fn most_rows(model: &Model, bytes: usize) -> usize {
+/// Backward rows that the largest tensor of the device has room for.
+fn most_backward_rows(model: &Model, outline: &Outline) -> usize {
+    let bytes = plan::widest_bytes_per_backward_row(&outline.description, model.dtype);
     let largest = model.device.largest().and_then(|bytes| usize::try_from(bytes).ok());
     (largest.unwrap_or(usize::MAX) / bytes).max(1)
 }
@@ -157,16 +158,14 @@ impl Placement {
     /// Backward rows that a pass over single tokens may have.
     pub(crate) fn backward_rows(&self, model: &Model, outline: &Outline) -> usize {
         let bytes = self.activations.unwrap_or(usize::MAX);
-        let widest = plan::widest_bytes_per_row(&outline.description, model.dtype) / plan::BACKWARD_ROWS_PER_ROW;
-        let enough = plan::ENOUGH_BACKWARD_ROWS.min(most_rows(model, widest));
+        let enough = plan::ENOUGH_BACKWARD_ROWS.min(most_backward_rows(model, outline));
         (bytes / plan::bytes_per_backward_row(&outline.description, model.dtype)).clamp(1, enough)
     }
 
     /// Forward rows that a batch may have.
     pub(crate) fn rows_per_batch(&self, model: &Model, outline: &Outline) -> usize {
         let (per_row, enough) = self.row(model, outline);
-        let widest = plan::widest_bytes_per_row(&outline.description, model.dtype);
-        let enough = enough.min(most_rows(model, widest));
+        let enough = enough.min((most_backward_rows(model, outline) / plan::BACKWARD_ROWS_PER_ROW).max(1));
         (self.activations.unwrap_or(usize::MAX) / per_row.max(1)).clamp(1, enough)
     }
 

@@ -4,7 +4,7 @@ use super::cube::{SIDE, TILE, TOGETHER, attend, attend_vjp_keys, attend_vjp_quer
 use super::matrix_units::{self, PLANES};
 use super::strategy::Strategy;
 use crate::on_chip::{by_rows, empty, ints, limits, loads_wide, on_devices, rows_as_they_are, rows_of, width_of};
-use crate::{AttentionSpec, FloatTensor, Segment, Span, as_index};
+use crate::{AttentionSpec, FloatTensor, Segment, SoftCap, Span, as_index};
 use burn_backend::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
@@ -15,8 +15,7 @@ const NO_WINDOW: usize = 1 << 30;
 /// Scale, soft cap and window of scores, as kernels take them.
 #[allow(clippy::cast_possible_truncation)]
 fn scores(spec: AttentionSpec) -> (f32, f32, u32) {
-    let cap = spec.cap.map_or(1.0, |cap| cap.0 as f32);
-    (spec.scale as f32, cap, as_index(spec.window.unwrap_or(NO_WINDOW).min(NO_WINDOW)))
+    (spec.scale as f32, SoftCap::bound(spec.cap), as_index(spec.window.unwrap_or(NO_WINDOW).min(NO_WINDOW)))
 }
 
 /// See [`Attend::attend`].

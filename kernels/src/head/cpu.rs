@@ -6,6 +6,7 @@
 use super::{Figures, Head, Others, head_cost, head_gram_cost};
 use crate::host::real::{Real, dot_wide, highest, matrix, unwritten, values, vectorised, with_real};
 use crate::host::stored::Stored;
+use crate::layout::stretch;
 use crate::product::cpu::{Target, View, product_parallel};
 use crate::product::packed::{Packed, Part};
 use crate::{Flex, FloatTensor, Gram, HeadCotangents, HeadOutput, SoftCap, Weight, tally};
@@ -140,9 +141,8 @@ impl<E: Real> OfSet<E> {
 
     /// Copies the rows of a chunk where they do not lie side by side.
     fn take(&mut self, p: &[E], columns: usize) {
-        let (first, last) = (self.rows[0] as usize, self.rows[self.rows.len() - 1] as usize);
         self.copy.clear();
-        if last - first + 1 > self.rows.len() {
+        if stretch(&self.rows).is_none() {
             let row = |&row: &u32| &p[row as usize * columns..][..columns];
             self.rows.iter().for_each(|r| self.copy.extend_from_slice(row(r)));
         }

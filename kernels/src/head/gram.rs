@@ -1,11 +1,11 @@
 //! The Gram of the output matrix on a device, from the head's own walk over the vocabulary: products of rows of exponentials are summed chunk by
 //! chunk and brought to new maxima as the rows' other sums are; what targets add is put in at the end.
 use super::cube::{UNITS, cotangent_products, rescale_products};
-use super::launch::bound;
 use crate::gram::{
     launch::{batch, parts, reshaped},
     plan::Part,
 };
+use crate::layout::stretch;
 use crate::on_chip::{empty, floats, ints, width_of};
 use crate::pending::Pending;
 use crate::product::launch::{product, product_onto, transposed};
@@ -36,12 +36,8 @@ impl<R: CubeRuntime> Together<R> {
 
     /// Those rows of a matrix, `[B, L, width]`.
     fn of(&self, x: &CubeTensor<R>) -> CubeTensor<R> {
-        let stretch = |of: &Vec<u32>| {
-            let first = of.first().map_or(0, |&row| row as usize);
-            let side_by_side = of.iter().enumerate().all(|(i, &row)| row as usize == first + i);
-            side_by_side.then_some(first..first + of.len())
-        };
-        let stretches: Option<Vec<Range<usize>>> = self.rows.iter().map(stretch).collect();
+        let stretches: Option<Vec<Range<usize>>> =
+            self.rows.iter().map(|rows| if rows.is_empty() { Some(0..0) } else { stretch(rows) }).collect();
         if let Some(stretches) = stretches {
             return batch(x, &stretches);
         }
@@ -133,7 +129,7 @@ impl<'a, R: CubeRuntime> Walk<'a, R> {
                 ints(&y.client, &places),
                 floats(&y.client, &of_rows),
                 out.clone().into_tensor_arg(),
-                bound(cap),
+                SoftCap::bound(cap),
                 cap.is_some(),
             );
             let inputs = of.part.inputs(y, &self.set);

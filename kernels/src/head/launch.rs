@@ -58,12 +58,6 @@ impl<R: CubeRuntime> Table<'_, R> {
     }
 }
 
-/// A soft cap as kernels take it.
-#[allow(clippy::cast_possible_truncation)]
-pub(super) fn bound(cap: Option<SoftCap>) -> f32 {
-    cap.map_or(1.0, |cap| cap.0 as f32)
-}
-
 /// See [`Head::head`].
 pub(crate) fn head<R: CubeRuntime>(
     y: &CubeTensor<R>,
@@ -72,7 +66,7 @@ pub(crate) fn head<R: CubeRuntime>(
     cap: Option<SoftCap>,
     cotangents: Option<&HeadCotangents<'_>>,
 ) -> HeadOutput<CubeTensor<R>, Pending<R>> {
-    let bound = bound(cap);
+    let bound = SoftCap::bound(cap);
     let (n, d, vocabulary) = (rows_of(y), width_of(y), w.rows());
     let client = y.client.clone();
     let back = empty(y, [n, d], y.dtype);
