@@ -1,8 +1,9 @@
 //! How attention is spread over a device: one cube a tile of 64 rows and head.
 use super::Attend;
 use super::cube::{SIDE, TILE, TOGETHER, attend, attend_vjp_keys, attend_vjp_queries, row_products};
+use super::in_registers::{self, BOTH, PLANE, WIDTH_BACK};
 use super::matrix_units::{self, PLANES};
-use super::strategy::Strategy;
+use super::strategy::{Pass, Strategy};
 use crate::on_chip::{by_rows, empty, ints, limits, loads_wide, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::{AttentionSpec, FloatTensor, Segment, SoftCap, Span, as_index};
 use burn_backend::DType;
@@ -16,6 +17,11 @@ const NO_WINDOW: usize = 1 << 30;
 #[allow(clippy::cast_possible_truncation)]
 fn scores(spec: AttentionSpec) -> (f32, f32, u32) {
     (spec.scale as f32, SoftCap::bound(spec.cap), as_index(spec.window.unwrap_or(NO_WINDOW).min(NO_WINDOW)))
+}
+
+/// The units of a cube whose factors are in registers.
+fn in_registers_units() -> CubeDim {
+    CubeDim::new_2d(as_index(PLANE), as_index(in_registers::PLANES))
 }
 
 /// See [`Attend::attend`].
@@ -40,19 +46,19 @@ pub(crate) fn attention<R: CubeRuntime>(
         ),
     };
     let normaliser = empty(q, [rows, spec.heads], DType::F32);
+    let (client, dtype, h, repeat) = (&q.client, q.dtype.into(), spec.head_dim, spec.heads / spec.kv_heads);
+    let [q, k, v] = [q, k, v].map(rows_as_they_are);
+    let strategy = Strategy::choose(Pass::Forward, h, loads_wide(h, &[&q, &k, &v]), &limits(client, q.dtype));
     let mut tasks = Vec::new();
     for span in spans {
-        for first in (0..span.own.len()).step_by(SIDE) {
-            let end = (first + SIDE).min(span.own.len());
+        for first in (0..span.own.len()).step_by(strategy.queries()) {
+            let end = (first + strategy.queries()).min(span.own.len());
             tasks.push([span.prefix.start, span.prefix.len(), span.own.start, first, end].map(as_index));
         }
     }
     if tasks.is_empty() {
         return (out, normaliser);
     }
-    let (client, dtype, h, repeat) = (&q.client, q.dtype.into(), spec.head_dim, spec.heads / spec.kv_heads);
-    let [q, k, v] = [q, k, v].map(rows_as_they_are);
-    let strategy = Strategy::choose(h, loads_wide(h, &[&q, &k, &v]), &limits(client, q.dtype));
     let grid = CubeCount::Static(as_index(tasks.len()), as_index(spec.heads), 1);
     let [q, k, v] = [q, k, v].map(CubeTensor::into_tensor_arg);
     let tasks = ints(client, tasks.as_flattened());
@@ -70,6 +76,13 @@ pub(crate) fn attention<R: CubeRuntime>(
             matrix_units::attend::launch::<R>(
                 client, grid, units, q, k, v, tasks, target, normal, scale, cap, window, h, repeat, capped, plane,
                 dtype,
+            );
+        }
+        Strategy::InRegisters { blocks } => {
+            let (units, width) = (in_registers_units(), in_registers::width(capped));
+            in_registers::attend::launch::<R>(
+                client, grid, units, q, k, v, tasks, target, normal, scale, cap, window, h, repeat, capped, blocks,
+                width, dtype,
             );
         }
     }
@@ -90,23 +103,15 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
     if rows == 0 {
         return results;
     }
-    let (mut tiles, mut index, mut offset) = (Vec::new(), Vec::with_capacity(rows), 0);
-    for segment in segments {
-        for first in (0..segment.len()).step_by(SIDE) {
-            let (prefix, own) = (&segment.prefix, &segment.own);
-            let numbers = [prefix.start, prefix.len(), own.start, offset, segment.len(), segment.active_from, first];
-            tiles.push(numbers.map(as_index));
-        }
-        index.extend(segment.prefix.clone().chain(segment.own.clone()).map(as_index));
-        offset += segment.len();
-    }
+    let index: Vec<u32> =
+        segments.iter().flat_map(|segment| segment.prefix.clone().chain(segment.own.clone())).map(as_index).collect();
     let products = of_rows(delta, out, &index, spec);
     let inputs = [q, k, v, delta].map(rows_as_they_are);
     let wide = loads_wide(h, &inputs.each_ref());
-    let strategy = Strategy::choose(h, wide, &limits(&q.client, q.dtype));
-    let back = Back { inputs, normaliser, products, tiles, spec, strategy };
+    let strategy = Strategy::choose(Pass::Back, h, wide, &limits(&q.client, q.dtype));
+    let back = Back { inputs, normaliser, products, segments, spec, strategy };
     back.queries(&results[0]);
-    back.keys(&results[1], &results[2]);
+    back.keys(&results[1], &results[2], (true, true));
     results
 }
 
@@ -139,8 +144,7 @@ struct Back<'a, R: CubeRuntime> {
     inputs: [CubeTensor<R>; 4],
     normaliser: &'a CubeTensor<R>,
     products: CubeTensor<R>,
-    /// Tiles of 64 rows of the segments, queries or keys.
-    tiles: Vec<[u32; 7]>,
+    segments: &'a [Segment],
     spec: AttentionSpec,
     strategy: Strategy,
 }
@@ -151,7 +155,8 @@ impl<R: CubeRuntime> Back<'_, R> {
         let [q, k, v, delta, normal, products] = self.arguments();
         let (h, repeat, capped) = (spec.head_dim, spec.heads / spec.kv_heads, spec.cap.is_some());
         let (scale, cap, window) = scores(spec);
-        let (grid, tiles, dq) = (self.grid(spec.heads), self.tiles(), dq.clone().into_tensor_arg());
+        let (grid, tiles) = self.tiles(spec.heads, self.strategy.queries());
+        let dq = dq.clone().into_tensor_arg();
         match self.strategy {
             Strategy::Units => {
                 let units = CubeDim::new_1d(as_index(TILE.units()));
@@ -167,29 +172,48 @@ impl<R: CubeRuntime> Back<'_, R> {
                     capped, plane, dtype,
                 );
             }
+            Strategy::InRegisters { blocks } => {
+                let units = in_registers_units();
+                in_registers::attend_vjp_queries::launch::<R>(
+                    client, grid, units, q, k, v, delta, normal, products, tiles, dq, scale, cap, window, h, repeat,
+                    capped, blocks, WIDTH_BACK, dtype,
+                );
+            }
         }
     }
 
-    fn keys(&self, dk: &CubeTensor<R>, dv: &CubeTensor<R>) {
+    fn keys(&self, dk: &CubeTensor<R>, dv: &CubeTensor<R>, (with_k, with_v): (bool, bool)) {
         let ((client, dtype), spec) = (self.on(), self.spec);
         let [q, k, v, delta, normal, products] = self.arguments();
         let (h, repeat, capped) = (spec.head_dim, spec.heads / spec.kv_heads, spec.cap.is_some());
         let (scale, cap, window) = scores(spec);
-        let (grid, tiles) = (self.grid(spec.kv_heads), self.tiles());
-        let (dk, dv) = (dk.clone().into_tensor_arg(), dv.clone().into_tensor_arg());
+        let (grid, tiles) = self.tiles(spec.kv_heads, SIDE);
+        let (to_k, to_v) = (dk.clone().into_tensor_arg(), dv.clone().into_tensor_arg());
         match self.strategy {
             Strategy::Units => {
                 let units = CubeDim::new_1d(as_index(TILE.units()));
                 attend_vjp_keys::launch::<R>(
-                    client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
+                    client, grid, units, q, k, v, delta, normal, products, tiles, to_k, to_v, scale, cap, window, h,
                     repeat, capped, dtype,
                 );
             }
             Strategy::MatrixUnits { plane } => {
                 let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
                 matrix_units::attend_vjp_keys::launch::<R>(
-                    client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
+                    client, grid, units, q, k, v, delta, normal, products, tiles, to_k, to_v, scale, cap, window, h,
                     repeat, capped, plane, dtype,
+                );
+            }
+            // dk and dv one after the other where a unit has no registers for both
+            Strategy::InRegisters { .. } if with_k && with_v && h > BOTH => {
+                self.keys(dk, dv, (true, false));
+                self.keys(dk, dv, (false, true));
+            }
+            Strategy::InRegisters { .. } => {
+                let units = in_registers_units();
+                in_registers::attend_vjp_keys::launch::<R>(
+                    client, grid, units, q, k, v, delta, normal, products, tiles, to_k, to_v, scale, cap, window, h,
+                    repeat, capped, WIDTH_BACK, with_k, with_v, dtype,
                 );
             }
         }
@@ -199,12 +223,19 @@ impl<R: CubeRuntime> Back<'_, R> {
         (&self.products.client, self.inputs[0].dtype.into())
     }
 
-    fn grid(&self, heads: usize) -> CubeCount {
-        CubeCount::Static(as_index(self.tiles.len()), as_index(heads), 1)
-    }
-
-    fn tiles(&self) -> ArrayArg<R> {
-        ints(&self.products.client, self.tiles.as_flattened())
+    /// Tiles of some rows of the segments, queries or keys, and a grid of a cube for each in each head.
+    fn tiles(&self, heads: usize, side: usize) -> (CubeCount, ArrayArg<R>) {
+        let (mut tiles, mut offset) = (Vec::new(), 0);
+        for segment in self.segments {
+            let (prefix, own, len) = (&segment.prefix, &segment.own, segment.len());
+            for first in (0..len).step_by(side) {
+                let numbers = [prefix.start, prefix.len(), own.start, offset, len, segment.active_from, first];
+                tiles.push(numbers.map(as_index));
+            }
+            offset += len;
+        }
+        let grid = CubeCount::Static(as_index(tiles.len()), as_index(heads), 1);
+        (grid, ints(&self.products.client, tiles.as_flattened()))
     }
 
     fn arguments(&self) -> [TensorArg<R>; 6] {

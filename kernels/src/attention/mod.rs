@@ -5,6 +5,7 @@
 pub mod bench;
 mod cpu;
 mod cube;
+mod in_registers;
 mod launch;
 mod matrix_units;
 pub mod reference;

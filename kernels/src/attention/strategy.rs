@@ -1,9 +1,20 @@
 //! How attention runs on a device: a value, chosen from what the device offers and how its inputs lie, and refused where something
 //! is missing.
+use super::cube::SIDE;
+use super::in_registers;
 use super::matrix_units::{PLANES, shared_bytes};
 use crate::on_chip::{Limits, WIDE};
 
-/// Widest head for matrix units: wider ones need more registers than a unit has.
+/// Which pass over a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// Results from queries, keys and values.
+    Forward,
+    /// Cotangents of all three.
+    Back,
+}
+
+/// Widest head for matrix units by way of shared memory: wider ones need more registers than a unit has.
 const WIDEST: usize = 128;
 
 /// How the products of a tile are formed.
@@ -16,35 +27,97 @@ pub(super) enum Strategy {
         /// Units that an instruction is given to.
         plane: usize,
     },
+    /// By matrix units, with factors in registers.
+    InRegisters {
+        /// Blocks of 16 queries of a plane: the more, the more products a loaded factor goes into.
+        blocks: usize,
+    },
 }
 
 impl Strategy {
     /// The fastest one that is not refused, for heads of a width and inputs that can be loaded wide or not.
-    pub fn choose(head_dim: usize, wide: bool, limits: &Limits) -> Self {
+    pub fn choose(pass: Pass, head_dim: usize, wide: bool, limits: &Limits) -> Self {
+        let in_registers = [2, 1].map(|blocks| Self::InRegisters { blocks });
         let by_matrix_units = limits.matrix_units.map(|plane| Self::MatrixUnits { plane });
-        let taken = by_matrix_units.filter(|strategy| strategy.check(head_dim, wide, limits).is_ok());
-        taken.unwrap_or(Self::Units)
+        let taken = |strategy: &Self| strategy.check(pass, head_dim, wide, limits).is_ok();
+        in_registers.into_iter().chain(by_matrix_units).find(taken).unwrap_or(Self::Units)
+    }
+
+    /// Queries of a tile, where rows of results are queries.
+    pub const fn queries(self) -> usize {
+        match self {
+            Self::Units | Self::MatrixUnits { .. } => SIDE,
+            Self::InRegisters { blocks } => in_registers::rows(blocks),
+        }
     }
 
     /// Whether a device can run it.
     ///
     /// # Errors
     /// Says what is missing.
-    pub fn check(self, head_dim: usize, wide: bool, limits: &Limits) -> Result<(), String> {
-        let Self::MatrixUnits { plane } = self else { return Ok(()) };
-        let units = plane * PLANES;
-        // four units share each of a tile's 64 rows
-        if limits.matrix_units != Some(plane) || units != 256 || units > limits.units {
-            return Err(format!("no matrix units for this type with {PLANES} planes of {plane} units"));
+    pub fn check(self, pass: Pass, head_dim: usize, wide: bool, limits: &Limits) -> Result<(), String> {
+        let (bytes, fits) = match self {
+            Self::Units => return Ok(()),
+            Self::MatrixUnits { plane } => {
+                let units = plane * PLANES;
+                // four units share each of a tile's 64 rows
+                if limits.matrix_units != Some(plane) || units != 256 || units > limits.units {
+                    return Err(format!("no matrix units for this type with {PLANES} planes of {plane} units"));
+                }
+                (shared_bytes(head_dim), head_dim <= WIDEST)
+            }
+            Self::InRegisters { blocks } => {
+                if !limits.from_registers {
+                    return Err("no matrix units for this type that take factors from registers".to_string());
+                }
+                (in_registers::shared_bytes(pass, head_dim, blocks), in_registers::fits(head_dim, blocks))
+            }
+        };
+        if !fits || !wide {
+            return Err(format!(
+                "heads of {head_dim} values are too wide for registers, or cannot be loaded {WIDE} at once"
+            ));
         }
-        if head_dim > WIDEST || !wide {
-            return Err(format!("heads of {head_dim} values, not up to {WIDEST} and loaded {WIDE} at once"));
-        }
-        match shared_bytes(head_dim) {
+        match bytes {
             bytes if bytes > limits.shared => {
                 Err(format!("{bytes} bytes shared, and the device has {}", limits.shared))
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOPPER: Limits =
+        Limits { shared: 227 << 10, units: 1024, matrix_units: Some(32), from_registers: true, hardware: true };
+
+    fn chosen(pass: Pass, head_dim: usize, limits: Limits) -> Strategy {
+        Strategy::choose(pass, head_dim, true, &limits)
+    }
+
+    #[test]
+    fn factors_stay_in_registers_where_registers_and_shared_memory_hold_a_tile() {
+        for pass in [Pass::Forward, Pass::Back] {
+            assert_eq!(chosen(pass, 128, HOPPER), Strategy::InRegisters { blocks: 2 });
+            assert_eq!(chosen(pass, 256, HOPPER), Strategy::InRegisters { blocks: 1 });
+            assert_eq!(chosen(pass, 264, HOPPER), Strategy::Units);
+        }
+        // what a GeForce card has
+        let small = Limits { shared: 99 << 10, ..HOPPER };
+        assert_eq!(chosen(Pass::Forward, 128, small), Strategy::InRegisters { blocks: 2 });
+        assert_eq!(chosen(Pass::Back, 128, small), Strategy::InRegisters { blocks: 1 });
+        assert_eq!(chosen(Pass::Back, 256, small), Strategy::Units);
+    }
+
+    #[test]
+    fn what_is_missing_decides() {
+        let cooperative = Limits { from_registers: false, ..HOPPER };
+        assert_eq!(chosen(Pass::Forward, 128, cooperative), Strategy::MatrixUnits { plane: 32 });
+        assert_eq!(chosen(Pass::Forward, 256, cooperative), Strategy::Units);
+        assert_eq!(chosen(Pass::Forward, 64, Limits { matrix_units: None, ..cooperative }), Strategy::Units);
+        assert_eq!(Strategy::choose(Pass::Forward, 64, false, &HOPPER), Strategy::Units);
     }
 }

@@ -90,6 +90,9 @@ pub(crate) struct Limits {
     pub units: usize,
     /// Units that a matrix unit's instructions are given to together, where it takes 16×16×16 products of this type.
     pub matrix_units: Option<usize>,
+    /// Whether matrix units take factors of 16 × 16 and 16 × 8 values of this type from registers of 32 units, and such registers can be loaded from squares
+    /// of 8 × 8.
+    pub from_registers: bool,
     /// Whether it is hardware: a software driver offers no operations across a plane.
     pub hardware: bool,
 }
@@ -102,17 +105,20 @@ pub(crate) fn limits<R: CubeRuntime>(client: &Launch<R>, dtype: DType) -> Limits
         DType::F16 => Some(FloatKind::F16),
         _ => None,
     };
-    let takes = |kind: FloatKind| {
-        let element = |kind| ElemType::Float(kind).into();
+    let element = |kind| ElemType::Float(kind).into();
+    let product = |kind, n| {
         let (a_type, b_type, cd_type) = (element(kind), element(kind), element(FloatKind::F32));
-        properties.features.matmul.cmma.contains(&MmaConfig { a_type, b_type, cd_type, m: 16, n: 16, k: 16 })
+        MmaConfig { a_type, b_type, cd_type, m: 16, n, k: 16 }
     };
-    let hardware = &properties.hardware;
+    let (hardware, matmul) = (&properties.hardware, &properties.features.matmul);
+    let takes = |kind| matmul.cmma.contains(&product(kind, 16));
+    let from_registers = |kind| matmul.mma.contains(&product(kind, 8)) && matmul.ldmatrix.contains(&element(kind));
     let fixed = hardware.plane_size_min == hardware.plane_size_max;
     Limits {
         shared: hardware.max_shared_memory_size,
         units: hardware.max_units_per_cube as usize,
         hardware: properties.features.plane.contains(cubecl::features::Plane::Ops),
+        from_registers: kind.is_some_and(from_registers) && hardware.plane_size_max == 32,
         matrix_units: kind.filter(|&k| fixed && takes(k)).map(|_| hardware.plane_size_max as usize),
     }
 }

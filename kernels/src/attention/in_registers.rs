@@ -1,0 +1,674 @@
+//! Attention on CUDA's matrix units, for f16 and bf16, with factors and sums in registers whose places are known (`ldmatrix`, `mma.sync`): what one product
+//! leaves is masked, taken the exponential of and handed to the next without a way through shared memory, as FlashAttention-2 does (Dao 2023,
+//! arXiv 2307.08691).
+//!
+//! A plane has 16 rows of a tile, or 32, and all its columns. Of sums of 16 × 8 a unit has two neighbouring columns, from twice its number in its four on,
+//! of two rows: a quarter of its plane's number, and 8 below (PTX ISA, "Matrix fragments for mma.m16n8k16").
+// what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
+#![allow(
+    clippy::trivially_copy_pass_by_ref,
+    clippy::used_underscore_binding,
+    clippy::cast_possible_truncation,
+    clippy::float_cmp,
+    clippy::manual_is_multiple_of,
+    clippy::too_many_lines
+)]
+use super::cube::{SIDE, UNSEEN, first_tile, row_at};
+use super::strategy::Pass;
+use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap};
+use cubecl::cmma::{MatrixIdent, MmaDefinition};
+use cubecl::prelude::Tensor as Matrix;
+use cubecl::prelude::*;
+
+/// Planes of a cube, one below the other.
+pub(super) const PLANES: usize = 4;
+/// Units of a plane.
+pub(super) const PLANE: usize = 32;
+/// Columns of the sums of one instruction.
+const NARROW: usize = 8;
+/// What a row's sums are relative to before it has seen a key: an unseen key's score is far below it.
+const NOTHING: f32 = UNSEEN / 2.0;
+/// How far above what a row's sums are relative to a score may be: exp(8) is 2,981, where f16 holds 65,504.
+const RISE: f32 = 8.0;
+
+/// Two neighbouring values of a row.
+type Pair<F> = Vector<F, Const<2>>;
+/// Sums of 16 rows, 8 columns each: of a unit, two columns of both of its rows.
+type Sums = Sequence<Array<Pair<f32>>>;
+/// A factor of 16 × 16.
+type Factor<F> = Array<Pair<F>>;
+
+/// Values of a head in shared memory: a whole number of matrix units.
+const fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(MATRIX_UNIT)
+}
+
+/// Pieces from one row of a head to the next in shared memory: an odd number, so that eight rows begin in different banks.
+const fn pieces(head_dim: usize) -> usize {
+    padded(head_dim) / WIDE + 1
+}
+
+/// Rows of a tile where a plane has a number of blocks of 16 rows.
+pub(super) const fn rows(blocks: usize) -> usize {
+    PLANES * MATRIX_UNIT * blocks
+}
+
+/// Columns of scores that a plane has at a time in the forward pass: fewer where a soft cap takes registers too.
+pub(super) const fn width(capped: bool) -> usize {
+    if capped { WIDTH_BACK } else { SIDE }
+}
+
+/// The same in the vjp, which has two kinds of scores.
+pub(super) const WIDTH_BACK: usize = 32;
+
+/// Whether a unit's registers hold its share of a plane's sums: four of a block for every 8 values of a head, 128 at the most.
+pub(super) const fn fits(head_dim: usize, blocks: usize) -> bool {
+    blocks * padded(head_dim) <= 2 * BOTH
+}
+
+/// Widest head of which a unit holds sums of keys and of values.
+pub(super) const BOTH: usize = 128;
+
+/// Bytes of shared memory of a pass over a head: queries, and in the vjp cotangents, of a tile; keys and values of another.
+pub(super) const fn shared_bytes(pass: Pass, head_dim: usize, blocks: usize) -> usize {
+    let (of_queries, of_rows) = match pass {
+        Pass::Forward => (1, 0),
+        Pass::Back => (2, 2 * SIDE * 4),
+    };
+    (of_queries * rows(blocks) + 2 * SIDE) * pieces(head_dim) * WIDE * 2 + of_rows
+}
+
+/// A number of turns that a device's compiler does not know, so that it leaves the loop one.
+#[cube]
+fn turns(#[comptime] number: usize) -> usize {
+    CUBE_DIM_Y as usize / PLANES * number
+}
+
+/// Stages a head's values of some rows, zero where there is none.
+#[cube]
+fn stage<F: Float>(
+    x: &Matrix<Piece<F>>,
+    staged: &mut SharedMemory<Piece<F>>,
+    first: usize,
+    end: usize,
+    prefix: usize,
+    prefix_len: usize,
+    own: usize,
+    column: usize,
+    #[comptime] count: usize,
+    #[comptime] head_dim: usize,
+) {
+    let per_row = comptime!(padded(head_dim) / WIDE);
+    #[unroll]
+    for turn in 0..comptime!((count * padded(head_dim) / WIDE).div_ceil(PLANE * PLANES)) {
+        let at = UNIT_POS as usize + comptime!(turn * PLANE * PLANES);
+        let row = at / per_row;
+        let piece = at % per_row;
+        let local = first + row;
+        if row < count {
+            let mut value = Piece::<F>::new(F::new(0.0));
+            if local < end && piece * WIDE < head_dim {
+                value = x[(row_at(local, prefix, prefix_len, own) * x.stride(0) + column) / WIDE + piece];
+            }
+            staged[row * comptime!(pieces(head_dim)) + piece] = value;
+        }
+    }
+}
+
+/// Four squares of 8 × 8 values, of which each unit names a row: of one that is transposed a unit gets two neighbours of a column.
+#[cube]
+fn squares<F: Float>(
+    staged: &SharedMemory<Piece<F>>,
+    row: usize,
+    column: usize,
+    #[comptime] transposed: bool,
+    #[comptime] head_dim: usize,
+) -> Factor<F> {
+    let from = row * comptime!(pieces(head_dim)) + column / WIDE;
+    let product = MmaDefinition::<F, F, f32>::new(MATRIX_UNIT, NARROW, MATRIX_UNIT);
+    product.load_matrix::<Piece<F>, Const<2>>(&staged.slice(from, from + 1), MatrixIdent::A, 4usize, transposed)
+}
+
+/// A left factor: 16 staged rows, 16 of their values.
+#[cube]
+fn left<F: Float>(staged: &SharedMemory<Piece<F>>, row: usize, along: usize, #[comptime] head_dim: usize) -> Factor<F> {
+    let unit = UNIT_POS_X as usize;
+    squares::<F>(staged, row + unit % 16, along + unit / 16 * WIDE, false, head_dim)
+}
+
+/// Two right factors, one after the other: 16 values of 16 staged rows, which are columns.
+#[cube]
+fn columns<F: Float>(
+    staged: &SharedMemory<Piece<F>>,
+    row: usize,
+    along: usize,
+    #[comptime] head_dim: usize,
+) -> Factor<F> {
+    let unit = UNIT_POS_X as usize;
+    squares::<F>(staged, row + unit % 8 + unit / 16 * 8, along + unit / 8 % 2 * WIDE, false, head_dim)
+}
+
+/// Two right factors, one after the other: 16 staged rows, 16 of their values, which are columns.
+#[cube]
+fn rows_of<F: Float>(
+    staged: &SharedMemory<Piece<F>>,
+    along: usize,
+    column: usize,
+    #[comptime] head_dim: usize,
+) -> Factor<F> {
+    let unit = UNIT_POS_X as usize;
+    squares::<F>(staged, along + unit % 16, column + unit / 16 * WIDE, true, head_dim)
+}
+
+/// Adds a left factor times two right ones to sums of 16 × 16.
+#[cube]
+fn add_products<F: Float>(left: &Factor<F>, right: &Factor<F>, sums: &mut Sums, #[comptime] first: usize) {
+    let product = MmaDefinition::<F, F, f32>::new(MATRIX_UNIT, NARROW, MATRIX_UNIT);
+    #[unroll]
+    for half in 0..2usize {
+        let mut one = Array::<Pair<F>>::new(2usize);
+        one[0] = right[comptime!(2 * half)];
+        one[1] = right[comptime!(2 * half + 1)];
+        product.execute_inplace(left, &one, sums.index_mut(comptime!(first + half)));
+    }
+}
+
+#[cube]
+fn zeros(#[comptime] count: usize) -> Sums {
+    let mut sums = Sums::new();
+    #[unroll]
+    for _ in 0..count {
+        let mut sum = Array::<Pair<f32>>::new(2usize);
+        sum[0] = Pair::<f32>::new(0.0f32);
+        sum[1] = Pair::<f32>::new(0.0f32);
+        sums.push(sum);
+    }
+    sums
+}
+
+/// `a·bᵀ` of a plane's rows and some of the staged columns, over a head's values.
+#[cube]
+fn scores<F: Float>(
+    a: &SharedMemory<Piece<F>>,
+    b: &SharedMemory<Piece<F>>,
+    row: usize,
+    column: usize,
+    #[comptime] blocks: usize,
+    #[comptime] width: usize,
+    #[comptime] head_dim: usize,
+) -> Sums {
+    let mut sums = zeros(comptime!(blocks * width / NARROW));
+    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT)) {
+        let along = k * MATRIX_UNIT;
+        let mut factors = Sequence::<Factor<F>>::new();
+        #[unroll]
+        for block in 0..blocks {
+            factors.push(left::<F>(a, row + comptime!(block * MATRIX_UNIT), along, head_dim));
+        }
+        #[unroll]
+        for at in 0..comptime!(width / MATRIX_UNIT) {
+            let right = columns::<F>(b, column + comptime!(at * MATRIX_UNIT), along, head_dim);
+            #[unroll]
+            for block in 0..blocks {
+                add_products::<F>(factors.index(block), &right, &mut sums, comptime!(block * width / NARROW + 2 * at));
+            }
+        }
+    }
+    sums
+}
+
+/// `sums += weights·rows` of a plane's weights, whose columns are staged rows from one on.
+#[cube]
+fn mix<F: Float>(
+    weights: &Sums,
+    staged: &SharedMemory<Piece<F>>,
+    sums: &mut Sums,
+    row: usize,
+    #[comptime] blocks: usize,
+    #[comptime] width: usize,
+    #[comptime] head_dim: usize,
+) {
+    #[unroll]
+    for k in 0..comptime!(width / MATRIX_UNIT) {
+        let mut factors = Sequence::<Factor<F>>::new();
+        #[unroll]
+        for block in 0..blocks {
+            let mut factor = Array::<Pair<F>>::new(4usize);
+            #[unroll]
+            for half in 0..2usize {
+                let of = weights.index(comptime!(block * width / NARROW + 2 * k + half));
+                factor[comptime!(2 * half)] = Pair::<F>::cast_from(of[0]);
+                factor[comptime!(2 * half + 1)] = Pair::<F>::cast_from(of[1]);
+            }
+            factors.push(factor);
+        }
+        #[unroll]
+        for at in 0..comptime!(padded(head_dim) / MATRIX_UNIT) {
+            let right =
+                rows_of::<F>(staged, row + comptime!(k * MATRIX_UNIT), comptime!(at * MATRIX_UNIT).runtime(), head_dim);
+            #[unroll]
+            for block in 0..blocks {
+                add_products::<F>(
+                    factors.index(block),
+                    &right,
+                    sums,
+                    comptime!(block * padded(head_dim) / NARROW + 2 * at),
+                );
+            }
+        }
+    }
+}
+
+/// Writes a plane's rows of a head's values, each row multiplied with a factor.
+#[cube]
+fn write<F: Float>(
+    sums: &Sums,
+    factors: &Array<f32>,
+    out: &mut Matrix<Pair<F>>,
+    first: usize,
+    end: usize,
+    column: usize,
+    #[comptime] blocks: usize,
+    #[comptime] head_dim: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    #[unroll]
+    for block in 0..blocks {
+        #[unroll]
+        for half in 0..2usize {
+            let row = first + unit / 4 + comptime!(block * MATRIX_UNIT + half * 8);
+            let factor = Pair::<f32>::new(factors[comptime!(2 * block + half)]);
+            if row < end {
+                #[unroll]
+                for at in 0..comptime!(padded(head_dim) / NARROW) {
+                    let feature = comptime!(at * NARROW) + unit % 4 * 2;
+                    if feature < head_dim {
+                        let sum = sums.index(comptime!(block * padded(head_dim) / NARROW + at))[half] * factor;
+                        out[(row * out.stride(0) + column + feature) / 2] = Pair::<F>::cast_from(sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// [`super::cube::attend()`] with factors in registers.
+#[cube(launch)]
+pub(super) fn attend<F: Float>(
+    q: &Matrix<Piece<F>>,
+    k: &Matrix<Piece<F>>,
+    v: &Matrix<Piece<F>>,
+    tasks: &Array<u32>,
+    out: &mut Matrix<Pair<F>>,
+    normaliser: &mut Matrix<f32>,
+    scale: f32,
+    cap: f32,
+    window: u32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[comptime] capped: bool,
+    #[comptime] blocks: usize,
+    #[comptime] width: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 5;
+    let head = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let first = tasks[task + 3] as usize;
+    let end = tasks[task + 4] as usize;
+    let of_query = head * head_dim;
+    let of_key = head / repeat * head_dim;
+    let unit = UNIT_POS_X as usize;
+    let staged = comptime!(SIDE * pieces(head_dim));
+    let mut queries = SharedMemory::<Piece<F>>::new_aligned(comptime!(rows(blocks) * pieces(head_dim)), 16usize);
+    let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, comptime!(rows(blocks)), head_dim);
+    let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
+    // the position of a unit's first row
+    let query = prefix_len + first + row + unit / 4;
+    let last = prefix_len + end;
+    let window = window as usize;
+    let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
+    // what a row's sums are relative to, and its own part of Σ exp(score − top)
+    let mut top = Array::<f32>::new(comptime!(2 * blocks));
+    let mut total = Array::<f32>::new(comptime!(2 * blocks));
+    #[unroll]
+    for at in 0..comptime!(2 * blocks) {
+        top[at] = NOTHING;
+        total[at] = 0.0f32;
+    }
+    let mut key = first_tile(prefix_len + first, window);
+    while key < last {
+        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim);
+        stage::<F>(v, &mut values, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim);
+        sync_cube();
+        // all keys of the tile are seen by all queries
+        let whole = key + SIDE <= min(last, prefix_len + first + 1) && key + window >= last;
+        for part in 0..turns(comptime!(SIDE / width)) {
+            // a plane whose rows are all before the keys, or beyond the last, has none to see
+            let above = prefix_len + first + row;
+            if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < last {
+                let mut s = scores::<F>(&queries, &keys, row, part * width, blocks, width, head_dim);
+                #[unroll]
+                for at in 0..comptime!(2 * blocks) {
+                    let of_row = query + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
+                    let mut high = UNSEEN.runtime();
+                    #[unroll]
+                    for j in 0..comptime!(width / NARROW) {
+                        let sum = s.index_mut(comptime!(at / 2 * width / NARROW + j));
+                        let mut pair = sum[comptime!(at % 2)];
+                        #[unroll]
+                        for c in 0..2usize {
+                            let column = key + part * width + unit % 4 * 2 + comptime!(j * NARROW + c);
+                            let score = soft_cap(pair[c] * scale, cap, capped);
+                            let seen = whole || (column <= of_row && column + window > of_row && column < last);
+                            pair[c] = select(seen, score, UNSEEN);
+                            high = max(high, pair[c]);
+                        }
+                        sum[comptime!(at % 2)] = pair;
+                    }
+                    high = max(high, plane_shuffle_xor(high, 1u32));
+                    high = max(high, plane_shuffle_xor(high, 2u32));
+                    if high > top[at] + RISE {
+                        let factor = (top[at] - high).exp();
+                        top[at] = high;
+                        total[at] *= factor;
+                        #[unroll]
+                        for j in 0..comptime!(padded(head_dim) / NARROW) {
+                            let sum = sums.index_mut(comptime!(at / 2 * padded(head_dim) / NARROW + j));
+                            sum[comptime!(at % 2)] = sum[comptime!(at % 2)] * Pair::<f32>::new(factor);
+                        }
+                    }
+                    #[unroll]
+                    for j in 0..comptime!(width / NARROW) {
+                        let sum = s.index_mut(comptime!(at / 2 * width / NARROW + j));
+                        let mut pair = sum[comptime!(at % 2)];
+                        #[unroll]
+                        for c in 0..2usize {
+                            pair[c] = (pair[c] - top[at]).exp();
+                            total[at] += pair[c];
+                        }
+                        sum[comptime!(at % 2)] = pair;
+                    }
+                }
+                mix::<F>(&s, &values, &mut sums, part * width, blocks, width, head_dim);
+            }
+        }
+        sync_cube();
+        key += SIDE;
+    }
+    #[unroll]
+    for at in 0..comptime!(2 * blocks) {
+        let mut sum = total[at];
+        sum += plane_shuffle_xor(sum, 1u32);
+        sum += plane_shuffle_xor(sum, 2u32);
+        let of_row = first + row + unit / 4 + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
+        if unit % 4 == 0 && of_row < end {
+            normaliser[(own + of_row) * normaliser.stride(0) + head] = top[at] + sum.ln();
+        }
+        // no key is seen by queries that are beyond the last
+        total[at] = select(sum > 0.0f32, 1.0f32 / sum, 1.0f32);
+    }
+    write::<F>(&sums, &total, out, own + first + row, own + end, of_query, blocks, head_dim);
+}
+
+/// P and dS = s·P∘(dP − δ·o) of a query and a key.
+#[cube]
+fn weight_back(
+    score: f32,
+    dp: f32,
+    normal: f32,
+    product: f32,
+    seen: bool,
+    scale: f32,
+    cap: f32,
+    #[comptime] capped: bool,
+) -> (f32, f32) {
+    let score = soft_cap(score * scale, cap, capped);
+    // an unseen key's score may be anything, and its exponential infinite
+    let probability = (select(seen, score - normal, UNSEEN)).exp();
+    let mut slope = scale;
+    if comptime!(capped) {
+        slope = scale * (1.0f32 - score / cap * (score / cap));
+    }
+    (probability, probability * (dp - product) * slope)
+}
+
+/// [`super::cube::attend_vjp_queries()`] with factors in registers.
+#[cube(launch)]
+pub(super) fn attend_vjp_queries<F: Float>(
+    q: &Matrix<Piece<F>>,
+    k: &Matrix<Piece<F>>,
+    v: &Matrix<Piece<F>>,
+    delta: &Matrix<Piece<F>>,
+    normaliser: &Matrix<f32>,
+    products: &Matrix<f32>,
+    tasks: &Array<u32>,
+    dq: &mut Matrix<Pair<F>>,
+    scale: f32,
+    cap: f32,
+    window: u32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[comptime] capped: bool,
+    #[comptime] blocks: usize,
+    #[comptime] width: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 7;
+    let head = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let offset = tasks[task + 3] as usize;
+    let count = tasks[task + 4] as usize;
+    let active = tasks[task + 5] as usize;
+    let first = tasks[task + 6] as usize;
+    let of_query = head * head_dim;
+    let of_key = head / repeat * head_dim;
+    let unit = UNIT_POS_X as usize;
+    let ours = comptime!(rows(blocks) * pieces(head_dim));
+    let staged = comptime!(SIDE * pieces(head_dim));
+    let mut queries = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
+    let mut deltas = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
+    let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    stage::<F>(q, &mut queries, first, count, prefix, prefix_len, own, of_query, comptime!(rows(blocks)), head_dim);
+    stage::<F>(delta, &mut deltas, first, count, 0usize, 0usize, offset, of_query, comptime!(rows(blocks)), head_dim);
+    let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
+    let query = first + row + unit / 4;
+    let mut normal = Array::<f32>::new(comptime!(2 * blocks));
+    let mut product = Array::<f32>::new(comptime!(2 * blocks));
+    let mut ones = Array::<f32>::new(comptime!(2 * blocks));
+    #[unroll]
+    for at in 0..comptime!(2 * blocks) {
+        let local = query + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
+        normal[at] = 0.0f32;
+        product[at] = 0.0f32;
+        ones[at] = 1.0f32;
+        if local < count {
+            normal[at] = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
+            product[at] = products[(offset + local) * products.stride(0) + head];
+        }
+    }
+    let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
+    let end = min(first + comptime!(rows(blocks)), count);
+    let window = window as usize;
+    let mut key = first_tile(first, window);
+    // the cotangent of rows before the first active one is zero
+    while key < select(end > active, end, 0usize) {
+        stage::<F>(k, &mut keys, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
+        stage::<F>(v, &mut values, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
+        sync_cube();
+        for part in 0..turns(comptime!(SIDE / width)) {
+            let above = first + row;
+            if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < count {
+                let s = scores::<F>(&queries, &keys, row, part * width, blocks, width, head_dim);
+                let mut ds = scores::<F>(&deltas, &values, row, part * width, blocks, width, head_dim);
+                #[unroll]
+                for at in 0..comptime!(2 * blocks) {
+                    let local = query + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
+                    #[unroll]
+                    for j in 0..comptime!(width / NARROW) {
+                        let score = s.index(comptime!(at / 2 * width / NARROW + j))[comptime!(at % 2)];
+                        let sum = ds.index_mut(comptime!(at / 2 * width / NARROW + j));
+                        let mut pair = sum[comptime!(at % 2)];
+                        #[unroll]
+                        for c in 0..2usize {
+                            let column = key + part * width + unit % 4 * 2 + comptime!(j * NARROW + c);
+                            let seen = column <= local && column + window > local && local < count;
+                            let (_, back) =
+                                weight_back(score[c], pair[c], normal[at], product[at], seen, scale, cap, capped);
+                            pair[c] = back;
+                        }
+                        sum[comptime!(at % 2)] = pair;
+                    }
+                }
+                mix::<F>(&ds, &keys, &mut sums, part * width, blocks, width, head_dim);
+            }
+        }
+        sync_cube();
+        key += SIDE;
+    }
+    write::<F>(&sums, &ones, dq, offset + first + row, offset + end, of_query, blocks, head_dim);
+}
+
+/// [`super::cube::attend_vjp_keys()`] with factors in registers: dk, dv, or both where there are registers for both sums. Rows are keys, and columns queries.
+#[cube(launch)]
+pub(super) fn attend_vjp_keys<F: Float>(
+    q: &Matrix<Piece<F>>,
+    k: &Matrix<Piece<F>>,
+    v: &Matrix<Piece<F>>,
+    delta: &Matrix<Piece<F>>,
+    normaliser: &Matrix<f32>,
+    products: &Matrix<f32>,
+    tasks: &Array<u32>,
+    dk: &mut Matrix<Pair<F>>,
+    dv: &mut Matrix<Pair<F>>,
+    scale: f32,
+    cap: f32,
+    window: u32,
+    #[comptime] head_dim: usize,
+    #[comptime] repeat: usize,
+    #[comptime] capped: bool,
+    #[comptime] width: usize,
+    #[comptime] with_k: bool,
+    #[comptime] with_v: bool,
+    #[define(F)] _dtype: StorageType,
+) {
+    let task = CUBE_POS_X as usize * 7;
+    let group = CUBE_POS_Y as usize;
+    let prefix = tasks[task] as usize;
+    let prefix_len = tasks[task + 1] as usize;
+    let own = tasks[task + 2] as usize;
+    let offset = tasks[task + 3] as usize;
+    let count = tasks[task + 4] as usize;
+    let active = tasks[task + 5] as usize;
+    let first = tasks[task + 6] as usize;
+    let of_key = group * head_dim;
+    let unit = UNIT_POS_X as usize;
+    let staged = comptime!(SIDE * pieces(head_dim));
+    let mut queries = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    let mut deltas = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    let mut normal = SharedMemory::<f32>::new(SIDE);
+    let mut product = SharedMemory::<f32>::new(SIDE);
+    stage::<F>(k, &mut keys, first, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
+    stage::<F>(v, &mut values, first, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
+    let row = UNIT_POS_Y as usize * MATRIX_UNIT;
+    let mut of_k = zeros(comptime!(if with_k { padded(head_dim) / NARROW } else { 0usize }));
+    let mut of_v = zeros(comptime!(if with_v { padded(head_dim) / NARROW } else { 0usize }));
+    let window = window as usize;
+    for h in 0..repeat {
+        let head = group * repeat + h;
+        let mut query = max(first, active / SIDE * SIDE);
+        // the last query that sees the tile's last key
+        while query < min(count, first + SIDE - 1 + window) {
+            stage::<F>(q, &mut queries, query, count, prefix, prefix_len, own, head * head_dim, SIDE, head_dim);
+            stage::<F>(delta, &mut deltas, query, count, 0usize, 0usize, offset, head * head_dim, SIDE, head_dim);
+            let at = UNIT_POS as usize;
+            let local = query + at;
+            if at < SIDE {
+                let mut of_row = 0.0f32;
+                let mut of_product = 0.0f32;
+                if local < count {
+                    of_row = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
+                    of_product = products[(offset + local) * products.stride(0) + head];
+                }
+                normal[at] = of_row;
+                product[at] = of_product;
+            }
+            sync_cube();
+            for part in 0..turns(comptime!(SIDE / width)) {
+                if query + (part + 1) * width > first + row && first + row < count {
+                    let mut p = scores::<F>(&keys, &queries, row, part * width, 1usize, width, head_dim);
+                    let mut ds = if comptime!(with_k) {
+                        scores::<F>(&values, &deltas, row, part * width, 1usize, width, head_dim)
+                    } else {
+                        zeros(0usize)
+                    };
+                    #[unroll]
+                    for j in 0..comptime!(width / NARROW) {
+                        #[unroll]
+                        for half in 0..2usize {
+                            let key = first + row + unit / 4 + comptime!(half * 8);
+                            let mut weights = p.index(j)[half];
+                            let mut back = Pair::<f32>::new(0.0f32);
+                            if comptime!(with_k) {
+                                back = ds.index(j)[half];
+                            }
+                            #[unroll]
+                            for c in 0..2usize {
+                                let column = part * width + unit % 4 * 2 + comptime!(j * NARROW + c);
+                                let local = query + column;
+                                let seen = key <= local && key + window > local && local < count;
+                                let (weight, slope) = weight_back(
+                                    weights[c],
+                                    back[c],
+                                    normal[column],
+                                    product[column],
+                                    seen,
+                                    scale,
+                                    cap,
+                                    capped,
+                                );
+                                weights[c] = weight;
+                                back[c] = slope;
+                            }
+                            if comptime!(with_v) {
+                                let to = p.index_mut(j);
+                                to[half] = weights;
+                            }
+                            if comptime!(with_k) {
+                                let to = ds.index_mut(j);
+                                to[half] = back;
+                            }
+                        }
+                    }
+                    if comptime!(with_v) {
+                        mix::<F>(&p, &deltas, &mut of_v, part * width, 1usize, width, head_dim);
+                    }
+                    if comptime!(with_k) {
+                        mix::<F>(&ds, &queries, &mut of_k, part * width, 1usize, width, head_dim);
+                    }
+                }
+            }
+            sync_cube();
+            query += SIDE;
+        }
+    }
+    let mut ones = Array::<f32>::new(2usize);
+    ones[0] = 1.0f32;
+    ones[1] = 1.0f32;
+    let end = offset + min(first + SIDE, count);
+    if comptime!(with_k) {
+        write::<F>(&of_k, &ones, dk, offset + first + row, end, of_key, 1usize, head_dim);
+    }
+    if comptime!(with_v) {
+        write::<F>(&of_v, &ones, dv, offset + first + row, end, of_key, 1usize, head_dim);
+    }
+}
