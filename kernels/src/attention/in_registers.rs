@@ -15,7 +15,7 @@
 )]
 use super::cube::{SIDE, UNSEEN, first_tile, row_at};
 use super::strategy::Pass;
-use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap};
+use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap, turns};
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
@@ -76,12 +76,6 @@ pub(super) const fn shared_bytes(pass: Pass, head_dim: usize, blocks: usize) -> 
         Pass::Back => (2, 2 * SIDE * 4),
     };
     (of_queries * rows(blocks) + 2 * SIDE) * pieces(head_dim) * WIDE * 2 + of_rows
-}
-
-/// A number of turns that a device's compiler does not know, so that it leaves the loop one.
-#[cube]
-fn turns(#[comptime] number: usize) -> usize {
-    CUBE_DIM_Y as usize / PLANES * number
 }
 
 /// Stages a head's values of some rows, zero where there is none.
@@ -198,7 +192,7 @@ fn scores<F: Float>(
     #[comptime] head_dim: usize,
 ) -> Sums {
     let mut sums = zeros(comptime!(blocks * width / NARROW));
-    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT)) {
+    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT), comptime!(PLANE * PLANES)) {
         let along = k * MATRIX_UNIT;
         let mut factors = Sequence::<Factor<F>>::new();
         #[unroll]
@@ -347,7 +341,7 @@ pub(super) fn attend<F: Float>(
         sync_cube();
         // all keys of the tile are seen by all queries
         let whole = key + SIDE <= min(last, prefix_len + first + 1) && key + window >= last;
-        for part in 0..turns(comptime!(SIDE / width)) {
+        for part in 0..turns(comptime!(SIDE / width), comptime!(PLANE * PLANES)) {
             // a plane whose rows are all before the keys, or beyond the last, has none to see
             let above = prefix_len + first + row;
             if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < last {
@@ -503,7 +497,7 @@ pub(super) fn attend_vjp_queries<F: Float>(
         stage::<F>(k, &mut keys, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
         stage::<F>(v, &mut values, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
         sync_cube();
-        for part in 0..turns(comptime!(SIDE / width)) {
+        for part in 0..turns(comptime!(SIDE / width), comptime!(PLANE * PLANES)) {
             let above = first + row;
             if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < count {
                 let s = scores::<F>(&queries, &keys, row, part * width, blocks, width, head_dim);
@@ -603,7 +597,7 @@ pub(super) fn attend_vjp_keys<F: Float>(
                 product[at] = of_product;
             }
             sync_cube();
-            for part in 0..turns(comptime!(SIDE / width)) {
+            for part in 0..turns(comptime!(SIDE / width), comptime!(PLANE * PLANES)) {
                 if query + (part + 1) * width > first + row && first + row < count {
                     let mut p = scores::<F>(&keys, &queries, row, part * width, 1usize, width, head_dim);
                     let mut ds = if comptime!(with_k) {

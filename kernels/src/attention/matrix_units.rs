@@ -12,13 +12,15 @@
     clippy::too_many_lines
 )]
 use super::cube::{SIDE, UNSEEN, first_tile, row_at};
-use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap};
+use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap, turns};
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
 /// Planes of a cube: four rows of tiles, two columns.
 pub(super) const PLANES: usize = 8;
+/// Units of a cube: four share each row of a tile.
+pub(super) const UNITS: usize = SIDE * SHARE;
 /// A row of scores in shared memory: rows begin in different banks, and where matrix units can begin.
 const SCORES: usize = SIDE + 4;
 /// The same of probabilities.
@@ -42,13 +44,6 @@ const fn pieces(head_dim: usize) -> usize {
 pub(super) const fn shared_bytes(head_dim: usize) -> usize {
     let staged = 4 * SIDE * pieces(head_dim) * WIDE * 2;
     staged + 2 * SIDE * SCORES * 4 + 2 * SIDE * WEIGHTS * 2 + 1024
-}
-
-/// A number of turns that a device's compiler does not know, so that it leaves the loop one: unrolled, a unit's registers would be those of all its
-/// turns, up to 255 where 128 do, and half as many cubes would run at once.
-#[cube]
-fn turns(#[comptime] number: usize) -> usize {
-    CUBE_DIM_Y as usize / PLANES * number
 }
 
 /// Stages a head's values of 64 rows, zero where there is none.
@@ -146,7 +141,7 @@ fn scores<F: Float>(
     let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
     let right = UNIT_POS_Y as usize % 2 * comptime!(SIDE / 2);
     let sums = zeros(2usize);
-    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT)) {
+    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT), UNITS) {
         let along = k * MATRIX_UNIT;
         let left = staged_factor::<F>(a, down, along, MatrixIdent::A, MatrixLayout::RowMajor, head_dim);
         #[unroll]
@@ -179,7 +174,7 @@ fn mix<F: Float>(
 ) {
     let down = UNIT_POS_Y as usize / 2 * MATRIX_UNIT;
     let first = UNIT_POS_Y as usize % 2;
-    for k in 0..turns(comptime!(SIDE / MATRIX_UNIT)) {
+    for k in 0..turns(comptime!(SIDE / MATRIX_UNIT), UNITS) {
         let along = k * MATRIX_UNIT;
         let left = if comptime!(transposed) {
             weight_factor::<F>(weights, along, down, MatrixLayout::ColMajor)
@@ -253,7 +248,7 @@ fn rescale(
     // where no other plane writes
     let from = down * SCORES + UNIT_POS_Y as usize % 2 * MATRIX_UNIT;
     let mut least = 1.0f32;
-    for row in 0..turns(comptime!(MATRIX_UNIT)) {
+    for row in 0..turns(MATRIX_UNIT, UNITS) {
         least = min(least, factors[down + row]);
     }
     if least < 1.0f32 {

@@ -2,7 +2,7 @@
 //! is missing.
 use super::cube::SIDE;
 use super::in_registers;
-use super::matrix_units::{PLANES, shared_bytes};
+use super::matrix_units::{PLANES, UNITS, shared_bytes};
 use crate::on_chip::{Limits, WIDE};
 
 /// Which pass over a layer.
@@ -60,8 +60,7 @@ impl Strategy {
             Self::Units => return Ok(()),
             Self::MatrixUnits { plane } => {
                 let units = plane * PLANES;
-                // four units share each of a tile's 64 rows
-                if limits.matrix_units != Some(plane) || units != 256 || units > limits.units {
+                if limits.matrix_units != Some(plane) || units != UNITS || units > limits.units {
                     return Err(format!("no matrix units for this type with {PLANES} planes of {plane} units"));
                 }
                 (shared_bytes(head_dim), head_dim <= WIDEST)

@@ -20,6 +20,13 @@ pub(crate) fn soft_cap(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     out
 }
 
+/// A number of turns that a device's compiler does not know, so that it leaves the loop one: unrolled, a unit's registers would be those of all its
+/// turns, up to 255 where 128 do, and half as many cubes would run at once. `units` is how many the cube is launched with.
+#[cube]
+pub(crate) fn turns(#[comptime] number: usize, #[comptime] units: usize) -> usize {
+    CUBE_DIM as usize / units * number
+}
+
 /// `acc[first + (i, j)] += Σ_k a[k, i]·b[k, j]` over the staged entries of the contracted axis, in f32.
 ///
 /// `a` is read at `a_first + k·a_step + i·a_along`, `b` at `k·n + j`.
