@@ -11,7 +11,7 @@
     clippy::manual_is_multiple_of,
     clippy::too_many_lines
 )]
-use crate::on_chip::{Tile, multiply, soft_cap};
+use crate::on_chip::{Tile, multiply, soft_cap, soft_cap_slope};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
@@ -417,10 +417,7 @@ fn tile_back<F: Float>(
             // an unseen key's score may be anything, and its exponential infinite
             let exponent = select(seen, score - normal, UNSEEN);
             let probability = exponent.exp();
-            let mut slope = scale;
-            if comptime!(capped) {
-                slope = scale * (1.0f32 - score / cap * (score / cap));
-            }
+            let slope = scale * soft_cap_slope(score, cap, capped);
             p[e] = probability;
             ds[e] = probability * (ds[e] - product) * slope;
         }

@@ -14,8 +14,9 @@
     clippy::too_many_lines
 )]
 use super::cube::{SIDE, UNSEEN, first_tile, row_at};
+use super::staged::{RISE, padded, pieces, stage};
 use super::strategy::Pass;
-use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap, turns};
+use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap, soft_cap_slope, turns};
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
@@ -24,12 +25,12 @@ use cubecl::prelude::*;
 pub(super) const PLANES: usize = 4;
 /// Units of a plane.
 pub(super) const PLANE: usize = 32;
+/// Units of a cube.
+pub(super) const UNITS: usize = PLANE * PLANES;
 /// Columns of the sums of one instruction.
 const NARROW: usize = 8;
 /// What a row's sums are relative to before it has seen a key: an unseen key's score is far below it.
 const NOTHING: f32 = UNSEEN / 2.0;
-/// How far above what a row's sums are relative to a score may be: exp(8) is 2,981, where f16 holds 65,504.
-const RISE: f32 = 8.0;
 
 /// Two neighbouring values of a row.
 type Pair<F> = Vector<F, Const<2>>;
@@ -38,36 +39,31 @@ type Sums = Sequence<Array<Pair<f32>>>;
 /// A factor of 16 × 16.
 type Factor<F> = Array<Pair<F>>;
 
-/// Values of a head in shared memory: a whole number of matrix units.
-const fn padded(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(MATRIX_UNIT)
-}
-
-/// Pieces from one row of a head to the next in shared memory: an odd number, so that eight rows begin in different banks.
-const fn pieces(head_dim: usize) -> usize {
-    padded(head_dim) / WIDE + 1
-}
-
 /// Rows of a tile where a plane has a number of blocks of 16 rows.
 pub(super) const fn rows(blocks: usize) -> usize {
     PLANES * MATRIX_UNIT * blocks
 }
 
-/// Columns of scores that a plane has at a time in the forward pass: fewer where a soft cap takes registers too.
-pub(super) const fn width(capped: bool) -> usize {
-    if capped { WIDTH_BACK } else { SIDE }
-}
+/// Columns of scores that a plane has at a time where there are two kinds of them, in the vjp, or a soft cap takes registers too.
+const NARROWER: usize = 32;
 
-/// The same in the vjp, which has two kinds of scores.
-pub(super) const WIDTH_BACK: usize = 32;
+/// Columns of scores that a plane has at a time in the forward pass.
+const fn columns_at_once(capped: bool) -> usize {
+    if capped { NARROWER } else { SIDE }
+}
 
 /// Whether a unit's registers hold its share of a plane's sums: four of a block for every 8 values of a head, 128 at the most.
 pub(super) const fn fits(head_dim: usize, blocks: usize) -> bool {
     blocks * padded(head_dim) <= 2 * BOTH
 }
 
-/// Widest head of which a unit holds sums of keys and of values.
+/// Widest head of which a unit holds sums of keys and of values, of a block.
 pub(super) const BOTH: usize = 128;
+
+/// Blocks of 16 keys of a plane, where there are as many of queries and sums of both.
+pub(super) const fn blocks_of_keys(head_dim: usize, blocks: usize) -> usize {
+    if blocks * padded(head_dim) <= BOTH { blocks } else { 1 }
+}
 
 /// Bytes of shared memory of a pass over a head: queries, and in the vjp cotangents, of a tile; keys and values of another.
 pub(super) const fn shared_bytes(pass: Pass, head_dim: usize, blocks: usize) -> usize {
@@ -76,37 +72,6 @@ pub(super) const fn shared_bytes(pass: Pass, head_dim: usize, blocks: usize) -> 
         Pass::Back => (2, 2 * SIDE * 4),
     };
     (of_queries * rows(blocks) + 2 * SIDE) * pieces(head_dim) * WIDE * 2 + of_rows
-}
-
-/// Stages a head's values of some rows, zero where there is none.
-#[cube]
-fn stage<F: Float>(
-    x: &Matrix<Piece<F>>,
-    staged: &mut SharedMemory<Piece<F>>,
-    first: usize,
-    end: usize,
-    prefix: usize,
-    prefix_len: usize,
-    own: usize,
-    column: usize,
-    #[comptime] count: usize,
-    #[comptime] head_dim: usize,
-) {
-    let per_row = comptime!(padded(head_dim) / WIDE);
-    #[unroll]
-    for turn in 0..comptime!((count * padded(head_dim) / WIDE).div_ceil(PLANE * PLANES)) {
-        let at = UNIT_POS as usize + comptime!(turn * PLANE * PLANES);
-        let row = at / per_row;
-        let piece = at % per_row;
-        let local = first + row;
-        if row < count {
-            let mut value = Piece::<F>::new(F::new(0.0));
-            if local < end && piece * WIDE < head_dim {
-                value = x[(row_at(local, prefix, prefix_len, own) * x.stride(0) + column) / WIDE + piece];
-            }
-            staged[row * comptime!(pieces(head_dim)) + piece] = value;
-        }
-    }
 }
 
 /// Four squares of 8 × 8 values, of which each unit names a row: of one that is transposed a unit gets two neighbours of a column.
@@ -192,7 +157,7 @@ fn scores<F: Float>(
     #[comptime] head_dim: usize,
 ) -> Sums {
     let mut sums = zeros(comptime!(blocks * width / NARROW));
-    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT), comptime!(PLANE * PLANES)) {
+    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT), UNITS) {
         let along = k * MATRIX_UNIT;
         let mut factors = Sequence::<Factor<F>>::new();
         #[unroll]
@@ -253,6 +218,17 @@ fn mix<F: Float>(
     }
 }
 
+/// Factors of rows that stay as they are.
+#[cube]
+fn ones(#[comptime] blocks: usize) -> Array<f32> {
+    let mut ones = Array::<f32>::new(comptime!(2 * blocks));
+    #[unroll]
+    for at in 0..comptime!(2 * blocks) {
+        ones[at] = 1.0f32;
+    }
+    ones
+}
+
 /// Writes a plane's rows of a head's values, each row multiplied with a factor.
 #[cube]
 fn write<F: Float>(
@@ -302,9 +278,9 @@ pub(super) fn attend<F: Float>(
     #[comptime] repeat: usize,
     #[comptime] capped: bool,
     #[comptime] blocks: usize,
-    #[comptime] width: usize,
     #[define(F)] _dtype: StorageType,
 ) {
+    let width = comptime!(columns_at_once(capped));
     let task = CUBE_POS_X as usize * 5;
     let head = CUBE_POS_Y as usize;
     let prefix = tasks[task] as usize;
@@ -319,7 +295,7 @@ pub(super) fn attend<F: Float>(
     let mut queries = SharedMemory::<Piece<F>>::new_aligned(comptime!(rows(blocks) * pieces(head_dim)), 16usize);
     let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
     let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, comptime!(rows(blocks)), head_dim);
+    stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, comptime!(rows(blocks)), head_dim, UNITS);
     let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
     // the position of a unit's first row
     let query = prefix_len + first + row + unit / 4;
@@ -336,12 +312,12 @@ pub(super) fn attend<F: Float>(
     }
     let mut key = first_tile(prefix_len + first, window);
     while key < last {
-        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim);
-        stage::<F>(v, &mut values, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim);
+        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(v, &mut values, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
         sync_cube();
         // all keys of the tile are seen by all queries
         let whole = key + SIDE <= min(last, prefix_len + first + 1) && key + window >= last;
-        for part in 0..turns(comptime!(SIDE / width), comptime!(PLANE * PLANES)) {
+        for part in 0..turns(comptime!(SIDE / width), UNITS) {
             // a plane whose rows are all before the keys, or beyond the last, has none to see
             let above = prefix_len + first + row;
             if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < last {
@@ -424,11 +400,7 @@ fn weight_back(
     let score = soft_cap(score * scale, cap, capped);
     // an unseen key's score may be anything, and its exponential infinite
     let probability = (select(seen, score - normal, UNSEEN)).exp();
-    let mut slope = scale;
-    if comptime!(capped) {
-        slope = scale * (1.0f32 - score / cap * (score / cap));
-    }
-    (probability, probability * (dp - product) * slope)
+    (probability, probability * (dp - product) * scale * soft_cap_slope(score, cap, capped))
 }
 
 /// [`super::cube::attend_vjp_queries()`] with factors in registers.
@@ -449,9 +421,9 @@ pub(super) fn attend_vjp_queries<F: Float>(
     #[comptime] repeat: usize,
     #[comptime] capped: bool,
     #[comptime] blocks: usize,
-    #[comptime] width: usize,
     #[define(F)] _dtype: StorageType,
 ) {
+    let width = comptime!(NARROWER);
     let task = CUBE_POS_X as usize * 7;
     let head = CUBE_POS_Y as usize;
     let prefix = tasks[task] as usize;
@@ -470,19 +442,42 @@ pub(super) fn attend_vjp_queries<F: Float>(
     let mut deltas = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
     let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
     let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    stage::<F>(q, &mut queries, first, count, prefix, prefix_len, own, of_query, comptime!(rows(blocks)), head_dim);
-    stage::<F>(delta, &mut deltas, first, count, 0usize, 0usize, offset, of_query, comptime!(rows(blocks)), head_dim);
+    stage::<F>(
+        q,
+        &mut queries,
+        first,
+        count,
+        prefix,
+        prefix_len,
+        own,
+        of_query,
+        comptime!(rows(blocks)),
+        head_dim,
+        UNITS,
+    );
+    stage::<F>(
+        delta,
+        &mut deltas,
+        first,
+        count,
+        0usize,
+        0usize,
+        offset,
+        of_query,
+        comptime!(rows(blocks)),
+        head_dim,
+        UNITS,
+    );
     let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
     let query = first + row + unit / 4;
     let mut normal = Array::<f32>::new(comptime!(2 * blocks));
     let mut product = Array::<f32>::new(comptime!(2 * blocks));
-    let mut ones = Array::<f32>::new(comptime!(2 * blocks));
+    let ones = ones(blocks);
     #[unroll]
     for at in 0..comptime!(2 * blocks) {
         let local = query + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
         normal[at] = 0.0f32;
         product[at] = 0.0f32;
-        ones[at] = 1.0f32;
         if local < count {
             normal[at] = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
             product[at] = products[(offset + local) * products.stride(0) + head];
@@ -494,10 +489,10 @@ pub(super) fn attend_vjp_queries<F: Float>(
     let mut key = first_tile(first, window);
     // the cotangent of rows before the first active one is zero
     while key < select(end > active, end, 0usize) {
-        stage::<F>(k, &mut keys, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
-        stage::<F>(v, &mut values, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
+        stage::<F>(k, &mut keys, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(v, &mut values, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
         sync_cube();
-        for part in 0..turns(comptime!(SIDE / width), comptime!(PLANE * PLANES)) {
+        for part in 0..turns(comptime!(SIDE / width), UNITS) {
             let above = first + row;
             if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < count {
                 let s = scores::<F>(&queries, &keys, row, part * width, blocks, width, head_dim);
@@ -548,11 +543,12 @@ pub(super) fn attend_vjp_keys<F: Float>(
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
     #[comptime] capped: bool,
-    #[comptime] width: usize,
+    #[comptime] blocks: usize,
     #[comptime] with_k: bool,
     #[comptime] with_v: bool,
     #[define(F)] _dtype: StorageType,
 ) {
+    let width = comptime!(NARROWER);
     let task = CUBE_POS_X as usize * 7;
     let group = CUBE_POS_Y as usize;
     let prefix = tasks[task] as usize;
@@ -567,23 +563,36 @@ pub(super) fn attend_vjp_keys<F: Float>(
     let staged = comptime!(SIDE * pieces(head_dim));
     let mut queries = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
     let mut deltas = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
+    let ours = comptime!(rows(blocks) * pieces(head_dim));
+    let mut keys = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
+    let mut values = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
     let mut normal = SharedMemory::<f32>::new(SIDE);
     let mut product = SharedMemory::<f32>::new(SIDE);
-    stage::<F>(k, &mut keys, first, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
-    stage::<F>(v, &mut values, first, count, prefix, prefix_len, own, of_key, SIDE, head_dim);
-    let row = UNIT_POS_Y as usize * MATRIX_UNIT;
-    let mut of_k = zeros(comptime!(if with_k { padded(head_dim) / NARROW } else { 0usize }));
-    let mut of_v = zeros(comptime!(if with_v { padded(head_dim) / NARROW } else { 0usize }));
+    stage::<F>(k, &mut keys, first, count, prefix, prefix_len, own, of_key, comptime!(rows(blocks)), head_dim, UNITS);
+    stage::<F>(v, &mut values, first, count, prefix, prefix_len, own, of_key, comptime!(rows(blocks)), head_dim, UNITS);
+    let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
+    let mut of_k = zeros(comptime!(if with_k { blocks * padded(head_dim) / NARROW } else { 0usize }));
+    let mut of_v = zeros(comptime!(if with_v { blocks * padded(head_dim) / NARROW } else { 0usize }));
     let window = window as usize;
     for h in 0..repeat {
         let head = group * repeat + h;
         let mut query = max(first, active / SIDE * SIDE);
         // the last query that sees the tile's last key
-        while query < min(count, first + SIDE - 1 + window) {
-            stage::<F>(q, &mut queries, query, count, prefix, prefix_len, own, head * head_dim, SIDE, head_dim);
-            stage::<F>(delta, &mut deltas, query, count, 0usize, 0usize, offset, head * head_dim, SIDE, head_dim);
+        while query < min(count, first + comptime!(rows(blocks) - 1) + window) {
+            stage::<F>(q, &mut queries, query, count, prefix, prefix_len, own, head * head_dim, SIDE, head_dim, UNITS);
+            stage::<F>(
+                delta,
+                &mut deltas,
+                query,
+                count,
+                0usize,
+                0usize,
+                offset,
+                head * head_dim,
+                SIDE,
+                head_dim,
+                UNITS,
+            );
             let at = UNIT_POS as usize;
             let local = query + at;
             if at < SIDE {
@@ -597,27 +606,28 @@ pub(super) fn attend_vjp_keys<F: Float>(
                 product[at] = of_product;
             }
             sync_cube();
-            for part in 0..turns(comptime!(SIDE / width), comptime!(PLANE * PLANES)) {
+            for part in 0..turns(comptime!(SIDE / width), UNITS) {
                 if query + (part + 1) * width > first + row && first + row < count {
-                    let mut p = scores::<F>(&keys, &queries, row, part * width, 1usize, width, head_dim);
+                    let mut p = scores::<F>(&keys, &queries, row, part * width, blocks, width, head_dim);
                     let mut ds = if comptime!(with_k) {
-                        scores::<F>(&values, &deltas, row, part * width, 1usize, width, head_dim)
+                        scores::<F>(&values, &deltas, row, part * width, blocks, width, head_dim)
                     } else {
                         zeros(0usize)
                     };
                     #[unroll]
-                    for j in 0..comptime!(width / NARROW) {
+                    for at in 0..comptime!(blocks * width / NARROW) {
                         #[unroll]
                         for half in 0..2usize {
-                            let key = first + row + unit / 4 + comptime!(half * 8);
-                            let mut weights = p.index(j)[half];
+                            let block = comptime!(at * NARROW / width);
+                            let key = first + row + unit / 4 + comptime!(block * MATRIX_UNIT + half * 8);
+                            let mut weights = p.index(at)[half];
                             let mut back = Pair::<f32>::new(0.0f32);
                             if comptime!(with_k) {
-                                back = ds.index(j)[half];
+                                back = ds.index(at)[half];
                             }
                             #[unroll]
                             for c in 0..2usize {
-                                let column = part * width + unit % 4 * 2 + comptime!(j * NARROW + c);
+                                let column = part * width + unit % 4 * 2 + comptime!(at * NARROW % width + c);
                                 let local = query + column;
                                 let seen = key <= local && key + window > local && local < count;
                                 let (weight, slope) = weight_back(
@@ -634,20 +644,20 @@ pub(super) fn attend_vjp_keys<F: Float>(
                                 back[c] = slope;
                             }
                             if comptime!(with_v) {
-                                let to = p.index_mut(j);
+                                let to = p.index_mut(at);
                                 to[half] = weights;
                             }
                             if comptime!(with_k) {
-                                let to = ds.index_mut(j);
+                                let to = ds.index_mut(at);
                                 to[half] = back;
                             }
                         }
                     }
                     if comptime!(with_v) {
-                        mix::<F>(&p, &deltas, &mut of_v, part * width, 1usize, width, head_dim);
+                        mix::<F>(&p, &deltas, &mut of_v, part * width, blocks, width, head_dim);
                     }
                     if comptime!(with_k) {
-                        mix::<F>(&ds, &queries, &mut of_k, part * width, 1usize, width, head_dim);
+                        mix::<F>(&ds, &queries, &mut of_k, part * width, blocks, width, head_dim);
                     }
                 }
             }
@@ -655,14 +665,12 @@ pub(super) fn attend_vjp_keys<F: Float>(
             query += SIDE;
         }
     }
-    let mut ones = Array::<f32>::new(2usize);
-    ones[0] = 1.0f32;
-    ones[1] = 1.0f32;
-    let end = offset + min(first + SIDE, count);
+    let ones = ones(blocks);
+    let end = offset + min(first + comptime!(rows(blocks)), count);
     if comptime!(with_k) {
-        write::<F>(&of_k, &ones, dk, offset + first + row, end, of_key, 1usize, head_dim);
+        write::<F>(&of_k, &ones, dk, offset + first + row, end, of_key, blocks, head_dim);
     }
     if comptime!(with_v) {
-        write::<F>(&of_v, &ones, dv, offset + first + row, end, of_key, 1usize, head_dim);
+        write::<F>(&of_v, &ones, dv, offset + first + row, end, of_key, blocks, head_dim);
     }
 }

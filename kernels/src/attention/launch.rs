@@ -1,7 +1,7 @@
-//! How attention is spread over a device: one cube a tile of 64 rows and head.
+//! How attention is spread over a device: one cube a tile of 64 rows, or 128, and head.
 use super::Attend;
-use super::cube::{SIDE, TILE, TOGETHER, attend, attend_vjp_keys, attend_vjp_queries, row_products};
-use super::in_registers::{self, BOTH, PLANE, WIDTH_BACK};
+use super::cube::{TILE, TOGETHER, attend, attend_vjp_keys, attend_vjp_queries, row_products};
+use super::in_registers::{self, BOTH, PLANE};
 use super::matrix_units::{self, PLANES};
 use super::strategy::{Pass, Strategy};
 use crate::on_chip::{by_rows, empty, ints, limits, loads_wide, on_devices, rows_as_they_are, rows_of, width_of};
@@ -79,10 +79,10 @@ pub(crate) fn attention<R: CubeRuntime>(
             );
         }
         Strategy::InRegisters { blocks } => {
-            let (units, width) = (in_registers_units(), in_registers::width(capped));
+            let units = in_registers_units();
             in_registers::attend::launch::<R>(
                 client, grid, units, q, k, v, tasks, target, normal, scale, cap, window, h, repeat, capped, blocks,
-                width, dtype,
+                dtype,
             );
         }
     }
@@ -111,7 +111,7 @@ pub(crate) fn attention_vjp<R: CubeRuntime>(
     let strategy = Strategy::choose(Pass::Back, h, wide, &limits(&q.client, q.dtype));
     let back = Back { inputs, normaliser, products, segments, spec, strategy };
     back.queries(&results[0]);
-    back.keys(&results[1], &results[2], (true, true));
+    back.keys(&results[1], &results[2]);
     results
 }
 
@@ -176,45 +176,47 @@ impl<R: CubeRuntime> Back<'_, R> {
                 let units = in_registers_units();
                 in_registers::attend_vjp_queries::launch::<R>(
                     client, grid, units, q, k, v, delta, normal, products, tiles, dq, scale, cap, window, h, repeat,
-                    capped, blocks, WIDTH_BACK, dtype,
+                    capped, blocks, dtype,
                 );
             }
         }
     }
 
-    fn keys(&self, dk: &CubeTensor<R>, dv: &CubeTensor<R>, (with_k, with_v): (bool, bool)) {
+    fn keys(&self, dk: &CubeTensor<R>, dv: &CubeTensor<R>) {
         let ((client, dtype), spec) = (self.on(), self.spec);
-        let [q, k, v, delta, normal, products] = self.arguments();
         let (h, repeat, capped) = (spec.head_dim, spec.heads / spec.kv_heads, spec.cap.is_some());
         let (scale, cap, window) = scores(spec);
-        let (grid, tiles) = self.tiles(spec.kv_heads, SIDE);
-        let (to_k, to_v) = (dk.clone().into_tensor_arg(), dv.clone().into_tensor_arg());
-        match self.strategy {
-            Strategy::Units => {
-                let units = CubeDim::new_1d(as_index(TILE.units()));
-                attend_vjp_keys::launch::<R>(
-                    client, grid, units, q, k, v, delta, normal, products, tiles, to_k, to_v, scale, cap, window, h,
-                    repeat, capped, dtype,
-                );
-            }
-            Strategy::MatrixUnits { plane } => {
-                let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
-                matrix_units::attend_vjp_keys::launch::<R>(
-                    client, grid, units, q, k, v, delta, normal, products, tiles, to_k, to_v, scale, cap, window, h,
-                    repeat, capped, plane, dtype,
-                );
-            }
-            // dk and dv one after the other where a unit has no registers for both
-            Strategy::InRegisters { .. } if with_k && with_v && h > BOTH => {
-                self.keys(dk, dv, (true, false));
-                self.keys(dk, dv, (false, true));
-            }
-            Strategy::InRegisters { .. } => {
-                let units = in_registers_units();
-                in_registers::attend_vjp_keys::launch::<R>(
-                    client, grid, units, q, k, v, delta, normal, products, tiles, to_k, to_v, scale, cap, window, h,
-                    repeat, capped, WIDTH_BACK, with_k, with_v, dtype,
-                );
+        // dk and dv, one after the other where a unit has no registers for the sums of both
+        let passes: &[_] = match self.strategy {
+            Strategy::InRegisters { .. } if h > BOTH => &[(true, false), (false, true)],
+            _ => &[(true, true)],
+        };
+        for &(with_k, with_v) in passes {
+            let [q, k, v, delta, normal, products] = self.arguments();
+            let (grid, tiles) = self.tiles(spec.kv_heads, self.strategy.keys(h));
+            let (dk, dv) = (dk.clone().into_tensor_arg(), dv.clone().into_tensor_arg());
+            match self.strategy {
+                Strategy::Units => {
+                    let units = CubeDim::new_1d(as_index(TILE.units()));
+                    attend_vjp_keys::launch::<R>(
+                        client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
+                        repeat, capped, dtype,
+                    );
+                }
+                Strategy::MatrixUnits { plane } => {
+                    let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
+                    matrix_units::attend_vjp_keys::launch::<R>(
+                        client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
+                        repeat, capped, plane, dtype,
+                    );
+                }
+                Strategy::InRegisters { blocks } => {
+                    let (units, blocks) = (in_registers_units(), in_registers::blocks_of_keys(h, blocks));
+                    in_registers::attend_vjp_keys::launch::<R>(
+                        client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
+                        repeat, capped, blocks, with_k, with_v, dtype,
+                    );
+                }
             }
         }
     }

@@ -12,7 +12,8 @@
     clippy::too_many_lines
 )]
 use super::cube::{SIDE, UNSEEN, first_tile, row_at};
-use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap, turns};
+use super::staged::{RISE, padded, pieces, stage};
+use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap, soft_cap_slope, turns};
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
@@ -27,54 +28,11 @@ const SCORES: usize = SIDE + 4;
 const WEIGHTS: usize = SIDE + WIDE;
 /// Units that share a row of a tile.
 const SHARE: usize = 4;
-/// How far above what a row's sums are relative to a score may be: exp(8) is 2,981, where f16 holds 65,504.
-const RISE: f32 = 8.0;
-
-/// Values of a head in shared memory: a whole number of matrix units.
-pub(super) const fn padded(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(MATRIX_UNIT)
-}
-
-/// Pieces from one row of a head to the next in shared memory: rows begin in different banks.
-const fn pieces(head_dim: usize) -> usize {
-    padded(head_dim) / WIDE + 1
-}
 
 /// Bytes of shared memory of the kernel that needs most.
 pub(super) const fn shared_bytes(head_dim: usize) -> usize {
     let staged = 4 * SIDE * pieces(head_dim) * WIDE * 2;
     staged + 2 * SIDE * SCORES * 4 + 2 * SIDE * WEIGHTS * 2 + 1024
-}
-
-/// Stages a head's values of 64 rows, zero where there is none.
-#[cube]
-fn stage<F: Float>(
-    x: &Matrix<Piece<F>>,
-    staged: &mut SharedMemory<Piece<F>>,
-    first: usize,
-    end: usize,
-    prefix: usize,
-    prefix_len: usize,
-    own: usize,
-    column: usize,
-    #[comptime] head_dim: usize,
-    #[comptime] plane: usize,
-) {
-    let per_row = comptime!(padded(head_dim) / WIDE);
-    #[unroll]
-    for turn in 0..comptime!((SIDE * padded(head_dim) / WIDE).div_ceil(plane * PLANES)) {
-        let at = UNIT_POS as usize + comptime!(turn * plane * PLANES);
-        let row = at / per_row;
-        let piece = at % per_row;
-        let local = first + row;
-        if row < SIDE {
-            let mut value = Piece::<F>::new(F::new(0.0));
-            if local < end && piece * WIDE < head_dim {
-                value = x[(row_at(local, prefix, prefix_len, own) * x.stride(0) + column) / WIDE + piece];
-            }
-            staged[row * comptime!(pieces(head_dim)) + piece] = value;
-        }
-    }
 }
 
 /// A factor of 16 × 16 from staged rows.
@@ -314,7 +272,7 @@ pub(super) fn attend<F: Float>(
     let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut partial = SharedMemory::<f32>::new(comptime!(plane * PLANES));
     let mut factors = SharedMemory::<f32>::new(SIDE);
-    stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, head_dim, plane);
+    stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, SIDE, head_dim, UNITS);
     let row = unit / SHARE;
     let part = unit % SHARE;
     let of_row = row * SHARE;
@@ -328,11 +286,11 @@ pub(super) fn attend<F: Float>(
     let mut sum = 0.0f32;
     let mut key = start;
     while key < last {
-        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, head_dim, plane);
+        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
         sync_cube();
         scores::<F>(&queries, &keys, &mut s, head_dim);
         sync_cube();
-        stage::<F>(v, &mut keys, key, last, prefix, prefix_len, own, of_key, head_dim, plane);
+        stage::<F>(v, &mut keys, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
         let mut high = UNSEEN.runtime();
         #[unroll]
         for t in 0..comptime!(SIDE / SHARE) {
@@ -423,10 +381,7 @@ fn weights_back<F: Float>(
         let score = soft_cap(s[row * SCORES + at] * scale, cap, capped);
         // an unseen key's score may be anything, and its exponential infinite
         let probability = (select(seen, score - normal, UNSEEN)).exp();
-        let mut slope = scale;
-        if comptime!(capped) {
-            slope = scale * (1.0f32 - score / cap * (score / cap));
-        }
+        let slope = scale * soft_cap_slope(score, cap, capped);
         if comptime!(keep) {
             p[row * WEIGHTS + at] = F::cast_from(probability);
         }
@@ -475,16 +430,16 @@ pub(super) fn attend_vjp_queries<F: Float>(
     // probabilities are not kept here, and have no place of their own
     let mut ds = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut none = SharedMemory::<F>::new(1usize);
-    stage::<F>(q, &mut queries, query, rows, prefix, prefix_len, own, of_query, head_dim, plane);
-    stage::<F>(delta, &mut deltas, query, rows, 0usize, 0usize, offset, of_query, head_dim, plane);
+    stage::<F>(q, &mut queries, query, rows, prefix, prefix_len, own, of_query, SIDE, head_dim, UNITS);
+    stage::<F>(delta, &mut deltas, query, rows, 0usize, 0usize, offset, of_query, SIDE, head_dim, UNITS);
     let sums = zeros(comptime!(columns(head_dim)));
     let end = min(query + SIDE, rows);
     let window = window as usize;
     let mut key = first_tile(query, window);
     // the cotangent of rows before the first active one is zero
     while key < select(end > active, end, 0usize) {
-        stage::<F>(k, &mut keys, key, rows, prefix, prefix_len, own, of_key, head_dim, plane);
-        stage::<F>(v, &mut values, key, rows, prefix, prefix_len, own, of_key, head_dim, plane);
+        stage::<F>(k, &mut keys, key, rows, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(v, &mut values, key, rows, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
         sync_cube();
         scores::<F>(&queries, &keys, &mut s, head_dim);
         scores::<F>(&deltas, &values, &mut dp, head_dim);
@@ -541,8 +496,8 @@ pub(super) fn attend_vjp_keys<F: Float>(
     let mut dp = SharedMemory::<f32>::new_aligned(comptime!(SIDE * SCORES), 32usize);
     let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut ds = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
-    stage::<F>(k, &mut keys, key, rows, prefix, prefix_len, own, of_key, head_dim, plane);
-    stage::<F>(v, &mut values, key, rows, prefix, prefix_len, own, of_key, head_dim, plane);
+    stage::<F>(k, &mut keys, key, rows, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+    stage::<F>(v, &mut values, key, rows, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
     let of_k = zeros(comptime!(columns(head_dim)));
     let of_v = zeros(comptime!(columns(head_dim)));
     let window = window as usize;
@@ -551,8 +506,8 @@ pub(super) fn attend_vjp_keys<F: Float>(
         let mut query = max(key, active / SIDE * SIDE);
         // the last query that sees the tile's last key
         while query < min(rows, key + SIDE - 1 + window) {
-            stage::<F>(q, &mut queries, query, rows, prefix, prefix_len, own, head * head_dim, head_dim, plane);
-            stage::<F>(delta, &mut deltas, query, rows, 0usize, 0usize, offset, head * head_dim, head_dim, plane);
+            stage::<F>(q, &mut queries, query, rows, prefix, prefix_len, own, head * head_dim, SIDE, head_dim, UNITS);
+            stage::<F>(delta, &mut deltas, query, rows, 0usize, 0usize, offset, head * head_dim, SIDE, head_dim, UNITS);
             sync_cube();
             scores::<F>(&queries, &keys, &mut s, head_dim);
             scores::<F>(&deltas, &values, &mut dp, head_dim);

@@ -9,6 +9,7 @@ mod in_registers;
 mod launch;
 mod matrix_units;
 pub mod reference;
+mod staged;
 mod strategy;
 
 use crate::cost::Cost;

@@ -51,6 +51,14 @@ impl Strategy {
         }
     }
 
+    /// Keys of a tile, where rows of results are keys.
+    pub const fn keys(self, head_dim: usize) -> usize {
+        match self {
+            Self::Units | Self::MatrixUnits { .. } => SIDE,
+            Self::InRegisters { blocks } => in_registers::rows(in_registers::blocks_of_keys(head_dim, blocks)),
+        }
+    }
+
     /// Whether a device can run it.
     ///
     /// # Errors
@@ -66,16 +74,17 @@ impl Strategy {
                 (shared_bytes(head_dim), head_dim <= WIDEST)
             }
             Self::InRegisters { blocks } => {
-                if !limits.from_registers {
+                if !limits.from_registers || in_registers::UNITS > limits.units {
                     return Err("no matrix units for this type that take factors from registers".to_string());
                 }
                 (in_registers::shared_bytes(pass, head_dim, blocks), in_registers::fits(head_dim, blocks))
             }
         };
-        if !fits || !wide {
-            return Err(format!(
-                "heads of {head_dim} values are too wide for registers, or cannot be loaded {WIDE} at once"
-            ));
+        if !fits {
+            return Err(format!("heads of {head_dim} values are too wide for the registers of a unit"));
+        }
+        if !wide {
+            return Err(format!("rows of heads of {head_dim} values cannot be loaded {WIDE} values at once"));
         }
         match bytes {
             bytes if bytes > limits.shared => {
@@ -107,6 +116,7 @@ mod tests {
         // what a GeForce card has
         let small = Limits { shared: 99 << 10, ..HOPPER };
         assert_eq!(chosen(Pass::Forward, 128, small), Strategy::InRegisters { blocks: 2 });
+        assert_eq!(chosen(Pass::Forward, 256, small), Strategy::InRegisters { blocks: 1 });
         assert_eq!(chosen(Pass::Back, 128, small), Strategy::InRegisters { blocks: 1 });
         assert_eq!(chosen(Pass::Back, 256, small), Strategy::Units);
     }

@@ -7,7 +7,7 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use crate::on_chip::{cube_sum, soft_cap};
+use crate::on_chip::{cube_sum, soft_cap, soft_cap_slope};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
@@ -15,16 +15,6 @@ use cubecl::prelude::*;
 pub(super) const UNITS: usize = 256;
 /// Figures of a row: see [`take_chunk()`].
 pub(super) const FIGURES: usize = 7;
-
-/// Slope of the cap where it has a value.
-#[cube]
-fn slope(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
-    let mut out = 1.0f32;
-    if comptime!(capped) {
-        out = 1.0f32 - value / cap * (value / cap);
-    }
-    out
-}
 
 /// `y_r · W[target of r]`: each row's own logit; a cube a row.
 #[cube(launch)]
@@ -124,7 +114,7 @@ pub(super) fn take_chunk<F: Float>(
         above += select(z > target_logit && !own, 1.0f32, 0.0f32);
         let d = select(own, 0.0f32, z - top);
         let e = select(own, 0.0f32, d.exp());
-        p[row * p.stride(0) + at] = F::cast_from(e * slope(z, cap, capped));
+        p[row * p.stride(0) + at] = F::cast_from(e * soft_cap_slope(z, cap, capped));
         sum += e;
         weighted += e * d;
         squares += e * e;
@@ -194,7 +184,7 @@ pub(super) fn finish<F: Float>(
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     let of_target = f32::cast_from(w[targets[row] as usize * w.stride(0) + column]);
-    let of_target = of_target * slope(figures[row * FIGURES + 3], cap, capped);
+    let of_target = of_target * soft_cap_slope(figures[row * FIGURES + 3], cap, capped);
     let of_others = mean[row * mean.stride(0) + column] / sum_of_others(figures, row);
     back[ABSOLUTE_POS] = F::cast_from(rest(figures, row) * (of_target - of_others));
 }
@@ -220,7 +210,7 @@ pub(super) fn rescale_products(sums: &mut Matrix<f32>, figures: &Array<f32>, row
 fn other(logit: f32, figures: &Array<f32>, row: usize, cap: f32, #[comptime] capped: bool) -> f32 {
     let z = soft_cap(logit, cap, capped);
     let share = rest(figures, row) / sum_of_others(figures, row);
-    share * (z - figures[row * FIGURES]).exp() * slope(z, cap, capped)
+    share * (z - figures[row * FIGURES]).exp() * soft_cap_slope(z, cap, capped)
 }
 
 /// `w_r·w_s·(e_r·e_s)` of every two backward rows of each set, `out[B, R, R]`, with `e_r = ((1 − p_r[y_r])·onehot − q_r)·slope`; a unit a value.
@@ -255,8 +245,8 @@ pub(super) fn cotangent_products(
     let along = set * logits.stride(0) + i * logits.stride(1) + j;
     let across = set * logits.stride(0) + j * logits.stride(1) + i;
     let sum = sums[set * sums.stride(0) + i * sums.stride(1) + j];
-    let rest_r = rest(figures, r) * slope(figures[r * FIGURES + 3], cap, capped);
-    let rest_s = rest(figures, s) * slope(figures[s * FIGURES + 3], cap, capped);
+    let rest_r = rest(figures, r) * soft_cap_slope(figures[r * FIGURES + 3], cap, capped);
+    let rest_s = rest(figures, s) * soft_cap_slope(figures[s * FIGURES + 3], cap, capped);
     let mut of_targets = rest_r * rest_s;
     if targets[r] != targets[s] {
         let of_r = other(logits[along], figures, r, cap, capped);

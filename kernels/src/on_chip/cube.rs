@@ -20,6 +20,16 @@ pub(crate) fn soft_cap(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
     out
 }
 
+/// Slope of [`soft_cap()`] where it has a value.
+#[cube]
+pub(crate) fn soft_cap_slope(value: f32, cap: f32, #[comptime] capped: bool) -> f32 {
+    let mut out = 1.0f32;
+    if comptime!(capped) {
+        out = 1.0f32 - value / cap * (value / cap);
+    }
+    out
+}
+
 /// A number of turns that a device's compiler does not know, so that it leaves the loop one: unrolled, a unit's registers would be those of all its
 /// turns, up to 255 where 128 do, and half as many cubes would run at once. `units` is how many the cube is launched with.
 #[cube]

@@ -111,7 +111,9 @@ pub(crate) fn limits<R: CubeRuntime>(client: &Launch<R>, dtype: DType) -> Limits
         MmaConfig { a_type, b_type, cd_type, m: 16, n, k: 16 }
     };
     let (hardware, matmul) = (&properties.hardware, &properties.features.matmul);
-    let takes = |kind| matmul.cmma.contains(&product(kind, 16));
+    // CubeCL offers fragments of bf16 on CUDA from capability 7.0 on; NVIDIA's headers have them from 8.0 on, as the other product
+    let early = |kind| R::name(client) == "cuda" && kind == FloatKind::BF16 && !matmul.mma.contains(&product(kind, 8));
+    let takes = |kind| matmul.cmma.contains(&product(kind, 16)) && !early(kind);
     let from_registers = |kind| matmul.mma.contains(&product(kind, 8)) && matmul.ldmatrix.contains(&element(kind));
     let fixed = hardware.plane_size_min == hardware.plane_size_max;
     Limits {

@@ -2,7 +2,7 @@
 mod cube;
 mod launch;
 
-pub(crate) use cube::{cube_sum, multiply, soft_cap, turns};
+pub(crate) use cube::{cube_sum, multiply, soft_cap, soft_cap_slope, turns};
 pub(crate) use launch::{
     Limits, array, by_rows, contiguous, empty, floats, ints, limits, loads_wide, rows_as_they_are, rows_of, width_of,
 };
