@@ -11,31 +11,15 @@
     clippy::manual_is_multiple_of,
     clippy::too_many_lines
 )]
-use crate::on_chip::{Tile, multiply, soft_cap, soft_cap_slope};
+use super::task::{BackInputs, Inputs, Rows, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
+use crate::on_chip::{Tile, multiply};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
-/// Queries and keys a tile.
-pub(super) const SIDE: usize = 64;
 /// A row of scores in shared memory; one more than the keys, so that rows begin in different banks.
 const ROW: usize = SIDE + 1;
 /// How a cube shares a tile of scores, and each 64 features of a head.
 pub(super) const TILE: Tile = Tile { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
-/// Score of a key that a query does not see: its exponential is zero.
-pub(super) const UNSEEN: f32 = -1.0e30;
-
-/// First key, at the start of a tile of 64, of the keys that the query at a position sees.
-#[cube]
-pub(super) fn first_tile(position: usize, window: usize) -> usize {
-    select(position + 1 > window, (position + 1 - min(window, position + 1)) / SIDE * SIDE, 0usize)
-}
-
-/// Forward row of a row of a span or segment: the prefix's, then its own.
-#[cube]
-pub(super) fn row_at(local: usize, prefix: usize, prefix_len: usize, own: usize) -> usize {
-    select(local < prefix_len, prefix + local, own + local - prefix_len)
-}
-
 /// Stages 16 features of 64 rows, transposed: `staged[k·64 + i] = x[row(first + i), column + k]`.
 #[cube]
 fn stage_transposed<F: Float>(
@@ -43,9 +27,7 @@ fn stage_transposed<F: Float>(
     staged: &mut SharedMemory<f32>,
     first: usize,
     end: usize,
-    prefix: usize,
-    prefix_len: usize,
-    own: usize,
+    rows: Rows,
     column: usize,
     last_column: usize,
 ) {
@@ -56,7 +38,7 @@ fn stage_transposed<F: Float>(
         let k = at % comptime!(TILE.step);
         let mut value = 0.0f32;
         if local < end && column + k < last_column {
-            value = f32::cast_from(x[row_at(local, prefix, prefix_len, own) * x.stride(0) + column + k]);
+            value = f32::cast_from(x[rows.at(local) * x.stride(0) + column + k]);
         }
         staged[k * SIDE + at / comptime!(TILE.step)] = value;
     }
@@ -69,9 +51,7 @@ fn stage_rows<F: Float>(
     staged: &mut SharedMemory<f32>,
     first: usize,
     end: usize,
-    prefix: usize,
-    prefix_len: usize,
-    own: usize,
+    rows: Rows,
     column: usize,
     last_column: usize,
 ) {
@@ -82,7 +62,7 @@ fn stage_rows<F: Float>(
         let j = at % SIDE;
         let mut value = 0.0f32;
         if local < end && column + j < last_column {
-            value = f32::cast_from(x[row_at(local, prefix, prefix_len, own) * x.stride(0) + column + j]);
+            value = f32::cast_from(x[rows.at(local) * x.stride(0) + column + j]);
         }
         staged[at] = value;
     }
@@ -94,16 +74,12 @@ fn scores<F: Float>(
     a: &Matrix<F>,
     a_first: usize,
     a_end: usize,
-    a_prefix: usize,
-    a_prefix_len: usize,
-    a_own: usize,
+    a_rows: Rows,
     a_column: usize,
     b: &Matrix<F>,
     b_first: usize,
     b_end: usize,
-    b_prefix: usize,
-    b_prefix_len: usize,
-    b_own: usize,
+    b_rows: Rows,
     b_column: usize,
     left: &mut SharedMemory<f32>,
     right: &mut SharedMemory<f32>,
@@ -118,28 +94,8 @@ fn scores<F: Float>(
     }
     for step in 0..comptime!(head_dim.div_ceil(TILE.step)) {
         let feature = step * comptime!(TILE.step);
-        stage_transposed::<F>(
-            a,
-            left,
-            a_first,
-            a_end,
-            a_prefix,
-            a_prefix_len,
-            a_own,
-            a_column + feature,
-            a_column + head_dim,
-        );
-        stage_transposed::<F>(
-            b,
-            right,
-            b_first,
-            b_end,
-            b_prefix,
-            b_prefix_len,
-            b_own,
-            b_column + feature,
-            b_column + head_dim,
-        );
+        stage_transposed::<F>(a, left, a_first, a_end, a_rows, a_column + feature, a_column + head_dim);
+        stage_transposed::<F>(b, right, b_first, b_end, b_rows, b_column + feature, b_column + head_dim);
         sync_cube();
         multiply(left, right, acc, um, un, 0usize, TILE, 0usize, SIDE, 1usize);
         sync_cube();
@@ -153,9 +109,7 @@ fn mix<F: Float>(
     x: &Matrix<F>,
     first: usize,
     end: usize,
-    prefix: usize,
-    prefix_len: usize,
-    own: usize,
+    rows: Rows,
     column: usize,
     staged: &mut SharedMemory<f32>,
     acc: &mut Array<f32>,
@@ -170,7 +124,7 @@ fn mix<F: Float>(
         for part in 0..comptime!(SIDE / TILE.step) {
             let k = part * comptime!(TILE.step);
             let from = column + comptime!(chunk * SIDE);
-            stage_rows::<F>(x, staged, first + k, end, prefix, prefix_len, own, from, column + head_dim);
+            stage_rows::<F>(x, staged, first + k, end, rows, from, column + head_dim);
             sync_cube();
             multiply(weights, staged, acc, um, un, k * step, TILE, comptime!(chunk * TILE.per_unit()), step, along);
             sync_cube();
@@ -178,33 +132,22 @@ fn mix<F: Float>(
     }
 }
 
-/// Attention of one tile of a span's queries in one head. A task is a span's prefix, its length, the first of its own
-/// rows, the first query among them, and the end of the tile's queries; the grid is `(tasks, heads)`.
+/// Attention of one tile of a span's queries in one head. The grid is `(tasks, heads)`.
 ///
-/// `q[N, heads·h]`, `k`, `v` `[N, kv_heads·h]`; `out` as q; `normaliser[N, heads]` is log Σ exp of a row's scores.
+/// `out` is as q; `normaliser[N, heads]` is log Σ exp of a row's scores.
 #[cube(launch)]
 pub(super) fn attend<F: Float>(
-    q: &Matrix<F>,
-    k: &Matrix<F>,
-    v: &Matrix<F>,
+    inputs: &Inputs<F>,
     tasks: &Array<u32>,
     out: &mut Matrix<F>,
     normaliser: &mut Matrix<f32>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
-    let task = CUBE_POS_X as usize * 5;
+    let tile = SpanTile::read(tasks);
     let head = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let first = tasks[task + 3] as usize;
-    let end = tasks[task + 4] as usize;
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     let unit = UNIT_POS as usize;
@@ -228,13 +171,24 @@ pub(super) fn attend<F: Float>(
         sum[unit] = 0.0;
     }
     sync_cube();
-    let keys = prefix_len + end;
-    let window = window as usize;
-    let mut key = first_tile(prefix_len + first, window);
+    let keys = tile.before + tile.end;
+    let mut key = scoring.first_tile(tile.before + tile.first);
     while key < keys {
         scores::<F>(
-            q, first, end, 0usize, 0usize, own, of_query, k, key, keys, prefix, prefix_len, own, of_key, &mut left,
-            &mut right, &mut s, head_dim,
+            &inputs.q,
+            tile.first,
+            tile.end,
+            Rows::from(tile.own),
+            of_query,
+            &inputs.k,
+            key,
+            keys,
+            tile.rows,
+            of_key,
+            &mut left,
+            &mut right,
+            &mut s,
+            head_dim,
         );
         #[unroll]
         for i in 0..comptime!(TILE.per_m) {
@@ -242,9 +196,9 @@ pub(super) fn attend<F: Float>(
             for j in 0..comptime!(TILE.per_n) {
                 let row = um + comptime!(i * TILE.units_m);
                 let column = un + comptime!(j * TILE.units_n);
-                let query = prefix_len + first + row;
-                let seen = key + column <= query && key + column + window > query && key + column < keys;
-                let score = soft_cap(s[comptime!(i * TILE.per_n + j)] * scale, cap, capped);
+                let query = tile.before + tile.first + row;
+                let seen = scoring.sees(query, key + column) && key + column < keys;
+                let score = scoring.score(s[comptime!(i * TILE.per_n + j)]);
                 p[row * ROW + column] = select(seen, score, UNSEEN);
             }
         }
@@ -291,13 +245,13 @@ pub(super) fn attend<F: Float>(
                 }
             }
         }
-        mix::<F>(&p, v, key, keys, prefix, prefix_len, own, of_key, &mut right, &mut acc, head_dim, false);
+        mix::<F>(&p, &inputs.v, key, keys, tile.rows, of_key, &mut right, &mut acc, head_dim, false);
         key += SIDE;
     }
     #[unroll]
     for i in 0..comptime!(TILE.per_m) {
         let row = um + comptime!(i * TILE.units_m);
-        if first + row < end {
+        if tile.first + row < tile.end {
             let inverse = 1.0f32 / sum[row];
             #[unroll]
             for chunk in 0..comptime!(head_dim.div_ceil(SIDE)) {
@@ -305,13 +259,13 @@ pub(super) fn attend<F: Float>(
                 for j in 0..comptime!(TILE.per_n) {
                     let feature = un + comptime!(chunk * SIDE + j * TILE.units_n);
                     if feature < head_dim {
-                        out[(own + first + row) * out.stride(0) + of_query + feature] =
+                        out[(tile.own + tile.first + row) * out.stride(0) + of_query + feature] =
                             F::cast_from(acc[comptime!(chunk * TILE.per_unit() + i * TILE.per_n + j)] * inverse);
                     }
                 }
             }
             if un == 0 {
-                normaliser[(own + first + row) * normaliser.stride(0) + head] = top[row] + sum[row].ln();
+                normaliser[(tile.own + tile.first + row) * normaliser.stride(0) + head] = top[row] + sum[row].ln();
             }
         }
     }
@@ -362,64 +316,55 @@ pub(super) fn row_products<F: Float>(
 /// P and dS = s·P∘(dP − δ·o) of one tile of queries and keys of a segment, left in `p` and `ds` of each unit.
 #[cube]
 fn tile_back<F: Float>(
-    q: &Matrix<F>,
-    k: &Matrix<F>,
-    v: &Matrix<F>,
-    delta: &Matrix<F>,
-    normaliser: &Matrix<f32>,
-    products: &Matrix<f32>,
-    prefix: usize,
-    prefix_len: usize,
-    own: usize,
-    offset: usize,
-    rows: usize,
+    inputs: &BackInputs<F>,
+    tile: SegmentTile,
     query: usize,
     key: usize,
     head: usize,
-    scale: f32,
-    cap: f32,
-    window: usize,
+    scoring: Scoring,
     left: &mut SharedMemory<f32>,
     right: &mut SharedMemory<f32>,
     p: &mut Array<f32>,
     ds: &mut Array<f32>,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
 ) {
     let um = UNIT_POS as usize / comptime!(TILE.units_n);
     let un = UNIT_POS as usize % comptime!(TILE.units_n);
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     scores::<F>(
-        q, query, rows, prefix, prefix_len, own, of_query, k, key, rows, prefix, prefix_len, own, of_key, left, right,
+        &inputs.q, query, tile.count, tile.rows, of_query, &inputs.k, key, tile.count, tile.rows, of_key, left, right,
         p, head_dim,
     );
     scores::<F>(
-        delta, query, rows, 0usize, 0usize, offset, of_query, v, key, rows, prefix, prefix_len, own, of_key, left,
-        right, ds, head_dim,
+        &inputs.delta,
+        query,
+        tile.count,
+        tile.backward(),
+        of_query,
+        &inputs.v,
+        key,
+        tile.count,
+        tile.rows,
+        of_key,
+        left,
+        right,
+        ds,
+        head_dim,
     );
     #[unroll]
     for i in 0..comptime!(TILE.per_m) {
         let local = query + um + comptime!(i * TILE.units_m);
-        let mut normal = 0.0f32;
-        let mut product = 0.0f32;
-        if local < rows {
-            normal = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
-            product = products[(offset + local) * products.stride(0) + head];
-        }
+        let (normal, product) = inputs.of_row(&tile, local, head);
         #[unroll]
         for j in 0..comptime!(TILE.per_n) {
             let column = key + un + comptime!(j * TILE.units_n);
             let e = comptime!(i * TILE.per_n + j);
-            let seen = column <= local && column + window > local && local < rows;
-            let score = soft_cap(p[e] * scale, cap, capped);
-            // an unseen key's score may be anything, and its exponential infinite
-            let exponent = select(seen, score - normal, UNSEEN);
-            let probability = exponent.exp();
-            let slope = scale * soft_cap_slope(score, cap, capped);
+            let seen = scoring.sees(local, column) && local < tile.count;
+            let (probability, slope) = scoring.back(p[e], ds[e], normal, product, seen);
             p[e] = probability;
-            ds[e] = probability * (ds[e] - product) * slope;
+            ds[e] = slope;
         }
     }
 }
@@ -469,36 +414,19 @@ fn write<F: Float>(
     }
 }
 
-/// dQ = dS·K of one tile of a segment's queries in one head. A task is a segment's prefix, its length, the first of its
-/// own rows, its first backward row, its rows, its first active row, and the tile's first row; the grid is
-/// `(tasks, heads)`.
+/// dQ = dS·K of one tile of a segment's queries in one head. The grid is `(tasks, heads)`.
 #[cube(launch)]
 pub(super) fn attend_vjp_queries<F: Float>(
-    q: &Matrix<F>,
-    k: &Matrix<F>,
-    v: &Matrix<F>,
-    delta: &Matrix<F>,
-    normaliser: &Matrix<f32>,
-    products: &Matrix<f32>,
+    inputs: &BackInputs<F>,
     tasks: &Array<u32>,
     dq: &mut Matrix<F>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
-    let task = CUBE_POS_X as usize * 7;
+    let tile = SegmentTile::read(tasks);
     let head = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let offset = tasks[task + 3] as usize;
-    let rows = tasks[task + 4] as usize;
-    let active = tasks[task + 5] as usize;
-    let query = tasks[task + 6] as usize;
     let mut left = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
     let mut right = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
     let mut weights = SharedMemory::<f32>::new(comptime!(SIDE * ROW));
@@ -509,24 +437,21 @@ pub(super) fn attend_vjp_queries<F: Float>(
     for e in 0..comptime!(head_dim.div_ceil(SIDE) * TILE.per_unit()) {
         acc[e] = 0.0;
     }
-    let end = min(query + SIDE, rows);
-    let window = window as usize;
-    let mut key = first_tile(query, window);
+    let query = tile.first;
+    let end = min(query + SIDE, tile.count);
+    let mut key = scoring.first_tile(query);
     // the cotangent of rows before the first active one is zero
-    while key < select(end > active, end, 0usize) {
+    while key < select(end > tile.active, end, 0usize) {
         tile_back::<F>(
-            q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale, cap,
-            window, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat, capped,
+            inputs, tile, query, key, head, scoring, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat,
         );
         put(&ds, &mut weights);
         mix::<F>(
             &weights,
-            k,
+            &inputs.k,
             key,
-            rows,
-            prefix,
-            prefix_len,
-            own,
+            tile.count,
+            tile.rows,
             head / repeat * head_dim,
             &mut right,
             &mut acc,
@@ -535,39 +460,24 @@ pub(super) fn attend_vjp_queries<F: Float>(
         );
         key += SIDE;
     }
-    write::<F>(&acc, dq, offset + query, offset + end, head * head_dim, head_dim);
+    write::<F>(&acc, dq, tile.offset + query, tile.offset + end, head * head_dim, head_dim);
 }
 
-/// dV = Pᵀδ and dK = dSᵀQ of one tile of a segment's keys in one key-value head. A task is as in
-/// [`attend_vjp_queries()`]; the grid is `(tasks, key-value heads)`.
+/// dV = Pᵀδ and dK = dSᵀQ of one tile of a segment's keys in one key-value head. The grid is
+/// `(tasks, key-value heads)`.
 #[cube(launch)]
 pub(super) fn attend_vjp_keys<F: Float>(
-    q: &Matrix<F>,
-    k: &Matrix<F>,
-    v: &Matrix<F>,
-    delta: &Matrix<F>,
-    normaliser: &Matrix<f32>,
-    products: &Matrix<f32>,
+    inputs: &BackInputs<F>,
     tasks: &Array<u32>,
     dk: &mut Matrix<F>,
     dv: &mut Matrix<F>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
-    let task = CUBE_POS_X as usize * 7;
+    let tile = SegmentTile::read(tasks);
     let group = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let offset = tasks[task + 3] as usize;
-    let rows = tasks[task + 4] as usize;
-    let active = tasks[task + 5] as usize;
-    let key = tasks[task + 6] as usize;
     let mut left = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
     let mut right = SharedMemory::<f32>::new(comptime!(SIDE * TILE.step));
     let mut weights = SharedMemory::<f32>::new(comptime!(SIDE * ROW));
@@ -580,25 +490,21 @@ pub(super) fn attend_vjp_keys<F: Float>(
         of_k[e] = 0.0;
         of_v[e] = 0.0;
     }
-    let window = window as usize;
+    let key = tile.first;
     for h in 0..repeat {
         let head = group * repeat + h;
-        let mut query = max(key, active / SIDE * SIDE);
-        // the last query that sees the tile's last key
-        while query < min(rows, key + SIDE - 1 + window) {
+        let mut query = max(key, tile.active / SIDE * SIDE);
+        while query < min(tile.count, scoring.last_query(key + SIDE - 1)) {
             tile_back::<F>(
-                q, k, v, delta, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head, scale,
-                cap, window, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat, capped,
+                inputs, tile, query, key, head, scoring, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat,
             );
             put(&p, &mut weights);
             mix::<F>(
                 &weights,
-                delta,
+                &inputs.delta,
                 query,
-                rows,
-                0usize,
-                0usize,
-                offset,
+                tile.count,
+                tile.backward(),
                 head * head_dim,
                 &mut right,
                 &mut of_v,
@@ -608,12 +514,10 @@ pub(super) fn attend_vjp_keys<F: Float>(
             put(&ds, &mut weights);
             mix::<F>(
                 &weights,
-                q,
+                &inputs.q,
                 query,
-                rows,
-                prefix,
-                prefix_len,
-                own,
+                tile.count,
+                tile.rows,
                 head * head_dim,
                 &mut right,
                 &mut of_k,
@@ -623,7 +527,7 @@ pub(super) fn attend_vjp_keys<F: Float>(
             query += SIDE;
         }
     }
-    let end = offset + min(key + SIDE, rows);
-    write::<F>(&of_k, dk, offset + key, end, group * head_dim, head_dim);
-    write::<F>(&of_v, dv, offset + key, end, group * head_dim, head_dim);
+    let end = tile.offset + min(key + SIDE, tile.count);
+    write::<F>(&of_k, dk, tile.offset + key, end, group * head_dim, head_dim);
+    write::<F>(&of_v, dv, tile.offset + key, end, group * head_dim, head_dim);
 }

@@ -13,10 +13,10 @@
     clippy::manual_is_multiple_of,
     clippy::too_many_lines
 )]
-use super::cube::{SIDE, UNSEEN, first_tile, row_at};
 use super::staged::{RISE, padded, pieces, stage};
 use super::strategy::Pass;
-use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap, soft_cap_slope, turns};
+use super::task::{BackInputs, Inputs, Rows, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
+use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, turns};
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
@@ -265,29 +265,19 @@ fn write<F: Float>(
 /// [`super::cube::attend()`] with factors in registers.
 #[cube(launch)]
 pub(super) fn attend<F: Float>(
-    q: &Matrix<Piece<F>>,
-    k: &Matrix<Piece<F>>,
-    v: &Matrix<Piece<F>>,
+    inputs: &Inputs<Piece<F>>,
     tasks: &Array<u32>,
     out: &mut Matrix<Pair<F>>,
     normaliser: &mut Matrix<f32>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[comptime] blocks: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let width = comptime!(columns_at_once(capped));
-    let task = CUBE_POS_X as usize * 5;
+    let width = comptime!(columns_at_once(scoring.capped));
+    let tile = SpanTile::read(tasks);
     let head = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let first = tasks[task + 3] as usize;
-    let end = tasks[task + 4] as usize;
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     let unit = UNIT_POS_X as usize;
@@ -295,12 +285,21 @@ pub(super) fn attend<F: Float>(
     let mut queries = SharedMemory::<Piece<F>>::new_aligned(comptime!(rows(blocks) * pieces(head_dim)), 16usize);
     let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
     let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, comptime!(rows(blocks)), head_dim, UNITS);
+    stage::<F>(
+        &inputs.q,
+        &mut queries,
+        tile.first,
+        tile.end,
+        Rows::from(tile.own),
+        of_query,
+        comptime!(rows(blocks)),
+        head_dim,
+        UNITS,
+    );
     let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
     // the position of a unit's first row
-    let query = prefix_len + first + row + unit / 4;
-    let last = prefix_len + end;
-    let window = window as usize;
+    let query = tile.before + tile.first + row + unit / 4;
+    let last = tile.before + tile.end;
     let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
     // what a row's sums are relative to, and its own part of Σ exp(score − top)
     let mut top = Array::<f32>::new(comptime!(2 * blocks));
@@ -310,16 +309,16 @@ pub(super) fn attend<F: Float>(
         top[at] = NOTHING;
         total[at] = 0.0f32;
     }
-    let mut key = first_tile(prefix_len + first, window);
+    let mut key = scoring.first_tile(tile.before + tile.first);
     while key < last {
-        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
-        stage::<F>(v, &mut values, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.k, &mut keys, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.v, &mut values, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
         sync_cube();
         // all keys of the tile are seen by all queries
-        let whole = key + SIDE <= min(last, prefix_len + first + 1) && key + window >= last;
+        let whole = key + SIDE <= min(last, tile.before + tile.first + 1) && scoring.last_query(key) >= last;
         for part in 0..turns(comptime!(SIDE / width), UNITS) {
             // a plane whose rows are all before the keys, or beyond the last, has none to see
-            let above = prefix_len + first + row;
+            let above = tile.before + tile.first + row;
             if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < last {
                 let mut s = scores::<F>(&queries, &keys, row, part * width, blocks, width, head_dim);
                 #[unroll]
@@ -333,8 +332,8 @@ pub(super) fn attend<F: Float>(
                         #[unroll]
                         for c in 0..2usize {
                             let column = key + part * width + unit % 4 * 2 + comptime!(j * NARROW + c);
-                            let score = soft_cap(pair[c] * scale, cap, capped);
-                            let seen = whole || (column <= of_row && column + window > of_row && column < last);
+                            let score = scoring.score(pair[c]);
+                            let seen = whole || (scoring.sees(of_row, column) && column < last);
                             pair[c] = select(seen, score, UNSEEN);
                             high = max(high, pair[c]);
                         }
@@ -375,64 +374,32 @@ pub(super) fn attend<F: Float>(
         let mut sum = total[at];
         sum += plane_shuffle_xor(sum, 1u32);
         sum += plane_shuffle_xor(sum, 2u32);
-        let of_row = first + row + unit / 4 + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
-        if unit % 4 == 0 && of_row < end {
-            normaliser[(own + of_row) * normaliser.stride(0) + head] = top[at] + sum.ln();
+        let of_row = tile.first + row + unit / 4 + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
+        if unit % 4 == 0 && of_row < tile.end {
+            normaliser[(tile.own + of_row) * normaliser.stride(0) + head] = top[at] + sum.ln();
         }
         // no key is seen by queries that are beyond the last
         total[at] = select(sum > 0.0f32, 1.0f32 / sum, 1.0f32);
     }
-    write::<F>(&sums, &total, out, own + first + row, own + end, of_query, blocks, head_dim);
-}
-
-/// P and dS = s·P∘(dP − δ·o) of a query and a key.
-#[cube]
-fn weight_back(
-    score: f32,
-    dp: f32,
-    normal: f32,
-    product: f32,
-    seen: bool,
-    scale: f32,
-    cap: f32,
-    #[comptime] capped: bool,
-) -> (f32, f32) {
-    let score = soft_cap(score * scale, cap, capped);
-    // an unseen key's score may be anything, and its exponential infinite
-    let probability = (select(seen, score - normal, UNSEEN)).exp();
-    (probability, probability * (dp - product) * scale * soft_cap_slope(score, cap, capped))
+    write::<F>(&sums, &total, out, tile.own + tile.first + row, tile.own + tile.end, of_query, blocks, head_dim);
 }
 
 /// [`super::cube::attend_vjp_queries()`] with factors in registers.
 #[cube(launch)]
 pub(super) fn attend_vjp_queries<F: Float>(
-    q: &Matrix<Piece<F>>,
-    k: &Matrix<Piece<F>>,
-    v: &Matrix<Piece<F>>,
-    delta: &Matrix<Piece<F>>,
-    normaliser: &Matrix<f32>,
-    products: &Matrix<f32>,
+    inputs: &BackInputs<Piece<F>>,
     tasks: &Array<u32>,
     dq: &mut Matrix<Pair<F>>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[comptime] blocks: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     let width = comptime!(NARROWER);
-    let task = CUBE_POS_X as usize * 7;
+    let tile = SegmentTile::read(tasks);
     let head = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let offset = tasks[task + 3] as usize;
-    let count = tasks[task + 4] as usize;
-    let active = tasks[task + 5] as usize;
-    let first = tasks[task + 6] as usize;
+    let first = tile.first;
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     let unit = UNIT_POS_X as usize;
@@ -443,26 +410,22 @@ pub(super) fn attend_vjp_queries<F: Float>(
     let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
     let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
     stage::<F>(
-        q,
+        &inputs.q,
         &mut queries,
         first,
-        count,
-        prefix,
-        prefix_len,
-        own,
+        tile.count,
+        tile.rows,
         of_query,
         comptime!(rows(blocks)),
         head_dim,
         UNITS,
     );
     stage::<F>(
-        delta,
+        &inputs.delta,
         &mut deltas,
         first,
-        count,
-        0usize,
-        0usize,
-        offset,
+        tile.count,
+        tile.backward(),
         of_query,
         comptime!(rows(blocks)),
         head_dim,
@@ -476,25 +439,21 @@ pub(super) fn attend_vjp_queries<F: Float>(
     #[unroll]
     for at in 0..comptime!(2 * blocks) {
         let local = query + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
-        normal[at] = 0.0f32;
-        product[at] = 0.0f32;
-        if local < count {
-            normal[at] = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
-            product[at] = products[(offset + local) * products.stride(0) + head];
-        }
+        let (of_scores, of_products) = inputs.of_row(&tile, local, head);
+        normal[at] = of_scores;
+        product[at] = of_products;
     }
     let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
-    let end = min(first + comptime!(rows(blocks)), count);
-    let window = window as usize;
-    let mut key = first_tile(first, window);
+    let end = min(first + comptime!(rows(blocks)), tile.count);
+    let mut key = scoring.first_tile(first);
     // the cotangent of rows before the first active one is zero
-    while key < select(end > active, end, 0usize) {
-        stage::<F>(k, &mut keys, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
-        stage::<F>(v, &mut values, key, count, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+    while key < select(end > tile.active, end, 0usize) {
+        stage::<F>(&inputs.k, &mut keys, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.v, &mut values, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
         sync_cube();
         for part in 0..turns(comptime!(SIDE / width), UNITS) {
             let above = first + row;
-            if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < count {
+            if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < tile.count {
                 let s = scores::<F>(&queries, &keys, row, part * width, blocks, width, head_dim);
                 let mut ds = scores::<F>(&deltas, &values, row, part * width, blocks, width, head_dim);
                 #[unroll]
@@ -508,9 +467,8 @@ pub(super) fn attend_vjp_queries<F: Float>(
                         #[unroll]
                         for c in 0..2usize {
                             let column = key + part * width + unit % 4 * 2 + comptime!(j * NARROW + c);
-                            let seen = column <= local && column + window > local && local < count;
-                            let (_, back) =
-                                weight_back(score[c], pair[c], normal[at], product[at], seen, scale, cap, capped);
+                            let seen = scoring.sees(local, column) && local < tile.count;
+                            let (_, back) = scoring.back(score[c], pair[c], normal[at], product[at], seen);
                             pair[c] = back;
                         }
                         sum[comptime!(at % 2)] = pair;
@@ -522,42 +480,28 @@ pub(super) fn attend_vjp_queries<F: Float>(
         sync_cube();
         key += SIDE;
     }
-    write::<F>(&sums, &ones, dq, offset + first + row, offset + end, of_query, blocks, head_dim);
+    write::<F>(&sums, &ones, dq, tile.offset + first + row, tile.offset + end, of_query, blocks, head_dim);
 }
 
 /// [`super::cube::attend_vjp_keys()`] with factors in registers: dk, dv, or both where there are registers for both sums. Rows are keys, and columns queries.
 #[cube(launch)]
 pub(super) fn attend_vjp_keys<F: Float>(
-    q: &Matrix<Piece<F>>,
-    k: &Matrix<Piece<F>>,
-    v: &Matrix<Piece<F>>,
-    delta: &Matrix<Piece<F>>,
-    normaliser: &Matrix<f32>,
-    products: &Matrix<f32>,
+    inputs: &BackInputs<Piece<F>>,
     tasks: &Array<u32>,
     dk: &mut Matrix<Pair<F>>,
     dv: &mut Matrix<Pair<F>>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[comptime] blocks: usize,
     #[comptime] with_k: bool,
     #[comptime] with_v: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let width = comptime!(NARROWER);
-    let task = CUBE_POS_X as usize * 7;
+    let tile = SegmentTile::read(tasks);
     let group = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let offset = tasks[task + 3] as usize;
-    let count = tasks[task + 4] as usize;
-    let active = tasks[task + 5] as usize;
-    let first = tasks[task + 6] as usize;
+    let first = tile.first;
     let of_key = group * head_dim;
     let unit = UNIT_POS_X as usize;
     let staged = comptime!(SIDE * pieces(head_dim));
@@ -568,26 +512,22 @@ pub(super) fn attend_vjp_keys<F: Float>(
     let mut values = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
     let mut normal = SharedMemory::<f32>::new(SIDE);
     let mut product = SharedMemory::<f32>::new(SIDE);
-    stage::<F>(k, &mut keys, first, count, prefix, prefix_len, own, of_key, comptime!(rows(blocks)), head_dim, UNITS);
-    stage::<F>(v, &mut values, first, count, prefix, prefix_len, own, of_key, comptime!(rows(blocks)), head_dim, UNITS);
+    stage::<F>(&inputs.k, &mut keys, first, tile.count, tile.rows, of_key, comptime!(rows(blocks)), head_dim, UNITS);
+    stage::<F>(&inputs.v, &mut values, first, tile.count, tile.rows, of_key, comptime!(rows(blocks)), head_dim, UNITS);
     let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
     let mut of_k = zeros(comptime!(if with_k { blocks * padded(head_dim) / NARROW } else { 0usize }));
     let mut of_v = zeros(comptime!(if with_v { blocks * padded(head_dim) / NARROW } else { 0usize }));
-    let window = window as usize;
     for h in 0..repeat {
         let head = group * repeat + h;
-        let mut query = max(first, active / SIDE * SIDE);
-        // the last query that sees the tile's last key
-        while query < min(count, first + comptime!(rows(blocks) - 1) + window) {
-            stage::<F>(q, &mut queries, query, count, prefix, prefix_len, own, head * head_dim, SIDE, head_dim, UNITS);
+        let mut query = max(first, tile.active / SIDE * SIDE);
+        while query < min(tile.count, scoring.last_query(first + comptime!(rows(blocks) - 1))) {
+            stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, head * head_dim, SIDE, head_dim, UNITS);
             stage::<F>(
-                delta,
+                &inputs.delta,
                 &mut deltas,
                 query,
-                count,
-                0usize,
-                0usize,
-                offset,
+                tile.count,
+                tile.backward(),
                 head * head_dim,
                 SIDE,
                 head_dim,
@@ -596,18 +536,13 @@ pub(super) fn attend_vjp_keys<F: Float>(
             let at = UNIT_POS as usize;
             let local = query + at;
             if at < SIDE {
-                let mut of_row = 0.0f32;
-                let mut of_product = 0.0f32;
-                if local < count {
-                    of_row = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
-                    of_product = products[(offset + local) * products.stride(0) + head];
-                }
-                normal[at] = of_row;
-                product[at] = of_product;
+                let (of_scores, of_products) = inputs.of_row(&tile, local, head);
+                normal[at] = of_scores;
+                product[at] = of_products;
             }
             sync_cube();
             for part in 0..turns(comptime!(SIDE / width), UNITS) {
-                if query + (part + 1) * width > first + row && first + row < count {
+                if query + (part + 1) * width > first + row && first + row < tile.count {
                     let mut p = scores::<F>(&keys, &queries, row, part * width, blocks, width, head_dim);
                     let mut ds = if comptime!(with_k) {
                         scores::<F>(&values, &deltas, row, part * width, blocks, width, head_dim)
@@ -629,17 +564,9 @@ pub(super) fn attend_vjp_keys<F: Float>(
                             for c in 0..2usize {
                                 let column = part * width + unit % 4 * 2 + comptime!(at * NARROW % width + c);
                                 let local = query + column;
-                                let seen = key <= local && key + window > local && local < count;
-                                let (weight, slope) = weight_back(
-                                    weights[c],
-                                    back[c],
-                                    normal[column],
-                                    product[column],
-                                    seen,
-                                    scale,
-                                    cap,
-                                    capped,
-                                );
+                                let seen = scoring.sees(local, key) && local < tile.count;
+                                let (weight, slope) =
+                                    scoring.back(weights[c], back[c], normal[column], product[column], seen);
                                 weights[c] = weight;
                                 back[c] = slope;
                             }
@@ -666,11 +593,11 @@ pub(super) fn attend_vjp_keys<F: Float>(
         }
     }
     let ones = ones(blocks);
-    let end = offset + min(first + comptime!(rows(blocks)), count);
+    let end = tile.offset + min(first + comptime!(rows(blocks)), tile.count);
     if comptime!(with_k) {
-        write::<F>(&of_k, &ones, dk, offset + first + row, end, of_key, blocks, head_dim);
+        write::<F>(&of_k, &ones, dk, tile.offset + first + row, end, of_key, blocks, head_dim);
     }
     if comptime!(with_v) {
-        write::<F>(&of_v, &ones, dv, offset + first + row, end, of_key, blocks, head_dim);
+        write::<F>(&of_v, &ones, dv, tile.offset + first + row, end, of_key, blocks, head_dim);
     }
 }

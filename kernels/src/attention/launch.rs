@@ -4,6 +4,7 @@ use super::cube::{TILE, TOGETHER, attend, attend_vjp_keys, attend_vjp_queries, r
 use super::in_registers::{self, BOTH, PLANE};
 use super::matrix_units::{self, PLANES};
 use super::strategy::{Pass, Strategy};
+use super::task::{BackInputsLaunch, InputsLaunch, OF_SEGMENT, OF_SPAN, ScoringLaunch};
 use crate::on_chip::{by_rows, empty, ints, limits, loads_wide, on_devices, rows_as_they_are, rows_of, width_of};
 use crate::{AttentionSpec, FloatTensor, Segment, SoftCap, Span, as_index};
 use burn_backend::DType;
@@ -13,15 +14,20 @@ use cubecl::prelude::*;
 /// Positions that a query sees where there is no window: more than any sequence has, and no sum with them overflows.
 const NO_WINDOW: usize = 1 << 30;
 
-/// Scale, soft cap and window of scores, as kernels take them.
+/// How products become scores and weights, as kernels take it.
 #[allow(clippy::cast_possible_truncation)]
-fn scores(spec: AttentionSpec) -> (f32, f32, u32) {
-    (spec.scale as f32, SoftCap::bound(spec.cap), as_index(spec.window.unwrap_or(NO_WINDOW).min(NO_WINDOW)))
+fn scoring<R: CubeRuntime>(spec: AttentionSpec) -> ScoringLaunch<R> {
+    let window = as_index(spec.window.unwrap_or(NO_WINDOW).min(NO_WINDOW));
+    ScoringLaunch::new(spec.scale as f32, SoftCap::bound(spec.cap), window, spec.cap.is_some())
 }
 
-/// The units of a cube whose factors are in registers.
-fn in_registers_units() -> CubeDim {
-    CubeDim::new_2d(as_index(PLANE), as_index(in_registers::PLANES))
+/// The units of a cube.
+fn units_of(strategy: Strategy) -> CubeDim {
+    match strategy {
+        Strategy::Units => CubeDim::new_1d(as_index(TILE.units())),
+        Strategy::MatrixUnits { plane } => CubeDim::new_2d(as_index(plane), as_index(PLANES)),
+        Strategy::InRegisters { .. } => CubeDim::new_2d(as_index(PLANE), as_index(in_registers::PLANES)),
+    }
 }
 
 /// See [`Attend::attend`].
@@ -33,7 +39,6 @@ pub(crate) fn attention<R: CubeRuntime>(
     spec: AttentionSpec,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
     let rows = rows_of(q);
-    let (scale, cap, window) = scores(spec);
     // rows outside every span are zero
     let covered: usize = spans.iter().map(|span| span.own.len()).sum();
     let out = match covered == rows {
@@ -49,7 +54,7 @@ pub(crate) fn attention<R: CubeRuntime>(
     let (client, dtype, h, repeat) = (&q.client, q.dtype.into(), spec.head_dim, spec.heads / spec.kv_heads);
     let [q, k, v] = [q, k, v].map(rows_as_they_are);
     let strategy = Strategy::choose(Pass::Forward, h, loads_wide(h, &[&q, &k, &v]), &limits(client, q.dtype));
-    let mut tasks = Vec::new();
+    let mut tasks: Vec<[u32; OF_SPAN]> = Vec::new();
     for span in spans {
         for first in (0..span.own.len()).step_by(strategy.queries()) {
             let end = (first + strategy.queries()).min(span.own.len());
@@ -63,26 +68,22 @@ pub(crate) fn attention<R: CubeRuntime>(
     let [q, k, v] = [q, k, v].map(CubeTensor::into_tensor_arg);
     let tasks = ints(client, tasks.as_flattened());
     let (target, normal) = (out.clone().into_tensor_arg(), normaliser.clone().into_tensor_arg());
-    let capped = spec.cap.is_some();
+    let (units, scoring) = (units_of(strategy), scoring(spec));
     match strategy {
         Strategy::Units => {
-            let units = CubeDim::new_1d(as_index(TILE.units()));
-            attend::launch::<R>(
-                client, grid, units, q, k, v, tasks, target, normal, scale, cap, window, h, repeat, capped, dtype,
-            );
+            let inputs = InputsLaunch::new(q, k, v);
+            attend::launch::<R>(client, grid, units, inputs, tasks, target, normal, scoring, h, repeat, dtype);
         }
         Strategy::MatrixUnits { plane } => {
-            let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
+            let inputs = InputsLaunch::new(q, k, v);
             matrix_units::attend::launch::<R>(
-                client, grid, units, q, k, v, tasks, target, normal, scale, cap, window, h, repeat, capped, plane,
-                dtype,
+                client, grid, units, inputs, tasks, target, normal, scoring, h, repeat, plane, dtype,
             );
         }
         Strategy::InRegisters { blocks } => {
-            let units = in_registers_units();
+            let inputs = InputsLaunch::new(q, k, v);
             in_registers::attend::launch::<R>(
-                client, grid, units, q, k, v, tasks, target, normal, scale, cap, window, h, repeat, capped, blocks,
-                dtype,
+                client, grid, units, inputs, tasks, target, normal, scoring, h, repeat, blocks, dtype,
             );
         }
     }
@@ -152,31 +153,25 @@ struct Back<'a, R: CubeRuntime> {
 impl<R: CubeRuntime> Back<'_, R> {
     fn queries(&self, dq: &CubeTensor<R>) {
         let ((client, dtype), spec) = (self.on(), self.spec);
-        let [q, k, v, delta, normal, products] = self.arguments();
-        let (h, repeat, capped) = (spec.head_dim, spec.heads / spec.kv_heads, spec.cap.is_some());
-        let (scale, cap, window) = scores(spec);
+        let (h, repeat) = (spec.head_dim, spec.heads / spec.kv_heads);
         let (grid, tiles) = self.tiles(spec.heads, self.strategy.queries());
+        let (units, scoring) = (units_of(self.strategy), scoring(spec));
         let dq = dq.clone().into_tensor_arg();
         match self.strategy {
             Strategy::Units => {
-                let units = CubeDim::new_1d(as_index(TILE.units()));
-                attend_vjp_queries::launch::<R>(
-                    client, grid, units, q, k, v, delta, normal, products, tiles, dq, scale, cap, window, h, repeat,
-                    capped, dtype,
-                );
+                let inputs = self.arguments();
+                attend_vjp_queries::launch::<R>(client, grid, units, inputs, tiles, dq, scoring, h, repeat, dtype);
             }
             Strategy::MatrixUnits { plane } => {
-                let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
+                let inputs = self.arguments();
                 matrix_units::attend_vjp_queries::launch::<R>(
-                    client, grid, units, q, k, v, delta, normal, products, tiles, dq, scale, cap, window, h, repeat,
-                    capped, plane, dtype,
+                    client, grid, units, inputs, tiles, dq, scoring, h, repeat, plane, dtype,
                 );
             }
             Strategy::InRegisters { blocks } => {
-                let units = in_registers_units();
+                let inputs = self.arguments();
                 in_registers::attend_vjp_queries::launch::<R>(
-                    client, grid, units, q, k, v, delta, normal, products, tiles, dq, scale, cap, window, h, repeat,
-                    capped, blocks, dtype,
+                    client, grid, units, inputs, tiles, dq, scoring, h, repeat, blocks, dtype,
                 );
             }
         }
@@ -184,37 +179,31 @@ impl<R: CubeRuntime> Back<'_, R> {
 
     fn keys(&self, dk: &CubeTensor<R>, dv: &CubeTensor<R>) {
         let ((client, dtype), spec) = (self.on(), self.spec);
-        let (h, repeat, capped) = (spec.head_dim, spec.heads / spec.kv_heads, spec.cap.is_some());
-        let (scale, cap, window) = scores(spec);
+        let (h, repeat) = (spec.head_dim, spec.heads / spec.kv_heads);
         // dk and dv, one after the other where a unit has no registers for the sums of both
         let passes: &[_] = match self.strategy {
             Strategy::InRegisters { .. } if h > BOTH => &[(true, false), (false, true)],
             _ => &[(true, true)],
         };
         for &(with_k, with_v) in passes {
-            let [q, k, v, delta, normal, products] = self.arguments();
             let (grid, tiles) = self.tiles(spec.kv_heads, self.strategy.keys(h));
+            let (units, scoring) = (units_of(self.strategy), scoring(spec));
             let (dk, dv) = (dk.clone().into_tensor_arg(), dv.clone().into_tensor_arg());
             match self.strategy {
                 Strategy::Units => {
-                    let units = CubeDim::new_1d(as_index(TILE.units()));
-                    attend_vjp_keys::launch::<R>(
-                        client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
-                        repeat, capped, dtype,
-                    );
+                    let inputs = self.arguments();
+                    attend_vjp_keys::launch::<R>(client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, dtype);
                 }
                 Strategy::MatrixUnits { plane } => {
-                    let units = CubeDim::new_2d(as_index(plane), as_index(PLANES));
+                    let inputs = self.arguments();
                     matrix_units::attend_vjp_keys::launch::<R>(
-                        client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
-                        repeat, capped, plane, dtype,
+                        client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, plane, dtype,
                     );
                 }
                 Strategy::InRegisters { blocks } => {
-                    let (units, blocks) = (in_registers_units(), in_registers::blocks_of_keys(h, blocks));
+                    let (inputs, blocks) = (self.arguments(), in_registers::blocks_of_keys(h, blocks));
                     in_registers::attend_vjp_keys::launch::<R>(
-                        client, grid, units, q, k, v, delta, normal, products, tiles, dk, dv, scale, cap, window, h,
-                        repeat, capped, blocks, with_k, with_v, dtype,
+                        client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, blocks, with_k, with_v, dtype,
                     );
                 }
             }
@@ -227,7 +216,7 @@ impl<R: CubeRuntime> Back<'_, R> {
 
     /// Tiles of some rows of the segments, queries or keys, and a grid of a cube for each in each head.
     fn tiles(&self, heads: usize, side: usize) -> (CubeCount, ArrayArg<R>) {
-        let (mut tiles, mut offset) = (Vec::new(), 0);
+        let (mut tiles, mut offset) = (Vec::<[u32; OF_SEGMENT]>::new(), 0);
         for segment in self.segments {
             let (prefix, own, len) = (&segment.prefix, &segment.own, segment.len());
             for first in (0..len).step_by(side) {
@@ -240,9 +229,11 @@ impl<R: CubeRuntime> Back<'_, R> {
         (grid, ints(&self.products.client, tiles.as_flattened()))
     }
 
-    fn arguments(&self) -> [TensorArg<R>; 6] {
+    fn arguments<T: CubePrimitive>(&self) -> BackInputsLaunch<T, R> {
         let [q, k, v, delta] = self.inputs.each_ref();
-        [q, k, v, delta, self.normaliser, &self.products].map(|x| rows_as_they_are(x).into_tensor_arg())
+        let [q, k, v, delta, normaliser, products] =
+            [q, k, v, delta, self.normaliser, &self.products].map(|x| rows_as_they_are(x).into_tensor_arg());
+        BackInputsLaunch::new(q, k, v, delta, normaliser, products)
     }
 }
 

@@ -11,9 +11,9 @@
     clippy::float_cmp,
     clippy::too_many_lines
 )]
-use super::cube::{SIDE, UNSEEN, first_tile, row_at};
 use super::staged::{RISE, padded, pieces, stage};
-use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, soft_cap, soft_cap_slope, turns};
+use super::task::{BackInputs, Inputs, Rows, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
+use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, turns};
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
@@ -240,28 +240,18 @@ fn rescale(
 /// [`super::cube::attend()`] on matrix units.
 #[cube(launch)]
 pub(super) fn attend<F: Float>(
-    q: &Matrix<Piece<F>>,
-    k: &Matrix<Piece<F>>,
-    v: &Matrix<Piece<F>>,
+    inputs: &Inputs<Piece<F>>,
     tasks: &Array<u32>,
     out: &mut Matrix<F>,
     normaliser: &mut Matrix<f32>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[comptime] plane: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let task = CUBE_POS_X as usize * 5;
+    let tile = SpanTile::read(tasks);
     let head = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let first = tasks[task + 3] as usize;
-    let end = tasks[task + 4] as usize;
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     let unit = UNIT_POS as usize;
@@ -272,31 +262,30 @@ pub(super) fn attend<F: Float>(
     let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut partial = SharedMemory::<f32>::new(comptime!(plane * PLANES));
     let mut factors = SharedMemory::<f32>::new(SIDE);
-    stage::<F>(q, &mut queries, first, end, 0usize, 0usize, own, of_query, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.q, &mut queries, tile.first, tile.end, Rows::from(tile.own), of_query, SIDE, head_dim, UNITS);
     let row = unit / SHARE;
     let part = unit % SHARE;
     let of_row = row * SHARE;
-    let query = prefix_len + first + row;
-    let last = prefix_len + end;
-    let window = window as usize;
-    let start = first_tile(prefix_len + first, window);
+    let query = tile.before + tile.first + row;
+    let last = tile.before + tile.end;
+    let start = scoring.first_tile(tile.before + tile.first);
     let sums = zeros(comptime!(columns(head_dim)));
     // what a row's sums are relative to, and its own part of Σ exp(score − top)
     let mut top = UNSEEN.runtime();
     let mut sum = 0.0f32;
     let mut key = start;
     while key < last {
-        stage::<F>(k, &mut keys, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.k, &mut keys, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
         sync_cube();
         scores::<F>(&queries, &keys, &mut s, head_dim);
         sync_cube();
-        stage::<F>(v, &mut keys, key, last, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.v, &mut keys, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
         let mut high = UNSEEN.runtime();
         #[unroll]
         for t in 0..comptime!(SIDE / SHARE) {
             let column = part + comptime!(t * SHARE);
-            let seen = key + column <= query && key + column + window > query && key + column < last;
-            let score = soft_cap(s[row * SCORES + column] * scale, cap, capped);
+            let seen = scoring.sees(query, key + column) && key + column < last;
+            let score = scoring.score(s[row * SCORES + column]);
             high = max(high, select(seen, score, UNSEEN));
         }
         partial[unit] = high;
@@ -309,8 +298,8 @@ pub(super) fn attend<F: Float>(
         #[unroll]
         for t in 0..comptime!(SIDE / SHARE) {
             let column = part + comptime!(t * SHARE);
-            let seen = key + column <= query && key + column + window > query && key + column < last;
-            let score = soft_cap(s[row * SCORES + column] * scale, cap, capped);
+            let seen = scoring.sees(query, key + column) && key + column < last;
+            let score = scoring.score(s[row * SCORES + column]);
             let weight = (select(seen, score - top, UNSEEN)).exp();
             here += weight;
             p[row * WEIGHTS + column] = F::cast_from(weight);
@@ -335,9 +324,9 @@ pub(super) fn attend<F: Float>(
     }
     sync_cube();
     rescale(&sums, &mut s, &factors, head_dim);
-    write::<F>(&sums, &mut s, out, own + first, own + end, of_query, head_dim, plane);
-    if part == 0 && first + row < end {
-        normaliser[(own + first + row) * normaliser.stride(0) + head] = top + total.ln();
+    write::<F>(&sums, &mut s, out, tile.own + tile.first, tile.own + tile.end, of_query, head_dim, plane);
+    if part == 0 && tile.first + row < tile.end {
+        normaliser[(tile.own + tile.first + row) * normaliser.stride(0) + head] = top + total.ln();
     }
 }
 
@@ -348,76 +337,44 @@ fn weights_back<F: Float>(
     dp: &SharedMemory<f32>,
     p: &mut SharedMemory<F>,
     ds: &mut SharedMemory<F>,
-    normaliser: &Matrix<f32>,
-    products: &Matrix<f32>,
-    prefix: usize,
-    prefix_len: usize,
-    own: usize,
-    offset: usize,
-    rows: usize,
+    inputs: &BackInputs<Piece<F>>,
+    tile: SegmentTile,
     query: usize,
     key: usize,
     head: usize,
-    scale: f32,
-    cap: f32,
-    window: usize,
-    #[comptime] capped: bool,
+    scoring: Scoring,
     #[comptime] keep: bool,
 ) {
     let row = UNIT_POS as usize / SHARE;
     let part = UNIT_POS as usize % SHARE;
     let local = query + row;
-    let mut normal = 0.0f32;
-    let mut product = 0.0f32;
-    if local < rows {
-        normal = normaliser[row_at(local, prefix, prefix_len, own) * normaliser.stride(0) + head];
-        product = products[(offset + local) * products.stride(0) + head];
-    }
+    let (normal, product) = inputs.of_row(&tile, local, head);
     #[unroll]
     for t in 0..comptime!(SIDE / SHARE) {
         let at = part + comptime!(t * SHARE);
-        let column = key + at;
-        let seen = column <= local && column + window > local && local < rows;
-        let score = soft_cap(s[row * SCORES + at] * scale, cap, capped);
-        // an unseen key's score may be anything, and its exponential infinite
-        let probability = (select(seen, score - normal, UNSEEN)).exp();
-        let slope = scale * soft_cap_slope(score, cap, capped);
+        let seen = scoring.sees(local, key + at) && local < tile.count;
+        let (probability, slope) = scoring.back(s[row * SCORES + at], dp[row * SCORES + at], normal, product, seen);
         if comptime!(keep) {
             p[row * WEIGHTS + at] = F::cast_from(probability);
         }
-        ds[row * WEIGHTS + at] = F::cast_from(probability * (dp[row * SCORES + at] - product) * slope);
+        ds[row * WEIGHTS + at] = F::cast_from(slope);
     }
 }
 
 /// [`super::cube::attend_vjp_queries()`] on matrix units.
 #[cube(launch)]
 pub(super) fn attend_vjp_queries<F: Float>(
-    q: &Matrix<Piece<F>>,
-    k: &Matrix<Piece<F>>,
-    v: &Matrix<Piece<F>>,
-    delta: &Matrix<Piece<F>>,
-    normaliser: &Matrix<f32>,
-    products: &Matrix<f32>,
+    inputs: &BackInputs<Piece<F>>,
     tasks: &Array<u32>,
     dq: &mut Matrix<F>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[comptime] plane: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let task = CUBE_POS_X as usize * 7;
+    let tile = SegmentTile::read(tasks);
     let head = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let offset = tasks[task + 3] as usize;
-    let rows = tasks[task + 4] as usize;
-    let active = tasks[task + 5] as usize;
-    let query = tasks[task + 6] as usize;
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     let staged = comptime!(SIDE * pieces(head_dim));
@@ -430,62 +387,44 @@ pub(super) fn attend_vjp_queries<F: Float>(
     // probabilities are not kept here, and have no place of their own
     let mut ds = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut none = SharedMemory::<F>::new(1usize);
-    stage::<F>(q, &mut queries, query, rows, prefix, prefix_len, own, of_query, SIDE, head_dim, UNITS);
-    stage::<F>(delta, &mut deltas, query, rows, 0usize, 0usize, offset, of_query, SIDE, head_dim, UNITS);
+    let query = tile.first;
+    stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, of_query, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.delta, &mut deltas, query, tile.count, tile.backward(), of_query, SIDE, head_dim, UNITS);
     let sums = zeros(comptime!(columns(head_dim)));
-    let end = min(query + SIDE, rows);
-    let window = window as usize;
-    let mut key = first_tile(query, window);
+    let end = min(query + SIDE, tile.count);
+    let mut key = scoring.first_tile(query);
     // the cotangent of rows before the first active one is zero
-    while key < select(end > active, end, 0usize) {
-        stage::<F>(k, &mut keys, key, rows, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
-        stage::<F>(v, &mut values, key, rows, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+    while key < select(end > tile.active, end, 0usize) {
+        stage::<F>(&inputs.k, &mut keys, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.v, &mut values, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
         sync_cube();
         scores::<F>(&queries, &keys, &mut s, head_dim);
         scores::<F>(&deltas, &values, &mut dp, head_dim);
         sync_cube();
-        weights_back::<F>(
-            &s, &dp, &mut none, &mut ds, normaliser, products, prefix, prefix_len, own, offset, rows, query, key, head,
-            scale, cap, window, capped, false,
-        );
+        weights_back::<F>(&s, &dp, &mut none, &mut ds, inputs, tile, query, key, head, scoring, false);
         sync_cube();
         mix::<F>(&ds, &keys, &sums, false, head_dim);
         sync_cube();
         key += SIDE;
     }
-    write::<F>(&sums, &mut s, dq, offset + query, offset + end, of_query, head_dim, plane);
+    write::<F>(&sums, &mut s, dq, tile.offset + query, tile.offset + end, of_query, head_dim, plane);
 }
 
 /// [`super::cube::attend_vjp_keys()`] on matrix units.
 #[cube(launch)]
 pub(super) fn attend_vjp_keys<F: Float>(
-    q: &Matrix<Piece<F>>,
-    k: &Matrix<Piece<F>>,
-    v: &Matrix<Piece<F>>,
-    delta: &Matrix<Piece<F>>,
-    normaliser: &Matrix<f32>,
-    products: &Matrix<f32>,
+    inputs: &BackInputs<Piece<F>>,
     tasks: &Array<u32>,
     dk: &mut Matrix<F>,
     dv: &mut Matrix<F>,
-    scale: f32,
-    cap: f32,
-    window: u32,
+    scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] capped: bool,
     #[comptime] plane: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let task = CUBE_POS_X as usize * 7;
+    let tile = SegmentTile::read(tasks);
     let group = CUBE_POS_Y as usize;
-    let prefix = tasks[task] as usize;
-    let prefix_len = tasks[task + 1] as usize;
-    let own = tasks[task + 2] as usize;
-    let offset = tasks[task + 3] as usize;
-    let rows = tasks[task + 4] as usize;
-    let active = tasks[task + 5] as usize;
-    let key = tasks[task + 6] as usize;
     let of_key = group * head_dim;
     let staged = comptime!(SIDE * pieces(head_dim));
     let mut queries = SharedMemory::<Piece<F>>::new_aligned(staged, 32usize);
@@ -496,26 +435,32 @@ pub(super) fn attend_vjp_keys<F: Float>(
     let mut dp = SharedMemory::<f32>::new_aligned(comptime!(SIDE * SCORES), 32usize);
     let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut ds = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
-    stage::<F>(k, &mut keys, key, rows, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
-    stage::<F>(v, &mut values, key, rows, prefix, prefix_len, own, of_key, SIDE, head_dim, UNITS);
+    let key = tile.first;
+    stage::<F>(&inputs.k, &mut keys, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.v, &mut values, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
     let of_k = zeros(comptime!(columns(head_dim)));
     let of_v = zeros(comptime!(columns(head_dim)));
-    let window = window as usize;
     for h in 0..repeat {
         let head = group * repeat + h;
-        let mut query = max(key, active / SIDE * SIDE);
-        // the last query that sees the tile's last key
-        while query < min(rows, key + SIDE - 1 + window) {
-            stage::<F>(q, &mut queries, query, rows, prefix, prefix_len, own, head * head_dim, SIDE, head_dim, UNITS);
-            stage::<F>(delta, &mut deltas, query, rows, 0usize, 0usize, offset, head * head_dim, SIDE, head_dim, UNITS);
+        let mut query = max(key, tile.active / SIDE * SIDE);
+        while query < min(tile.count, scoring.last_query(key + SIDE - 1)) {
+            stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, head * head_dim, SIDE, head_dim, UNITS);
+            stage::<F>(
+                &inputs.delta,
+                &mut deltas,
+                query,
+                tile.count,
+                tile.backward(),
+                head * head_dim,
+                SIDE,
+                head_dim,
+                UNITS,
+            );
             sync_cube();
             scores::<F>(&queries, &keys, &mut s, head_dim);
             scores::<F>(&deltas, &values, &mut dp, head_dim);
             sync_cube();
-            weights_back::<F>(
-                &s, &dp, &mut p, &mut ds, normaliser, products, prefix, prefix_len, own, offset, rows, query, key,
-                head, scale, cap, window, capped, true,
-            );
+            weights_back::<F>(&s, &dp, &mut p, &mut ds, inputs, tile, query, key, head, scoring, true);
             sync_cube();
             mix::<F>(&p, &deltas, &of_v, true, head_dim);
             mix::<F>(&ds, &queries, &of_k, true, head_dim);
@@ -523,7 +468,7 @@ pub(super) fn attend_vjp_keys<F: Float>(
             query += SIDE;
         }
     }
-    let end = offset + min(key + SIDE, rows);
-    write::<F>(&of_k, &mut s, dk, offset + key, end, of_key, head_dim, plane);
-    write::<F>(&of_v, &mut s, dv, offset + key, end, of_key, head_dim, plane);
+    let end = tile.offset + min(key + SIDE, tile.count);
+    write::<F>(&of_k, &mut s, dk, tile.offset + key, end, of_key, head_dim, plane);
+    write::<F>(&of_v, &mut s, dv, tile.offset + key, end, of_key, head_dim, plane);
 }

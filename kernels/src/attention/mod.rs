@@ -11,6 +11,7 @@ mod matrix_units;
 pub mod reference;
 mod staged;
 mod strategy;
+mod task;
 
 use crate::cost::Cost;
 use crate::{Backend, FloatTensor, Segment, SoftCap, Span};

@@ -1,7 +1,7 @@
 //! Rows of a head in shared memory, for matrix units.
 // what the macro makes of a kernel's arguments, and indices on a device (32 bits there)
 #![allow(clippy::trivially_copy_pass_by_ref, clippy::used_underscore_binding, clippy::cast_possible_truncation)]
-use super::cube::row_at;
+use super::task::Rows;
 use crate::on_chip::{MATRIX_UNIT, Piece, WIDE};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
@@ -26,9 +26,7 @@ pub(super) fn stage<F: Float>(
     staged: &mut SharedMemory<Piece<F>>,
     first: usize,
     end: usize,
-    prefix: usize,
-    prefix_len: usize,
-    own: usize,
+    rows: Rows,
     column: usize,
     #[comptime] count: usize,
     #[comptime] head_dim: usize,
@@ -44,7 +42,7 @@ pub(super) fn stage<F: Float>(
         if row < count {
             let mut value = Piece::<F>::new(F::new(0.0));
             if local < end && piece * WIDE < head_dim {
-                value = x[(row_at(local, prefix, prefix_len, own) * x.stride(0) + column) / WIDE + piece];
+                value = x[(rows.at(local) * x.stride(0) + column) / WIDE + piece];
             }
             staged[row * comptime!(pieces(head_dim)) + piece] = value;
         }

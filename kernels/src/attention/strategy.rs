@@ -1,8 +1,8 @@
 //! How attention runs on a device: a value, chosen from what the device offers and how its inputs lie, and refused where something
 //! is missing.
-use super::cube::SIDE;
 use super::in_registers;
 use super::matrix_units::{PLANES, UNITS, shared_bytes};
+use super::task::SIDE;
 use crate::on_chip::{Limits, WIDE};
 
 /// Which pass over a layer.
