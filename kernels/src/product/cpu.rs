@@ -204,14 +204,14 @@ pub fn product_stripes<E: Real>(
 ) {
     let threads = rayon::current_num_threads();
     let most = (WIDENED_BYTES / size_of::<E>() / k.max(1) / TILE * TILE).max(TILE);
-    let fit = most.min(m.div_ceil(threads).next_multiple_of(TILE));
-    let stripes = m.div_ceil(fit);
+    // every core has as many, and as wide ones, as the others, unless they would be narrow
+    let stripes = m.div_ceil(most).next_multiple_of(threads).min(m / STRIPE).max(m.div_ceil(most)).max(1);
     // rows are cut too where the stripes alone would not keep every core busy alike
     let parts = if stripes.is_multiple_of(threads) { 1 } else { threads.min((rows / TILE).max(1)) };
     (0..parts * stripes).into_par_iter().for_each(|task| {
         let (part, stripe) = (task % parts, task / parts);
         let (r0, r1) = (cut(rows, parts, part), cut(rows, parts, part + 1));
-        let columns = stripe * fit..((stripe + 1) * fit).min(m);
+        let columns = cut(m, stripes, stripe)..cut(m, stripes, stripe + 1);
         let shape = [r1 - r0, k, columns.len()];
         let (target, x) = (target.from(r0, columns.start), x.from(r0, 0));
         if transposed {

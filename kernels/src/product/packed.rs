@@ -13,8 +13,11 @@ use std::ops::Range;
 const VECTORS: usize = 2;
 
 /// Rows of the result that are summed together, and whose sums, with a row of a block and a value of the left factor, are in 32 registers for
-/// vectors; half of them where there are 16. A number of rows that is no multiple is finished row by row, at half the rate.
+/// vectors; half of them where there are 16.
 pub const ROWS: usize = 12;
+
+/// Rows that are summed together of those that are left over, as long as there are so many; the last few go one by one, at half the rate.
+const FEWER: usize = 4;
 
 /// Values that a task packs at the least.
 const TASK: usize = 32 * 1024;
@@ -157,24 +160,50 @@ impl<E: Real> Product<'_, E> {
             let used = width.min(part.columns.end - first);
             let wanted = part.diagonal.map_or(0, |diagonal| first.saturating_sub(diagonal));
             let mut row = wanted / HEIGHT * HEIGHT;
-            while row + HEIGHT <= self.rows {
-                self.tile::<S, HEIGHT>(simd, row, block, target, used);
-                row += HEIGHT;
-            }
-            while row < self.rows {
-                self.tile::<S, 1>(simd, row, block, target, used);
-                row += 1;
-            }
+            row = self.tiles::<S, HEIGHT>(simd, row, first, block, target, used);
+            row = self.tiles::<S, FEWER>(simd, row, first, block, target, used);
+            self.tiles::<S, 1>(simd, row, first, block, target, used);
         }
+    }
+
+    /// As many rows of a block as make whole tiles, and the row after them. Beside the diagonal half a block is enough for the tiles that want no more.
+    #[inline(always)]
+    fn tiles<S: Simd, const HEIGHT: usize>(
+        &self,
+        simd: S,
+        mut row: usize,
+        first: usize,
+        block: &[E],
+        target: Target<E>,
+        used: usize,
+    ) -> usize {
+        let half = width::<E, S>() / VECTORS;
+        while row + HEIGHT <= self.rows {
+            let seen =
+                self.part.diagonal.map_or(used, |diagonal| used.min((diagonal + row + HEIGHT).saturating_sub(first)));
+            match seen <= half {
+                true => self.tile::<S, HEIGHT, 1>(simd, row, block, target, used.min(half)),
+                false => self.tile::<S, HEIGHT, VECTORS>(simd, row, block, target, used),
+            }
+            row += HEIGHT;
+        }
+        row
     }
 
     /// Some rows of a block of the result, whose sums stay in registers.
     #[inline(always)]
     #[allow(unsafe_code)]
-    fn tile<S: Simd, const HEIGHT: usize>(&self, simd: S, row: usize, block: &[E], target: Target<E>, used: usize) {
+    fn tile<S: Simd, const HEIGHT: usize, const WIDE: usize>(
+        &self,
+        simd: S,
+        row: usize,
+        block: &[E],
+        target: Target<E>,
+        used: usize,
+    ) {
         let (width, length, zero) = (width::<E, S>(), self.part.inner.len(), E::spread(simd, E::of(0.0)));
         let left: [&[E]; HEIGHT] = std::array::from_fn(|r| &self.left.data[(row + r) * self.left.row..][..length]);
-        let mut sums = [[zero; VECTORS]; HEIGHT];
+        let mut sums = [[zero; WIDE]; HEIGHT];
         // a check in the loop would keep the sums in memory for where it fails
         assert!(block.len() == length * width);
         for at in 0..length {
@@ -183,7 +212,7 @@ impl<E: Real> Product<'_, E> {
             for r in 0..HEIGHT {
                 // SAFETY: as above.
                 let left = E::spread(simd, unsafe { *left[r].get_unchecked(at) });
-                for v in 0..VECTORS {
+                for v in 0..WIDE {
                     sums[r][v] = E::fused(simd, left, right[v], sums[r][v]);
                 }
             }
@@ -193,8 +222,8 @@ impl<E: Real> Product<'_, E> {
             let scaled = sums.map(|sum| E::fused(simd, sum, scale, zero));
             let cells: &[E] = bytemuck::cast_slice(&scaled);
             // a length that the compiler knows is written by two instructions
-            match used == width {
-                true => target.write(row + r, &cells[..width]),
+            match used == width / VECTORS * WIDE {
+                true => target.write(row + r, &cells[..width / VECTORS * WIDE]),
                 false => target.write(row + r, &cells[..used]),
             }
         }
