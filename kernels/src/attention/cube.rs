@@ -20,6 +20,7 @@ use cubecl::prelude::*;
 const ROW: usize = SIDE + 1;
 /// How a cube shares a tile of scores, and each 64 features of a head.
 pub(super) const TILE: Tile = Tile { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
+
 /// Stages 16 features of 64 rows, transposed: `staged[k·64 + i] = x[row(first + i), column + k]`.
 #[cube]
 fn stage_transposed<F: Float>(
@@ -171,14 +172,14 @@ pub(super) fn attend<F: Float>(
         sum[unit] = 0.0;
     }
     sync_cube();
-    let keys = tile.before + tile.end;
-    let mut key = scoring.first_tile(tile.before + tile.first);
+    let keys = tile.rows.prefix_len + tile.end;
+    let mut key = scoring.first_tile(tile.rows.prefix_len + tile.first);
     while key < keys {
         scores::<F>(
             &inputs.q,
             tile.first,
             tile.end,
-            Rows::from(tile.own),
+            tile.queries(),
             of_query,
             &inputs.k,
             key,
@@ -196,7 +197,7 @@ pub(super) fn attend<F: Float>(
             for j in 0..comptime!(TILE.per_n) {
                 let row = um + comptime!(i * TILE.units_m);
                 let column = un + comptime!(j * TILE.units_n);
-                let query = tile.before + tile.first + row;
+                let query = tile.rows.prefix_len + tile.first + row;
                 let seen = scoring.sees(query, key + column) && key + column < keys;
                 let score = scoring.score(s[comptime!(i * TILE.per_n + j)]);
                 p[row * ROW + column] = select(seen, score, UNSEEN);
@@ -259,13 +260,13 @@ pub(super) fn attend<F: Float>(
                 for j in 0..comptime!(TILE.per_n) {
                     let feature = un + comptime!(chunk * SIDE + j * TILE.units_n);
                     if feature < head_dim {
-                        out[(tile.own + tile.first + row) * out.stride(0) + of_query + feature] =
+                        out[(tile.rows.own + tile.first + row) * out.stride(0) + of_query + feature] =
                             F::cast_from(acc[comptime!(chunk * TILE.per_unit() + i * TILE.per_n + j)] * inverse);
                     }
                 }
             }
             if un == 0 {
-                normaliser[(tile.own + tile.first + row) * normaliser.stride(0) + head] = top[row] + sum[row].ln();
+                normaliser[(tile.rows.own + tile.first + row) * normaliser.stride(0) + head] = top[row] + sum[row].ln();
             }
         }
     }
@@ -362,9 +363,9 @@ fn tile_back<F: Float>(
             let column = key + un + comptime!(j * TILE.units_n);
             let e = comptime!(i * TILE.per_n + j);
             let seen = scoring.sees(local, column) && local < tile.count;
-            let (probability, slope) = scoring.back(p[e], ds[e], normal, product, seen);
-            p[e] = probability;
-            ds[e] = slope;
+            let (weight, back) = scoring.back(p[e], ds[e], normal, product, seen);
+            p[e] = weight;
+            ds[e] = back;
         }
     }
 }
@@ -494,7 +495,7 @@ pub(super) fn attend_vjp_keys<F: Float>(
     for h in 0..repeat {
         let head = group * repeat + h;
         let mut query = max(key, tile.active / SIDE * SIDE);
-        while query < min(tile.count, scoring.last_query(key + SIDE - 1)) {
+        while query < min(tile.count, scoring.end_of_queries(key + SIDE - 1)) {
             tile_back::<F>(
                 inputs, tile, query, key, head, scoring, &mut left, &mut right, &mut p, &mut ds, head_dim, repeat,
             );

@@ -15,7 +15,7 @@
 )]
 use super::staged::{RISE, padded, pieces, stage};
 use super::strategy::Pass;
-use super::task::{BackInputs, Inputs, Rows, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
+use super::task::{BackInputs, Inputs, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
 use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, turns};
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::Tensor as Matrix;
@@ -290,7 +290,7 @@ pub(super) fn attend<F: Float>(
         &mut queries,
         tile.first,
         tile.end,
-        Rows::from(tile.own),
+        tile.queries(),
         of_query,
         comptime!(rows(blocks)),
         head_dim,
@@ -298,8 +298,8 @@ pub(super) fn attend<F: Float>(
     );
     let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
     // the position of a unit's first row
-    let query = tile.before + tile.first + row + unit / 4;
-    let last = tile.before + tile.end;
+    let query = tile.rows.prefix_len + tile.first + row + unit / 4;
+    let last = tile.rows.prefix_len + tile.end;
     let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
     // what a row's sums are relative to, and its own part of Σ exp(score − top)
     let mut top = Array::<f32>::new(comptime!(2 * blocks));
@@ -309,16 +309,17 @@ pub(super) fn attend<F: Float>(
         top[at] = NOTHING;
         total[at] = 0.0f32;
     }
-    let mut key = scoring.first_tile(tile.before + tile.first);
+    let mut key = scoring.first_tile(tile.rows.prefix_len + tile.first);
     while key < last {
         stage::<F>(&inputs.k, &mut keys, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
         stage::<F>(&inputs.v, &mut values, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
         sync_cube();
         // all keys of the tile are seen by all queries
-        let whole = key + SIDE <= min(last, tile.before + tile.first + 1) && scoring.last_query(key) >= last;
+        let whole =
+            key + SIDE <= min(last, tile.rows.prefix_len + tile.first + 1) && scoring.end_of_queries(key) >= last;
         for part in 0..turns(comptime!(SIDE / width), UNITS) {
             // a plane whose rows are all before the keys, or beyond the last, has none to see
-            let above = tile.before + tile.first + row;
+            let above = tile.rows.prefix_len + tile.first + row;
             if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < last {
                 let mut s = scores::<F>(&queries, &keys, row, part * width, blocks, width, head_dim);
                 #[unroll]
@@ -376,12 +377,21 @@ pub(super) fn attend<F: Float>(
         sum += plane_shuffle_xor(sum, 2u32);
         let of_row = tile.first + row + unit / 4 + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
         if unit % 4 == 0 && of_row < tile.end {
-            normaliser[(tile.own + of_row) * normaliser.stride(0) + head] = top[at] + sum.ln();
+            normaliser[(tile.rows.own + of_row) * normaliser.stride(0) + head] = top[at] + sum.ln();
         }
         // no key is seen by queries that are beyond the last
         total[at] = select(sum > 0.0f32, 1.0f32 / sum, 1.0f32);
     }
-    write::<F>(&sums, &total, out, tile.own + tile.first + row, tile.own + tile.end, of_query, blocks, head_dim);
+    write::<F>(
+        &sums,
+        &total,
+        out,
+        tile.rows.own + tile.first + row,
+        tile.rows.own + tile.end,
+        of_query,
+        blocks,
+        head_dim,
+    );
 }
 
 /// [`super::cube::attend_vjp_queries()`] with factors in registers.
@@ -439,8 +449,8 @@ pub(super) fn attend_vjp_queries<F: Float>(
     #[unroll]
     for at in 0..comptime!(2 * blocks) {
         let local = query + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
-        let (of_scores, of_products) = inputs.of_row(&tile, local, head);
-        normal[at] = of_scores;
+        let (of_normaliser, of_products) = inputs.of_row(&tile, local, head);
+        normal[at] = of_normaliser;
         product[at] = of_products;
     }
     let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
@@ -520,7 +530,7 @@ pub(super) fn attend_vjp_keys<F: Float>(
     for h in 0..repeat {
         let head = group * repeat + h;
         let mut query = max(first, tile.active / SIDE * SIDE);
-        while query < min(tile.count, scoring.last_query(first + comptime!(rows(blocks) - 1))) {
+        while query < min(tile.count, scoring.end_of_queries(first + comptime!(rows(blocks) - 1))) {
             stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, head * head_dim, SIDE, head_dim, UNITS);
             stage::<F>(
                 &inputs.delta,
@@ -536,8 +546,8 @@ pub(super) fn attend_vjp_keys<F: Float>(
             let at = UNIT_POS as usize;
             let local = query + at;
             if at < SIDE {
-                let (of_scores, of_products) = inputs.of_row(&tile, local, head);
-                normal[at] = of_scores;
+                let (of_normaliser, of_products) = inputs.of_row(&tile, local, head);
+                normal[at] = of_normaliser;
                 product[at] = of_products;
             }
             sync_cube();
@@ -565,10 +575,10 @@ pub(super) fn attend_vjp_keys<F: Float>(
                                 let column = part * width + unit % 4 * 2 + comptime!(at * NARROW % width + c);
                                 let local = query + column;
                                 let seen = scoring.sees(local, key) && local < tile.count;
-                                let (weight, slope) =
+                                let (weight, of_score) =
                                     scoring.back(weights[c], back[c], normal[column], product[column], seen);
                                 weights[c] = weight;
-                                back[c] = slope;
+                                back[c] = of_score;
                             }
                             if comptime!(with_v) {
                                 let to = p.index_mut(at);

@@ -12,7 +12,7 @@
     clippy::too_many_lines
 )]
 use super::staged::{RISE, padded, pieces, stage};
-use super::task::{BackInputs, Inputs, Rows, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
+use super::task::{BackInputs, Inputs, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
 use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, turns};
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::Tensor as Matrix;
@@ -262,13 +262,13 @@ pub(super) fn attend<F: Float>(
     let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut partial = SharedMemory::<f32>::new(comptime!(plane * PLANES));
     let mut factors = SharedMemory::<f32>::new(SIDE);
-    stage::<F>(&inputs.q, &mut queries, tile.first, tile.end, Rows::from(tile.own), of_query, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.q, &mut queries, tile.first, tile.end, tile.queries(), of_query, SIDE, head_dim, UNITS);
     let row = unit / SHARE;
     let part = unit % SHARE;
     let of_row = row * SHARE;
-    let query = tile.before + tile.first + row;
-    let last = tile.before + tile.end;
-    let start = scoring.first_tile(tile.before + tile.first);
+    let query = tile.rows.prefix_len + tile.first + row;
+    let last = tile.rows.prefix_len + tile.end;
+    let start = scoring.first_tile(tile.rows.prefix_len + tile.first);
     let sums = zeros(comptime!(columns(head_dim)));
     // what a row's sums are relative to, and its own part of Σ exp(score − top)
     let mut top = UNSEEN.runtime();
@@ -324,9 +324,9 @@ pub(super) fn attend<F: Float>(
     }
     sync_cube();
     rescale(&sums, &mut s, &factors, head_dim);
-    write::<F>(&sums, &mut s, out, tile.own + tile.first, tile.own + tile.end, of_query, head_dim, plane);
+    write::<F>(&sums, &mut s, out, tile.rows.own + tile.first, tile.rows.own + tile.end, of_query, head_dim, plane);
     if part == 0 && tile.first + row < tile.end {
-        normaliser[(tile.own + tile.first + row) * normaliser.stride(0) + head] = top + total.ln();
+        normaliser[(tile.rows.own + tile.first + row) * normaliser.stride(0) + head] = top + total.ln();
     }
 }
 
@@ -353,11 +353,11 @@ fn weights_back<F: Float>(
     for t in 0..comptime!(SIDE / SHARE) {
         let at = part + comptime!(t * SHARE);
         let seen = scoring.sees(local, key + at) && local < tile.count;
-        let (probability, slope) = scoring.back(s[row * SCORES + at], dp[row * SCORES + at], normal, product, seen);
+        let (weight, back) = scoring.back(s[row * SCORES + at], dp[row * SCORES + at], normal, product, seen);
         if comptime!(keep) {
-            p[row * WEIGHTS + at] = F::cast_from(probability);
+            p[row * WEIGHTS + at] = F::cast_from(weight);
         }
-        ds[row * WEIGHTS + at] = F::cast_from(slope);
+        ds[row * WEIGHTS + at] = F::cast_from(back);
     }
 }
 
@@ -443,7 +443,7 @@ pub(super) fn attend_vjp_keys<F: Float>(
     for h in 0..repeat {
         let head = group * repeat + h;
         let mut query = max(key, tile.active / SIDE * SIDE);
-        while query < min(tile.count, scoring.last_query(key + SIDE - 1)) {
+        while query < min(tile.count, scoring.end_of_queries(key + SIDE - 1)) {
             stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, head * head_dim, SIDE, head_dim, UNITS);
             stage::<F>(
                 &inputs.delta,

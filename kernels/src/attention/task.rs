@@ -54,12 +54,20 @@ impl<T: CubePrimitive> BackInputs<T> {
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Rows {
     prefix: usize,
-    prefix_len: usize,
-    own: usize,
+    pub prefix_len: usize,
+    pub own: usize,
 }
 
 #[cube]
 impl Rows {
+    /// The first numbers of every task: a prefix, its length, the first of the rows behind it.
+    fn read(tasks: &Array<u32>, task: usize) -> Self {
+        let prefix = tasks[task] as usize;
+        let prefix_len = tasks[task + 1] as usize;
+        let own = tasks[task + 2] as usize;
+        Rows { prefix, prefix_len, own }
+    }
+
     /// Rows without a prefix.
     pub fn from(own: usize) -> Self {
         Rows { prefix: 0usize, prefix_len: 0usize, own }
@@ -75,10 +83,6 @@ impl Rows {
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct SpanTile {
     pub rows: Rows,
-    /// Positions before the span's own.
-    pub before: usize,
-    /// The span's first own row.
-    pub own: usize,
     /// The tile's first row, counted from the span's own first.
     pub first: usize,
     /// Where the tile's rows end.
@@ -87,15 +91,18 @@ pub(super) struct SpanTile {
 
 #[cube]
 impl SpanTile {
-    /// The one of this cube: a span's prefix, its length, the first of its own rows, the tile's first row among them and its end.
+    /// The one of this cube: a span's rows, the tile's first row among its own, and their end.
     pub fn read(tasks: &Array<u32>) -> Self {
         let task = CUBE_POS_X as usize * OF_SPAN;
-        let prefix = tasks[task] as usize;
-        let before = tasks[task + 1] as usize;
-        let own = tasks[task + 2] as usize;
+        let rows = Rows::read(tasks, task);
         let first = tasks[task + 3] as usize;
         let end = tasks[task + 4] as usize;
-        SpanTile { rows: Rows { prefix, prefix_len: before, own }, before, own, first, end }
+        SpanTile { rows, first, end }
+    }
+
+    /// The span's own rows.
+    pub fn queries(&self) -> Rows {
+        Rows::from(self.rows.own)
     }
 }
 
@@ -116,18 +123,15 @@ pub(super) struct SegmentTile {
 
 #[cube]
 impl SegmentTile {
-    /// The one of this cube: a segment's prefix, its length, the first of its own rows, its first backward row, its rows, its first active row,
-    /// and the tile's first row.
+    /// The one of this cube: a segment's forward rows, its first backward row, its rows, its first active row, and the tile's first row.
     pub fn read(tasks: &Array<u32>) -> Self {
         let task = CUBE_POS_X as usize * OF_SEGMENT;
-        let prefix = tasks[task] as usize;
-        let prefix_len = tasks[task + 1] as usize;
-        let own = tasks[task + 2] as usize;
+        let rows = Rows::read(tasks, task);
         let offset = tasks[task + 3] as usize;
         let count = tasks[task + 4] as usize;
         let active = tasks[task + 5] as usize;
         let first = tasks[task + 6] as usize;
-        SegmentTile { rows: Rows { prefix, prefix_len, own }, offset, count, active, first }
+        SegmentTile { rows, offset, count, active, first }
     }
 
     /// Backward rows.
@@ -165,8 +169,8 @@ impl Scoring {
         select(position + 1 > window, (position + 1 - min(window, position + 1)) / SIDE * SIDE, 0usize)
     }
 
-    /// The query after the last one that sees the key at a position.
-    pub fn last_query(&self, key: usize) -> usize {
+    /// The position behind the last query that sees the key at a position.
+    pub fn end_of_queries(&self, key: usize) -> usize {
         key + self.window as usize
     }
 

@@ -204,10 +204,12 @@ pub fn product_stripes<E: Real>(
 ) {
     let threads = rayon::current_num_threads();
     let most = (WIDENED_BYTES / size_of::<E>() / k.max(1) / TILE * TILE).max(TILE);
-    // every core has as many, and as wide ones, as the others, unless they would be narrow
-    let stripes = m.div_ceil(most).next_multiple_of(threads).min(m / STRIPE).max(m.div_ceil(most)).max(1);
+    // every core has as many, and as wide ones, as the others, unless they would be narrow; of few rows, which are not cut, only as narrow as a tile
+    let narrowest = if rows < 2 * TILE { TILE } else { STRIPE };
+    let stripes = m.div_ceil(most).next_multiple_of(threads).min(m / narrowest).max(m.div_ceil(most)).max(1);
     // rows are cut too where the stripes alone would not keep every core busy alike
-    let parts = if stripes.is_multiple_of(threads) { 1 } else { threads.min((rows / TILE).max(1)) };
+    let alike = (1..threads).find(|parts| (parts * stripes).is_multiple_of(threads)).unwrap_or(threads);
+    let parts = alike.min((rows / TILE).max(1));
     (0..parts * stripes).into_par_iter().for_each(|task| {
         let (part, stripe) = (task % parts, task / parts);
         let (r0, r1) = (cut(rows, parts, part), cut(rows, parts, part + 1));

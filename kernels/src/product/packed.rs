@@ -166,7 +166,8 @@ impl<E: Real> Product<'_, E> {
         }
     }
 
-    /// As many rows of a block as make whole tiles, and the row after them. Beside the diagonal half a block is enough for the tiles that want no more.
+    /// As many rows of a block as make whole tiles, and the row after them. A tile that wants no more is given half a block; one of rows that want
+    /// nothing of it, none.
     #[inline(always)]
     fn tiles<S: Simd, const HEIGHT: usize>(
         &self,
@@ -181,9 +182,10 @@ impl<E: Real> Product<'_, E> {
         while row + HEIGHT <= self.rows {
             let seen =
                 self.part.diagonal.map_or(used, |diagonal| used.min((diagonal + row + HEIGHT).saturating_sub(first)));
-            match seen <= half {
-                true => self.tile::<S, HEIGHT, 1>(simd, row, block, target, used.min(half)),
-                false => self.tile::<S, HEIGHT, VECTORS>(simd, row, block, target, used),
+            match seen {
+                0 => {}
+                _ if seen <= half => self.tile::<S, HEIGHT, 1>(simd, row, block, target, used.min(half)),
+                _ => self.tile::<S, HEIGHT, VECTORS>(simd, row, block, target, used),
             }
             row += HEIGHT;
         }
@@ -236,8 +238,40 @@ mod tests {
     use proptest::prelude::*;
 
     /// Values that f32 holds exactly, as it does their products and the sums of a few hundred: any order of sums gives the same.
-    fn whole_numbers(len: usize, seed: usize) -> Vec<f32> {
-        (0..len).map(|at| ((at * 7919 + seed * 104_729) % 31) as f32 - 15.0).collect()
+    fn whole_numbers<E: Real>(len: usize, seed: usize) -> Vec<E> {
+        (0..len).map(|at| E::of(((at * 7919 + seed * 104_729) % 31) as f64 - 15.0)).collect()
+    }
+
+    /// A product of whole numbers against its definition, and what lies beside its columns against what was there.
+    fn check<E: Real>(
+        [rows, inner, columns, first, seed]: [usize; 5],
+        stretch: &Range<usize>,
+        transposed: bool,
+        diagonal: Option<usize>,
+    ) -> Result<(), TestCaseError> {
+        /// Columns of the target that belong to others.
+        const SPARE: usize = 40;
+        let length = stretch.len();
+        let (a, b) = (whole_numbers::<E>(rows * length, seed), whole_numbers::<E>(inner * columns, seed + 1));
+        let right = if transposed { View::rows(&b, inner).transposed() } else { View::rows(&b, columns) };
+        let packed = Packed::of(right, [inner, columns]);
+        let first = (first * packed.width()).min(columns / packed.width() * packed.width());
+        let width = columns - first;
+        let mut out = vec![E::of(f64::NAN); rows * (width + SPARE)];
+        let left = View::rows(&a, length);
+        let part = Part { inner: stretch.clone(), columns: first..columns, scale: 0.5, diagonal };
+        packed.product(Target::rows(&mut out, width + SPARE), rows, left, part);
+        for (r, out) in out.chunks_exact(width + SPARE).enumerate() {
+            for c in (first..columns).filter(|c| diagonal.is_none_or(|diagonal| *c <= diagonal + r)) {
+                let entry = |k: usize| if transposed { b[c * inner + k] } else { b[k * columns + c] };
+                let want: f64 =
+                    stretch.clone().map(|k| a[r * length + k - stretch.start].wide() * entry(k).wide()).sum();
+                let got = out[c - first].wide();
+                prop_assert!((got - 0.5 * want).abs() < f64::MIN_POSITIVE, "row {r} column {c}: {got}, {want}");
+            }
+            prop_assert!(out[width..].iter().all(|x| x.wide().is_nan()), "row {r} is written beyond its columns");
+        }
+        Ok(())
     }
 
     proptest! {
@@ -246,24 +280,10 @@ mod tests {
             rows in 0usize..40, inner in 1usize..50, columns in 1usize..90, seed in 0usize..100, transposed: bool,
             (from, to) in (0usize..50, 0usize..50), first in 0usize..3, diagonal in prop::option::of(0usize..60),
         ) {
-            let (from, to) = (from.min(to).min(inner), from.max(to).min(inner));
-            let (a, b) = (whole_numbers(rows * (to - from), seed), whole_numbers(inner * columns, seed + 1));
-            let right = if transposed { View::rows(&b, inner).transposed() } else { View::rows(&b, columns) };
-            let packed = Packed::of(right, [inner, columns]);
-            let first = (first * packed.width()).min(columns / packed.width() * packed.width());
-            let width = columns - first;
-            let mut out = vec![f32::NAN; rows * width];
-            let left = View::rows(&a, to - from);
-            let part = Part { inner: from..to, columns: first..columns, scale: 0.5, diagonal };
-            packed.product(Target::rows(&mut out, width), rows, left, part);
-            for r in 0..rows {
-                for c in (first..columns).filter(|c| diagonal.is_none_or(|diagonal| *c <= diagonal + r)) {
-                    let entry = |k: usize| if transposed { b[c * inner + k] } else { b[k * columns + c] };
-                    let want: f32 = (from..to).map(|k| a[r * (to - from) + k - from] * entry(k)).sum();
-                    let got = out[r * width + c - first];
-                    prop_assert!((got - 0.5 * want).abs() < f32::MIN_POSITIVE, "row {r} column {c}: {got}, {want}");
-                }
-            }
+            let stretch = from.min(to).min(inner)..from.max(to).min(inner);
+            let sizes = [rows, inner, columns, first, seed];
+            check::<f32>(sizes, &stretch, transposed, diagonal)?;
+            check::<f64>(sizes, &stretch, transposed, diagonal)?;
         }
     }
 }
