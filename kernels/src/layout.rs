@@ -33,6 +33,12 @@ impl Segment {
         self.prefix.len() + self.own.len()
     }
 
+    /// The same rows, none of whose cotangents is known to be zero.
+    #[must_use]
+    pub fn filled(&self) -> Self {
+        Self { active_from: 0, ..self.clone() }
+    }
+
     /// Whether the segment has no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -3,7 +3,7 @@ use crate::batch::Batch;
 use std::collections::BTreeSet;
 use tanglescope_kernels::cost::{self, Cost, Rates};
 use tanglescope_kernels::head::{head_cost, head_gram_cost};
-use tanglescope_kernels::{DType, RowSet};
+use tanglescope_kernels::{DType, RowSet, Segment};
 use tanglescope_model::architectures::{Description, ExpertsKind};
 use tanglescope_model::{BlockNeeds, InScope, LowRank, Map, Needs, Outline, Reads, TablesOutline};
 
@@ -208,13 +208,17 @@ pub fn count(outline: &Outline, scope: &InScope, batch: &Batch, dtype: DType, ra
         count.backward += backward(map, scope, [needs.by_token, needs.embeddings], batch.full.rows(), dtype);
         count.reductions += reductions(&[map], scope, &batch.full, dtype, rates);
     }
+    let filled: Vec<Segment> = batch.segments.iter().map(Segment::filled).collect();
     for (layer, needs) in needs.blocks.iter().enumerate() {
-        let here = if layer + 1 == of.layers() { batch.active.rows() } else { batch.full.rows() };
+        let (here, segments) = match layer + 1 == of.layers() {
+            true => (batch.active.rows(), &batch.segments),
+            false => (batch.full.rows(), &filled),
+        };
         let (forward_cost, vjp_cost) = match of.delta_of(layer) {
-            Some(delta) => (delta.spec.cost(&batch.spans), delta.spec.cost_vjp(&batch.segments)),
+            Some(delta) => (delta.spec.cost(&batch.spans), delta.spec.cost_vjp(segments)),
             None => {
                 let attention = of.attention_of(layer);
-                (attention.cost(&batch.spans), attention.cost_vjp(&batch.segments))
+                (attention.cost(&batch.spans), attention.cost_vjp(segments))
             }
         };
         count.attention += forward_cost;

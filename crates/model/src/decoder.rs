@@ -336,7 +336,7 @@ impl<B: Kernels> Decoder<B> {
         drop(last);
         let top = self.blocks.len() - 1;
         // below the top block every row's cotangent is filled by attention
-        let filled: Vec<Segment> = rows.segments.iter().map(|s| Segment { active_from: 0, ..s.clone() }).collect();
+        let filled: Vec<Segment> = rows.segments.iter().map(Segment::filled).collect();
         let below_top = BackwardRows { segments: &filled, active: None, ..rows };
         let mut of_lent: BTreeMap<usize, [FloatTensor<B>; 2]> = BTreeMap::new();
         let mut of_tokens = Vec::new();

@@ -1,29 +1,33 @@
 //! Softmax attention over trunk and suffixes, and its vjp for many cotangents (docs/mathematics.md, section 3).
 //!
 //! One task a span (or cotangent) and key-value head; queries in tiles, each looking only at the columns that its
-//! rows may see, so that the score matrix never exceeds `BLOCK × keys` a task.
+//! rows may see, so that the score matrix never exceeds `QUERIES × keys` a task.
 use super::Attend;
 use crate::host::real::{Real, dims, dot, exponentiate, highest, matrix, unwritten, values, vectorised, with_real};
-use crate::product::cpu::{Target, View, product};
+use crate::product::cpu::{Target, View};
 use crate::product::packed::{Packed, Part, ROWS};
 use crate::{AttentionSpec, Flex, Segment, SoftCap, Span, tally};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Query rows a tile of the vjp.
-const BLOCK: usize = 64;
-
-/// Query rows a tile.
+/// Query rows a tile of the forward pass, at the most.
 const QUERIES: usize = 4 * ROWS;
 
-/// The columns of one head, for two stretches of rows, copied side by side: `[rows, head_dim]`.
-fn pack<E: Real>(x: &[E], width: usize, head: usize, h: usize, rows: [&Range<usize>; 2]) -> Vec<E> {
-    let mut out = Vec::with_capacity((rows[0].len() + rows[1].len()) * h);
-    for r in rows.into_iter().flat_map(Clone::clone) {
-        out.extend_from_slice(&x[r * width + head * h..][..h]);
-    }
-    out
+/// Query rows a tile of the vjp, at the most: its sums over queries are long enough that reading and writing them is little beside.
+const BACK: usize = 8 * ROWS;
+
+/// Tiles of a stretch of queries: alike, and of whole tiles of products but for the last.
+fn tiles(queries: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let number = queries.len().div_ceil(most).max(1);
+    let height = queries.len().div_ceil(number).next_multiple_of(ROWS).max(1);
+    queries.clone().step_by(height).map(move |start| start..(start + height).min(queries.end))
+}
+
+/// The row at a place of two stretches of rows, one after the other.
+fn row_at(rows: [&Range<usize>; 2], place: usize) -> usize {
+    let first = rows[0].len();
+    if place < first { rows[0].start + place } else { rows[1].start + place - first }
 }
 
 /// The columns that query `first + i` of a tile sees, where the tile's first column is position `from`.
@@ -53,9 +57,9 @@ fn exponentials<E: Real>(
     [first, from]: [usize; 2],
     figures: &mut [(E, E)],
 ) {
-    soft_cap(scores, spec);
     for ((i, row), figures) in scores.chunks_exact_mut(columns).enumerate().zip(figures) {
         let range = seen(spec, first + i, from, columns);
+        soft_cap(&mut row[range.clone()], spec);
         let top = highest(&row[range.clone()], E::neg_infinity());
         *figures = (top, exponentiate(&mut row[range.clone()], top));
         row[..range.start].fill(E::of(0.0));
@@ -63,20 +67,38 @@ fn exponentials<E: Real>(
     }
 }
 
-/// Turns scores into the probabilities that the forward pass had.
+/// Turns scores and dP into P and dS of the columns that each row sees; the others become zero. Of each row there is log Σ exp of its scores, and δ·o.
 #[inline(always)]
-fn probabilities<E: Real>(
-    scores: &mut [E],
+fn back<E: Real>(
+    (p, ds): (&mut [E], &mut [E]),
     columns: usize,
     spec: &AttentionSpec,
     [first, from]: [usize; 2],
-    normaliser: &[E],
+    of_rows: &[(E, E)],
 ) {
-    for ((i, row), &normaliser) in scores.chunks_exact_mut(columns).enumerate().zip(normaliser) {
+    let scale = E::of(spec.scale);
+    let rows = p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns));
+    for ((i, (p, ds)), &(normaliser, product)) in rows.enumerate().zip(of_rows) {
         let range = seen(spec, first + i, from, columns);
-        exponentiate(&mut row[range.clone()], normaliser);
-        row[..range.start].fill(E::of(0.0));
-        row[range.end..].fill(E::of(0.0));
+        for x in [&mut *p, &mut *ds] {
+            x[..range.start].fill(E::of(0.0));
+            x[range.end..].fill(E::of(0.0));
+        }
+        let (p, ds) = (&mut p[range.clone()], &mut ds[range]);
+        let product = match spec.cap {
+            None => product,
+            Some(SoftCap(cap)) => {
+                let (cap, inverse, one) = (E::of(cap), E::of(1.0 / cap), E::of(1.0));
+                for (s, ds) in p.iter_mut().zip(ds.iter_mut()) {
+                    let t = (*s * inverse).tanh_fast();
+                    *s = t * cap;
+                    *ds = (*ds - product) * (one - t * t);
+                }
+                E::of(0.0)
+            }
+        };
+        exponentiate(p, normaliser);
+        ds.iter_mut().zip(&*p).for_each(|(ds, &p)| *ds = p * (*ds - product) * scale);
     }
 }
 
@@ -99,38 +121,41 @@ pub fn forward<E: Real>(
     tasks.into_par_iter().for_each(|(span, g)| {
         let trunk = span.prefix.len();
         let positions = trunk + span.own.len();
-        let stretches = [&span.prefix, &span.own];
-        let keys = Packed::of(View::rows(&pack(k, kw, g, h, stretches), h).transposed(), [h, positions]);
-        let values = Packed::of(View::rows(&pack(v, kw, g, h, stretches), h), [positions, h]);
-        let mut scores = vec![E::of(0.0); QUERIES.min(span.own.len()) * positions];
-        let mut mixed = vec![E::of(0.0); ROWS * h];
+        let row = |position| row_at([&span.prefix, &span.own], position);
+        let [of_keys, of_values] = [k, v].map(|x| View::rows(x, kw).from(0, g * h));
+        let keys = Packed::picked(of_keys, true, [h, positions], row);
+        let values = Packed::picked(of_values, false, [positions, h], row);
+        let width = keys.width();
+        let mut scores = unwritten(QUERIES.min(span.own.len()) * positions.next_multiple_of(width));
+        let mut mixed = vec![E::of(0.0); QUERIES * h];
         for head in g * repeat..(g + 1) * repeat {
-            for start in (0..span.own.len()).step_by(QUERIES) {
-                let n = QUERIES.min(span.own.len() - start);
+            for tile in tiles(0..span.own.len(), QUERIES) {
+                let (n, start) = (tile.len(), trunk + tile.start);
                 // a column is a position less that of the block of the first that any of the queries sees
-                let (from, end) = (spec.first_seen(trunk + start) / keys.width() * keys.width(), trunk + start + n);
+                let from = spec.first_seen(start) / width * width;
+                let end = (start + n).next_multiple_of(width);
                 let columns = end - from;
                 let scores = &mut scores[..n * columns];
-                let first = span.own.start + start;
+                let first = span.own.start + tile.start;
                 let queries = View::rows(q, qw).from(first, head * h);
-                let to = Target::rows(scores, columns);
-                let seen = Part { columns: from..end, scale, diagonal: Some(trunk + start), ..keys.whole() };
-                keys.product(to, n, queries, seen);
+                let seen = Part { columns: from..end, scale, diagonal: Some(start), ..keys.whole() };
+                keys.product(Target::rows(scores, columns), n, queries, seen);
                 let mut figures = [(E::of(0.0), E::of(0.0)); QUERIES];
-                vectorised!(exponentials(scores, columns, &spec, [trunk + start, from], &mut figures));
+                vectorised!(exponentials(scores, columns, &spec, [start, from], &mut figures));
                 for rows in (0..n).step_by(ROWS) {
                     let many = ROWS.min(n - rows);
                     let p = View::rows(scores, columns).from(rows, 0);
-                    let seen = Part { inner: from..trunk + start + rows + many, ..values.whole() };
-                    values.product(Target::rows(&mut mixed, h), many, p, seen);
-                    // a row of the result is shorter than one of probabilities, so that the sum is divided out here
-                    for (row, mixed) in (rows..rows + many).zip(mixed.chunks_exact_mut(h)) {
-                        let (top, sum) = figures[row];
-                        let inverse = E::of(1.0) / sum;
-                        vectorised!(mixed.iter_mut().for_each(|x| *x = *x * inverse));
-                        target.from(first + row, head * h).write(0, mixed);
-                        normalisers.from(first + row, head).write(0, &[top + sum.ln()]);
-                    }
+                    let seen = Part { inner: from..start + rows + many, ..values.whole() };
+                    values.product(Target::rows(&mut mixed[rows * h..], h), many, p, seen);
+                }
+                // a row of the result is shorter than one of probabilities, so that the sum is divided out here
+                vectorised!(for (mixed, (_, sum)) in mixed.chunks_exact_mut(h).zip(&figures[..n]) {
+                    let inverse = E::of(1.0) / *sum;
+                    mixed.iter_mut().for_each(|x| *x = *x * inverse);
+                });
+                for (row, (mixed, &(top, sum))) in (first..).zip(mixed.chunks_exact(h).zip(&figures[..n])) {
+                    target.from(row, head * h).write(0, mixed);
+                    normalisers.from(row, head).write(0, &[top + sum.ln()]);
                 }
             }
         }
@@ -140,11 +165,11 @@ pub fn forward<E: Real>(
 
 /// Cotangents of q, k, v.
 ///
-/// With P = softmax(s·QKᵀ): dV = Pᵀ dO, dP = dO Vᵀ, dS = s·P∘(dP − rowsum(dP∘P)), dQ = dS K, dK = dSᵀ Q; where scores are
+/// With P = softmax(s·QKᵀ): dV = Pᵀ dO, dP = dO Vᵀ, dS = s·P∘(dP − δ·o), dQ = dS K, dK = dSᵀ Q; where scores are
 /// softly capped, dS is multiplied with the slope of the cap.
 pub fn vjp<E: Real>(
     (q, k, v): (&[E], &[E], &[E]),
-    normaliser: &[E],
+    (out, normaliser): (&[E], &[E]),
     delta: &[E],
     segments: &[Segment],
     spec: AttentionSpec,
@@ -163,62 +188,62 @@ pub fn vjp<E: Real>(
     }
     tasks.into_par_iter().for_each(|(segment, offset, g)| {
         let n = segment.len();
-        let of_rows = [&segment.prefix, &segment.own];
-        let keys = pack(k, kw, g, h, of_rows);
-        let values = pack(v, kw, g, h, of_rows);
-        let zero = E::of(0.0);
-        let (mut dk_sum, mut dv_sum) = (vec![zero; n * h], vec![zero; n * h]);
-        let (mut p, mut dp, mut slopes): (Vec<E>, Vec<E>, Vec<E>) = (Vec::new(), Vec::new(), Vec::new());
-        for head in g * repeat..(g + 1) * repeat {
-            let queries = pack(q, qw, head, h, of_rows);
-            let normaliser = pack(normaliser, n_heads, head, 1, of_rows);
-            let dq_head = targets[0].from(offset, head * h);
-            for row in 0..segment.active_from {
-                dq_head.write(row, &vec![zero; h]);
-            }
-            for start in (segment.active_from..n).step_by(BLOCK) {
-                let m = BLOCK.min(n - start);
-                let from = spec.first_seen(start);
-                let columns = start + m - from;
-                p.clear();
-                p.resize(m * columns, zero);
-                dp.clear();
-                dp.resize(m * columns, zero);
-                let shape = [m, h, columns];
-                let q_rows = View::rows(&queries, h).from(start, 0);
-                let d_rows = View::rows(delta, qw).from(offset + start, head * h);
-                let (k_all, v_all) = (View::rows(&keys, h).from(from, 0), View::rows(&values, h).from(from, 0));
-                product(Target::rows(&mut p, columns), shape, q_rows, k_all.transposed(), scale, false);
-                product(Target::rows(&mut dp, columns), shape, d_rows, v_all.transposed(), 1.0, false);
-                vectorised!({
-                    soft_cap(&mut p, &spec);
-                    slopes.clear();
-                    if let Some(SoftCap(cap)) = spec.cap {
-                        let inverse = E::of(1.0 / cap);
-                        slopes.extend(p.iter().map(|&s| E::of(1.0) - s * inverse * s * inverse));
-                    }
-                    probabilities(&mut p, columns, &spec, [start, from], &normaliser[start..start + m]);
-                    let factor = E::of(scale);
-                    for (p, dp) in p.chunks_exact(columns).zip(dp.chunks_exact_mut(columns)) {
-                        let mean = dot(p, dp);
-                        for i in 0..columns {
-                            dp[i] = p[i] * (dp[i] - mean) * factor;
-                        }
-                    }
-                    dp.iter_mut().zip(&slopes).for_each(|(ds, &slope)| *ds = *ds * slope);
-                });
-                let (p, ds) = (View::rows(&p, columns), View::rows(&dp, columns));
-                let back = [columns, m, h];
-                let (dk_here, dv_here) =
-                    (Target::rows(&mut dk_sum, h).from(from, 0), Target::rows(&mut dv_sum, h).from(from, 0));
-                product(dv_here, back, p.transposed(), d_rows, 1.0, true);
-                product(dk_here, back, ds.transposed(), q_rows, 1.0, true);
-                product(dq_head.from(start, 0), [m, columns, h], ds, k_all, 1.0, false);
-            }
+        let row = |position| row_at([&segment.prefix, &segment.own], position);
+        let [of_keys, of_values] = [k, v].map(|x| View::rows(x, kw).from(0, g * h));
+        let keys = Packed::picked(of_keys, false, [n, h], row);
+        let [keys_transposed, values_transposed] = [of_keys, of_values].map(|x| Packed::picked(x, true, [h, n], row));
+        let zeros = vec![E::of(0.0); h];
+        let sums = [targets[1], targets[2]].map(|target| target.from(offset, g * h));
+        for row in 0..n {
+            sums.iter().for_each(|sum| sum.write(row, &zeros));
         }
-        for (row, (dk, dv)) in dk_sum.chunks_exact(h).zip(dv_sum.chunks_exact(h)).enumerate() {
-            targets[1].from(offset, g * h).write(row, dk);
-            targets[2].from(offset, g * h).write(row, dv);
+        let width = keys_transposed.width();
+        let [mut p, mut ds] = [(); 2].map(|()| unwritten(BACK.min(n) * n.next_multiple_of(width)));
+        let trunk = segment.prefix.len();
+        // queries of a tile lie in one stretch of forward rows
+        let of_trunk =
+            tiles(segment.active_from.min(trunk)..trunk, BACK).map(|tile| (segment.prefix.start + tile.start, tile));
+        let of_own =
+            tiles(segment.active_from.max(trunk)..n, BACK).map(|tile| (segment.own.start + tile.start - trunk, tile));
+        let queries: Vec<(usize, Range<usize>)> = of_trunk.chain(of_own).collect();
+        for head in g * repeat..(g + 1) * repeat {
+            let dq_head = targets[0].from(offset, head * h);
+            (0..segment.active_from).for_each(|row| dq_head.write(row, &zeros));
+            for (first, tile) in &queries {
+                let (m, start) = (tile.len(), tile.start);
+                let from = spec.first_seen(start) / width * width;
+                let end = tile.end.next_multiple_of(width);
+                let columns = end - from;
+                let (p, ds) = (&mut p[..m * columns], &mut ds[..m * columns]);
+                let [q_rows, o_rows] = [q, out].map(|x| View::rows(x, qw).from(*first, head * h));
+                let d_rows = View::rows(delta, qw).from(offset + start, head * h);
+                let seen = Part { columns: from..end, diagonal: Some(start), ..keys_transposed.whole() };
+                keys_transposed.product(Target::rows(p, columns), m, q_rows, Part { scale, ..seen.clone() });
+                values_transposed.product(Target::rows(ds, columns), m, d_rows, seen);
+                let mut of_rows = [(E::of(0.0), E::of(0.0)); BACK];
+                vectorised!(for (i, of_row) in of_rows[..m].iter_mut().enumerate() {
+                    let [o, d] = [o_rows, d_rows].map(|x| &x.data[i * qw..][..h]);
+                    *of_row = (normaliser[(first + i) * n_heads + head], dot(d, o));
+                });
+                vectorised!(back((p, ds), columns, &spec, [start, from], &of_rows[..m]));
+                let (q_packed, d_packed) = (Packed::of(q_rows, [m, h]), Packed::of(d_rows, [m, h]));
+                let (p, ds) = (View::rows(p, columns), View::rows(ds, columns));
+                for rows in (0..m).step_by(ROWS) {
+                    let many = ROWS.min(m - rows);
+                    let seen = Part { inner: from..start + rows + many, ..keys.whole() };
+                    keys.product(dq_head.from(start + rows, 0), many, ds.from(rows, 0), seen);
+                }
+                for key in (from..tile.end).step_by(ROWS) {
+                    let many = ROWS.min(tile.end - key);
+                    // queries before a key do not see it
+                    let first = key.saturating_sub(start);
+                    for (sum, (left, right)) in sums.iter().zip([(ds, &q_packed), (p, &d_packed)]) {
+                        let left = left.from(first, key - from).transposed();
+                        let part = Part { inner: first..m, add: true, ..right.whole() };
+                        right.product(sum.from(key, 0), many, left, part);
+                    }
+                }
+            }
         }
     });
     [dq, dk, dv]
@@ -243,7 +268,7 @@ impl Attend for Flex {
 
     fn attend_vjp(
         [q, k, v]: [&FlexTensor; 3],
-        (_, normaliser): (&FlexTensor, &FlexTensor),
+        (out, normaliser): (&FlexTensor, &FlexTensor),
         delta: &FlexTensor,
         segments: &[Segment],
         spec: AttentionSpec,
@@ -252,7 +277,7 @@ impl Attend for Flex {
         tally::attention(spec.cost_vjp(segments));
         with_real!(q, E => {
             let qkv = (values::<E>(q), values::<E>(k), values::<E>(v));
-            let [dq, dk, dv] = vjp(qkv, values(normaliser), values(delta), segments, spec);
+            let [dq, dk, dv] = vjp(qkv, (values(out), values(normaliser)), values(delta), segments, spec);
             let kv = spec.kv_heads * spec.head_dim;
             [matrix(dq, [rows, spec.heads * spec.head_dim]), matrix(dk, [rows, kv]), matrix(dv, [rows, kv])]
         })

@@ -21,9 +21,10 @@ const ROW: usize = SIDE + 1;
 /// How a cube shares a tile of scores, and each 64 features of a head.
 pub(super) const TILE: Tile = Tile { units_m: 16, units_n: 16, per_m: 4, per_n: 4, step: 16 };
 
-/// Stages 16 features of 64 rows, transposed: `staged[k·64 + i] = x[row(first + i), column + k]`.
+/// Stages features of rows: 16 of 64 rows, transposed, `staged[k·64 + i] = x[row(first + i), column + k]`, or 64 of 16 rows as they lie,
+/// `staged[k·64 + j] = x[row(first + k), column + j]`.
 #[cube]
-fn stage_transposed<F: Float>(
+fn stage<F: Float>(
     x: &Matrix<F>,
     staged: &mut SharedMemory<f32>,
     first: usize,
@@ -31,41 +32,20 @@ fn stage_transposed<F: Float>(
     rows: Rows,
     column: usize,
     last_column: usize,
+    #[comptime] transposed: bool,
 ) {
+    let features = comptime!(if transposed { TILE.step } else { SIDE });
     #[unroll]
     for turn in 0..comptime!(SIDE * TILE.step / TILE.units()) {
         let at = UNIT_POS as usize + comptime!(turn * TILE.units());
-        let local = first + at / comptime!(TILE.step);
-        let k = at % comptime!(TILE.step);
+        let row = at / features;
+        let feature = at % features;
         let mut value = 0.0f32;
-        if local < end && column + k < last_column {
-            value = f32::cast_from(x[rows.at(local) * x.stride(0) + column + k]);
+        if first + row < end && column + feature < last_column {
+            value = f32::cast_from(x[rows.at(first + row) * x.stride(0) + column + feature]);
         }
-        staged[k * SIDE + at / comptime!(TILE.step)] = value;
-    }
-}
-
-/// Stages 64 features of 16 rows: `staged[k·64 + j] = x[row(first + k), column + j]`.
-#[cube]
-fn stage_rows<F: Float>(
-    x: &Matrix<F>,
-    staged: &mut SharedMemory<f32>,
-    first: usize,
-    end: usize,
-    rows: Rows,
-    column: usize,
-    last_column: usize,
-) {
-    #[unroll]
-    for turn in 0..comptime!(SIDE * TILE.step / TILE.units()) {
-        let at = UNIT_POS as usize + comptime!(turn * TILE.units());
-        let local = first + at / SIDE;
-        let j = at % SIDE;
-        let mut value = 0.0f32;
-        if local < end && column + j < last_column {
-            value = f32::cast_from(x[rows.at(local) * x.stride(0) + column + j]);
-        }
-        staged[at] = value;
+        let place = if comptime!(transposed) { feature * SIDE + row } else { at };
+        staged[place] = value;
     }
 }
 
@@ -95,8 +75,8 @@ fn scores<F: Float>(
     }
     for step in 0..comptime!(head_dim.div_ceil(TILE.step)) {
         let feature = step * comptime!(TILE.step);
-        stage_transposed::<F>(a, left, a_first, a_end, a_rows, a_column + feature, a_column + head_dim);
-        stage_transposed::<F>(b, right, b_first, b_end, b_rows, b_column + feature, b_column + head_dim);
+        stage::<F>(a, left, a_first, a_end, a_rows, a_column + feature, a_column + head_dim, true);
+        stage::<F>(b, right, b_first, b_end, b_rows, b_column + feature, b_column + head_dim, true);
         sync_cube();
         multiply(left, right, acc, um, un, 0usize, TILE, 0usize, SIDE, 1usize);
         sync_cube();
@@ -125,7 +105,7 @@ fn mix<F: Float>(
         for part in 0..comptime!(SIDE / TILE.step) {
             let k = part * comptime!(TILE.step);
             let from = column + comptime!(chunk * SIDE);
-            stage_rows::<F>(x, staged, first + k, end, rows, from, column + head_dim);
+            stage::<F>(x, staged, first + k, end, rows, from, column + head_dim, false);
             sync_cube();
             multiply(weights, staged, acc, um, un, k * step, TILE, comptime!(chunk * TILE.per_unit()), step, along);
             sync_cube();

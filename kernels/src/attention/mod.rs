@@ -55,10 +55,11 @@ impl AttentionSpec {
         Cost { operations: 4.0 * pairs * (self.heads * self.head_dim) as f64, bytes: 0.0 }
     }
 
-    /// Operations of the vjp: `q·kᵀ` again, `δ·vᵀ`, and the products for dq, dk and dv.
+    /// Operations of the vjp: `q·kᵀ` again, `δ·vᵀ`, and the products for dq, dk and dv, of the queries from the first active one on.
     #[must_use]
     pub fn cost_vjp(&self, segments: &[Segment]) -> Cost {
-        let pairs: f64 = segments.iter().map(|segment| self.pairs(segment.len(), 0)).sum();
+        let seen = |segment: &Segment| self.pairs(segment.len() - segment.active_from, segment.active_from);
+        let pairs: f64 = segments.iter().map(seen).sum();
         Cost { operations: 10.0 * pairs * (self.heads * self.head_dim) as f64, bytes: 0.0 }
     }
 }

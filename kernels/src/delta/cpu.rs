@@ -49,6 +49,7 @@ impl<'a, E: Real> Rows<'a, E> {
     }
 
     /// e^g and β of a row.
+    #[inline(always)]
     fn gates(&self, row: usize, head: usize) -> (E, E) {
         let at = row * self.spec.value_heads + head;
         (self.decay[at].exp_fast(), self.beta[at])

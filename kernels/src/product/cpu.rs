@@ -69,6 +69,15 @@ impl<E: Real> Target<E> {
         Self { data: self.data.wrapping_add(first), len: self.len - first, ..self }
     }
 
+    /// Reads values from a row's first column on.
+    #[allow(unsafe_code)]
+    pub fn read(self, row: usize, values: &mut [E]) {
+        let first = row * self.row;
+        assert!(self.column == 1 && first + values.len() <= self.len);
+        // SAFETY: the range was checked against the buffer's length, and no other task writes its row.
+        unsafe { std::ptr::copy_nonoverlapping(self.data.add(first), values.as_mut_ptr(), values.len()) }
+    }
+
     /// Writes `values` from a row's first column on.
     #[allow(unsafe_code)]
     pub fn write(self, row: usize, values: &[E]) {

@@ -16,7 +16,7 @@ use std::time::Instant;
 use tanglescope_gram::{Batch, Detail, Group, Request, Wanted, batches_of, count, grams_in_batches};
 use tanglescope_kernels::bench::{Case, Shapes, all, matrix};
 use tanglescope_kernels::cost::{self, Cost, Rates};
-use tanglescope_kernels::{DType, HeadCotangents, Kernels, as_index};
+use tanglescope_kernels::{DType, HeadCotangents, Kernels, Segment, as_index};
 use tanglescope_model::architectures::Description;
 use tanglescope_model::{Decoder, MOST_LAYERS, Outline};
 
@@ -274,6 +274,8 @@ impl BenchOnDevice<'_> {
         }
         let lora = outline.maps.iter().find_map(|map| Some((map.shape, map.rank?)));
         let rows = &batch.full;
+        // as in all blocks but the top one
+        let segments: Vec<Segment> = batch.segments.iter().map(Segment::filled).collect();
         let shapes = Shapes {
             dtype: self.model.dtype,
             hidden: of.hidden,
@@ -290,7 +292,7 @@ impl BenchOnDevice<'_> {
             forward: batch.tokens.len(),
             rows,
             spans: &batch.spans,
-            segments: &batch.segments,
+            segments: &segments,
             targets: &batch.targets,
             head: HeadCotangents { weights: &batch.weights, sets: &rows.sets },
         };
