@@ -1,7 +1,7 @@
 //! Softmax attention over trunk and suffixes, and its vjp for many cotangents (docs/mathematics.md, section 3).
 //!
 //! One task a span (or cotangent) and key-value head; queries in tiles, each looking only at the columns that its
-//! rows may see, so that the score matrix never exceeds `QUERIES × keys` a task.
+//! rows may see, so that the score matrix never exceeds `BACK × keys` a task.
 use super::Attend;
 use crate::host::real::{Real, dims, dot, exponentiate, highest, matrix, unwritten, values, vectorised, with_real};
 use crate::product::cpu::{Target, View};
