@@ -515,7 +515,8 @@ fn attention_in<B: Kernels>(device: &B::Device, dtype: DType) {
         (63, vec![2], 1, 2, 8),
         (129, vec![140], 1, 2, 64),
         (70, vec![66, 1], 1, 2, 128),
-        (2, vec![35, 9], 1, 2, 256),
+        (40, vec![35, 9], 1, 2, 256),
+        (70, vec![66, 1], 1, 1, 136),
         (5, vec![33], 1, 1, 24),
     ];
     for (case, (trunk, suffixes, kv_heads, repeat, head_dim)) in shapes.into_iter().enumerate() {

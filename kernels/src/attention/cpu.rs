@@ -163,6 +163,65 @@ pub fn forward<E: Real>(
     (out, normaliser)
 }
 
+/// A key-value head of a segment in the vjp.
+struct Backward<'a, E> {
+    /// Forward rows of q and of the output.
+    rows: [&'a [E]; 2],
+    normaliser: &'a [E],
+    delta: &'a [E],
+    spec: AttentionSpec,
+    /// The segment's first backward row.
+    offset: usize,
+    /// The segment's keys as they are and transposed, and its values transposed.
+    keys: Packed<E>,
+    transposed: [Packed<E>; 2],
+    /// Cotangents of the segment's keys and values.
+    sums: [Target<E>; 2],
+}
+
+impl<E: Real> Backward<'_, E> {
+    /// Adds to the sums what a tile of queries in a head gives, and writes its dq. `first` is the forward row of its first query; `p` and `ds` are room
+    /// for its scores.
+    fn tile(&self, head: usize, tile: &Range<usize>, first: usize, [p, ds]: [&mut [E]; 2], dq: Target<E>) {
+        let Self { keys, transposed: [keys_transposed, values_transposed], spec, .. } = self;
+        let AttentionSpec { heads, head_dim: h, scale, .. } = *spec;
+        let (qw, width) = (heads * h, keys_transposed.width());
+        let (n, start) = (tile.len(), tile.start);
+        let from = spec.first_seen(start) / width * width;
+        let end = tile.end.next_multiple_of(width);
+        let columns = end - from;
+        let (p, ds) = (&mut p[..n * columns], &mut ds[..n * columns]);
+        let [q_rows, o_rows] = self.rows.map(|x| View::rows(x, qw).from(first, head * h));
+        let d_rows = View::rows(self.delta, qw).from(self.offset + start, head * h);
+        let seen = Part { columns: from..end, diagonal: Some(start), ..keys_transposed.whole() };
+        keys_transposed.product(Target::rows(p, columns), n, q_rows, Part { scale, ..seen.clone() });
+        values_transposed.product(Target::rows(ds, columns), n, d_rows, seen);
+        let mut of_rows = [(E::of(0.0), E::of(0.0)); BACK];
+        vectorised!(for (i, of_row) in of_rows[..n].iter_mut().enumerate() {
+            let [o, d] = [o_rows, d_rows].map(|x| &x.data[i * qw..][..h]);
+            *of_row = (self.normaliser[(first + i) * heads + head], dot(d, o));
+        });
+        vectorised!(back((p, ds), columns, spec, [start, from], &of_rows[..n]));
+        let (q_packed, d_packed) = (Packed::of(q_rows, [n, h]), Packed::of(d_rows, [n, h]));
+        let (p, ds) = (View::rows(p, columns), View::rows(ds, columns));
+        for rows in (0..n).step_by(ROWS) {
+            let many = ROWS.min(n - rows);
+            let seen = Part { inner: from..start + rows + many, ..keys.whole() };
+            keys.product(dq.from(start + rows, 0), many, ds.from(rows, 0), seen);
+        }
+        for key in (from..tile.end).step_by(ROWS) {
+            let many = ROWS.min(tile.end - key);
+            // queries before a key do not see it
+            let unseen = key.saturating_sub(start);
+            for (sum, (left, right)) in self.sums.iter().zip([(ds, &q_packed), (p, &d_packed)]) {
+                let left = left.from(unseen, key - from).transposed();
+                let part = Part { inner: unseen..n, add: true, ..right.whole() };
+                right.product(sum.from(key, 0), many, left, part);
+            }
+        }
+    }
+}
+
 /// Cotangents of q, k, v.
 ///
 /// With P = softmax(s·QKᵀ): dV = Pᵀ dO, dP = dO Vᵀ, dS = s·P∘(dP − δ·o), dQ = dS K, dK = dSᵀ Q; where scores are
@@ -174,7 +233,7 @@ pub fn vjp<E: Real>(
     segments: &[Segment],
     spec: AttentionSpec,
 ) -> [Vec<E>; 3] {
-    let AttentionSpec { heads: n_heads, kv_heads, head_dim: h, scale, .. } = spec;
+    let AttentionSpec { heads: n_heads, kv_heads, head_dim: h, .. } = spec;
     let repeat = n_heads / kv_heads;
     let (qw, kw) = (n_heads * h, kv_heads * h);
     let rows: usize = segments.iter().map(Segment::len).sum();
@@ -191,14 +250,14 @@ pub fn vjp<E: Real>(
         let row = |position| row_at([&segment.prefix, &segment.own], position);
         let [of_keys, of_values] = [k, v].map(|x| View::rows(x, kw).from(0, g * h));
         let keys = Packed::picked(of_keys, false, [n, h], row);
-        let [keys_transposed, values_transposed] = [of_keys, of_values].map(|x| Packed::picked(x, true, [h, n], row));
+        let transposed = [of_keys, of_values].map(|x| Packed::picked(x, true, [h, n], row));
         let zeros = vec![E::of(0.0); h];
         let sums = [targets[1], targets[2]].map(|target| target.from(offset, g * h));
         for row in 0..n {
             sums.iter().for_each(|sum| sum.write(row, &zeros));
         }
-        let width = keys_transposed.width();
-        let [mut p, mut ds] = [(); 2].map(|()| unwritten(BACK.min(n) * n.next_multiple_of(width)));
+        let [mut p, mut ds] = [(); 2].map(|()| unwritten(BACK.min(n) * n.next_multiple_of(keys.width())));
+        let task = Backward { rows: [q, out], normaliser, delta, spec, offset, keys, transposed, sums };
         let trunk = segment.prefix.len();
         // queries of a tile lie in one stretch of forward rows
         let of_trunk =
@@ -207,42 +266,10 @@ pub fn vjp<E: Real>(
             tiles(segment.active_from.max(trunk)..n, BACK).map(|tile| (segment.own.start + tile.start - trunk, tile));
         let queries: Vec<(usize, Range<usize>)> = of_trunk.chain(of_own).collect();
         for head in g * repeat..(g + 1) * repeat {
-            let dq_head = targets[0].from(offset, head * h);
-            (0..segment.active_from).for_each(|row| dq_head.write(row, &zeros));
+            let dq = targets[0].from(offset, head * h);
+            (0..segment.active_from).for_each(|row| dq.write(row, &zeros));
             for (first, tile) in &queries {
-                let (m, start) = (tile.len(), tile.start);
-                let from = spec.first_seen(start) / width * width;
-                let end = tile.end.next_multiple_of(width);
-                let columns = end - from;
-                let (p, ds) = (&mut p[..m * columns], &mut ds[..m * columns]);
-                let [q_rows, o_rows] = [q, out].map(|x| View::rows(x, qw).from(*first, head * h));
-                let d_rows = View::rows(delta, qw).from(offset + start, head * h);
-                let seen = Part { columns: from..end, diagonal: Some(start), ..keys_transposed.whole() };
-                keys_transposed.product(Target::rows(p, columns), m, q_rows, Part { scale, ..seen.clone() });
-                values_transposed.product(Target::rows(ds, columns), m, d_rows, seen);
-                let mut of_rows = [(E::of(0.0), E::of(0.0)); BACK];
-                vectorised!(for (i, of_row) in of_rows[..m].iter_mut().enumerate() {
-                    let [o, d] = [o_rows, d_rows].map(|x| &x.data[i * qw..][..h]);
-                    *of_row = (normaliser[(first + i) * n_heads + head], dot(d, o));
-                });
-                vectorised!(back((p, ds), columns, &spec, [start, from], &of_rows[..m]));
-                let (q_packed, d_packed) = (Packed::of(q_rows, [m, h]), Packed::of(d_rows, [m, h]));
-                let (p, ds) = (View::rows(p, columns), View::rows(ds, columns));
-                for rows in (0..m).step_by(ROWS) {
-                    let many = ROWS.min(m - rows);
-                    let seen = Part { inner: from..start + rows + many, ..keys.whole() };
-                    keys.product(dq_head.from(start + rows, 0), many, ds.from(rows, 0), seen);
-                }
-                for key in (from..tile.end).step_by(ROWS) {
-                    let many = ROWS.min(tile.end - key);
-                    // queries before a key do not see it
-                    let first = key.saturating_sub(start);
-                    for (sum, (left, right)) in sums.iter().zip([(ds, &q_packed), (p, &d_packed)]) {
-                        let left = left.from(first, key - from).transposed();
-                        let part = Part { inner: first..m, add: true, ..right.whole() };
-                        right.product(sum.from(key, 0), many, left, part);
-                    }
-                }
+                task.tile(head, tile, *first, [&mut p, &mut ds], dq);
             }
         }
     });

@@ -1,9 +1,11 @@
 //! Attention on CUDA's matrix units, for f16 and bf16, with factors and sums in registers whose places are known (`ldmatrix`, `mma.sync`): what one product
-//! leaves is masked, taken the exponential of and handed to the next without a way through shared memory, as FlashAttention-2 does (Dao 2023,
-//! arXiv 2307.08691).
+//! leaves is masked, taken the exponential of and is a factor of the next, as in FlashAttention-2 (Dao 2023, arXiv 2307.08691).
 //!
-//! A plane has 16 rows of a tile, or 32, and all its columns. Of sums of 16 × 8 a unit has two neighbouring columns, from twice its number in its four on,
+//! A plane has 32 rows of a tile, or 16; in the forward pass all its columns, and shared memory is for what is loaded alone. Of sums of 16 × 8 a unit has two neighbouring columns, from twice its number in its four on,
 //! of two rows: a quarter of its plane's number, and 8 below (PTX ISA, "Matrix fragments for mma.m16n8k16").
+//!
+//! In the vjp two planes share these rows. One multiplies queries with keys, the other cotangents with values: each keeps its left factor in registers for
+//! as long as the tile lasts, and they hand each other what comes out, in places that are a unit's own.
 // what the macro makes of a kernel's arguments, indices on a device (32 bits there), and kernels read top to bottom
 #![allow(
     clippy::trivially_copy_pass_by_ref,
@@ -15,18 +17,16 @@
 )]
 use super::staged::{RISE, padded, pieces, stage};
 use super::strategy::Pass;
-use super::task::{BackInputs, Inputs, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
+use super::task::{BackInputs, Inputs, Rows, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
 use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, turns};
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::Tensor as Matrix;
 use cubecl::prelude::*;
 
-/// Planes of a cube, one below the other.
-pub(super) const PLANES: usize = 4;
+/// Groups of a tile's rows, one below the other: of a plane each, of two planes in the vjp.
+const GROUPS: usize = 4;
 /// Units of a plane.
 pub(super) const PLANE: usize = 32;
-/// Units of a cube.
-pub(super) const UNITS: usize = PLANE * PLANES;
 /// Columns of the sums of one instruction.
 const NARROW: usize = 8;
 /// What a row's sums are relative to before it has seen a key: an unseen key's score is far below it.
@@ -39,12 +39,33 @@ type Sums = Sequence<Array<Pair<f32>>>;
 /// A factor of 16 × 16.
 type Factor<F> = Array<Pair<F>>;
 
-/// Rows of a tile where a plane has a number of blocks of 16 rows.
-pub(super) const fn rows(blocks: usize) -> usize {
-    PLANES * MATRIX_UNIT * blocks
+/// Planes of a cube.
+pub(super) const fn planes(pass: Pass) -> usize {
+    match pass {
+        Pass::Forward => GROUPS,
+        Pass::Back => 2 * GROUPS,
+    }
 }
 
-/// Columns of scores that a plane has at a time where there are two kinds of them, in the vjp, or a soft cap takes registers too.
+/// Units of a cube.
+pub(super) const fn units(pass: Pass) -> usize {
+    PLANE * planes(pass)
+}
+
+/// Widest head: a unit's share of its group's sums takes 128 registers, and of the factors that are kept in the vjp 64.
+pub(super) const WIDEST: usize = 256;
+
+/// Blocks of 16 rows of a group: the more, the more products a loaded factor goes into.
+const fn blocks(head_dim: usize) -> usize {
+    if 2 * padded(head_dim) <= WIDEST { 2 } else { 1 }
+}
+
+/// Rows of a tile.
+pub(super) const fn rows(head_dim: usize) -> usize {
+    GROUPS * MATRIX_UNIT * blocks(head_dim)
+}
+
+/// Columns of scores that a group has at a time in the vjp, or where a soft cap takes registers too.
 const NARROWER: usize = 32;
 
 /// Columns of scores that a plane has at a time in the forward pass.
@@ -52,26 +73,18 @@ const fn columns_at_once(capped: bool) -> usize {
     if capped { NARROWER } else { SIDE }
 }
 
-/// Whether a unit's registers hold its share of a plane's sums: four of a block for every 8 values of a head, 128 at the most.
-pub(super) const fn fits(head_dim: usize, blocks: usize) -> bool {
-    blocks * padded(head_dim) <= 2 * BOTH
-}
+/// Pairs of values that the planes of the vjp have room to hand each other: a tile's scores, of which each part has places of its own, since it is written
+/// while the one before is read; or half of the sums.
+const HANDED: usize = GROUPS * 2 * MATRIX_UNIT * SIDE / 2;
 
-/// Widest head of which a unit holds sums of keys and of values, of a block.
-pub(super) const BOTH: usize = 128;
-
-/// Blocks of 16 keys of a plane, where there are as many of queries and sums of both.
-pub(super) const fn blocks_of_keys(head_dim: usize, blocks: usize) -> usize {
-    if blocks * padded(head_dim) <= BOTH { blocks } else { 1 }
-}
-
-/// Bytes of shared memory of a pass over a head: queries, and in the vjp cotangents, of a tile; keys and values of another.
-pub(super) const fn shared_bytes(pass: Pass, head_dim: usize, blocks: usize) -> usize {
-    let (of_queries, of_rows) = match pass {
-        Pass::Forward => (1, 0),
-        Pass::Back => (2, 2 * SIDE * 4),
+/// Bytes of shared memory of a pass over a head: queries of a tile, keys and values of another; in the vjp rows of two matrices, what is handed over, and
+/// figures of rows.
+pub(super) const fn shared_bytes(pass: Pass, head_dim: usize) -> usize {
+    let (rows, bytes) = match pass {
+        Pass::Forward => (rows(head_dim) + 2 * SIDE, 0),
+        Pass::Back => (2 * SIDE, HANDED * 8 + 2 * rows(head_dim) * 4),
     };
-    (of_queries * rows(blocks) + 2 * SIDE) * pieces(head_dim) * WIDE * 2 + of_rows
+    rows * pieces(head_dim) * WIDE * 2 + bytes
 }
 
 /// Four squares of 8 × 8 values, of which each unit names a row: of one that is transposed a unit gets two neighbours of a column.
@@ -157,7 +170,7 @@ fn scores<F: Float>(
     #[comptime] head_dim: usize,
 ) -> Sums {
     let mut sums = zeros(comptime!(blocks * width / NARROW));
-    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT), UNITS) {
+    for k in 0..turns(comptime!(padded(head_dim) / MATRIX_UNIT), comptime!(units(Pass::Forward))) {
         let along = k * MATRIX_UNIT;
         let mut factors = Sequence::<Factor<F>>::new();
         #[unroll]
@@ -272,9 +285,9 @@ pub(super) fn attend<F: Float>(
     scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] blocks: usize,
     #[define(F)] _dtype: StorageType,
 ) {
+    let blocks = comptime!(blocks(head_dim));
     let width = comptime!(columns_at_once(scoring.capped));
     let tile = SpanTile::read(tasks);
     let head = CUBE_POS_Y as usize;
@@ -282,20 +295,12 @@ pub(super) fn attend<F: Float>(
     let of_key = head / repeat * head_dim;
     let unit = UNIT_POS_X as usize;
     let staged = comptime!(SIDE * pieces(head_dim));
-    let mut queries = SharedMemory::<Piece<F>>::new_aligned(comptime!(rows(blocks) * pieces(head_dim)), 16usize);
+    let ours = comptime!(rows(head_dim));
+    let mut queries = SharedMemory::<Piece<F>>::new_aligned(comptime!(ours * pieces(head_dim)), 16usize);
     let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
     let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    stage::<F>(
-        &inputs.q,
-        &mut queries,
-        tile.first,
-        tile.end,
-        tile.queries(),
-        of_query,
-        comptime!(rows(blocks)),
-        head_dim,
-        UNITS,
-    );
+    let units = comptime!(units(Pass::Forward));
+    stage::<F>(&inputs.q, &mut queries, tile.first, tile.end, tile.queries(), of_query, 0usize, ours, head_dim, units);
     let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
     // the position of a unit's first row
     let query = tile.rows.prefix_len + tile.first + row + unit / 4;
@@ -311,13 +316,13 @@ pub(super) fn attend<F: Float>(
     }
     let mut key = scoring.first_tile(tile.rows.prefix_len + tile.first);
     while key < last {
-        stage::<F>(&inputs.k, &mut keys, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
-        stage::<F>(&inputs.v, &mut values, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.k, &mut keys, key, last, tile.rows, of_key, 0usize, SIDE, head_dim, units);
+        stage::<F>(&inputs.v, &mut values, key, last, tile.rows, of_key, 0usize, SIDE, head_dim, units);
         sync_cube();
         // all keys of the tile are seen by all queries
         let whole =
             key + SIDE <= min(last, tile.rows.prefix_len + tile.first + 1) && scoring.end_of_queries(key) >= last;
-        for part in 0..turns(comptime!(SIDE / width), UNITS) {
+        for part in 0..turns(comptime!(SIDE / width), units) {
             // a plane whose rows are all before the keys, or beyond the last, has none to see
             let above = tile.rows.prefix_len + tile.first + row;
             if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < last {
@@ -394,7 +399,101 @@ pub(super) fn attend<F: Float>(
     );
 }
 
-/// [`super::cube::attend_vjp_queries()`] with factors in registers.
+/// Stages 64 rows of one matrix, and behind them as many of another.
+#[cube]
+fn stage_both<F: Float>(
+    one: &Matrix<Piece<F>>,
+    other: &Matrix<Piece<F>>,
+    staged: &mut SharedMemory<Piece<F>>,
+    first: usize,
+    end: usize,
+    rows_of_one: Rows,
+    rows_of_other: Rows,
+    column: usize,
+    #[comptime] head_dim: usize,
+) {
+    let units = comptime!(units(Pass::Back));
+    stage::<F>(one, staged, first, end, rows_of_one, column, 0usize, SIDE, head_dim, units);
+    stage::<F>(other, staged, first, end, rows_of_other, column, SIDE, SIDE, head_dim, units);
+}
+
+/// Left factors of a tile's rows: of one matrix for the first plane of a group, of another for the second. Of every 16 values there is one for each block.
+#[cube]
+fn kept<F: Float>(
+    one: &Matrix<Piece<F>>,
+    other: &Matrix<Piece<F>>,
+    staged: &mut SharedMemory<Piece<F>>,
+    first: usize,
+    end: usize,
+    rows_of_one: Rows,
+    rows_of_other: Rows,
+    column: usize,
+    #[comptime] head_dim: usize,
+) -> Sequence<Factor<F>> {
+    let blocks = comptime!(blocks(head_dim));
+    let row = UNIT_POS_Y as usize / 2 * comptime!(MATRIX_UNIT * blocks);
+    let from = UNIT_POS_Y as usize % 2 * SIDE + row % SIDE;
+    let mut factors = Sequence::<Factor<F>>::new();
+    #[unroll]
+    for _ in 0..comptime!(padded(head_dim) / MATRIX_UNIT * blocks) {
+        factors.push(Array::<Pair<F>>::new(4usize));
+    }
+    #[unroll]
+    for round in 0..comptime!(rows(head_dim) / SIDE) {
+        let first = first + comptime!(round * SIDE);
+        stage_both::<F>(one, other, staged, first, end, rows_of_one, rows_of_other, column, head_dim);
+        sync_cube();
+        if row / SIDE == round {
+            #[unroll]
+            for k in 0..comptime!(padded(head_dim) / MATRIX_UNIT) {
+                #[unroll]
+                for block in 0..blocks {
+                    let along = comptime!(k * MATRIX_UNIT).runtime();
+                    let loaded = left::<F>(staged, from + comptime!(block * MATRIX_UNIT), along, head_dim);
+                    let factor = factors.index_mut(comptime!(k * blocks + block));
+                    #[unroll]
+                    for at in 0..4usize {
+                        factor[at] = loaded[at];
+                    }
+                }
+            }
+        }
+        sync_cube();
+    }
+    factors
+}
+
+/// Adds kept rows times 16 staged ones to some of the scores that a plane has at a time.
+#[cube]
+fn add_scores<F: Float>(
+    factors: &Sequence<Factor<F>>,
+    staged: &SharedMemory<Piece<F>>,
+    scores: &mut Sums,
+    row: usize,
+    #[comptime] column: usize,
+    #[comptime] width: usize,
+    #[comptime] head_dim: usize,
+) {
+    let blocks = comptime!(blocks(head_dim));
+    #[unroll]
+    for k in 0..comptime!(padded(head_dim) / MATRIX_UNIT) {
+        let right = columns::<F>(staged, row, comptime!(k * MATRIX_UNIT).runtime(), head_dim);
+        #[unroll]
+        for block in 0..blocks {
+            let factor = factors.index(comptime!(k * blocks + block));
+            add_products::<F>(factor, &right, scores, comptime!((block * width + column) / NARROW));
+        }
+    }
+}
+
+/// Where one of the pairs lies that a unit hands over at a time, or those at its place in the other plane of its group.
+#[cube]
+fn handed_at(time: usize, #[comptime] at: usize, #[comptime] pairs: usize) -> usize {
+    let group = UNIT_POS_Y as usize / 2;
+    ((time * GROUPS + group) * pairs + at) * PLANE + UNIT_POS_X as usize
+}
+
+/// [`super::cube::attend_vjp_queries()`] with factors in registers. Each plane of a group forms dS of every other 16 keys, and their part of dq.
 #[cube(launch)]
 pub(super) fn attend_vjp_queries<F: Float>(
     inputs: &BackInputs<Piece<F>>,
@@ -403,97 +502,135 @@ pub(super) fn attend_vjp_queries<F: Float>(
     scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] blocks: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let width = comptime!(NARROWER);
+    let blocks = comptime!(blocks(head_dim));
     let tile = SegmentTile::read(tasks);
     let head = CUBE_POS_Y as usize;
     let first = tile.first;
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     let unit = UNIT_POS_X as usize;
-    let ours = comptime!(rows(blocks) * pieces(head_dim));
-    let staged = comptime!(SIDE * pieces(head_dim));
-    let mut queries = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
-    let mut deltas = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
-    let mut keys = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    let mut values = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    stage::<F>(
-        &inputs.q,
-        &mut queries,
-        first,
-        tile.count,
-        tile.rows,
-        of_query,
-        comptime!(rows(blocks)),
-        head_dim,
-        UNITS,
-    );
-    stage::<F>(
-        &inputs.delta,
-        &mut deltas,
-        first,
-        tile.count,
-        tile.backward(),
-        of_query,
-        comptime!(rows(blocks)),
-        head_dim,
-        UNITS,
-    );
-    let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
-    let query = first + row + unit / 4;
-    let mut normal = Array::<f32>::new(comptime!(2 * blocks));
-    let mut product = Array::<f32>::new(comptime!(2 * blocks));
-    let ones = ones(blocks);
-    #[unroll]
-    for at in 0..comptime!(2 * blocks) {
-        let local = query + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
-        let (of_normaliser, of_products) = inputs.of_row(&tile, local, head);
+    let second = UNIT_POS_Y as usize % 2;
+    let mut staged = SharedMemory::<Piece<F>>::new_aligned(comptime!(2 * SIDE * pieces(head_dim)), 16usize);
+    let mut handed = SharedMemory::<Pair<f32>>::new(HANDED);
+    let mut normal = SharedMemory::<f32>::new(comptime!(rows(head_dim)));
+    let mut product = SharedMemory::<f32>::new(comptime!(rows(head_dim)));
+    let at = UNIT_POS as usize;
+    if at < comptime!(rows(head_dim)) {
+        let (of_normaliser, of_products) = inputs.of_row(&tile, first + at, head);
         normal[at] = of_normaliser;
         product[at] = of_products;
     }
+    let factors = kept::<F>(
+        &inputs.q,
+        &inputs.delta,
+        &mut staged,
+        first,
+        tile.count,
+        tile.rows,
+        tile.backward(),
+        of_query,
+        head_dim,
+    );
+    let row = UNIT_POS_Y as usize / 2 * comptime!(MATRIX_UNIT * blocks);
+    let unit_row = row + unit / 4;
     let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
-    let end = min(first + comptime!(rows(blocks)), tile.count);
+    let end = min(first + comptime!(rows(head_dim)), tile.count);
     let mut key = scoring.first_tile(first);
     // the cotangent of rows before the first active one is zero
     while key < select(end > tile.active, end, 0usize) {
-        stage::<F>(&inputs.k, &mut keys, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
-        stage::<F>(&inputs.v, &mut values, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
+        stage_both::<F>(&inputs.k, &inputs.v, &mut staged, key, tile.count, tile.rows, tile.rows, of_key, head_dim);
         sync_cube();
-        for part in 0..turns(comptime!(SIDE / width), UNITS) {
-            let above = first + row;
-            if key + part * width < above + comptime!(MATRIX_UNIT * blocks) && above < tile.count {
-                let s = scores::<F>(&queries, &keys, row, part * width, blocks, width, head_dim);
-                let mut ds = scores::<F>(&deltas, &values, row, part * width, blocks, width, head_dim);
+        for part in 0..turns(comptime!(SIDE / NARROWER), comptime!(units(Pass::Back))) {
+            let column = part * NARROWER;
+            let works = key + column < first + row + comptime!(MATRIX_UNIT * blocks) && first + row < tile.count;
+            // of the plane's own 16 keys: slopes of the first plane, dP − δ·o of the second, and dS, their product
+            let mut ds = zeros(comptime!(2 * blocks));
+            if works {
+                // first those of the other's keys, which are handed over
                 #[unroll]
-                for at in 0..comptime!(2 * blocks) {
-                    let local = query + comptime!(at / 2 * MATRIX_UNIT + at % 2 * 8);
-                    #[unroll]
-                    for j in 0..comptime!(width / NARROW) {
-                        let score = s.index(comptime!(at / 2 * width / NARROW + j))[comptime!(at % 2)];
-                        let sum = ds.index_mut(comptime!(at / 2 * width / NARROW + j));
-                        let mut pair = sum[comptime!(at % 2)];
+                for turn in 0..2usize {
+                    let mut s = zeros(comptime!(2 * blocks));
+                    let of_keys = column + (second + comptime!(1 - turn)) % 2 * MATRIX_UNIT;
+                    add_scores::<F>(&factors, &staged, &mut s, second * SIDE + of_keys, 0usize, MATRIX_UNIT, head_dim);
+                    if second == 0 {
                         #[unroll]
-                        for c in 0..2usize {
-                            let column = key + part * width + unit % 4 * 2 + comptime!(j * NARROW + c);
-                            let seen = scoring.sees(local, column) && local < tile.count;
-                            let (_, back) = scoring.back(score[c], pair[c], normal[at], product[at], seen);
-                            pair[c] = back;
+                        for at in 0..comptime!(4 * blocks) {
+                            let of_row = unit_row + comptime!(at / 4 * MATRIX_UNIT + at % 2 * 8);
+                            let sum = s.index_mut(comptime!(at / 2));
+                            let mut pair = sum[comptime!(at % 2)];
+                            #[unroll]
+                            for c in 0..2usize {
+                                let of_key = key + of_keys + unit % 4 * 2 + comptime!(at / 2 % 2 * NARROW + c);
+                                let seen = scoring.sees(first + of_row, of_key) && first + of_row < tile.count;
+                                let (_, slope) = scoring.weight_and_slope(pair[c], normal[of_row], seen);
+                                pair[c] = slope;
+                            }
+                            sum[comptime!(at % 2)] = pair;
                         }
-                        sum[comptime!(at % 2)] = pair;
+                    } else {
+                        #[unroll]
+                        for at in 0..comptime!(4 * blocks) {
+                            let of_row = unit_row + comptime!(at / 4 * MATRIX_UNIT + at % 2 * 8);
+                            let sum = s.index_mut(comptime!(at / 2));
+                            sum[comptime!(at % 2)] -= Pair::<f32>::new(product[of_row]);
+                        }
+                    }
+                    #[unroll]
+                    for at in 0..comptime!(4 * blocks) {
+                        let pair = s.index(comptime!(at / 2))[comptime!(at % 2)];
+                        if comptime!(turn == 0) {
+                            handed[handed_at(2 * part + second, at, comptime!(4 * blocks))] = pair;
+                        } else {
+                            let own = ds.index_mut(comptime!(at / 2));
+                            own[comptime!(at % 2)] = pair;
+                        }
                     }
                 }
-                mix::<F>(&ds, &keys, &mut sums, part * width, blocks, width, head_dim);
+            }
+            sync_cube();
+            if works {
+                #[unroll]
+                for at in 0..comptime!(4 * blocks) {
+                    let sum = ds.index_mut(comptime!(at / 2));
+                    sum[comptime!(at % 2)] *= handed[handed_at(2 * part + 1 - second, at, comptime!(4 * blocks))];
+                }
+                mix::<F>(&ds, &staged, &mut sums, column + second * MATRIX_UNIT, blocks, MATRIX_UNIT, head_dim);
             }
         }
         sync_cube();
         key += SIDE;
     }
-    write::<F>(&sums, &ones, dq, tile.offset + first + row, tile.offset + end, of_query, blocks, head_dim);
+    // the first plane adds the sums of the second to its own, in two turns
+    let pairs = comptime!(blocks * padded(head_dim) / NARROW);
+    #[unroll]
+    for turn in 0..2usize {
+        #[unroll]
+        for at in 0..pairs {
+            let sum = sums.index(comptime!(pairs / 2 * turn + at / 2));
+            if second == 1 {
+                handed[handed_at(0usize, at, pairs)] = sum[comptime!(at % 2)];
+            }
+        }
+        sync_cube();
+        #[unroll]
+        for at in 0..pairs {
+            let sum = sums.index_mut(comptime!(pairs / 2 * turn + at / 2));
+            if second == 0 {
+                sum[comptime!(at % 2)] += handed[handed_at(0usize, at, pairs)];
+            }
+        }
+        sync_cube();
+    }
+    if second == 0 {
+        let ones = ones(blocks);
+        write::<F>(&sums, &ones, dq, tile.offset + first + row, tile.offset + end, of_query, blocks, head_dim);
+    }
 }
 
-/// [`super::cube::attend_vjp_keys()`] with factors in registers: dk, dv, or both where there are registers for both sums. Rows are keys, and columns queries.
+/// [`super::cube::attend_vjp_keys()`] with factors in registers. Rows are keys, and columns queries; the first plane of a group forms P and dv, the second
+/// dS and dk.
 #[cube(launch)]
 pub(super) fn attend_vjp_keys<F: Float>(
     inputs: &BackInputs<Piece<F>>,
@@ -503,99 +640,99 @@ pub(super) fn attend_vjp_keys<F: Float>(
     scoring: Scoring,
     #[comptime] head_dim: usize,
     #[comptime] repeat: usize,
-    #[comptime] blocks: usize,
-    #[comptime] with_k: bool,
-    #[comptime] with_v: bool,
     #[define(F)] _dtype: StorageType,
 ) {
-    let width = comptime!(NARROWER);
+    let blocks = comptime!(blocks(head_dim));
     let tile = SegmentTile::read(tasks);
     let group = CUBE_POS_Y as usize;
     let first = tile.first;
     let of_key = group * head_dim;
     let unit = UNIT_POS_X as usize;
-    let staged = comptime!(SIDE * pieces(head_dim));
-    let mut queries = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    let mut deltas = SharedMemory::<Piece<F>>::new_aligned(staged, 16usize);
-    let ours = comptime!(rows(blocks) * pieces(head_dim));
-    let mut keys = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
-    let mut values = SharedMemory::<Piece<F>>::new_aligned(ours, 16usize);
+    let second = UNIT_POS_Y as usize % 2;
+    let mut staged = SharedMemory::<Piece<F>>::new_aligned(comptime!(2 * SIDE * pieces(head_dim)), 16usize);
+    let mut handed = SharedMemory::<Pair<f32>>::new(HANDED);
     let mut normal = SharedMemory::<f32>::new(SIDE);
     let mut product = SharedMemory::<f32>::new(SIDE);
-    stage::<F>(&inputs.k, &mut keys, first, tile.count, tile.rows, of_key, comptime!(rows(blocks)), head_dim, UNITS);
-    stage::<F>(&inputs.v, &mut values, first, tile.count, tile.rows, of_key, comptime!(rows(blocks)), head_dim, UNITS);
-    let row = UNIT_POS_Y as usize * comptime!(MATRIX_UNIT * blocks);
-    let mut of_k = zeros(comptime!(if with_k { blocks * padded(head_dim) / NARROW } else { 0usize }));
-    let mut of_v = zeros(comptime!(if with_v { blocks * padded(head_dim) / NARROW } else { 0usize }));
+    let factors =
+        kept::<F>(&inputs.k, &inputs.v, &mut staged, first, tile.count, tile.rows, tile.rows, of_key, head_dim);
+    let row = UNIT_POS_Y as usize / 2 * comptime!(MATRIX_UNIT * blocks);
+    let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
     for h in 0..repeat {
         let head = group * repeat + h;
+        let of_query = head * head_dim;
         let mut query = max(first, tile.active / SIDE * SIDE);
-        while query < min(tile.count, scoring.end_of_queries(first + comptime!(rows(blocks) - 1))) {
-            stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, head * head_dim, SIDE, head_dim, UNITS);
-            stage::<F>(
+        while query < min(tile.count, scoring.end_of_queries(first + comptime!(rows(head_dim) - 1))) {
+            stage_both::<F>(
+                &inputs.q,
                 &inputs.delta,
-                &mut deltas,
+                &mut staged,
                 query,
                 tile.count,
+                tile.rows,
                 tile.backward(),
-                head * head_dim,
-                SIDE,
+                of_query,
                 head_dim,
-                UNITS,
             );
             let at = UNIT_POS as usize;
-            let local = query + at;
             if at < SIDE {
-                let (of_normaliser, of_products) = inputs.of_row(&tile, local, head);
+                let (of_normaliser, of_products) = inputs.of_row(&tile, query + at, head);
                 normal[at] = of_normaliser;
                 product[at] = of_products;
             }
             sync_cube();
-            for part in 0..turns(comptime!(SIDE / width), UNITS) {
-                if query + (part + 1) * width > first + row && first + row < tile.count {
-                    let mut p = scores::<F>(&keys, &queries, row, part * width, blocks, width, head_dim);
-                    let mut ds = if comptime!(with_k) {
-                        scores::<F>(&values, &deltas, row, part * width, blocks, width, head_dim)
-                    } else {
-                        zeros(0usize)
-                    };
+            for part in 0..turns(comptime!(SIDE / NARROWER), comptime!(units(Pass::Back))) {
+                let column = part * NARROWER;
+                let works = query + column + NARROWER > first + row && first + row < tile.count;
+                let from = second * SIDE + column;
+                // P of the first plane; dP of the second, then dS
+                let mut weights = zeros(comptime!(4 * blocks));
+                if works {
                     #[unroll]
-                    for at in 0..comptime!(blocks * width / NARROW) {
+                    for turn in 0..comptime!(NARROWER / MATRIX_UNIT) {
+                        let along = comptime!(turn * MATRIX_UNIT);
+                        add_scores::<F>(&factors, &staged, &mut weights, from + along, along, NARROWER, head_dim);
+                    }
+                    if second == 0 {
                         #[unroll]
-                        for half in 0..2usize {
-                            let block = comptime!(at * NARROW / width);
+                        for at in 0..comptime!(8 * blocks) {
+                            let (block, sum, half) = comptime!((at / 8, at / 2 % 4, at % 2));
                             let key = first + row + unit / 4 + comptime!(block * MATRIX_UNIT + half * 8);
-                            let mut weights = p.index(at)[half];
-                            let mut back = Pair::<f32>::new(0.0f32);
-                            if comptime!(with_k) {
-                                back = ds.index(at)[half];
-                            }
+                            let to = weights.index_mut(comptime!(at / 2));
+                            let mut pair = to[half];
+                            let mut slopes = Pair::<f32>::new(0.0f32);
                             #[unroll]
                             for c in 0..2usize {
-                                let column = part * width + unit % 4 * 2 + comptime!(at * NARROW % width + c);
-                                let local = query + column;
+                                let of_column = column + unit % 4 * 2 + comptime!(sum * NARROW + c);
+                                let local = query + of_column;
                                 let seen = scoring.sees(local, key) && local < tile.count;
-                                let (weight, of_score) =
-                                    scoring.back(weights[c], back[c], normal[column], product[column], seen);
-                                weights[c] = weight;
-                                back[c] = of_score;
+                                let (weight, slope) = scoring.weight_and_slope(pair[c], normal[of_column], seen);
+                                pair[c] = weight;
+                                slopes[c] = slope;
                             }
-                            if comptime!(with_v) {
-                                let to = p.index_mut(at);
-                                to[half] = weights;
-                            }
-                            if comptime!(with_k) {
-                                let to = ds.index_mut(at);
-                                to[half] = back;
-                            }
+                            to[half] = pair;
+                            handed[handed_at(part, at, comptime!(8 * blocks))] = slopes;
                         }
                     }
-                    if comptime!(with_v) {
-                        mix::<F>(&p, &deltas, &mut of_v, part * width, blocks, width, head_dim);
+                }
+                sync_cube();
+                if works {
+                    if second == 1 {
+                        #[unroll]
+                        for at in 0..comptime!(8 * blocks) {
+                            let slopes = handed[handed_at(part, at, comptime!(8 * blocks))];
+                            let to = weights.index_mut(comptime!(at / 2));
+                            let mut pair = to[comptime!(at % 2)];
+                            #[unroll]
+                            for c in 0..2usize {
+                                let of_column = column + unit % 4 * 2 + comptime!(at / 2 % 4 * NARROW + c);
+                                pair[c] = slopes[c] * (pair[c] - product[of_column]);
+                            }
+                            to[comptime!(at % 2)] = pair;
+                        }
                     }
-                    if comptime!(with_k) {
-                        mix::<F>(&ds, &queries, &mut of_k, part * width, blocks, width, head_dim);
-                    }
+                    // cotangents for P, queries for dS
+                    let of_factor = SIDE - second * SIDE + column;
+                    mix::<F>(&weights, &staged, &mut sums, of_factor, blocks, NARROWER, head_dim);
                 }
             }
             sync_cube();
@@ -603,11 +740,11 @@ pub(super) fn attend_vjp_keys<F: Float>(
         }
     }
     let ones = ones(blocks);
-    let end = tile.offset + min(first + comptime!(rows(blocks)), tile.count);
-    if comptime!(with_k) {
-        write::<F>(&of_k, &ones, dk, tile.offset + first + row, end, of_key, blocks, head_dim);
-    }
-    if comptime!(with_v) {
-        write::<F>(&of_v, &ones, dv, tile.offset + first + row, end, of_key, blocks, head_dim);
+    let to = tile.offset + first + row;
+    let end = tile.offset + min(first + comptime!(rows(head_dim)), tile.count);
+    if second == 0 {
+        write::<F>(&sums, &ones, dv, to, end, of_key, blocks, head_dim);
+    } else {
+        write::<F>(&sums, &ones, dk, to, end, of_key, blocks, head_dim);
     }
 }

@@ -1,7 +1,7 @@
 //! How attention is spread over a device: one cube a tile of 64 rows, or 128, and head.
 use super::Attend;
 use super::cube::{TILE, TOGETHER, attend, attend_vjp_keys, attend_vjp_queries, row_products};
-use super::in_registers::{self, BOTH, PLANE};
+use super::in_registers::{self, PLANE};
 use super::matrix_units::{self, PLANES};
 use super::strategy::{Pass, Strategy};
 use super::task::{BackInputsLaunch, InputsLaunch, OF_SEGMENT, OF_SPAN, ScoringLaunch};
@@ -22,11 +22,11 @@ fn scoring<R: CubeRuntime>(spec: AttentionSpec) -> ScoringLaunch<R> {
 }
 
 /// The units of a cube.
-fn units_of(strategy: Strategy) -> CubeDim {
+fn units_of(strategy: Strategy, pass: Pass) -> CubeDim {
     match strategy {
         Strategy::Units => CubeDim::new_1d(as_index(TILE.units())),
         Strategy::MatrixUnits { plane } => CubeDim::new_2d(as_index(plane), as_index(PLANES)),
-        Strategy::InRegisters { .. } => CubeDim::new_2d(as_index(PLANE), as_index(in_registers::PLANES)),
+        Strategy::InRegisters => CubeDim::new_2d(as_index(PLANE), as_index(in_registers::planes(pass))),
     }
 }
 
@@ -56,8 +56,8 @@ pub(crate) fn attention<R: CubeRuntime>(
     let strategy = Strategy::choose(Pass::Forward, h, loads_wide(h, &[&q, &k, &v]), &limits(client, q.dtype));
     let mut tasks: Vec<[u32; OF_SPAN]> = Vec::new();
     for span in spans {
-        for first in (0..span.own.len()).step_by(strategy.queries()) {
-            let end = (first + strategy.queries()).min(span.own.len());
+        for first in (0..span.own.len()).step_by(strategy.rows(h)) {
+            let end = (first + strategy.rows(h)).min(span.own.len());
             tasks.push([span.prefix.start, span.prefix.len(), span.own.start, first, end].map(as_index));
         }
     }
@@ -68,7 +68,7 @@ pub(crate) fn attention<R: CubeRuntime>(
     let [q, k, v] = [q, k, v].map(CubeTensor::into_tensor_arg);
     let tasks = ints(client, tasks.as_flattened());
     let (target, normal) = (out.clone().into_tensor_arg(), normaliser.clone().into_tensor_arg());
-    let (units, scoring) = (units_of(strategy), scoring(spec));
+    let (units, scoring) = (units_of(strategy, Pass::Forward), scoring(spec));
     match strategy {
         Strategy::Units => {
             let inputs = InputsLaunch::new(q, k, v);
@@ -80,10 +80,10 @@ pub(crate) fn attention<R: CubeRuntime>(
                 client, grid, units, inputs, tasks, target, normal, scoring, h, repeat, plane, dtype,
             );
         }
-        Strategy::InRegisters { blocks } => {
+        Strategy::InRegisters => {
             let inputs = InputsLaunch::new(q, k, v);
             in_registers::attend::launch::<R>(
-                client, grid, units, inputs, tasks, target, normal, scoring, h, repeat, blocks, dtype,
+                client, grid, units, inputs, tasks, target, normal, scoring, h, repeat, dtype,
             );
         }
     }
@@ -154,8 +154,8 @@ impl<R: CubeRuntime> Back<'_, R> {
     fn queries(&self, dq: &CubeTensor<R>) {
         let ((client, dtype), spec) = (self.on(), self.spec);
         let (h, repeat) = (spec.head_dim, spec.heads / spec.kv_heads);
-        let (grid, tiles) = self.tiles(spec.heads, self.strategy.queries());
-        let (units, scoring) = (units_of(self.strategy), scoring(spec));
+        let (grid, tiles) = self.tiles(spec.heads);
+        let (units, scoring) = (units_of(self.strategy, Pass::Back), scoring(spec));
         let dq = dq.clone().into_tensor_arg();
         match self.strategy {
             Strategy::Units => {
@@ -168,10 +168,10 @@ impl<R: CubeRuntime> Back<'_, R> {
                     client, grid, units, inputs, tiles, dq, scoring, h, repeat, plane, dtype,
                 );
             }
-            Strategy::InRegisters { blocks } => {
+            Strategy::InRegisters => {
                 let inputs = self.arguments();
                 in_registers::attend_vjp_queries::launch::<R>(
-                    client, grid, units, inputs, tiles, dq, scoring, h, repeat, blocks, dtype,
+                    client, grid, units, inputs, tiles, dq, scoring, h, repeat, dtype,
                 );
             }
         }
@@ -180,32 +180,25 @@ impl<R: CubeRuntime> Back<'_, R> {
     fn keys(&self, dk: &CubeTensor<R>, dv: &CubeTensor<R>) {
         let ((client, dtype), spec) = (self.on(), self.spec);
         let (h, repeat) = (spec.head_dim, spec.heads / spec.kv_heads);
-        // dk and dv, one after the other where a unit has no registers for the sums of both
-        let passes: &[_] = match self.strategy {
-            Strategy::InRegisters { .. } if h > BOTH => &[(true, false), (false, true)],
-            _ => &[(true, true)],
-        };
-        for &(with_k, with_v) in passes {
-            let (grid, tiles) = self.tiles(spec.kv_heads, self.strategy.keys(h));
-            let (units, scoring) = (units_of(self.strategy), scoring(spec));
-            let (dk, dv) = (dk.clone().into_tensor_arg(), dv.clone().into_tensor_arg());
-            match self.strategy {
-                Strategy::Units => {
-                    let inputs = self.arguments();
-                    attend_vjp_keys::launch::<R>(client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, dtype);
-                }
-                Strategy::MatrixUnits { plane } => {
-                    let inputs = self.arguments();
-                    matrix_units::attend_vjp_keys::launch::<R>(
-                        client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, plane, dtype,
-                    );
-                }
-                Strategy::InRegisters { blocks } => {
-                    let (inputs, blocks) = (self.arguments(), in_registers::blocks_of_keys(h, blocks));
-                    in_registers::attend_vjp_keys::launch::<R>(
-                        client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, blocks, with_k, with_v, dtype,
-                    );
-                }
+        let (grid, tiles) = self.tiles(spec.kv_heads);
+        let (units, scoring) = (units_of(self.strategy, Pass::Back), scoring(spec));
+        let (dk, dv) = (dk.clone().into_tensor_arg(), dv.clone().into_tensor_arg());
+        match self.strategy {
+            Strategy::Units => {
+                let inputs = self.arguments();
+                attend_vjp_keys::launch::<R>(client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, dtype);
+            }
+            Strategy::MatrixUnits { plane } => {
+                let inputs = self.arguments();
+                matrix_units::attend_vjp_keys::launch::<R>(
+                    client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, plane, dtype,
+                );
+            }
+            Strategy::InRegisters => {
+                let inputs = self.arguments();
+                in_registers::attend_vjp_keys::launch::<R>(
+                    client, grid, units, inputs, tiles, dk, dv, scoring, h, repeat, dtype,
+                );
             }
         }
     }
@@ -214,8 +207,9 @@ impl<R: CubeRuntime> Back<'_, R> {
         (&self.products.client, self.inputs[0].dtype.into())
     }
 
-    /// Tiles of some rows of the segments, queries or keys, and a grid of a cube for each in each head.
-    fn tiles(&self, heads: usize, side: usize) -> (CubeCount, ArrayArg<R>) {
+    /// Tiles of the segments' rows, be they queries or keys, and a grid of a cube for each in each head.
+    fn tiles(&self, heads: usize) -> (CubeCount, ArrayArg<R>) {
+        let side = self.strategy.rows(self.spec.head_dim);
         let (mut tiles, mut offset) = (Vec::<[u32; OF_SEGMENT]>::new(), 0);
         for segment in self.segments {
             let (prefix, own, len) = (&segment.prefix, &segment.own, segment.len());

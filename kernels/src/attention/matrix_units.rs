@@ -262,7 +262,7 @@ pub(super) fn attend<F: Float>(
     let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut partial = SharedMemory::<f32>::new(comptime!(plane * PLANES));
     let mut factors = SharedMemory::<f32>::new(SIDE);
-    stage::<F>(&inputs.q, &mut queries, tile.first, tile.end, tile.queries(), of_query, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.q, &mut queries, tile.first, tile.end, tile.queries(), of_query, 0usize, SIDE, head_dim, UNITS);
     let row = unit / SHARE;
     let part = unit % SHARE;
     let of_row = row * SHARE;
@@ -275,11 +275,11 @@ pub(super) fn attend<F: Float>(
     let mut sum = 0.0f32;
     let mut key = start;
     while key < last {
-        stage::<F>(&inputs.k, &mut keys, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.k, &mut keys, key, last, tile.rows, of_key, 0usize, SIDE, head_dim, UNITS);
         sync_cube();
         scores::<F>(&queries, &keys, &mut s, head_dim);
         sync_cube();
-        stage::<F>(&inputs.v, &mut keys, key, last, tile.rows, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.v, &mut keys, key, last, tile.rows, of_key, 0usize, SIDE, head_dim, UNITS);
         let mut high = UNSEEN.runtime();
         #[unroll]
         for t in 0..comptime!(SIDE / SHARE) {
@@ -388,15 +388,15 @@ pub(super) fn attend_vjp_queries<F: Float>(
     let mut ds = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut none = SharedMemory::<F>::new(1usize);
     let query = tile.first;
-    stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, of_query, SIDE, head_dim, UNITS);
-    stage::<F>(&inputs.delta, &mut deltas, query, tile.count, tile.backward(), of_query, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, of_query, 0usize, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.delta, &mut deltas, query, tile.count, tile.backward(), of_query, 0usize, SIDE, head_dim, UNITS);
     let sums = zeros(comptime!(columns(head_dim)));
     let end = min(query + SIDE, tile.count);
     let mut key = scoring.first_tile(query);
     // the cotangent of rows before the first active one is zero
     while key < select(end > tile.active, end, 0usize) {
-        stage::<F>(&inputs.k, &mut keys, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
-        stage::<F>(&inputs.v, &mut values, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.k, &mut keys, key, tile.count, tile.rows, of_key, 0usize, SIDE, head_dim, UNITS);
+        stage::<F>(&inputs.v, &mut values, key, tile.count, tile.rows, of_key, 0usize, SIDE, head_dim, UNITS);
         sync_cube();
         scores::<F>(&queries, &keys, &mut s, head_dim);
         scores::<F>(&deltas, &values, &mut dp, head_dim);
@@ -436,15 +436,26 @@ pub(super) fn attend_vjp_keys<F: Float>(
     let mut p = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let mut ds = SharedMemory::<F>::new_aligned(comptime!(SIDE * WEIGHTS), 32usize);
     let key = tile.first;
-    stage::<F>(&inputs.k, &mut keys, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
-    stage::<F>(&inputs.v, &mut values, key, tile.count, tile.rows, of_key, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.k, &mut keys, key, tile.count, tile.rows, of_key, 0usize, SIDE, head_dim, UNITS);
+    stage::<F>(&inputs.v, &mut values, key, tile.count, tile.rows, of_key, 0usize, SIDE, head_dim, UNITS);
     let of_k = zeros(comptime!(columns(head_dim)));
     let of_v = zeros(comptime!(columns(head_dim)));
     for h in 0..repeat {
         let head = group * repeat + h;
         let mut query = max(key, tile.active / SIDE * SIDE);
         while query < min(tile.count, scoring.end_of_queries(key + SIDE - 1)) {
-            stage::<F>(&inputs.q, &mut queries, query, tile.count, tile.rows, head * head_dim, SIDE, head_dim, UNITS);
+            stage::<F>(
+                &inputs.q,
+                &mut queries,
+                query,
+                tile.count,
+                tile.rows,
+                head * head_dim,
+                0usize,
+                SIDE,
+                head_dim,
+                UNITS,
+            );
             stage::<F>(
                 &inputs.delta,
                 &mut deltas,
@@ -452,6 +463,7 @@ pub(super) fn attend_vjp_keys<F: Float>(
                 tile.count,
                 tile.backward(),
                 head * head_dim,
+                0usize,
                 SIDE,
                 head_dim,
                 UNITS,

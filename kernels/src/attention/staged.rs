@@ -19,7 +19,7 @@ pub(super) const fn pieces(head_dim: usize) -> usize {
     padded(head_dim) / WIDE + 1
 }
 
-/// Stages a head's values of some rows, zero where there is none.
+/// Stages a head's values of some rows, zero where there is none, from a staged row on.
 #[cube]
 pub(super) fn stage<F: Float>(
     x: &Matrix<Piece<F>>,
@@ -28,6 +28,7 @@ pub(super) fn stage<F: Float>(
     end: usize,
     rows: Rows,
     column: usize,
+    #[comptime] to: usize,
     #[comptime] count: usize,
     #[comptime] head_dim: usize,
     #[comptime] units: usize,
@@ -44,7 +45,7 @@ pub(super) fn stage<F: Float>(
             if local < end && piece * WIDE < head_dim {
                 value = x[(rows.at(local) * x.stride(0) + column) / WIDE + piece];
             }
-            staged[row * comptime!(pieces(head_dim)) + piece] = value;
+            staged[(row + to) * comptime!(pieces(head_dim)) + piece] = value;
         }
     }
 }

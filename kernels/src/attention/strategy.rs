@@ -28,34 +28,22 @@ pub(super) enum Strategy {
         plane: usize,
     },
     /// By matrix units, with factors in registers.
-    InRegisters {
-        /// Blocks of 16 queries of a plane: the more, the more products a loaded factor goes into.
-        blocks: usize,
-    },
+    InRegisters,
 }
 
 impl Strategy {
     /// The fastest one that is not refused, for heads of a width and inputs that can be loaded wide or not.
     pub fn choose(pass: Pass, head_dim: usize, wide: bool, limits: &Limits) -> Self {
-        let in_registers = [2, 1].map(|blocks| Self::InRegisters { blocks });
         let by_matrix_units = limits.matrix_units.map(|plane| Self::MatrixUnits { plane });
         let taken = |strategy: &Self| strategy.check(pass, head_dim, wide, limits).is_ok();
-        in_registers.into_iter().chain(by_matrix_units).find(taken).unwrap_or(Self::Units)
+        [Self::InRegisters].into_iter().chain(by_matrix_units).find(taken).unwrap_or(Self::Units)
     }
 
-    /// Queries of a tile, where rows of results are queries.
-    pub const fn queries(self) -> usize {
+    /// Rows of a tile, be they queries or keys.
+    pub const fn rows(self, head_dim: usize) -> usize {
         match self {
             Self::Units | Self::MatrixUnits { .. } => SIDE,
-            Self::InRegisters { blocks } => in_registers::rows(blocks),
-        }
-    }
-
-    /// Keys of a tile, where rows of results are keys.
-    pub const fn keys(self, head_dim: usize) -> usize {
-        match self {
-            Self::Units | Self::MatrixUnits { .. } => SIDE,
-            Self::InRegisters { blocks } => in_registers::rows(in_registers::blocks_of_keys(head_dim, blocks)),
+            Self::InRegisters => in_registers::rows(head_dim),
         }
     }
 
@@ -64,23 +52,23 @@ impl Strategy {
     /// # Errors
     /// Says what is missing.
     pub fn check(self, pass: Pass, head_dim: usize, wide: bool, limits: &Limits) -> Result<(), String> {
-        let (bytes, fits) = match self {
+        let (bytes, widest) = match self {
             Self::Units => return Ok(()),
             Self::MatrixUnits { plane } => {
                 let units = plane * PLANES;
                 if limits.matrix_units != Some(plane) || units != UNITS || units > limits.units {
                     return Err(format!("no matrix units for this type with {PLANES} planes of {plane} units"));
                 }
-                (shared_bytes(head_dim), head_dim <= WIDEST)
+                (shared_bytes(head_dim), WIDEST)
             }
-            Self::InRegisters { blocks } => {
-                if !limits.from_registers || in_registers::UNITS > limits.units {
+            Self::InRegisters => {
+                if !limits.from_registers || in_registers::units(pass) > limits.units {
                     return Err("no matrix units for this type that take factors from registers".to_string());
                 }
-                (in_registers::shared_bytes(pass, head_dim, blocks), in_registers::fits(head_dim, blocks))
+                (in_registers::shared_bytes(pass, head_dim), in_registers::WIDEST)
             }
         };
-        if !fits {
+        if head_dim > widest {
             return Err(format!("heads of {head_dim} values are too wide for the registers of a unit"));
         }
         if !wide {
@@ -109,16 +97,15 @@ mod tests {
     #[test]
     fn factors_stay_in_registers_where_registers_and_shared_memory_hold_a_tile() {
         for pass in [Pass::Forward, Pass::Back] {
-            assert_eq!(chosen(pass, 128, HOPPER), Strategy::InRegisters { blocks: 2 });
-            assert_eq!(chosen(pass, 256, HOPPER), Strategy::InRegisters { blocks: 1 });
-            assert_eq!(chosen(pass, 264, HOPPER), Strategy::Units);
+            // a GeForce card has enough shared memory
+            for shared in [HOPPER.shared, 99 << 10] {
+                let limits = Limits { shared, ..HOPPER };
+                assert_eq!(chosen(pass, 256, limits), Strategy::InRegisters, "{pass:?}, {shared}");
+                assert_eq!(chosen(pass, 264, limits), Strategy::Units, "{pass:?}, {shared}");
+            }
+            let small = Limits { shared: 48 << 10, ..HOPPER };
+            assert_ne!(chosen(pass, 128, small), Strategy::InRegisters, "{pass:?}");
         }
-        // what a GeForce card has
-        let small = Limits { shared: 99 << 10, ..HOPPER };
-        assert_eq!(chosen(Pass::Forward, 128, small), Strategy::InRegisters { blocks: 2 });
-        assert_eq!(chosen(Pass::Forward, 256, small), Strategy::InRegisters { blocks: 1 });
-        assert_eq!(chosen(Pass::Back, 128, small), Strategy::InRegisters { blocks: 1 });
-        assert_eq!(chosen(Pass::Back, 256, small), Strategy::Units);
     }
 
     #[test]

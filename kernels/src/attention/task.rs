@@ -174,12 +174,18 @@ impl Scoring {
         key + self.window as usize
     }
 
-    /// P and dS = s·P∘(dP − δ·o) of a query and a key from their product and dP; zero where the key is not seen.
-    pub fn back(&self, product: f32, dp: f32, normal: f32, of_row: f32, seen: bool) -> (f32, f32) {
+    /// P of a query and a key from their product, and the factor of dP − δ·o in dS; zero where the key is not seen.
+    pub fn weight_and_slope(&self, product: f32, normal: f32, seen: bool) -> (f32, f32) {
         let score = self.score(product);
         // an unseen key's score may be anything, and its exponential infinite
         let probability = (select(seen, score - normal, UNSEEN)).exp();
-        let slope = self.scale * soft_cap_slope(score, self.cap, self.capped);
-        (probability, probability * (dp - of_row) * slope)
+        let of_score = self.scale * soft_cap_slope(score, self.cap, self.capped);
+        (probability, probability * of_score)
+    }
+
+    /// P and dS = s·P∘(dP − δ·o) of a query and a key from their product and dP.
+    pub fn back(&self, product: f32, dp: f32, normal: f32, of_row: f32, seen: bool) -> (f32, f32) {
+        let (probability, slope) = self.weight_and_slope(product, normal, seen);
+        (probability, slope * (dp - of_row))
     }
 }
