@@ -17,7 +17,7 @@
 )]
 use super::staged::{RISE, padded, pieces, stage};
 use super::strategy::Pass;
-use super::task::{BackInputs, Inputs, Rows, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
+use super::task::{BackInputs, Inputs, SIDE, Scoring, SegmentTile, SpanTile, UNSEEN};
 use crate::on_chip::{MATRIX_UNIT, Piece, WIDE, turns};
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::Tensor as Matrix;
@@ -399,40 +399,64 @@ pub(super) fn attend<F: Float>(
     );
 }
 
-/// Stages 64 rows of one matrix, and behind them as many of another.
+/// Rows that the planes of a group in the vjp take, the first plane and the second.
+#[derive(Clone, Copy)]
+enum Sides {
+    /// Queries, and their cotangents.
+    Queries,
+    /// Keys, and values.
+    Keys,
+}
+
+/// First row of a plane's group in the vjp, in its tile.
+#[cube]
+fn group_row(#[comptime] head_dim: usize) -> usize {
+    UNIT_POS_Y as usize / 2 * comptime!(MATRIX_UNIT * blocks(head_dim))
+}
+
+/// Which plane of its group in the vjp this is: 0, which multiplies queries with keys, or 1, which multiplies cotangents with values.
+#[cube]
+fn plane_of_group() -> usize {
+    UNIT_POS_Y as usize % 2
+}
+
+/// Stages 64 rows of the first planes' matrix, and behind them as many of the second planes'.
 #[cube]
 fn stage_both<F: Float>(
-    one: &Matrix<Piece<F>>,
-    other: &Matrix<Piece<F>>,
+    inputs: &BackInputs<Piece<F>>,
+    tile: &SegmentTile,
     staged: &mut SharedMemory<Piece<F>>,
     first: usize,
-    end: usize,
-    rows_of_one: Rows,
-    rows_of_other: Rows,
     column: usize,
+    #[comptime] sides: Sides,
     #[comptime] head_dim: usize,
 ) {
     let units = comptime!(units(Pass::Back));
-    stage::<F>(one, staged, first, end, rows_of_one, column, 0usize, SIDE, head_dim, units);
-    stage::<F>(other, staged, first, end, rows_of_other, column, SIDE, SIDE, head_dim, units);
+    match sides {
+        Sides::Queries => {
+            stage::<F>(&inputs.q, staged, first, tile.count, tile.rows, column, 0usize, SIDE, head_dim, units);
+            stage::<F>(&inputs.delta, staged, first, tile.count, tile.backward(), column, SIDE, SIDE, head_dim, units);
+        }
+        Sides::Keys => {
+            stage::<F>(&inputs.k, staged, first, tile.count, tile.rows, column, 0usize, SIDE, head_dim, units);
+            stage::<F>(&inputs.v, staged, first, tile.count, tile.rows, column, SIDE, SIDE, head_dim, units);
+        }
+    }
 }
 
-/// Left factors of a tile's rows: of one matrix for the first plane of a group, of another for the second. Of every 16 values there is one for each block.
+/// Left factors of a tile's rows, a plane's own. Of every 16 values there is one for each block.
 #[cube]
 fn kept<F: Float>(
-    one: &Matrix<Piece<F>>,
-    other: &Matrix<Piece<F>>,
+    inputs: &BackInputs<Piece<F>>,
+    tile: &SegmentTile,
     staged: &mut SharedMemory<Piece<F>>,
-    first: usize,
-    end: usize,
-    rows_of_one: Rows,
-    rows_of_other: Rows,
     column: usize,
+    #[comptime] sides: Sides,
     #[comptime] head_dim: usize,
 ) -> Sequence<Factor<F>> {
     let blocks = comptime!(blocks(head_dim));
-    let row = UNIT_POS_Y as usize / 2 * comptime!(MATRIX_UNIT * blocks);
-    let from = UNIT_POS_Y as usize % 2 * SIDE + row % SIDE;
+    let row = group_row(head_dim);
+    let from = plane_of_group() * SIDE + row % SIDE;
     let mut factors = Sequence::<Factor<F>>::new();
     #[unroll]
     for _ in 0..comptime!(padded(head_dim) / MATRIX_UNIT * blocks) {
@@ -440,8 +464,7 @@ fn kept<F: Float>(
     }
     #[unroll]
     for round in 0..comptime!(rows(head_dim) / SIDE) {
-        let first = first + comptime!(round * SIDE);
-        stage_both::<F>(one, other, staged, first, end, rows_of_one, rows_of_other, column, head_dim);
+        stage_both::<F>(inputs, tile, staged, tile.first + comptime!(round * SIDE), column, sides, head_dim);
         sync_cube();
         if row / SIDE == round {
             #[unroll]
@@ -511,7 +534,7 @@ pub(super) fn attend_vjp_queries<F: Float>(
     let of_query = head * head_dim;
     let of_key = head / repeat * head_dim;
     let unit = UNIT_POS_X as usize;
-    let second = UNIT_POS_Y as usize % 2;
+    let second = plane_of_group();
     let mut staged = SharedMemory::<Piece<F>>::new_aligned(comptime!(2 * SIDE * pieces(head_dim)), 16usize);
     let mut handed = SharedMemory::<Pair<f32>>::new(HANDED);
     let mut normal = SharedMemory::<f32>::new(comptime!(rows(head_dim)));
@@ -522,25 +545,15 @@ pub(super) fn attend_vjp_queries<F: Float>(
         normal[at] = of_normaliser;
         product[at] = of_products;
     }
-    let factors = kept::<F>(
-        &inputs.q,
-        &inputs.delta,
-        &mut staged,
-        first,
-        tile.count,
-        tile.rows,
-        tile.backward(),
-        of_query,
-        head_dim,
-    );
-    let row = UNIT_POS_Y as usize / 2 * comptime!(MATRIX_UNIT * blocks);
+    let factors = kept::<F>(inputs, &tile, &mut staged, of_query, Sides::Queries, head_dim);
+    let row = group_row(head_dim);
     let unit_row = row + unit / 4;
     let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
     let end = min(first + comptime!(rows(head_dim)), tile.count);
     let mut key = scoring.first_tile(first);
     // the cotangent of rows before the first active one is zero
     while key < select(end > tile.active, end, 0usize) {
-        stage_both::<F>(&inputs.k, &inputs.v, &mut staged, key, tile.count, tile.rows, tile.rows, of_key, head_dim);
+        stage_both::<F>(inputs, &tile, &mut staged, key, of_key, Sides::Keys, head_dim);
         sync_cube();
         for part in 0..turns(comptime!(SIDE / NARROWER), comptime!(units(Pass::Back))) {
             let column = part * NARROWER;
@@ -648,31 +661,20 @@ pub(super) fn attend_vjp_keys<F: Float>(
     let first = tile.first;
     let of_key = group * head_dim;
     let unit = UNIT_POS_X as usize;
-    let second = UNIT_POS_Y as usize % 2;
+    let second = plane_of_group();
     let mut staged = SharedMemory::<Piece<F>>::new_aligned(comptime!(2 * SIDE * pieces(head_dim)), 16usize);
     let mut handed = SharedMemory::<Pair<f32>>::new(HANDED);
     let mut normal = SharedMemory::<f32>::new(SIDE);
     let mut product = SharedMemory::<f32>::new(SIDE);
-    let factors =
-        kept::<F>(&inputs.k, &inputs.v, &mut staged, first, tile.count, tile.rows, tile.rows, of_key, head_dim);
-    let row = UNIT_POS_Y as usize / 2 * comptime!(MATRIX_UNIT * blocks);
+    let factors = kept::<F>(inputs, &tile, &mut staged, of_key, Sides::Keys, head_dim);
+    let row = group_row(head_dim);
     let mut sums = zeros(comptime!(blocks * padded(head_dim) / NARROW));
     for h in 0..repeat {
         let head = group * repeat + h;
         let of_query = head * head_dim;
         let mut query = max(first, tile.active / SIDE * SIDE);
         while query < min(tile.count, scoring.end_of_queries(first + comptime!(rows(head_dim) - 1))) {
-            stage_both::<F>(
-                &inputs.q,
-                &inputs.delta,
-                &mut staged,
-                query,
-                tile.count,
-                tile.rows,
-                tile.backward(),
-                of_query,
-                head_dim,
-            );
+            stage_both::<F>(inputs, &tile, &mut staged, query, of_query, Sides::Queries, head_dim);
             let at = UNIT_POS as usize;
             if at < SIDE {
                 let (of_normaliser, of_products) = inputs.of_row(&tile, query + at, head);
