@@ -382,7 +382,7 @@ def summarize(records: Any, by: SummaryBy = "run") -> pl.DataFrame:
 
 
 def compare(before: Any, after: Any) -> pl.DataFrame:
-    """Two records of the same pairs, metric by metric: medians, differences, how many rose and fell, and a sign test.
+    """Two records of the same pairs, metric by metric: means of both, the spread of the differences, how many rose and fell, a sign test.
 
     Args:
         before: What is compared with.

@@ -145,7 +145,7 @@ def rows(
     tokenize: Recipe = "trl",
     max_length: int | None | _Unset = RECIPE,
     max_prompt_length: int | None | _Unset = RECIPE,
-    truncate: Literal["none", "response", "prompt", "both"] | None = None,
+    truncate: Literal["response", "prompt", "both", "refuse"] | None = None,
     chat: bool = False,
     join: str | None = None,
     eos: str | None = None,

@@ -324,7 +324,7 @@ pub struct ModelMeasures {
     #[command(flatten)]
     pub found: PairMeasures,
     /// Reference model of objectives that use one: a model folder, base (the model without its adapter), or self (the
-    /// policy is its own reference, as at the start of training) [default: base under an adapter, else none]
+    /// policy is its own reference, as at the start of training) [default: base under a saved adapter, self under a fresh one, else none]
     #[arg(long, value_name = "FOLDER|base|self")]
     pub reference: Option<String>,
     /// State of the optimizer for --metric adam: optimizer.safetensors of `train`, optimizer.pt of Hugging Face trainers, or the folder of a
@@ -341,7 +341,8 @@ pub struct AnalysisMeasures {
     /// Of rows with more than two responses, every pair of a better and a worse one, not only the best and the worst
     #[arg(long)]
     pub all_pairs: bool,
-    /// What one step on a loss over groups would do to every response (repeatable): grpo, dr_grpo, rloo, plackett_luce, listnet
+    /// What one step on a loss over groups would do to every response (repeatable): grpo, dr_grpo, rloo, plackett_luce,
+    /// listnet, tpo, tpo_l
     #[arg(long, value_name = "NAME[:K=V,…]")]
     pub group_objective: Vec<String>,
     /// File of probe texts (rows of `prompt` and `completion`): predicts how a step on each pair changes their log-probability
@@ -526,7 +527,7 @@ pub struct Summarize {
     /// What each row of the table stands for
     #[arg(long, value_enum, default_value_t = SummaryBy::Run)]
     pub by: SummaryBy,
-    /// Compare pair by pair with other records: differences (DIR minus these records), rises, falls, sign test.
+    /// Compare pair by pair with other records: differences (these records minus DIR), rises, falls, sign test.
     /// Records are matched by data set and, where a data set has several, by step
     #[arg(long, value_name = "DIR", conflicts_with = "by")]
     pub against: Option<PathBuf>,
