@@ -2,12 +2,12 @@
 //!
 //! Every tensor is a row-major matrix `[rows, features]` (or a vector `[features]`) of one floating-point type. The traits are
 //! implemented for burn's CPU backend [`Flex`] over plain slices, and for Vulkan and CUDA by CubeCL kernels, one source each
-//! for both. Every kernel has a folder: `mod.rs` its trait and formula, `cpu.rs` its CPU twin, `cube.rs` the device's source,
-//! `launch.rs` how that is spread over a device, `reference.rs` the same composed of burn's own operations, which the tests
-//! hold both against.
+//! for both. Every kernel has a folder: `mod.rs` its trait and formula, `cpu.rs` its CPU twin; `cube.rs` the device's source and
+//! `launch.rs` how that is spread over a device, where it is not composed of others; `reference.rs` the same composed of burn's own
+//! operations, which the tests hold both against, where there are such.
 //!
-//! The engine is generic over [`Kernels`], the sum of the traits, and calls nothing else of a backend, so that a device's code
-//! is generated here once and a change in the engine recompiles none of it. Shapes are the caller's duty: the engine builds
+//! The engine is generic over [`Kernels`], the sum of the traits, and calls nothing else of a backend (but for training, which takes a step apart in burn's own operations), so
+//! that a device's code is generated here once and a change in the engine recompiles none of it. Shapes are the caller's duty: the engine builds
 //! them from a validated model and batch, and an implementation may panic on a mismatch.
 pub use burn_backend::{
     AllocationProperty, Backend, Bytes, DType, Element, Shape, TensorData, TensorMetadata, tensor::FloatTensor,
