@@ -6,8 +6,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// Lower-case hexadecimal digits.
-fn hex(digest: &[u8]) -> String {
+/// A digest in lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -18,7 +18,7 @@ mod torch;
 
 pub use error::{Error, Result, brief};
 pub use gguf::GgufTokenizer;
-pub use hash::{file_hash, text_hash};
+pub use hash::{file_hash, hex, text_hash};
 pub use layout::Layout;
 pub use number::{Float, Number};
 pub use optimizer::{AdamGroup, SecondMoments};

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use tanglescope_checkpoint::hex;
 
 /// Rows that are parsed and tokenised together, on all cores.
 const ROWS_AT_ONCE: usize = 1024;
@@ -313,7 +314,7 @@ impl Dataset {
             recognised: self.recognised.clone(),
             notes: Vec::new(),
             tokenize: self.tokenize.clone(),
-            content_hash: hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+            content_hash: hex(&hasher.finalize()),
         })
     }
 }
@@ -492,7 +493,7 @@ impl<'a> Reader<'a> {
             let first = self.skipped.first().map_or(String::new(), |s| format!("; row {}: {}", s.row, s.problem));
             return Err(Error::file(self.path, format!("no row can be used{first}")));
         }
-        let content_hash = self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let content_hash = hex(&self.hasher.finalize());
         notes.extend(self.remarks.iter().map(|(remark, (rows, first))| remark.of_rows(*rows, *first)));
         if let Some(tokenizer) = &self.tokenizer {
             recognised.push(format!("tokens by recipe {}", self.reading.recipe));
@@ -557,7 +558,7 @@ fn check_weights(weights: &[Vec<f64>; 2], responses: &[Vec<u32>], cut: &Cut) -> 
         let (there, tokens, lost) = (weights[k].len(), responses[k].len(), cut.responses[k]);
         if lost > 0 {
             return Err(format!(
-                "`{name}` lost {lost} tokens to a limit on lengths, so its weights are of other tokens; --max-length none cuts nothing"
+                "`{name}` lost {lost} tokens to a limit on lengths, so its weights are of other tokens; option `max_length` = none cuts nothing"
             ));
         }
         if there != tokens {

@@ -317,7 +317,7 @@ impl<B: Kernels> Decoder<B> {
         Self::build(base, "synthetic".to_owned(), description, folder, source, dtype, device, places)
     }
 
-    #[allow(clippy::too_many_arguments)] // what both ways to a model share
+    #[allow(clippy::too_many_arguments)] // what all ways to a model share
     fn build(
         mut base: Weights,
         content_hash: String,

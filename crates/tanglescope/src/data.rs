@@ -6,7 +6,7 @@ use crate::options::RowOptions;
 use crate::token_rows::limits;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-use tanglescope_checkpoint::gguf_tokenizer;
+use tanglescope_checkpoint::{gguf_tokenizer, hex};
 use tanglescope_data::{Dataset, Limits, Pair, PairTokens, Reading, TextTokens, has_tokenizer};
 use tanglescope_gram::Group;
 use tanglescope_model::architectures::Description;
@@ -84,7 +84,7 @@ pub fn tokenizer_hash(folders: &[PathBuf]) -> Result<String> {
             break;
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 /// The rows of a data set as groups for a model, with all their responses.

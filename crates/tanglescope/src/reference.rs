@@ -36,6 +36,12 @@ fn is_adapter(folder: &Path) -> bool {
     folder.join("adapter_config.json").exists() && !folder.join("config.json").exists()
 }
 
+/// The base was asked for as the reference, and there is nothing above it.
+pub fn no_base() -> Error {
+    let problem = "there is no adapter, so the base is the policy (in training, as it starts); say self or a folder";
+    Error::value("reference", "base", problem)
+}
+
 /// The objectives of a run and their reference.
 #[derive(Clone, Debug)]
 pub struct Objectives {
@@ -68,10 +74,7 @@ impl Objectives {
             Some(ReferenceModel::Base) => match &model.adapter {
                 AdapterSource::Saved(_) => Some(Reference::Base),
                 AdapterSource::Fresh(_) => Some(Reference::Itself),
-                AdapterSource::None => {
-                    let problem = "there is no adapter, so the base is the policy; say self or a folder";
-                    return Err(Error::value("reference", "base", problem));
-                }
+                AdapterSource::None => return Err(no_base()),
             },
             Some(ReferenceModel::Start) => {
                 return Err(Error::value("reference", "start", "only a sweep knows what a run was trained from"));

@@ -100,7 +100,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             optimizer,
             masks,
             calibration: None,
-            rounding: Rounding::of(&format!("{dtype:?}").to_lowercase()),
+            rounding: Rounding::of(dtype.name()),
             steps: 0,
         }
     }

@@ -77,7 +77,7 @@ fn moments(pickle: &Pickle<'_>, (key, state): (Id, Id), storages: &Storages) -> 
     let Some(second) = pickle.entry(entries, "exp_avg_sq") else {
         return Err(format!(
             "has no `exp_avg_sq` of parameter {parameter} ({}): only Adam's and AdamW's second moments, in whole numbers of 16 bits or more, make \
-             its metric; that of plain descent is --metric gradient",
+             its metric; that of plain descent is option `metric` = gradient",
             names()
         ));
     };

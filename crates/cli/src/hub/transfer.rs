@@ -7,6 +7,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
+use tanglescope_checkpoint::hex;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 use ureq::{Agent, Body};
 use url::Url;
@@ -254,6 +255,5 @@ pub fn is_what_was_asked(path: &Path, about: &About) -> std::io::Result<bool> {
     }
     let (mut file, mut hash) = (File::open(path)?, Sha256::new());
     std::io::copy(&mut file, &mut hash)?;
-    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(found == about.etag)
+    Ok(hex(&hash.finalize()) == about.etag)
 }

@@ -1,4 +1,4 @@
-//! The sink that keeps whole gradients, one a cotangent: for checks against differences, on models that fit.
+//! The sink that keeps whole gradients, one a cotangent: for training parameters of low rank, whose Gram they give too, and for checks against differences.
 use crate::sinks::head_in_chunks;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
@@ -61,6 +61,18 @@ pub(crate) fn head_gradient<B: Kernels>(
     if name.rsplit('.').next() == Some("bias") { B::reshape(sum, [vocabulary]) } else { sum }
 }
 
+/// The gradient of a table of embeddings along a cotangent: its rows' δ, summed by token.
+pub(super) fn embedding_gradient<B: Kernels>(
+    table: &Embedding<B>,
+    taken: &TableRows<'_, B>,
+    rows: &RowSet,
+    cotangent: usize,
+) -> FloatTensor<B> {
+    let own: Vec<u32> = rows.of(cotangent).map(as_index).collect();
+    let places: Vec<u32> = rows.index[rows.of(cotangent)].iter().map(|&row| taken.ids[row as usize]).collect();
+    B::scatter_add(&B::gather(taken.trained, &own, None), &places, table.table.dims()[0])
+}
+
 impl<B: Kernels> Sink<B> for GradientSink<B> {
     fn linear(&mut self, x: &FloatTensor<B>, factors: &[Factor<'_, B>], rows: &RowSet) {
         let inputs = B::gather(x, &rows.index, None);
@@ -89,12 +101,7 @@ impl<B: Kernels> Sink<B> for GradientSink<B> {
     }
 
     fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {
-        let TableRows { trained: delta, ids, .. } = *taken;
-        let of = |k: usize| {
-            let own: Vec<u32> = rows.of(k).map(as_index).collect();
-            let places: Vec<u32> = rows.index[rows.of(k)].iter().map(|&row| ids[row as usize]).collect();
-            B::scatter_add(&B::gather(delta, &own, None), &places, table.table.dims()[0])
-        };
+        let of = |k| embedding_gradient(table, taken, rows, k);
         self.add(&table.name, (0..self.cotangents).map(of).collect());
     }
 }

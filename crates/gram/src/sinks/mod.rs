@@ -40,6 +40,14 @@ fn head_in_chunks<B: Kernels, T>(
     std::iter::once(first).chain(rest.chunks(HEAD_ROWS)).map(of_rows).collect()
 }
 
+/// A sum that is there or not, plus one more term.
+fn plus<B: Kernels>(sum: Option<FloatTensor<B>>, term: FloatTensor<B>) -> FloatTensor<B> {
+    match sum {
+        None => term,
+        Some(sum) => B::add_scaled(sum, &term, 1.0),
+    }
+}
+
 /// Columns of a matrix.
 fn width<B: Kernels>(x: &FloatTensor<B>) -> usize {
     x.shape()[1]

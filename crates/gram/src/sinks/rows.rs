@@ -1,6 +1,7 @@
 //! The sink that forms the gradients of some cotangents whole, as rows of matrices: for products between groups of different batches.
 use crate::metric::Metric;
-use crate::sinks::gradient::head_gradient;
+use crate::sinks::gradient::{embedding_gradient, head_gradient};
+use crate::sinks::plus;
 use std::collections::BTreeMap;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
 use tanglescope_model::{Embedding, Factor, HeadRows, Sink, TableRows};
@@ -29,10 +30,7 @@ impl<'a, B: Kernels> RowSink<'a, B> {
     }
 
     fn add(&mut self, name: &str, rows: FloatTensor<B>) {
-        let sum = match self.found.remove(name) {
-            None => rows,
-            Some(sum) => B::add_scaled(sum, &rows, 1.0),
-        };
+        let sum = plus::<B>(self.found.remove(name), rows);
         self.found.insert(name.to_owned(), sum);
     }
 
@@ -74,11 +72,6 @@ impl<B: Kernels> Sink<B> for RowSink<'_, B> {
     }
 
     fn embedding(&mut self, table: &Embedding<B>, taken: &TableRows<'_, B>, rows: &RowSet) {
-        let TableRows { trained: delta, ids, .. } = *taken;
-        self.add_each(&table.name, |k| {
-            let own: Vec<u32> = rows.of(k).map(as_index).collect();
-            let places: Vec<u32> = rows.index[rows.of(k)].iter().map(|&row| ids[row as usize]).collect();
-            B::scatter_add(&B::gather(delta, &own, None), &places, table.table.dims()[0])
-        });
+        self.add_each(&table.name, |k| embedding_gradient(table, taken, rows, k));
     }
 }

@@ -1,5 +1,6 @@
 //! The sink of training: one weighted sum of all cotangents' gradients (docs/mathematics.md, section 8).
 use crate::sinks::gradient::head_gradient;
+use crate::sinks::plus;
 use std::collections::HashMap;
 use tanglescope_kernels::{FloatTensor, Kernels, RowSet, TensorMetadata, as_index};
 use tanglescope_model::{Embedding, Factor, HeadRows, Sink, TableRows};
@@ -32,10 +33,7 @@ impl<B: Kernels> SumSink<B> {
     }
 
     fn add(&mut self, name: &str, gradient: FloatTensor<B>) {
-        let sum = match self.gradient.remove(name) {
-            None => gradient,
-            Some(sum) => B::add_scaled(sum, &gradient, 1.0),
-        };
+        let sum = plus::<B>(self.gradient.remove(name), gradient);
         self.gradient.insert(name.to_owned(), sum);
     }
 

@@ -1,8 +1,8 @@
 //! `CohereForCausalLM` and `Cohere2ForCausalLM`: one `LayerNorm` without a bias before attention and feed-forward layer, which stand
-//! side by side, rotary angles of neighbours, and a factor on the logits. Cohere 2 has a window on three of four blocks, and no rotary
+//! side by side, rotary angles of neighbours, and a factor on the logits. Cohere 2 has a window_or on three of four blocks, and no rotary
 //! angles on the others.
 use super::llama::{self, Defaults};
-use super::{Description, Names, factor_or, window, windowed};
+use super::{Description, Names, factor_or, window_or, windowed};
 use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
@@ -45,7 +45,7 @@ pub(super) fn describe2(config: &Config) -> Result<Description> {
         let problem = format!("found {}, expected hidden_size over num_attention_heads", of.attention.head_dim);
         return Err(config.refuse("head_dim", problem));
     }
-    let window = if config.has("sliding_window") { window(config)? } else { Some(4096) };
+    let window = window_or(config, 4096)?;
     let every: usize = config.get("sliding_window_pattern")?.unwrap_or(4);
     if every == 0 {
         return Err(config.refuse("sliding_window_pattern", "found 0, expected a positive number"));

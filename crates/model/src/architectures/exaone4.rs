@@ -1,7 +1,7 @@
 //! `Exaone4ForCausalLM`: norms after attention and feed-forward layer and none before, norms of every head's queries and keys, and, where
-//! there is a window, none and no rotary angles on every fourth block.
+//! there is a window_or, none and no rotary angles on every fourth block.
 use super::llama::{self, Defaults};
-use super::{Description, Names, QueryKeyNorm, olmo2, window, windowed};
+use super::{Description, Names, QueryKeyNorm, olmo2, window_or, windowed};
 use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
@@ -10,7 +10,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let defaults =
         Defaults { sizes: [102_400, 4096, 32, 32, 16_384], kv_heads: Some(32), eps: 1e-5, ..Defaults::default() };
     let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
-    let window = if config.has("sliding_window") { window(config)? } else { Some(4096) };
+    let window = window_or(config, 4096)?;
     // EXAONE 4.0 writes the pattern as letters too, L for a window and G for none
     let pattern: Option<serde_json::Value> = config.get("sliding_window_pattern")?;
     let local: Vec<bool> = match pattern.unwrap_or_else(|| 4.into()) {

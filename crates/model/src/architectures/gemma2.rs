@@ -1,7 +1,7 @@
 //! `Gemma2ForCausalLM`: norms before and after attention and feed-forward layer that multiply with one plus their gain, a scaled
-//! embedding, soft caps on attention scores and logits, and a window on every other block.
+//! embedding, soft caps on attention scores and logits, and a window_or on every other block.
 use super::llama::{self, Defaults};
-use super::{Description, Names, soft_cap, window, windowed};
+use super::{Description, Names, soft_cap, window_or, windowed};
 use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
@@ -55,7 +55,7 @@ pub(super) fn body(config: &Config, max_positions: usize, [scores, logits]: [Opt
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
     let of = llama::with_rope(body(config, 8192, [Some(50.0), Some(30.0)])?, config, RopeDefaults::default())?;
-    let window = if config.has("sliding_window") { window(config)? } else { Some(4096) };
+    let window = window_or(config, 4096)?;
     let windowed = windowed(config, of.layers(), |layer| layer % 2 == 0)?;
     Ok(llama::with_windows(of, window, &windowed))
 }

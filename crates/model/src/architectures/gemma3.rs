@@ -1,6 +1,6 @@
 //! `Gemma3ForCausalLM`: Gemma 2 with norms of every head's queries and keys, and two rotary embeddings: one for the blocks with a
-//! window, one for the others.
-use super::{Description, Names, QueryKeyNorm, gemma2, window, windowed, with_ropes_by_type};
+//! window_or, one for the others.
+use super::{Description, Names, QueryKeyNorm, gemma2, window_or, windowed, with_ropes_by_type};
 use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
@@ -11,7 +11,7 @@ fn names() -> Names {
 
 pub(super) fn describe(config: &Config) -> Result<Description> {
     let of = gemma2::body(config, 131_072, [None, None])?;
-    let window = if config.has("sliding_window") { window(config)? } else { Some(4096) };
+    let window = window_or(config, 4096)?;
     let pattern: Option<usize> = config.get("sliding_window_pattern")?;
     let every = match pattern {
         Some(every) => every,

@@ -1,10 +1,10 @@
 //! `Gemma4ForCausalLM`: Gemma 3 with gains as they are, normalised values, scores that are not scaled, wider heads in the
-//! blocks without a window, whose keys may be their values, and a factor on each block's output. The smaller models give each block
+//! blocks without a window_or, whose keys may be their values, and a factor on each block's output. The smaller models give each block
 //! an input by token, and their last blocks attend to the keys and values of others; one has experts beside every feed-forward layer.
 use super::llama::{self, Defaults};
 use super::{
     BlockKind, Description, ExpertsKind, Names, PerLayerKind, QueryKeyNorm, StackOrder, StoredExperts,
-    check_expert_numbers, gemma2, rope_of_type, soft_cap, window, windowed,
+    check_expert_numbers, gemma2, rope_of_type, soft_cap, window_or, windowed,
 };
 use crate::config::Config;
 use crate::error::Result;
@@ -141,7 +141,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     if let Some(last) = windowed.last_mut() {
         *last = false;
     }
-    let window = if config.has("sliding_window") { window(config)? } else { Some(512) };
+    let window = window_or(config, 512)?;
     let keys_are_values = config.get("attention_k_eq_v")?.unwrap_or(false);
     let heads = heads(config, &of, &windowed, keys_are_values)?;
     let width = |of_windowed: bool| {

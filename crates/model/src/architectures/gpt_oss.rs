@@ -1,8 +1,8 @@
-//! `GptOssForCausalLM`: attention with biases and sinks, a window on every other block, and experts of which all matrices are one tensor,
+//! `GptOssForCausalLM`: attention with biases and sinks, a window_or on every other block, and experts of which all matrices are one tensor,
 //! with biases and a clamped gate, on every block.
 use super::llama::{self, Defaults};
 use super::{
-    Description, ExpertsKind, Names, StackOrder, StoredExperts, auxiliary_losses, expert_numbers, factor_or, window,
+    Description, ExpertsKind, Names, StackOrder, StoredExperts, auxiliary_losses, expert_numbers, factor_or, window_or,
     windowed,
 };
 use crate::config::Config;
@@ -48,7 +48,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         shared: None,
         beside_mlp: false,
     };
-    let window = if config.has("sliding_window") { window(config)? } else { Some(128) };
+    let window = window_or(config, 128)?;
     let windowed = windowed(config, of.layers(), |layer| (layer + 1) % 2 == 1)?;
     let all = vec![true; of.layers()];
     let of = Description {

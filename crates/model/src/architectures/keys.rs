@@ -40,6 +40,11 @@ pub(super) fn window(config: &Config) -> Result<Option<usize>> {
     }
 }
 
+/// A window that a config may ask for, where an architecture has one of its own.
+pub(super) fn window_or(config: &Config, default: usize) -> Result<Option<usize>> {
+    if config.has("sliding_window") { window(config) } else { Ok(Some(default)) }
+}
+
 /// Which blocks attend within a window: as `layer_types` says, or where a rule of the architecture says so.
 pub(super) fn windowed(config: &Config, layers: usize, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
     let Some(types): Option<Vec<String>> = config.get("layer_types")? else {

@@ -1,6 +1,6 @@
-//! `MistralForCausalLM`: Llama with a window on every block's attention.
+//! `MistralForCausalLM`: Llama with a window_or on every block's attention.
 use super::llama::{self, Defaults};
-use super::{Description, window};
+use super::{Description, window_or};
 use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
@@ -13,7 +13,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
         ..Defaults::default()
     };
     let of = llama::with_rope(llama::body(config, defaults)?, config, RopeDefaults::default())?;
-    let window = if config.has("sliding_window") { window(config)? } else { Some(4096) };
+    let window = window_or(config, 4096)?;
     let all = vec![true; of.layers()];
     Ok(llama::with_windows(of, window, &all))
 }

@@ -53,7 +53,8 @@ use crate::config::Config;
 use crate::error::{Result, brief};
 use keys::{
     EXPERT_MAPS, MOST_EXPERTS_IN_ALL, activation, auxiliary_losses, bound, by_layer, check_expert_numbers,
-    expert_numbers, factor, factor_or, rope_of_type, soft_cap, softmax_rule, window, windowed, with_ropes_by_type,
+    expert_numbers, factor, factor_or, rope_of_type, soft_cap, softmax_rule, window, window_or, windowed,
+    with_ropes_by_type,
 };
 
 /// Reads a config of one architecture.

@@ -1,6 +1,6 @@
-//! `Qwen2ForCausalLM`: Llama with biases on queries, keys and values, and a window on the upper blocks where one is asked for.
+//! `Qwen2ForCausalLM`: Llama with biases on queries, keys and values, and a window_or on the upper blocks where one is asked for.
 use super::llama::{self, Defaults};
-use super::{Description, window, windowed};
+use super::{Description, window_or, windowed};
 use crate::config::Config;
 use crate::error::Result;
 use crate::rope::RopeDefaults;
@@ -21,7 +21,7 @@ pub(super) fn body(config: &Config, defaults: Defaults, rope: RopeDefaults) -> R
     let of = llama::with_rope(llama::body(config, defaults)?, config, rope)?;
     let asked: bool = config.get("use_sliding_window")?.unwrap_or(false);
     let first: usize = config.get("max_window_layers")?.unwrap_or(28);
-    let window = if config.has("sliding_window") { window(config)? } else { Some(4096) }.filter(|_| asked);
+    let window = window_or(config, 4096)?.filter(|_| asked);
     let windowed = windowed(config, of.layers(), |layer| window.is_some() && layer >= first)?;
     if window.is_none() && windowed.contains(&true) {
         let problem = "has sliding_attention, but use_sliding_window and sliding_window give no window";

@@ -2,7 +2,7 @@
 use super::llama::{self, Defaults};
 use super::{
     Description, EXPERT_MAPS, ExpertsKind, SharedKind, StoredExperts, auxiliary_losses, expert_numbers, softmax_rule,
-    window, windowed,
+    window_or, windowed,
 };
 use crate::config::Config;
 use crate::error::Result;
@@ -43,13 +43,11 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     let asked: bool = config.get("use_sliding_window")?.unwrap_or(false);
     let first: usize = config.get("max_window_layers")?.unwrap_or(28);
     // without being asked for, transformers writes a window of 0
-    let window = if !asked {
+    let window = if asked {
+        window_or(config, 4096)?
+    } else {
         let _unused: Option<usize> = config.get("sliding_window")?;
         None
-    } else if config.has("sliding_window") {
-        window(config)?
-    } else {
-        Some(4096)
     };
     let windowed = windowed(config, of.layers(), |layer| window.is_some() && layer % 2 == 0 && layer < first)?;
     let of = Description { qkv_bias, ..llama::with_windows(of, window, &windowed) };

@@ -1,7 +1,7 @@
 //! `Qwen3MoeForCausalLM`: Qwen 3 with experts on every block but those that the config names.
 use super::{
     Description, EXPERT_MAPS, ExpertsKind, QueryKeyNorm, StoredExperts, auxiliary_losses, expert_numbers, llama,
-    qwen2_moe, qwen3, softmax_rule, window,
+    qwen2_moe, qwen3, softmax_rule, window_or,
 };
 use crate::config::Config;
 use crate::error::Result;
@@ -35,7 +35,7 @@ pub(super) fn describe(config: &Config) -> Result<Description> {
     };
     let sparse = qwen2_moe::sparse(config, of.layers())?;
     let asked: bool = config.get("use_sliding_window")?.unwrap_or(false);
-    let window = if config.has("sliding_window") { window(config)? } else { Some(4096) }.filter(|_| asked);
+    let window = window_or(config, 4096)?.filter(|_| asked);
     let of = Description {
         qkv_bias: bias,
         o_bias: bias,

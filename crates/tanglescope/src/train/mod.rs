@@ -14,7 +14,7 @@ use crate::options::{DataOptions, ModelOptions, ReferenceModel};
 use crate::placement::Placement;
 use crate::rates;
 use crate::records::make_folder;
-use crate::reference::Reference;
+use crate::reference::{Reference, no_base};
 use examples::Examples;
 use std::path::PathBuf;
 use tanglescope_gram::Group;
@@ -275,10 +275,7 @@ impl TrainOptions {
         }
         match &self.reference {
             ReferenceModel::Itself => Ok(Reference::Itself),
-            ReferenceModel::Base if model.adapter == AdapterSource::None => {
-                let problem = "there is no adapter, so the base is the model as training starts; say self or a folder";
-                Err(Error::value("reference", "base", problem))
-            }
+            ReferenceModel::Base if model.adapter == AdapterSource::None => Err(no_base()),
             ReferenceModel::Base => Ok(Reference::Base),
             ReferenceModel::Start => {
                 Err(Error::value("reference", "start", "is self here: the model as training starts"))
