@@ -310,7 +310,7 @@ const REFUSED: &str = "
 ## What is refused
 
 A config key that is not understood and not switched off is refused by its name; a key that would change the function in a way that is not computed is, too:
-`use_qk_norm` of `cohere`, `qk_layernorm` of `stablelm` and of `phi`, rotary types other than those of [the formats](formats.md), an activation that is not named above, a
+`use_qk_norm` of `cohere`, `qk_layernorm` of `stablelm` and of `phi`, rotary types other than those of [the mathematics](mathematics.md#3-layers), an activation that is not named above, a
 router that is not (`topk_method`, `scoring_func`), `moe_layer_freq` other than 1, `use_bidirectional_attention`, `is_encoder_decoder`, `add_cross_attention`, and a tied
 output matrix with a bias. Not supported yet: of `opt` norms behind layers and embeddings of another width, of `falcon` ALiBi. Losses that balance experts are no part of log π, and are not computed.
 ";
