@@ -1,5 +1,5 @@
 //! `CohereForCausalLM` and `Cohere2ForCausalLM`: one `LayerNorm` without a bias before attention and feed-forward layer, which stand
-//! side by side, rotary angles of neighbours, and a factor on the logits. Cohere 2 has a window_or on three of four blocks, and no rotary
+//! side by side, rotary angles of neighbours, and a factor on the logits. Cohere 2 has a window on three of four blocks, and no rotary
 //! angles on the others.
 use super::llama::{self, Defaults};
 use super::{Description, Names, factor_or, window_or, windowed};

@@ -1,5 +1,5 @@
 //! `Exaone4ForCausalLM`: norms after attention and feed-forward layer and none before, norms of every head's queries and keys, and, where
-//! there is a window_or, none and no rotary angles on every fourth block.
+//! there is a window, none and no rotary angles on every fourth block.
 use super::llama::{self, Defaults};
 use super::{Description, Names, QueryKeyNorm, olmo2, window_or, windowed};
 use crate::config::Config;

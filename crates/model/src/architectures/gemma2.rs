@@ -1,5 +1,5 @@
 //! `Gemma2ForCausalLM`: norms before and after attention and feed-forward layer that multiply with one plus their gain, a scaled
-//! embedding, soft caps on attention scores and logits, and a window_or on every other block.
+//! embedding, soft caps on attention scores and logits, and a window on every other block.
 use super::llama::{self, Defaults};
 use super::{Description, Names, soft_cap, window_or, windowed};
 use crate::config::Config;

@@ -1,5 +1,5 @@
 //! `Gemma3ForCausalLM`: Gemma 2 with norms of every head's queries and keys, and two rotary embeddings: one for the blocks with a
-//! window_or, one for the others.
+//! window, one for the others.
 use super::{Description, Names, QueryKeyNorm, gemma2, window_or, windowed, with_ropes_by_type};
 use crate::config::Config;
 use crate::error::Result;

@@ -1,5 +1,5 @@
 //! `Gemma4ForCausalLM`: Gemma 3 with gains as they are, normalised values, scores that are not scaled, wider heads in the
-//! blocks without a window_or, whose keys may be their values, and a factor on each block's output. The smaller models give each block
+//! blocks without a window, whose keys may be their values, and a factor on each block's output. The smaller models give each block
 //! an input by token, and their last blocks attend to the keys and values of others; one has experts beside every feed-forward layer.
 use super::llama::{self, Defaults};
 use super::{

@@ -1,4 +1,4 @@
-//! `GptOssForCausalLM`: attention with biases and sinks, a window_or on every other block, and experts of which all matrices are one tensor,
+//! `GptOssForCausalLM`: attention with biases and sinks, a window on every other block, and experts of which all matrices are one tensor,
 //! with biases and a clamped gate, on every block.
 use super::llama::{self, Defaults};
 use super::{

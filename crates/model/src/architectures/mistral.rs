@@ -1,4 +1,4 @@
-//! `MistralForCausalLM`: Llama with a window_or on every block's attention.
+//! `MistralForCausalLM`: Llama with a window on every block's attention.
 use super::llama::{self, Defaults};
 use super::{Description, window_or};
 use crate::config::Config;

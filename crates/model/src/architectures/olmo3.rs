@@ -1,4 +1,4 @@
-//! `Olmo3ForCausalLM`: OLMo 2 with a window_or on three of four blocks, whose rotary embedding is not scaled.
+//! `Olmo3ForCausalLM`: OLMo 2 with a window on three of four blocks, whose rotary embedding is not scaled.
 use super::{Description, olmo2, window_or, windowed};
 use crate::config::Config;
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! `Qwen2ForCausalLM`: Llama with biases on queries, keys and values, and a window_or on the upper blocks where one is asked for.
+//! `Qwen2ForCausalLM`: Llama with biases on queries, keys and values, and a window on the upper blocks where one is asked for.
 use super::llama::{self, Defaults};
 use super::{Description, window_or, windowed};
 use crate::config::Config;
